@@ -1,0 +1,159 @@
+//! The register file: all state of a vCPU that a debugger can name, as plain data.
+
+use bitflags::bitflags;
+
+bitflags! {
+    /// Which part of a [`RegisterFile`]: the parts that a hypervisor reads and writes together.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct RegisterGroups: u8 {
+        /// [`RegisterFile::core`] (`KVM_GET_REGS`).
+        const CORE = 0b0001;
+        /// [`RegisterFile::special`] (`KVM_GET_SREGS`).
+        const SPECIAL = 0b0010;
+        /// [`RegisterFile::fpu`] (`KVM_GET_FPU`).
+        const FPU = 0b0100;
+        /// [`RegisterFile::kernel_gs_base`] (`KVM_GET_MSRS`).
+        const MSRS = 0b1000;
+        /// What a stop reply carries, and what comes with every exit.
+        const EXPEDITED = Self::CORE.bits() | Self::SPECIAL.bits();
+    }
+}
+
+/// All registers of a vCPU.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegisterFile {
+    /// General-purpose registers, RIP and RFLAGS.
+    pub core: CoreRegisters,
+    /// Segments, descriptor tables, control registers.
+    pub special: SpecialRegisters,
+    /// x87 and SSE.
+    pub fpu: FpuState,
+    /// IA32_KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
+}
+
+/// General-purpose registers, RIP and RFLAGS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the SDM's")]
+pub struct CoreRegisters {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rbp: u64,
+    pub rsp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rip: u64,
+    pub rflags: u64,
+}
+
+/// A segment register with its hidden part (SDM 3A 3.4.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// Visible selector.
+    pub selector: u16,
+    /// Base, linear address in bytes.
+    pub base: u64,
+    /// Limit in bytes, after the granularity bit was applied.
+    pub limit: u32,
+    /// Type field of the descriptor (SDM 3A 3.4.5.1), 4 bits.
+    pub kind: u8,
+    /// Descriptor privilege level.
+    pub dpl: u8,
+    /// P: present.
+    pub present: bool,
+    /// S: code or data, not a system segment.
+    pub code_or_data: bool,
+    /// L: 64-bit code.
+    pub long: bool,
+    /// D/B: 32-bit default operand size or stack.
+    pub default_big: bool,
+    /// G: limit counted in 4 KiB.
+    pub granularity: bool,
+    /// AVL: for software.
+    pub available: bool,
+    /// The hypervisor holds it as unusable (SDM 3C 25.4.1).
+    pub unusable: bool,
+}
+
+/// GDTR or IDTR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DescriptorTable {
+    /// Base, linear address.
+    pub base: u64,
+    /// Limit: size in bytes, less one.
+    pub limit: u16,
+}
+
+/// Segments, descriptor tables, control registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the SDM's")]
+pub struct SpecialRegisters {
+    pub cs: Segment,
+    pub ss: Segment,
+    pub ds: Segment,
+    pub es: Segment,
+    pub fs: Segment,
+    pub gs: Segment,
+    pub tr: Segment,
+    pub ldtr: Segment,
+    pub gdtr: DescriptorTable,
+    pub idtr: DescriptorTable,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub cr8: u64,
+    pub efer: u64,
+    /// IA32_APIC_BASE: not shown to GDB, kept so that a write puts back what was read.
+    pub apic_base: u64,
+}
+
+/// x87 and SSE state, as FXSAVE holds it (SDM 1 10.5.1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FpuState {
+    /// ST0-ST7 in stack order, 80 bits each.
+    pub st: [[u8; 10]; 8],
+    /// Control word.
+    pub fcw: u16,
+    /// Status word.
+    pub fsw: u16,
+    /// Abridged tag word: bit n set if physical register n is not empty.
+    pub ftw_abridged: u8,
+    /// Last opcode.
+    pub fop: u16,
+    /// Last instruction pointer.
+    pub fip: u64,
+    /// Last data pointer.
+    pub fdp: u64,
+    /// XMM0-XMM15.
+    pub xmm: [[u8; 16]; 16],
+    /// MXCSR.
+    pub mxcsr: u32,
+}
+
+impl RegisterFile {
+    /// The linear address of the next instruction: CS.base + RIP, which is RIP in 64-bit mode
+    /// and wraps at 32 bits elsewhere (SDM 3A 3.3.5).
+    #[must_use]
+    pub fn linear_pc(&self) -> u64 {
+        let linear = self.special.cs.base.wrapping_add(self.core.rip);
+        if self.special.cs.long && self.special.efer & EFER_LMA != 0 {
+            self.core.rip
+        } else {
+            linear & 0xffff_ffff
+        }
+    }
+}
+
+/// IA32_EFER.LMA: long mode is active (SDM 4, table 2-2).
+const EFER_LMA: u64 = 1 << 10;

@@ -1,0 +1,16 @@
+//! What can this hypervisor do for a vCPU?
+//!
+//! (crate docs: to be written with the rest of the crate)
+#![no_std]
+#![deny(unsafe_code)]
+#![cfg_attr(not(feature = "kvm"), forbid(unsafe_code))]
+extern crate alloc;
+
+mod capability;
+mod guest_debug;
+
+pub use capability::{Capability, UnknownCapability, VcpuId};
+pub use guest_debug::{
+    DebugIntent, GuestDebug, GuestDebugFlags, HwBreakpoint, HwBreakpointError, HwBreakpointKind,
+    Inject,
+};
