@@ -26,6 +26,8 @@ bitflags! {
         const INJECT_BP = 0x8_0000;
         /// Inject no IRQ, NMI or SMI (Linux 5.15).
         const BLOCKIRQ = 0x10_0000;
+        /// The one-shot flags: they queue an event, and are no part of the lasting state.
+        const INJECT = Self::INJECT_DB.bits() | Self::INJECT_BP.bits();
     }
 }
 
@@ -177,6 +179,21 @@ pub struct GuestDebug {
 const DR7_FIXED: u64 = 0x600;
 
 impl GuestDebug {
+    /// No debugging: the state of a new vCPU.
+    pub const OFF: Self = Self {
+        control: GuestDebugFlags::empty(),
+        debugreg: [0; 8],
+    };
+
+    /// What stays in force after the request: the same without its one-shot flags.
+    #[must_use]
+    pub fn lasting(&self) -> Self {
+        Self {
+            control: self.control.difference(GuestDebugFlags::INJECT),
+            debugreg: self.debugreg,
+        }
+    }
+
     /// The only way from wishes to flags.
     #[must_use]
     pub fn compose(intent: &DebugIntent) -> Self {

@@ -5,10 +5,16 @@
 #![deny(unsafe_code)]
 #![cfg_attr(not(feature = "kvm"), forbid(unsafe_code))]
 extern crate alloc;
+#[cfg(feature = "kvm")]
+extern crate std;
 
+mod applied;
 mod capability;
 mod guest_debug;
+#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+pub mod kvm;
 
+pub use applied::{AppliedDebug, Rearm};
 pub use capability::{Capability, UnknownCapability, VcpuId};
 pub use guest_debug::{
     DebugIntent, GuestDebug, GuestDebugFlags, HwBreakpoint, HwBreakpointError, HwBreakpointKind,
