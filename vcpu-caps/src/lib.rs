@@ -10,13 +10,26 @@ extern crate std;
 
 mod applied;
 mod capability;
+mod evidence;
 mod guest_debug;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
+mod negotiate;
+mod plan;
+mod profile;
+mod report;
+mod table;
+mod way;
 
 pub use applied::{AppliedDebug, Rearm};
 pub use capability::{Capability, UnknownCapability, VcpuId};
+pub use evidence::{Evidence, Finding, Minimum};
 pub use guest_debug::{
     DebugIntent, GuestDebug, GuestDebugFlags, HwBreakpoint, HwBreakpointError, HwBreakpointKind,
     Inject,
 };
+pub use negotiate::negotiate;
+pub use plan::{Entry, Met, PassedOver, Plan, Reason, Refusal};
+pub use profile::{Profile, ProfileBuilder, ProfileError, Wish};
+pub use report::{HostFacts, HostReport};
+pub use way::{IrqchipMode, Way};

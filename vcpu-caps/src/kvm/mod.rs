@@ -1,5 +1,9 @@
 //! KVM on Linux: probe and verify a host, and set a vCPU's debug state.
 
 mod control;
+mod open;
+mod probe;
 
 pub use control::{GuestDebugControl, SetGuestDebugError};
+pub use open::{OpenError, open, open_at};
+pub use probe::probe;
