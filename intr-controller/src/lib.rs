@@ -1,5 +1,56 @@
-//! May an event enter the vCPU now? (crate docs: to be written with the crate)
+#![doc = include_str!("../README.md")]
+//!
+//! # The rules of the mask
+//!
+//! A hold ([`InjectionPolicy::hold`], counted) withholds the *injection* of SMI, NMI, ExtINT and
+//! fixed interrupts. It does not touch:
+//!
+//! - **arrival**: events are accepted and merged exactly as without it, so that what is delivered
+//!   afterwards is what the architecture would have kept;
+//! - **exceptions**: they are the guest's own instructions' doing, and a guest without them does
+//!   something else;
+//! - **re-injection** of an event that the host took before the hold
+//!   ([`Readiness::event_in_flight`]): it has left the pending set, and to keep it back is to lose
+//!   it;
+//! - **wake-up**: what would end HLT ends it ([`Decision::Wake`]), and the event waits on.
+//!
+//! This is the reach of KVM_GUESTDBG_BLOCKIRQ, so a guest sees the same in every mode. bhyve's
+//! VM_CAP_MASK_HWINTR reaches further: its injection function returns at the top (vmx.c,
+//! `vmx_inject_interrupts`), so exceptions and interrupted deliveries wait too.
 #![no_std]
 #![deny(unsafe_code)]
 #![cfg_attr(not(feature = "kvm"), forbid(unsafe_code))]
+#[cfg(any(test, feature = "arbitrary"))]
 extern crate alloc;
+// `arbitrary`'s derive names it.
+#[cfg(feature = "arbitrary")]
+extern crate std;
+
+mod counters;
+mod decision;
+mod event;
+mod hold;
+#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+pub mod kvm;
+mod message;
+mod mode;
+#[cfg(any(test, feature = "arbitrary"))]
+#[doc(hidden)]
+pub mod model;
+mod pending;
+mod policy;
+mod readiness;
+mod state;
+mod vector_set;
+
+pub use counters::Counters;
+pub use decision::{BlockReasons, Blocked, Decision, Windows, decide};
+pub use event::{Event, EventClass, IllegalVector, Vector};
+pub use hold::{Holds, HostMask, NotHeld};
+pub use message::{Gsi, MsiMessage};
+pub use mode::{IrqchipMode, UnknownIrqchipMode};
+pub use pending::{Arrival, NMI_LIMIT, Pending};
+pub use policy::{Delivery, InjectionPolicy, NotPending};
+pub use readiness::{Activity, ProcessorPriority, Readiness};
+pub use state::{PolicyState, RestoreError};
+pub use vector_set::VectorSet;

@@ -1,0 +1,207 @@
+//! Making KVM's chips, and signalling to them.
+
+use core::borrow::Borrow;
+
+use kvm_bindings::{
+    KVM_IRQCHIP_PIC_MASTER, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_msi, kvm_pit_config,
+};
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::pic;
+use crate::{Gsi, MsiMessage};
+
+/// The VM cannot have KVM's chips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CreateError {
+    /// `KVM_CREATE_IRQCHIP`. `EEXIST`: the VM has chips, or vCPUs already.
+    #[error("KVM_CREATE_IRQCHIP (create it once, before the first vCPU)")]
+    Irqchip(#[source] kvm_ioctls::Error),
+    /// `KVM_CREATE_PIT2`.
+    #[error("KVM_CREATE_PIT2")]
+    Pit(#[source] kvm_ioctls::Error),
+}
+
+/// A line could not be set: check that the GSI is routed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("KVM_IRQ_LINE: {gsi} to {level}")]
+pub struct LineError {
+    /// Which line.
+    pub gsi: Gsi,
+    /// The level asked for.
+    pub level: bool,
+    /// KVM's answer.
+    #[source]
+    pub source: kvm_ioctls::Error,
+}
+
+/// A message could not be sent: KVM rejects it as malformed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("KVM_SIGNAL_MSI: address {:#x}, data {:#x}", message.address, message.data)]
+pub struct MsiError {
+    /// The message.
+    pub message: MsiMessage,
+    /// KVM's answer.
+    #[source]
+    pub source: kvm_ioctls::Error,
+}
+
+/// An eventfd could not be bound to a GSI, or unbound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("KVM_IRQFD: {gsi}")]
+pub struct IrqfdError {
+    /// Which line.
+    pub gsi: Gsi,
+    /// KVM's answer. `EBUSY`: the eventfd is bound already.
+    #[source]
+    pub source: kvm_ioctls::Error,
+}
+
+/// What became of a message (api.rst, KVM_SIGNAL_MSI).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use = "a message that no vCPU takes is lost"]
+pub enum MsiOutcome {
+    /// A local APIC accepted it, or had it pending already.
+    Accepted,
+    /// No local APIC took it: none matches the destination, or it is disabled.
+    NotAccepted,
+}
+
+/// KVM's 8259A pair, IOAPIC, local APICs and 8254.
+///
+/// `V` is the VM by value, by reference or shared: `VmFd`, `&VmFd` and `Arc<VmFd>` all do. All
+/// methods take `&self`, and KVM serialises them, so device threads can share one.
+#[derive(Debug)]
+pub struct KernelIrqchip<V> {
+    vm: V,
+}
+
+impl<V: Borrow<VmFd>> KernelIrqchip<V> {
+    /// Makes the chips. Before the first vCPU: a vCPU gets its local APIC when it is made.
+    ///
+    /// The PIT answers port 0x61 too (`KVM_PIT_SPEAKER_DUMMY`), which guests use to calibrate
+    /// their clocks.
+    ///
+    /// # Errors
+    /// If KVM refuses; the VM may then have an irqchip without a PIT, and should be dropped.
+    pub fn new(vm: V) -> Result<Self, CreateError> {
+        let fd: &VmFd = vm.borrow();
+        fd.create_irq_chip().map_err(CreateError::Irqchip)?;
+        fd.create_pit2(kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        })
+        .map_err(CreateError::Pit)?;
+        Ok(Self { vm })
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &VmFd {
+        self.vm.borrow()
+    }
+
+    /// Drives a line. An edge-triggered input needs the rise and the fall.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn set_irq_line(&self, gsi: Gsi, level: bool) -> Result<(), LineError> {
+        self.vm()
+            .set_irq_line(gsi.0, level)
+            .map_err(|source| LineError { gsi, level, source })
+    }
+
+    /// Sends a message-signalled interrupt.
+    ///
+    /// # Errors
+    /// If KVM finds the message malformed.
+    pub fn signal_msi(&self, message: MsiMessage) -> Result<MsiOutcome, MsiError> {
+        let [address_lo, address_hi] = halves(message.address);
+        let delivered = self
+            .vm()
+            .signal_msi(kvm_msi {
+                address_lo,
+                address_hi,
+                data: message.data,
+                ..Default::default()
+            })
+            .map_err(|source| MsiError { message, source })?;
+        Ok(if delivered > 0 {
+            MsiOutcome::Accepted
+        } else {
+            MsiOutcome::NotAccepted
+        })
+    }
+
+    /// Lets an eventfd raise a GSI: each write is an edge. No thread and no ioctl is needed to
+    /// signal afterwards.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn register_irqfd(&self, fd: &EventFd, gsi: Gsi) -> Result<(), IrqfdError> {
+        self.vm()
+            .register_irqfd(fd, gsi.0)
+            .map_err(|source| IrqfdError { gsi, source })
+    }
+
+    /// Lets an eventfd hold up a level-triggered GSI until the guest's EOI, which lowers it and
+    /// writes `resample`: a device that still wants service then writes `fd` again.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn register_level_irqfd(
+        &self,
+        fd: &EventFd,
+        resample: &EventFd,
+        gsi: Gsi,
+    ) -> Result<(), IrqfdError> {
+        self.vm()
+            .register_irqfd_with_resample(fd, resample, gsi.0)
+            .map_err(|source| IrqfdError { gsi, source })
+    }
+
+    /// Undoes [`Self::register_irqfd`] and [`Self::register_level_irqfd`].
+    ///
+    /// # Errors
+    /// If the eventfd was not bound to this GSI.
+    pub fn unregister_irqfd(&self, fd: &EventFd, gsi: Gsi) -> Result<(), IrqfdError> {
+        self.vm()
+            .unregister_irqfd(fd, gsi.0)
+            .map_err(|source| IrqfdError { gsi, source })
+    }
+
+    /// Whether the 8259A pair asserts INTR. Changes nothing.
+    pub(super) fn pic_asserts_intr(&self) -> Result<bool, kvm_ioctls::Error> {
+        let mut chip = kvm_irqchip {
+            chip_id: KVM_IRQCHIP_PIC_MASTER,
+            ..Default::default()
+        };
+        self.vm().get_irqchip(&mut chip)?;
+        #[expect(unsafe_code, reason = "the ioctl's result is a C union")]
+        // SAFETY:
+        // - `chip_id` selects the master 8259A, so KVM filled `pic`;
+        // - every bit pattern is a valid `kvm_pic_state`, which is made of integers only.
+        let state = unsafe { chip.chip.pic };
+        Ok(pic::asserts_intr(&state))
+    }
+}
+
+/// The low and the high half.
+fn halves(value: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+    [
+        u32::from_le_bytes([a, b, c, d]),
+        u32::from_le_bytes([e, f, g, h]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn an_address_is_split_low_half_first() {
+        assert_eq!(
+            super::halves(0x1122_3344_5566_7788),
+            [0x5566_7788, 0x1122_3344]
+        );
+    }
+}

@@ -1,0 +1,23 @@
+//! KVM's own interrupt chips ([`IrqchipMode::Kernel`](crate::IrqchipMode::Kernel)).
+//!
+//! In this mode KVM accepts, prioritises and injects; nobody else can withhold an interrupt. So
+//! the mask is KVM's, KVM_GUESTDBG_BLOCKIRQ, and this module has two halves that do not touch it:
+//!
+//! - [`KernelIrqchip`] makes the chips and signals interrupts to them;
+//! - [`VcpuInterrupts`] counts the holds of one vCPU and says when the mask has to change
+//!   ([`HostMask`](crate::HostMask)), and [observes](VcpuInterrupts::observe) what waits in KVM's
+//!   chips and why it does not enter, with the same [`decide`](crate::decide) that injects in the
+//!   other modes.
+//!
+//! `KVM_SET_GUEST_DEBUG` replaces a vCPU's whole debug state, so only the VMM's one composer of
+//! `struct kvm_guest_debug` may call it. Keep the mask set for as long as the guest is stopped
+//! rather than toggle it per step: since Linux 5.16 each change inhibits or allows APICv for the
+//! whole VM.
+
+mod chip;
+mod lapic;
+mod observe;
+mod pic;
+
+pub use chip::{CreateError, IrqfdError, KernelIrqchip, LineError, MsiError, MsiOutcome};
+pub use observe::{Observation, ObserveError, VcpuInterrupts};

@@ -1,0 +1,164 @@
+//! One vCPU's injection policy: what waits, who holds, what became of it.
+
+use thiserror::Error;
+
+use crate::counters::add;
+use crate::{
+    Arrival, Counters, Decision, Event, Holds, HostMask, NotHeld, Pending, PolicyState,
+    ProcessorPriority, Readiness, RestoreError, decide,
+};
+
+/// What an injection was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Delivery {
+    /// The event that waited is now the guest's.
+    Delivered,
+    /// An ExtINT whose line fell between the decision and the acknowledge: the guest got the
+    /// 8259A's spurious vector.
+    Spurious,
+}
+
+/// An event was reported as injected that did not wait. Nothing changed; the caller injected
+/// something that it was not told to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{0} was injected, but was not pending")]
+pub struct NotPending(pub Event);
+
+/// Decides what enters one vCPU, and when.
+///
+/// Two phases: [`decide`](Self::decide) changes nothing; when the host has taken the event,
+/// [`injected`](Self::injected) records it. If the host refuses, nothing has to be undone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InjectionPolicy {
+    pending: Pending,
+    holds: Holds,
+    counters: Counters,
+}
+
+impl InjectionPolicy {
+    /// Nothing waits and nobody holds.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// An event arrives. Never refused, held or not: holds delay injection, not arrival.
+    ///
+    /// For [`Event::ExtInt`] this is the line's rise (or the line still high after an
+    /// acknowledge); its fall is [`Self::withdraw_ext_int`].
+    pub fn arrive(&mut self, event: Event) -> Arrival {
+        let arrival = self.pending.insert(event);
+        add(&mut self.counters.arrived, 1);
+        match arrival {
+            Arrival::Accepted if self.holds.is_held() => add(&mut self.counters.withheld, 1),
+            Arrival::Accepted => {}
+            Arrival::Merged => add(&mut self.counters.merged, 1),
+        }
+        arrival
+    }
+
+    /// The 8259A pair lowers INTR; whether it was pending.
+    pub fn withdraw_ext_int(&mut self) -> bool {
+        let withdrawn = self.pending.remove(Event::ExtInt);
+        if withdrawn {
+            add(&mut self.counters.withdrawn, 1);
+        }
+        withdrawn
+    }
+
+    /// What to do now. Changes nothing.
+    pub fn decide(&self, vcpu: &Readiness, priority: ProcessorPriority) -> Decision {
+        decide(&self.pending, vcpu, priority, self.holds)
+    }
+
+    /// The host took the event: it no longer waits here.
+    ///
+    /// A hold does not refuse this: the host has the event, and the books follow.
+    ///
+    /// # Errors
+    /// If it did not wait.
+    pub fn injected(&mut self, event: Event) -> Result<Delivery, NotPending> {
+        if self.pending.remove(event) {
+            add(&mut self.counters.delivered, 1);
+            Ok(Delivery::Delivered)
+        } else if event == Event::ExtInt {
+            // 8259A data sheet, "Interrupt sequence": a request gone at the acknowledge is
+            // answered as level 7.
+            add(&mut self.counters.spurious, 1);
+            Ok(Delivery::Spurious)
+        } else {
+            Err(NotPending(event))
+        }
+    }
+
+    /// Withholds SMI, NMI, ExtINT and fixed interrupts until as many calls of
+    /// [`release`](Self::release).
+    pub fn hold(&mut self) -> HostMask {
+        let mask = self.holds.hold();
+        if mask == HostMask::Set {
+            add(&mut self.counters.withheld, self.pending.len());
+        }
+        mask
+    }
+
+    /// One hold less.
+    ///
+    /// # Errors
+    /// If there was none.
+    pub fn release(&mut self) -> Result<HostMask, NotHeld> {
+        self.holds.release()
+    }
+
+    /// The vCPU is reset: what waits is discarded. Holds stay, because they belong to the
+    /// debugger and not to the guest.
+    pub fn reset(&mut self) {
+        let Self {
+            pending,
+            holds: _,
+            counters,
+        } = self;
+        add(&mut counters.dropped, pending.len());
+        *pending = Pending::default();
+    }
+
+    /// What waits.
+    #[must_use]
+    pub const fn pending(&self) -> &Pending {
+        &self.pending
+    }
+
+    /// Who holds.
+    #[must_use]
+    pub const fn holds(&self) -> Holds {
+        self.holds
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Everything that belongs to the guest. Holds are not part of it: a debugger that is attached
+    /// here is not attached where the state is restored.
+    #[must_use]
+    pub fn save(&self) -> PolicyState {
+        let Self {
+            pending,
+            holds: _,
+            counters,
+        } = self;
+        PolicyState::new(pending, counters)
+    }
+
+    /// Takes a saved state over, whole or not at all. Holds taken here stay.
+    ///
+    /// # Errors
+    /// If the state is not one that [`save`](Self::save) can have made; nothing has changed then.
+    pub fn restore(&mut self, state: &PolicyState) -> Result<(), RestoreError> {
+        let (pending, counters) = state.validate()?;
+        self.pending = pending;
+        self.counters = counters;
+        Ok(())
+    }
+}

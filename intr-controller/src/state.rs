@@ -1,0 +1,103 @@
+//! The saved form of a policy.
+
+use thiserror::Error;
+
+use crate::{Counters, NMI_LIMIT, Pending, VectorSet};
+
+/// A policy's state as plain data, for a snapshot or a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+pub struct PolicyState {
+    /// The layout, [`PolicyState::VERSION`].
+    pub version: u16,
+    /// The vectors that wait: vector `n` is bit `n % 64` of word `n / 64`.
+    pub fixed: [u64; 4],
+    /// NMIs that wait.
+    pub nmis: u8,
+    /// Whether an SMI waits.
+    pub smi: bool,
+    /// Whether the ExtINT line is up.
+    pub ext_int: bool,
+    /// Totals.
+    pub counters: Counters,
+}
+
+/// A saved state was refused; the policy is as it was. The state is damaged, or from a version
+/// that this crate does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RestoreError {
+    /// `version`.
+    #[error(
+        "version: {found} is unknown, this build reads {}",
+        PolicyState::VERSION
+    )]
+    Version {
+        /// What the state says.
+        found: u16,
+    },
+    /// `fixed`.
+    #[error("fixed: vectors below 0x10 cannot be pending (first word {word:#x})")]
+    Fixed {
+        /// The word that holds them.
+        word: u64,
+    },
+    /// `nmis`.
+    #[error("nmis: {found} pending, at most {NMI_LIMIT} can be")]
+    Nmis {
+        /// What the state says.
+        found: u8,
+    },
+    /// `counters`.
+    #[error("counters: {arrived} arrived, but {accounted} are accounted for")]
+    Counters {
+        /// What the state says.
+        arrived: u64,
+        /// The sum of what became of them.
+        accounted: u64,
+    },
+}
+
+impl PolicyState {
+    /// The layout that this build writes and reads.
+    pub const VERSION: u16 = 1;
+
+    pub(crate) fn new(pending: &Pending, counters: &Counters) -> Self {
+        Self {
+            version: Self::VERSION,
+            fixed: pending.fixed().words(),
+            nmis: pending.nmis(),
+            smi: pending.smi(),
+            ext_int: pending.ext_int(),
+            counters: *counters,
+        }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(Pending, Counters), RestoreError> {
+        let Self {
+            version,
+            fixed,
+            nmis,
+            smi,
+            ext_int,
+            counters,
+        } = *self;
+        if version != Self::VERSION {
+            return Err(RestoreError::Version { found: version });
+        }
+        let [word, ..] = fixed;
+        let fixed = VectorSet::from_words(fixed).ok_or(RestoreError::Fixed { word })?;
+        if nmis > NMI_LIMIT {
+            return Err(RestoreError::Nmis { found: nmis });
+        }
+        let pending = Pending::new(fixed, nmis, smi, ext_int);
+        let accounted = counters.accounted(pending.len());
+        if accounted != counters.arrived {
+            return Err(RestoreError::Counters {
+                arrived: counters.arrived,
+                accounted,
+            });
+        }
+        Ok((pending, counters))
+    }
+}
