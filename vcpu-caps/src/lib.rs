@@ -12,6 +12,7 @@ mod applied;
 mod capability;
 mod evidence;
 mod guest_debug;
+mod holds;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 mod negotiate;
@@ -19,6 +20,7 @@ mod plan;
 mod profile;
 mod report;
 mod table;
+mod vcpu_control;
 mod way;
 
 pub use applied::{AppliedDebug, Rearm};
@@ -28,8 +30,10 @@ pub use guest_debug::{
     DebugIntent, GuestDebug, GuestDebugFlags, HwBreakpoint, HwBreakpointError, HwBreakpointKind,
     Inject,
 };
+pub use holds::{HoldError, Holds, Owner};
 pub use negotiate::negotiate;
 pub use plan::{Entry, Met, PassedOver, Plan, Reason, Refusal};
 pub use profile::{Profile, ProfileBuilder, ProfileError, Wish};
 pub use report::{HostFacts, HostReport};
+pub use vcpu_control::{ControlError, Placement, VcpuControl};
 pub use way::{IrqchipMode, Way};

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::applied::{AppliedDebug, Rearm};
 use crate::guest_debug::{GuestDebug, GuestDebugFlags};
+use crate::vcpu_control::VcpuControl;
 
 impl From<&GuestDebug> for kvm_guest_debug {
     fn from(debug: &GuestDebug) -> Self {
@@ -85,15 +86,7 @@ impl GuestDebugControl {
         if !self.state.needs(wanted, rearm) {
             return Ok(false);
         }
-        vcpu.set_guest_debug(&wanted.into()).map_err(|source| {
-            let control = wanted.control;
-            let injects = control.intersects(GuestDebugFlags::INJECT);
-            if injects && source.errno() == libc::EBUSY {
-                SetGuestDebugError::ExceptionPending { control }
-            } else {
-                SetGuestDebugError::Refused { control, source }
-            }
-        })?;
+        set_guest_debug(vcpu, wanted)?;
         self.state.record(wanted);
         Ok(true)
     }
@@ -103,4 +96,36 @@ impl GuestDebugControl {
     pub const fn current(&self) -> Option<&GuestDebug> {
         self.state.current()
     }
+}
+
+/// Puts in force what `control` has pending. Answers whether KVM had to be called.
+///
+/// [`VcpuControl`] remembers the state itself: use either this or a [`GuestDebugControl`] for one
+/// vCPU, not both.
+///
+/// # Errors
+/// If KVM refuses; it is pending still, and the previous state stays in force.
+pub fn apply_pending(control: &mut VcpuControl, vcpu: &VcpuFd) -> Result<bool, SetGuestDebugError> {
+    match control.pending() {
+        None => Ok(false),
+        Some(wanted) => {
+            set_guest_debug(vcpu, &wanted)?;
+            control.applied(&wanted);
+            Ok(true)
+        }
+    }
+}
+
+/// The call itself. KVM refuses before it changes anything (x86.c,
+/// `kvm_arch_vcpu_ioctl_set_guest_debug`).
+fn set_guest_debug(vcpu: &VcpuFd, wanted: &GuestDebug) -> Result<(), SetGuestDebugError> {
+    vcpu.set_guest_debug(&wanted.into()).map_err(|source| {
+        let control = wanted.control;
+        let injects = control.intersects(GuestDebugFlags::INJECT);
+        if injects && source.errno() == libc::EBUSY {
+            SetGuestDebugError::ExceptionPending { control }
+        } else {
+            SetGuestDebugError::Refused { control, source }
+        }
+    })
 }

@@ -4,6 +4,6 @@ mod control;
 mod open;
 mod probe;
 
-pub use control::{GuestDebugControl, SetGuestDebugError};
+pub use control::{GuestDebugControl, SetGuestDebugError, apply_pending};
 pub use open::{OpenError, open, open_at};
 pub use probe::probe;
