@@ -101,3 +101,104 @@ impl PolicyState {
         Ok((pending, counters))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Event, InjectionPolicy, Vector};
+
+    fn busy() -> InjectionPolicy {
+        let mut policy = InjectionPolicy::new();
+        for event in [
+            Event::Smi,
+            Event::Nmi,
+            Event::Nmi,
+            Event::Nmi,
+            Event::ExtInt,
+        ] {
+            let _ = policy.arrive(event);
+        }
+        for vector in [0x10, 0x3f, 0x40, 0xff] {
+            let _ = policy.arrive(Event::Fixed(Vector::new(vector).unwrap()));
+        }
+        policy
+    }
+
+    #[test]
+    fn a_state_comes_back_exactly() {
+        let policy = busy();
+        let mut restored = InjectionPolicy::new();
+        restored.restore(&policy.save()).unwrap();
+        assert_eq!(restored, policy);
+    }
+
+    #[test]
+    fn holds_stay_where_they_are() {
+        let mut policy = busy();
+        let _ = policy.hold();
+        let mut other = InjectionPolicy::new();
+        other.restore(&policy.save()).unwrap();
+        assert!(!other.holds().is_held());
+        policy.restore(&InjectionPolicy::new().save()).unwrap();
+        assert_eq!(policy.holds().count(), 1);
+    }
+
+    #[test]
+    fn a_hostile_state_is_refused_by_field_and_changes_nothing() {
+        let good = busy().save();
+        let refusals = [
+            (
+                PolicyState { version: 2, ..good },
+                RestoreError::Version { found: 2 },
+            ),
+            (
+                PolicyState {
+                    fixed: [0x8000, 0, 0, 0],
+                    ..good
+                },
+                RestoreError::Fixed { word: 0x8000 },
+            ),
+            (
+                PolicyState { nmis: 3, ..good },
+                RestoreError::Nmis { found: 3 },
+            ),
+            (
+                PolicyState { smi: false, ..good },
+                RestoreError::Counters {
+                    arrived: 9,
+                    accounted: 8,
+                },
+            ),
+            (
+                PolicyState {
+                    counters: Counters {
+                        delivered: u64::MAX,
+                        ..good.counters
+                    },
+                    ..good
+                },
+                RestoreError::Counters {
+                    arrived: 9,
+                    accounted: u64::MAX,
+                },
+            ),
+        ];
+        for (state, error) in refusals {
+            let mut policy = busy();
+            let _ = policy.hold();
+            let before = policy.clone();
+            assert_eq!(policy.restore(&state), Err(error));
+            assert_eq!(policy, before);
+        }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn json_comes_back_exactly_and_unknown_fields_are_refused() {
+        let state = busy().save();
+        let json = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<PolicyState>(&json).unwrap(), state);
+        let odd = json.replacen('{', "{\"holds\":1,", 1);
+        assert!(serde_json::from_str::<PolicyState>(&odd).is_err());
+    }
+}
