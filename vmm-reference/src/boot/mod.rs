@@ -1,0 +1,11 @@
+//! How a vCPU starts: the state each boot protocol asks for, the tables that it needs in memory,
+//! the CPUID it sees, and the MP table that tells a kernel of the other vCPUs.
+
+mod cpuid;
+mod mp_table;
+mod state;
+mod vcpu;
+
+pub use mp_table::{MAX_CPUS, MpTableError, write_mp_table};
+pub use state::Entry;
+pub use vcpu::{SetupError, prepare_memory, setup_vcpu};

@@ -1,0 +1,198 @@
+//! The devices of the machine, and the bus that finds them.
+//!
+//! | ports | device |
+//! |---|---|
+//! | 0x3f8–0x3ff | 16550A serial port, interrupt 4 |
+//! | 0x60–0x64 | i8042, of which only the reset command works |
+//! | 0xcf9 | reset control |
+//! | 0x604–0x605 | ACPI PM1a control, for powering off |
+//! | 0xf4–0xf7 | debug exit, with `--testdev` only |
+//!
+//! There are no memory-mapped devices yet: KVM's own chips answer for the local APIC and the
+//! IOAPIC. What no device claims reads as all-ones and takes writes without effect, as on a real
+//! bus. So does an access that reaches beyond the device's last port.
+
+mod control;
+mod debug_exit;
+mod serial;
+
+use std::fmt;
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vm_device::bus::{self, MmioAddress, PioAddress, PioRange};
+use vm_device::device_manager::{IoManager, MmioManager, PioManager};
+use vm_device::{DevicePio, bus::PioAddressOffset};
+
+pub use serial::{SerialDevice, SerialError, SerialOutput};
+
+use crate::exit::ExitEvent;
+
+/// COM1.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// COM1's interrupt.
+pub const SERIAL_IRQ: u32 = 4;
+/// The keyboard controller's data port; its command port is four above.
+pub const I8042_PORT: u16 = 0x60;
+/// The PCI host bridge's reset control register.
+pub const RESET_PORT: u16 = 0xcf9;
+/// ACPI PM1a control, where QEMU has it.
+pub const PM1A_PORT: u16 = 0x604;
+/// The debug-exit port, where QEMU's users put it.
+pub const DEBUG_EXIT_PORT: u16 = 0xf4;
+
+/// The width of a port access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessSize {
+    /// `INB`, `OUTB`.
+    Byte,
+    /// `INW`, `OUTW`.
+    Word,
+    /// `INL`, `OUTL`.
+    Dword,
+}
+
+impl AccessSize {
+    /// The width in bytes.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Byte => 1,
+            Self::Word => 2,
+            Self::Dword => 4,
+        }
+    }
+
+    /// From a number of bytes, such as `kvm_run.io.size`.
+    #[must_use]
+    pub fn from_bytes(bytes: usize) -> Option<Self> {
+        match bytes {
+            1 => Some(Self::Byte),
+            2 => Some(Self::Word),
+            4 => Some(Self::Dword),
+            _ => None,
+        }
+    }
+}
+
+/// The devices could not be made.
+#[derive(Debug, Error)]
+pub enum DeviceError {
+    /// The serial port.
+    #[error(transparent)]
+    Serial(#[from] SerialError),
+    /// Two devices claim one port.
+    #[error("two devices claim port {port:#x}")]
+    Bus {
+        /// The second one's first port.
+        port: u16,
+        /// What the bus answered.
+        #[source]
+        source: bus::Error,
+    },
+}
+
+/// All devices. Any number of vCPU threads may call at once: each device has its own lock.
+pub struct Devices {
+    bus: IoManager,
+    serial: Arc<SerialDevice>,
+}
+
+impl Devices {
+    /// Makes the devices.
+    ///
+    /// # Errors
+    /// If the serial port's output or descriptors cannot be had.
+    pub fn new(
+        output: &SerialOutput,
+        testdev: bool,
+        exit: &ExitEvent,
+    ) -> Result<Self, DeviceError> {
+        let serial = Arc::new(SerialDevice::new(output)?);
+        let mut devices = Self {
+            bus: IoManager::new(),
+            serial: Arc::clone(&serial),
+        };
+        devices.add(SERIAL_PORT, 8, serial)?;
+        devices.add(I8042_PORT, 5, Arc::new(control::I8042::new(exit.clone())))?;
+        devices.add(
+            RESET_PORT,
+            1,
+            Arc::new(control::ResetControl::new(exit.clone())),
+        )?;
+        devices.add(PM1A_PORT, 2, Arc::new(control::Pm1a::new(exit.clone())))?;
+        if testdev {
+            let debug_exit = debug_exit::DebugExit::new(exit.clone());
+            devices.add(DEBUG_EXIT_PORT, 4, Arc::new(debug_exit))?;
+        }
+        Ok(devices)
+    }
+
+    fn add(
+        &mut self,
+        port: u16,
+        count: PioAddressOffset,
+        device: Arc<dyn DevicePio + Send + Sync>,
+    ) -> Result<(), DeviceError> {
+        PioRange::new(PioAddress(port), count)
+            .and_then(|range| self.bus.register_pio(range, device))
+            .map_err(|source| DeviceError::Bus { port, source })
+    }
+
+    /// COM1, for the console to feed.
+    #[must_use]
+    pub fn serial(&self) -> &Arc<SerialDevice> {
+        &self.serial
+    }
+
+    /// Wires the devices' interrupts to the VM's in-kernel chips.
+    ///
+    /// # Errors
+    /// What `KVM_IRQFD` answered.
+    pub fn connect_interrupts(&self, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+        vm.register_irqfd(self.serial.interrupt(), SERIAL_IRQ)
+    }
+
+    /// Reads a port. `data` holds one access of `size` for `IN`, several for `REP INS`.
+    pub fn io_in(&self, port: u16, size: AccessSize, data: &mut [u8]) {
+        for access in data.chunks_mut(size.bytes()) {
+            access.fill(0xff);
+            if self.bus.pio_read(PioAddress(port), access).is_err() {
+                tracing::trace!(port, ?size, "read of a port without a device");
+            }
+        }
+    }
+
+    /// Writes a port. `data` holds one access of `size` for `OUT`, several for `REP OUTS`.
+    pub fn io_out(&self, port: u16, size: AccessSize, data: &[u8]) {
+        for access in data.chunks(size.bytes()) {
+            if self.bus.pio_write(PioAddress(port), access).is_err() {
+                tracing::trace!(port, ?size, "write to a port without a device");
+            }
+        }
+    }
+
+    /// Reads memory that is not RAM.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if self.bus.mmio_read(MmioAddress(address), data).is_err() {
+            tracing::trace!(address, "read of an address without a device");
+        }
+    }
+
+    /// Writes memory that is not RAM.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+        if self.bus.mmio_write(MmioAddress(address), data).is_err() {
+            tracing::trace!(address, "write to an address without a device");
+        }
+    }
+}
+
+impl fmt::Debug for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Devices")
+            .field("serial", &self.serial)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,223 @@
+//! Why the machine stops: asked once, by whoever comes first, and seen by everybody.
+
+use std::fmt;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, OnceLock};
+
+use vcpu_caps::VcpuId;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::exit_status::ExitStatus;
+
+/// Why the machine stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitReason {
+    /// The guest switched itself off (ACPI S5).
+    PowerOff,
+    /// The guest reset the machine (keyboard controller or port 0xcf9). There is no second boot:
+    /// a reset ends the process, as QEMU's `-no-reboot` does.
+    Reset,
+    /// The guest wrote this byte to the debug-exit port.
+    DebugExit(u8),
+    /// The user asked at the console (Ctrl-A x).
+    ConsoleQuit,
+    /// The debugger asked (`kill`).
+    DebuggerKill,
+    /// This signal asked.
+    Signal(i32),
+    /// The guest cannot go on.
+    GuestFailed {
+        /// The vCPU that failed.
+        vcpu: VcpuId,
+        /// In what way.
+        failure: GuestFailure,
+    },
+    /// The host failed to run a vCPU.
+    HostFailed {
+        /// The vCPU that was to run.
+        vcpu: VcpuId,
+        /// The errno of `KVM_RUN`, or of the call around it that failed.
+        errno: i32,
+    },
+}
+
+impl ExitReason {
+    /// The exit status of a process that ends for this reason.
+    #[must_use]
+    pub fn status(self) -> ExitStatus {
+        match self {
+            Self::PowerOff | Self::Reset | Self::ConsoleQuit | Self::DebuggerKill => {
+                ExitStatus::Success
+            }
+            Self::DebugExit(value) => ExitStatus::DebugExit(value),
+            Self::Signal(number) => ExitStatus::Signal(number),
+            Self::GuestFailed { .. } => ExitStatus::GuestFailed,
+            Self::HostFailed { .. } => ExitStatus::HostCannot,
+        }
+    }
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str("the guest reset the machine"),
+            Self::DebugExit(value) => {
+                write!(f, "the guest wrote {value:#x} to the debug-exit port")
+            }
+            Self::ConsoleQuit => f.write_str("ended from the console"),
+            Self::DebuggerKill => f.write_str("ended by the debugger"),
+            Self::Signal(number) => write!(f, "ended by signal {number}"),
+            Self::GuestFailed { vcpu, failure } => write!(f, "{vcpu}: {failure}"),
+            Self::HostFailed { vcpu, errno } => write!(
+                f,
+                "{vcpu}: the host could not run it: {}",
+                std::io::Error::from_raw_os_error(*errno)
+            ),
+        }
+    }
+}
+
+/// In what way a guest failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestFailure {
+    /// A fault while delivering a double fault: the processor shut down (`KVM_EXIT_SHUTDOWN`,
+    /// SDM 3A 6.15, "Interrupt 8").
+    TripleFault,
+    /// KVM could not emulate what the guest did (`KVM_EXIT_INTERNAL_ERROR`).
+    InternalError {
+        /// KVM's suberror; 1 is an instruction that it cannot emulate.
+        suberror: u32,
+        /// The address of the instruction.
+        rip: u64,
+    },
+    /// The processor refused to enter the guest (`KVM_EXIT_FAIL_ENTRY`).
+    EntryRefused {
+        /// The hardware's reason.
+        reason: u64,
+    },
+    /// An exit that this VMM never asked for.
+    UnexpectedExit {
+        /// `kvm_run.exit_reason`.
+        reason: u32,
+    },
+}
+
+impl fmt::Display for GuestFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TripleFault => f.write_str("triple fault"),
+            Self::InternalError { suberror: 1, rip } => {
+                write!(f, "KVM could not emulate the instruction at {rip:#x}")
+            }
+            Self::InternalError { suberror, rip } => {
+                write!(f, "KVM internal error, suberror {suberror}, at {rip:#x}")
+            }
+            Self::EntryRefused { reason } => {
+                write!(
+                    f,
+                    "the processor refused the guest's state, reason {reason:#x}"
+                )
+            }
+            Self::UnexpectedExit { reason } => write!(f, "unexpected KVM exit {reason}"),
+        }
+    }
+}
+
+/// The one place where the end of the machine is asked for.
+///
+/// Clones share one state. The first request wins; its reason stays, and the descriptor stays
+/// readable from then on, so that every loop that waits for it wakes.
+#[derive(Clone, Debug)]
+pub struct ExitEvent {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    reason: OnceLock<ExitReason>,
+    event: EventFd,
+}
+
+impl ExitEvent {
+    /// Nothing asked yet.
+    ///
+    /// # Errors
+    /// If the host has no descriptor left.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            inner: Arc::new(Inner {
+                reason: OnceLock::new(),
+                event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            }),
+        })
+    }
+
+    /// Asks for the end; answers whether this was the first request, whose reason counts.
+    pub fn request(&self, reason: ExitReason) -> bool {
+        let first = self.inner.reason.set(reason).is_ok();
+        if first {
+            // Only a counter at its maximum makes this fail, and then the descriptor is readable.
+            if let Err(error) = self.inner.event.write(1) {
+                tracing::warn!(%error, "the exit event could not be signalled");
+            }
+        }
+        first
+    }
+
+    /// Why the machine is to stop, once asked.
+    #[must_use]
+    pub fn reason(&self) -> Option<ExitReason> {
+        self.inner.reason.get().copied()
+    }
+}
+
+impl AsRawFd for ExitEvent {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inner.event.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_request_wins_and_the_event_stays_readable() {
+        let exit = ExitEvent::new().unwrap();
+        let other = exit.clone();
+        assert_eq!(exit.reason(), None);
+        assert!(other.request(ExitReason::Reset));
+        assert!(!exit.request(ExitReason::PowerOff));
+        assert_eq!(exit.reason(), Some(ExitReason::Reset));
+        assert_eq!(exit.inner.event.read().unwrap(), 1, "signalled once");
+    }
+
+    #[test]
+    fn statuses_are_the_documented_ones() {
+        let failed = |failure| ExitReason::GuestFailed {
+            vcpu: VcpuId(0),
+            failure,
+        };
+        for (reason, code) in [
+            (ExitReason::PowerOff, 0),
+            (ExitReason::Reset, 0),
+            (ExitReason::ConsoleQuit, 0),
+            (ExitReason::DebuggerKill, 0),
+            (ExitReason::DebugExit(0), 1),
+            (ExitReason::DebugExit(0x10), 0x21),
+            (ExitReason::DebugExit(0xff), 0xff),
+            (ExitReason::Signal(15), 143),
+            (failed(GuestFailure::TripleFault), 4),
+            (
+                ExitReason::HostFailed {
+                    vcpu: VcpuId(0),
+                    errno: libc::EFAULT,
+                },
+                3,
+            ),
+        ] {
+            assert_eq!(reason.status().code(), code, "{reason:?}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Where things are in the guest's physical address space.
+//!
+//! | from | to | what |
+//! |---|---|---|
+//! | `0x0` | `0x5000` | left to the guest: real-mode vectors, BIOS data area |
+//! | `0x5000` | `0x3_0000` | boot data: GDT, boot parameters, memory map, page tables, command line |
+//! | `0x9_d000` | `0xa_0000` | reserved: Intel MP table, and its pointer in the last KiB |
+//! | `0xa_0000` | `0x10_0000` | no memory: the legacy hole |
+//! | `0x10_0000` | 3 GiB at most | memory: kernel, initrd |
+//! | 3 GiB | 4 GiB | no memory: IOAPIC, local APICs, KVM's own pages |
+//! | 4 GiB | … | the rest of the memory |
+
+use vm_memory::GuestAddress;
+
+/// The GDT that the 64-bit Linux entry expects.
+pub const GDT: GuestAddress = GuestAddress(0x5000);
+/// `hvm_start_info`, or the multiboot information.
+pub const START_INFO: GuestAddress = GuestAddress(0x6000);
+/// Linux's `boot_params`, the "zero page".
+pub const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
+/// The memory map that PVH and multiboot point to.
+pub const MEMORY_MAP: GuestAddress = GuestAddress(0x8000);
+/// The module list that PVH and multiboot point to.
+pub const MODULES: GuestAddress = GuestAddress(0x8800);
+/// Short strings that multiboot points to.
+pub const STRINGS: GuestAddress = GuestAddress(0x8900);
+/// Room for each of the two strings at [`STRINGS`], with their terminating zero.
+pub const STRING_ROOM: u64 = 0x380;
+/// PML4, PDPT and four page directories: 4 GiB, identity-mapped with 2 MiB pages.
+pub const PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
+/// The command line.
+pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
+/// Room for the command line, with its terminating zero.
+pub const CMDLINE_ROOM: u64 = 0x1_0000;
+
+/// First byte of what the VMM itself writes below 1 MiB for the kernel to read at its start.
+pub const BOOT_DATA_START: u64 = 0x5000;
+/// One past its last byte.
+pub const BOOT_DATA_END: u64 = 0x3_0000;
+
+/// Where usable low memory ends and the firmware's tables begin.
+pub const LOW_MEMORY_END: u64 = 0x9_d000;
+/// The MP configuration table.
+pub const MP_TABLE: GuestAddress = GuestAddress(LOW_MEMORY_END);
+/// The MP floating pointer: it must be in the last KiB of base memory (MP spec 1.4, section 4).
+pub const MP_POINTER: GuestAddress = GuestAddress(0x9_fc00);
+/// One past the memory below the legacy hole.
+pub const LEGACY_HOLE_START: u64 = 0xa_0000;
+/// Where memory goes on above the legacy hole.
+pub const HIGH_MEMORY_START: u64 = 0x10_0000;
+
+/// Where the hole below 4 GiB starts.
+pub const MMIO_HOLE_START: u64 = 0xc000_0000;
+/// Where memory goes on above it.
+pub const MMIO_HOLE_END: u64 = 0x1_0000_0000;
+
+/// IOAPIC registers (82093AA 3.1).
+pub const IOAPIC: u32 = 0xfec0_0000;
+/// Local APIC registers at reset (SDM 3A 11.4.1).
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
+/// One page that KVM needs on old Intel processors: an identity page table for real mode.
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// Three pages that KVM needs there for a task-state segment.
+pub const KVM_TSS: usize = 0xfffb_d000;

@@ -1,0 +1,24 @@
+//! The reference VMM of vcpu-caps, intr-controller and debug-stub: boots a guest and debugs it
+//! with GDB.
+//!
+//! This library is what the `vmm-reference` command is made of, so that tests, the demo and
+//! benches can make a [`Machine`] of their own.
+//!
+//! - [`loader`]: kernels (bzImage, vmlinux, PVH, multiboot) into memory.
+//! - [`boot`]: the first state of a vCPU, CPUID, the MP table.
+//! - [`devices`]: serial port, keyboard controller, power control, debug exit.
+//! - [`machine`]: all of these together, ready to run.
+//! - [`guests`]: small guest programs, in the executable.
+
+pub mod boot;
+pub mod devices;
+pub mod exit;
+pub mod exit_status;
+pub mod layout;
+pub mod loader;
+pub mod machine;
+pub mod memory;
+
+pub use exit::{ExitEvent, ExitReason, GuestFailure};
+pub use exit_status::ExitStatus;
+pub use machine::{Machine, MachineConfig, MachineError};

@@ -1,0 +1,102 @@
+//! The header of a bzImage (Linux Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header").
+
+use super::error::ImageError;
+
+/// Sectors are this long, whatever the disk.
+const SECTOR: u64 = 512;
+/// `HdrS` at 0x202.
+const MAGIC: u32 = 0x5372_6448;
+/// 0xaa55 at 0x1fe.
+const BOOT_FLAG: u16 = 0xaa55;
+/// `xloadflags`, and with it the 64-bit entry, came with 2.12.
+const OLDEST: u16 = 0x020c;
+/// `loadflags` bit 0: the protected-mode code loads at 1 MiB.
+const LOADED_HIGH: u8 = 1;
+/// `xloadflags` bit 0: there is a 64-bit entry, 0x200 after the start.
+const XLF_KERNEL_64: u16 = 1;
+/// The header's last field that we read ends here.
+const HEADER_END: u64 = 0x264;
+/// The 64-bit entry, from the start of the protected-mode code ("64-bit Boot Protocol").
+const ENTRY_64: u64 = 0x200;
+
+/// What the header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BzImage {
+    /// Where the kernel wants to be.
+    pub load_address: u64,
+    /// How much memory from there it needs until it knows the memory map.
+    pub init_size: u64,
+    /// The longest command line, without its terminating zero.
+    pub cmdline_size: u64,
+    /// The highest address that the initrd's last byte may have.
+    pub initrd_max: u64,
+}
+
+impl BzImage {
+    /// Whether the file claims to be a bzImage.
+    #[must_use]
+    pub fn matches(image: &[u8]) -> bool {
+        field::<2>(image, 0x1fe).map(u16::from_le_bytes) == Some(BOOT_FLAG)
+            && field::<4>(image, 0x202).map(u32::from_le_bytes) == Some(MAGIC)
+    }
+
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// What makes the file useless.
+    pub fn parse(image: &[u8]) -> Result<Self, ImageError> {
+        let has = image.len() as u64;
+        let short = |what, needs| ImageError::Truncated { what, needs, has };
+        let version = u16_at(image, 0x206).ok_or(short("the boot header", HEADER_END))?;
+        if version < OLDEST {
+            let [minor, major] = version.to_le_bytes();
+            return Err(ImageError::OldProtocol { major, minor });
+        }
+        if has < HEADER_END {
+            return Err(short("the boot header", HEADER_END));
+        }
+        let header = || short("the boot header", HEADER_END);
+        let [load_flags] = field::<1>(image, 0x211).ok_or_else(header)?;
+        if load_flags & LOADED_HIGH == 0 {
+            return Err(ImageError::ZImage);
+        }
+        if u16_at(image, 0x236).ok_or_else(header)? & XLF_KERNEL_64 == 0 {
+            return Err(ImageError::No64BitEntry);
+        }
+        // "If setup_sects is 0, the real value is 4"; the boot sector comes on top.
+        let [setup_sectors] = field::<1>(image, 0x1f1).ok_or_else(header)?;
+        let setup = (u64::from(if setup_sectors == 0 { 4 } else { setup_sectors }) + 1) * SECTOR;
+        let code = u64::from(u32_at(image, 0x1f4).ok_or_else(header)?) * 16;
+        // The 64-bit entry must exist, whatever the header claims of the size.
+        let needs = setup + code.max(ENTRY_64 + 1);
+        if has < needs {
+            return Err(short("the kernel", needs));
+        }
+        Ok(Self {
+            load_address: field(image, 0x258)
+                .map(u64::from_le_bytes)
+                .ok_or_else(header)?,
+            init_size: u64::from(u32_at(image, 0x260).ok_or_else(header)?).max(has - setup),
+            cmdline_size: u64::from(u32_at(image, 0x238).ok_or_else(header)?),
+            initrd_max: u64::from(u32_at(image, 0x22c).ok_or_else(header)?),
+        })
+    }
+
+    /// The 64-bit entry.
+    #[must_use]
+    pub fn entry(&self) -> u64 {
+        self.load_address.saturating_add(ENTRY_64)
+    }
+}
+
+fn field<const N: usize>(image: &[u8], offset: usize) -> Option<[u8; N]> {
+    image.get(offset..)?.first_chunk().copied()
+}
+
+fn u16_at(image: &[u8], offset: usize) -> Option<u16> {
+    field(image, offset).map(u16::from_le_bytes)
+}
+
+fn u32_at(image: &[u8], offset: usize) -> Option<u32> {
+    field(image, offset).map(u32::from_le_bytes)
+}

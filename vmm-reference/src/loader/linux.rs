@@ -1,0 +1,140 @@
+//! Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
+
+use std::io::Cursor;
+use std::ops::Range;
+
+use linux_loader::configurator::linux::LinuxBootConfigurator;
+use linux_loader::configurator::{BootConfigurator, BootParams};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::loader::{BzImage as BzImageLoader, Elf as ElfLoader, KernelLoader};
+use vm_memory::GuestAddress;
+
+use super::bzimage::BzImage;
+use super::elf::{ElfClass, ElfImage, Segment};
+use super::error::{ImageError, LoadError};
+use super::{Request, placement};
+use crate::boot::Entry;
+use crate::layout;
+
+/// `HdrS`.
+const HEADER_MAGIC: u32 = 0x5372_6448;
+const BOOT_FLAG: u16 = 0xaa55;
+/// "Undefined" boot loader: none of the assigned numbers.
+const LOADER_UNDEFINED: u8 = 0xff;
+/// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero; an ELF file does not tell it.
+const COMMAND_LINE_SIZE: u64 = 2048;
+/// `kernel_alignment` for an ELF file, which is loaded where it was linked: 16 MiB is the default.
+const KERNEL_ALIGNMENT: u32 = 0x0100_0000;
+
+/// Loads a bzImage at the address that it prefers, so that it need not move itself.
+pub(super) fn load_bzimage(request: &Request<'_>, image: &BzImage) -> Result<Entry, LoadError> {
+    let start = image.load_address;
+    let range = start
+        ..start
+            .checked_add(image.init_size)
+            .ok_or_else(|| request.kernel_error(ImageError::SegmentWraps { index: 0, start }))?;
+    let ranges = [range];
+    placement::check_segments(request.layout, &ranges).map_err(|e| request.kernel_error(e))?;
+    let cmdline = placement::cmdline(request.cmdline, image.cmdline_size)?;
+    let limit = image.initrd_max.saturating_add(1);
+    let initrd = placement::below(request, placement::end_of(&ranges), limit)?;
+
+    let loaded = BzImageLoader::load(
+        request.memory,
+        Some(GuestAddress(start)),
+        &mut Cursor::new(&request.kernel.bytes),
+        None,
+    )
+    .map_err(|source| loader_error(request, source))?;
+    finish(
+        request,
+        loaded.setup_header.unwrap_or_default(),
+        &cmdline,
+        initrd,
+        image.entry(),
+    )
+}
+
+/// Loads an ELF `vmlinux` at the physical addresses in its headers.
+pub(super) fn load_elf(request: &Request<'_>, elf: &ElfImage<'_>) -> Result<Entry, LoadError> {
+    let entry = elf.physical_entry().map_err(|e| request.kernel_error(e))?;
+    let ranges: Vec<Range<u64>> = elf.segments.iter().map(Segment::range).collect();
+    placement::check_segments(request.layout, &ranges).map_err(|e| request.kernel_error(e))?;
+    let cmdline = placement::cmdline(request.cmdline, COMMAND_LINE_SIZE - 1)?;
+    let kernel_end = placement::end_of(&ranges);
+    let initrd = placement::below(request, kernel_end, layout::MMIO_HOLE_START)?;
+
+    write_elf(request, elf)?;
+    let header = setup_header {
+        header: HEADER_MAGIC,
+        boot_flag: BOOT_FLAG,
+        kernel_alignment: KERNEL_ALIGNMENT,
+        ..Default::default()
+    };
+    finish(request, header, &cmdline, initrd, entry)
+}
+
+/// Writes an ELF kernel's segments: 64-bit files through linux-loader, which knows no others.
+pub(super) fn write_elf(request: &Request<'_>, elf: &ElfImage<'_>) -> Result<(), LoadError> {
+    match elf.class {
+        ElfClass::Elf32 => placement::write_segments(request, &elf.segments),
+        ElfClass::Elf64 => ElfLoader::load(
+            request.memory,
+            None,
+            &mut Cursor::new(&request.kernel.bytes),
+            None,
+        )
+        .map(|_| ())
+        .map_err(|source| loader_error(request, source)),
+    }
+}
+
+fn loader_error(request: &Request<'_>, source: linux_loader::loader::Error) -> LoadError {
+    LoadError::Loader {
+        file: request.kernel.name.clone(),
+        source,
+    }
+}
+
+/// Writes the command line, the initrd and the zero page.
+fn finish(
+    request: &Request<'_>,
+    header: setup_header,
+    cmdline: &[u8],
+    initrd: Option<Range<u64>>,
+    entry: u64,
+) -> Result<Entry, LoadError> {
+    placement::write_cmdline(request, cmdline)?;
+    placement::write_initrd(request, initrd.as_ref())?;
+
+    let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
+    let mut params = boot_params {
+        hdr: header,
+        ..Default::default()
+    };
+    params.hdr.type_of_loader = LOADER_UNDEFINED;
+    params.hdr.cmd_line_ptr = low(layout::CMDLINE.0);
+    params.hdr.cmdline_size = low(cmdline.len() as u64 - 1);
+    if let Some(range) = initrd {
+        params.hdr.ramdisk_image = low(range.start);
+        params.hdr.ramdisk_size = low(range.end - range.start);
+    }
+    let map = request.layout.map();
+    params.e820_entries = u8::try_from(map.len()).unwrap_or(u8::MAX);
+    for (slot, entry) in params.e820_table.iter_mut().zip(&map) {
+        *slot = boot_e820_entry {
+            addr: entry.range.start,
+            size: entry.range.end - entry.range.start,
+            r#type: entry.kind.e820_type(),
+        };
+    }
+    LinuxBootConfigurator::write_bootparams(
+        &BootParams::new(&params, layout::ZERO_PAGE),
+        request.memory,
+    )
+    .map_err(LoadError::Configurator)?;
+    Ok(Entry::Long {
+        rip: entry,
+        rsi: layout::ZERO_PAGE.0,
+    })
+}

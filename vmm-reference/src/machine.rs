@@ -1,0 +1,247 @@
+//! A machine: a VM with memory, devices, a loaded kernel, and vCPUs ready to run.
+
+use std::sync::Arc;
+
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use thiserror::Error;
+use vcpu_caps::VcpuId;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::boot::{self, Entry, MpTableError, SetupError};
+use crate::devices::{DeviceError, Devices, SerialOutput};
+use crate::exit::ExitEvent;
+use crate::exit_status::ExitStatus;
+use crate::layout;
+use crate::loader::{self, ImageFile, LoadError};
+use crate::memory::{GuestRam, MemoryError, MemoryLayout};
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// The kernel.
+    pub kernel: ImageFile,
+    /// The initrd, if any.
+    pub initrd: Option<ImageFile>,
+    /// The command line.
+    pub cmdline: String,
+    /// How many vCPUs; at least one.
+    pub cpus: u16,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Where COM1 goes.
+    pub serial: SerialOutput,
+    /// Whether there is a debug-exit port.
+    pub testdev: bool,
+}
+
+impl MachineConfig {
+    /// One vCPU, 128 MiB, no serial output.
+    #[must_use]
+    pub fn new(kernel: ImageFile) -> Self {
+        Self {
+            kernel,
+            initrd: None,
+            cmdline: String::new(),
+            cpus: 1,
+            memory: 128 << 20,
+            serial: SerialOutput::None,
+            testdev: false,
+        }
+    }
+}
+
+/// A machine could not be made.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// `/dev/kvm` cannot be opened.
+    #[error("cannot open /dev/kvm: {}", open_advice(.0))]
+    OpenKvm(#[source] kvm_ioctls::Error),
+    /// An ioctl failed.
+    #[error("{call} failed")]
+    Ioctl {
+        /// Which one.
+        call: &'static str,
+        /// What the kernel answered.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// More vCPUs than the host can give, or none.
+    #[error("this host can give a VM 1 to {max} vCPUs, not {asked}; choose another --cpus")]
+    Cpus {
+        /// What was asked for.
+        asked: u16,
+        /// The most there are.
+        max: usize,
+    },
+    /// The memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The kernel, the initrd or the command line.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The devices.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
+    /// The MP table.
+    #[error(transparent)]
+    MpTable(#[from] MpTableError),
+    /// A vCPU's first state.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+}
+
+impl MachineError {
+    /// The exit status of a process that ends for this error.
+    #[must_use]
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::OpenKvm(_)
+            | Self::Ioctl { .. }
+            | Self::Setup(_)
+            | Self::Memory(MemoryError::Map { .. }) => ExitStatus::HostCannot,
+            Self::Cpus { .. }
+            | Self::Memory(MemoryError::Size(_))
+            | Self::Load(_)
+            | Self::Devices(_)
+            | Self::MpTable(_) => ExitStatus::Usage,
+        }
+    }
+}
+
+/// What to do about a `/dev/kvm` that does not open.
+fn open_advice(error: &kvm_ioctls::Error) -> &'static str {
+    match error.errno() {
+        libc::ENOENT => {
+            "it does not exist; load the kvm_intel or kvm_amd module, switch virtualization on in \
+             the firmware, or pass the device into this container"
+        }
+        libc::EACCES | libc::EPERM => {
+            "no permission; add your user to the group that owns it (often `kvm`) and log in again"
+        }
+        _ => "is it the KVM device?",
+    }
+}
+
+/// A machine that is ready to run.
+#[derive(Debug)]
+pub struct Machine {
+    /// The system handle.
+    pub kvm: Kvm,
+    /// The VM. It must outlive nothing: the vCPUs keep it alive in the kernel.
+    pub vm: VmFd,
+    /// The guest's memory.
+    pub memory: GuestRam,
+    /// Its devices.
+    pub devices: Arc<Devices>,
+    /// Its vCPUs, by id; the first starts at the kernel's entry, the others wait for a SIPI.
+    pub vcpus: Vec<VcpuFd>,
+    /// Where the end of the machine is asked for.
+    pub exit: ExitEvent,
+    /// How the kernel starts.
+    pub entry: Entry,
+}
+
+/// Opens `/dev/kvm`.
+///
+/// # Errors
+/// [`MachineError::OpenKvm`], which says what to do.
+pub fn open_kvm() -> Result<Kvm, MachineError> {
+    Kvm::new().map_err(MachineError::OpenKvm)
+}
+
+impl Machine {
+    /// Makes a machine.
+    ///
+    /// # Errors
+    /// What the kernel, the host or the configuration lacks; [`MachineError::status`] tells which
+    /// of them it is.
+    pub fn new(config: &MachineConfig) -> Result<Self, MachineError> {
+        let kvm = open_kvm()?;
+        let max = kvm.get_max_vcpus();
+        if config.cpus == 0 || usize::from(config.cpus) > max {
+            return Err(MachineError::Cpus {
+                asked: config.cpus,
+                max,
+            });
+        }
+        let layout = MemoryLayout::new(config.memory)?;
+        let memory = layout.allocate()?;
+        let entry = loader::load(
+            &memory,
+            layout,
+            &config.kernel,
+            config.initrd.as_ref(),
+            &config.cmdline,
+        )?;
+        boot::write_mp_table(&memory, config.cpus)?;
+        boot::prepare_memory(&memory, entry)?;
+
+        let exit = ExitEvent::new().map_err(|source| MachineError::Ioctl {
+            call: "eventfd",
+            source: kvm_ioctls::Error::from(source),
+        })?;
+        let devices = Devices::new(&config.serial, config.testdev, &exit)?;
+        let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
+        register_memory(&vm, &memory)?;
+        create_interrupt_chips(&vm)?;
+        devices
+            .connect_interrupts(&vm)
+            .map_err(ioctl("KVM_IRQFD"))?;
+        let mut vcpus = Vec::with_capacity(usize::from(config.cpus));
+        for index in 0..config.cpus {
+            let vcpu = vm
+                .create_vcpu(u64::from(index))
+                .map_err(ioctl("KVM_CREATE_VCPU"))?;
+            boot::setup_vcpu(&kvm, &vcpu, VcpuId(index), config.cpus, entry)?;
+            vcpus.push(vcpu);
+        }
+        Ok(Self {
+            kvm,
+            vm,
+            memory,
+            devices: Arc::new(devices),
+            vcpus,
+            exit,
+            entry,
+        })
+    }
+}
+
+fn ioctl(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
+    move |source| MachineError::Ioctl { call, source }
+}
+
+/// KVM's own PIC, IOAPIC, local APICs and PIT. Before the vCPUs: each is made with its APIC.
+fn create_interrupt_chips(vm: &VmFd) -> Result<(), MachineError> {
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    vm.set_tss_address(layout::KVM_TSS)
+        .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
+    let pit = kvm_bindings::kvm_pit_config {
+        // Reads of port 0x61 are answered in the kernel, where the PIT's output is.
+        flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))
+}
+
+/// Gives KVM the guest's memory.
+fn register_memory(vm: &VmFd, memory: &GuestRam) -> Result<(), MachineError> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let region = kvm_bindings::kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the range is a mapping of its own that nothing else in this process refers to
+        // except through vm-memory's volatile accesses (MemoryLayout::allocate made it), slots do
+        // not overlap (vm-memory refuses overlapping regions), and it stays mapped as long as the
+        // VM exists: Machine holds both, and drops the vCPUs' owner before the memory.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}

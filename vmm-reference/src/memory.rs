@@ -1,0 +1,218 @@
+//! The guest's memory: where it is, and the map of it that the guest is told.
+
+use std::ops::Range;
+
+use thiserror::Error;
+use vm_memory::GuestAddress;
+use vm_memory::mmap::FromRangesError;
+
+use crate::layout;
+
+/// The guest's memory: anonymous, populated by the host as the guest touches it.
+pub type GuestRam = vm_memory::GuestMemoryMmap<()>;
+
+/// The least memory that a machine can have: the boot data, and a little for a kernel.
+pub const MIN_MEMORY: u64 = 2 << 20;
+/// The most memory that this VMM offers.
+pub const MAX_MEMORY: u64 = 1 << 40;
+/// Memory comes in pages of this size.
+pub const PAGE: u64 = 4096;
+
+/// The guest's memory could not be made.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// Less than [`MIN_MEMORY`], more than [`MAX_MEMORY`], or not whole pages.
+    #[error("a guest cannot have {0} bytes of memory; choose 2M to 1T, a multiple of 4K")]
+    Size(u64),
+    /// The host refused to map it.
+    #[error("the host could not map {size} bytes for the guest; choose a smaller --memory")]
+    Map {
+        /// What was asked for.
+        size: u64,
+        /// What the host answered.
+        #[source]
+        source: FromRangesError,
+    },
+}
+
+/// What a range of the memory map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapKind {
+    /// For the guest to use.
+    Ram,
+    /// Memory that holds firmware tables.
+    Reserved,
+}
+
+impl MapKind {
+    /// The type number that e820, PVH and multiboot share (ACPI 6.5, table 15.3).
+    #[must_use]
+    pub fn e820_type(self) -> u32 {
+        match self {
+            Self::Ram => 1,
+            Self::Reserved => 2,
+        }
+    }
+}
+
+/// One entry of the memory map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapEntry {
+    /// Guest-physical addresses.
+    pub range: Range<u64>,
+    /// What they are.
+    pub kind: MapKind,
+}
+
+/// How an amount of memory is spread over the physical address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryLayout {
+    size: u64,
+}
+
+impl MemoryLayout {
+    /// Spreads `size` bytes.
+    ///
+    /// # Errors
+    /// [`MemoryError::Size`], which says which sizes there are.
+    pub fn new(size: u64) -> Result<Self, MemoryError> {
+        if (MIN_MEMORY..=MAX_MEMORY).contains(&size) && size % PAGE == 0 {
+            Ok(Self { size })
+        } else {
+            Err(MemoryError::Size(size))
+        }
+    }
+
+    /// The amount of memory in bytes.
+    #[must_use]
+    pub fn size(self) -> u64 {
+        self.size
+    }
+
+    /// One past the last byte below the hole that ends at 4 GiB.
+    #[must_use]
+    pub fn low_end(self) -> u64 {
+        self.size.min(layout::MMIO_HOLE_START)
+    }
+
+    /// The ranges that are backed by memory.
+    #[must_use]
+    pub fn backed(self) -> Vec<Range<u64>> {
+        let low = 0..self.low_end();
+        let rest = self.size - self.low_end();
+        if rest == 0 {
+            vec![low]
+        } else {
+            vec![low, layout::MMIO_HOLE_END..layout::MMIO_HOLE_END + rest]
+        }
+    }
+
+    /// What the guest is told: sorted, without overlaps.
+    ///
+    /// The legacy hole from 0xa0000 to 1 MiB is backed, so that a kernel that writes to a VGA text
+    /// screen does no harm, but it is not in the map.
+    #[must_use]
+    pub fn map(self) -> Vec<MapEntry> {
+        let mut map = vec![
+            MapEntry {
+                range: 0..layout::LOW_MEMORY_END,
+                kind: MapKind::Ram,
+            },
+            MapEntry {
+                range: layout::LOW_MEMORY_END..layout::LEGACY_HOLE_START,
+                kind: MapKind::Reserved,
+            },
+            MapEntry {
+                range: layout::HIGH_MEMORY_START..self.low_end(),
+                kind: MapKind::Ram,
+            },
+        ];
+        map.extend(self.backed().into_iter().skip(1).map(|range| MapEntry {
+            range,
+            kind: MapKind::Ram,
+        }));
+        map
+    }
+
+    /// Whether the whole range is memory that the guest may use.
+    #[must_use]
+    pub fn is_ram(self, range: &Range<u64>) -> bool {
+        self.map().iter().any(|entry| {
+            entry.kind == MapKind::Ram
+                && entry.range.start <= range.start
+                && range.end <= entry.range.end
+        })
+    }
+
+    /// Maps the memory: reserved in the host's address space, and not touched.
+    ///
+    /// # Errors
+    /// [`MemoryError::Map`] if the host has no room.
+    pub fn allocate(self) -> Result<GuestRam, MemoryError> {
+        let mut ranges = Vec::new();
+        for range in self.backed() {
+            let length = usize::try_from(range.end - range.start)
+                .map_err(|_| MemoryError::Size(self.size))?;
+            ranges.push((GuestAddress(range.start), length));
+        }
+        GuestRam::from_ranges(&ranges).map_err(|source| MemoryError::Map {
+            size: self.size,
+            source,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn memory_beyond_3_gib_goes_on_above_4_gib() {
+        let layout = MemoryLayout::new(5 * GIB).unwrap();
+        assert_eq!(
+            layout.backed(),
+            [0..0xc000_0000, 0x1_0000_0000..0x1_8000_0000]
+        );
+        let ram: u64 = layout
+            .map()
+            .iter()
+            .filter(|entry| entry.kind == MapKind::Ram)
+            .map(|entry| entry.range.end - entry.range.start)
+            .sum();
+        assert_eq!(ram, 5 * GIB - (0x10_0000 - 0x9_d000));
+    }
+
+    #[test]
+    fn exactly_3_gib_needs_no_second_range() {
+        assert_eq!(
+            MemoryLayout::new(3 * GIB).unwrap().backed(),
+            [0..0xc000_0000]
+        );
+    }
+
+    #[test]
+    fn holes_and_tables_are_not_ram() {
+        let layout = MemoryLayout::new(4 * GIB).unwrap();
+        assert!(layout.is_ram(&(0x10_0000..0xc000_0000)));
+        assert!(!layout.is_ram(&(0xbfff_f000..0xc000_0001)));
+        assert!(!layout.is_ram(&(0x9_0000..0x9_d001)));
+        assert!(!layout.is_ram(&(0x9_d000..0xa_0000)));
+        assert!(!layout.is_ram(&(0xb_8000..0xb_9000)));
+        assert!(layout.is_ram(&(0x1_0000_0000..0x1_4000_0000)));
+        assert!(!layout.is_ram(&(0x1_0000_0000..0x1_4000_1000)));
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused() {
+        for size in [0, 1, MIB, 2 * MIB + 1, (1 << 40) + 4096, u64::MAX] {
+            assert!(
+                matches!(MemoryLayout::new(size), Err(MemoryError::Size(s)) if s == size),
+                "{size}"
+            );
+        }
+        assert!(MemoryLayout::new(2 * MIB).is_ok());
+    }
+}
