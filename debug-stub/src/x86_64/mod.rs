@@ -1,8 +1,21 @@
 //! The x86-64 architecture: registers, paging, what one instruction does.
 
+mod bits;
+mod descriptor;
+mod layout;
+mod paging;
 mod registers;
+mod step;
+mod target_xml;
 
+pub use layout::{RegisterId, WriteError, read_all, write_all};
+pub use paging::{
+    Level, PageSize, PagingMode, PhysicalAddressing, TranslateError, Translation, read_virtual,
+    translate, translate_with, write_virtual,
+};
 pub use registers::{
     CoreRegisters, DescriptorTable, FpuState, RegisterFile, RegisterGroups, Segment,
     SpecialRegisters,
 };
+pub use step::{Mend, Progress, Settlement, StepClass, StepPlan};
+pub use target_xml::target_xml;

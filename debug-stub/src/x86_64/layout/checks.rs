@@ -1,0 +1,302 @@
+//! Which values a register takes, and what they bring along.
+
+use super::table::{Rule, SegmentName};
+use super::{RegisterId, WriteError};
+use crate::GuestMemory;
+use crate::x86_64::bits::{
+    CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CR4_PCIDE, EFER_LMA,
+    EFER_LME, RFLAGS_FIXED, RFLAGS_RESERVED, RFLAGS_VM, is_canonical,
+};
+use crate::x86_64::descriptor::{self, SELECTOR_RPL};
+use crate::x86_64::{CoreRegisters, RegisterFile, Segment, SpecialRegisters};
+
+/// Descriptor type bit 3: code.
+const KIND_CODE: u8 = 1 << 3;
+/// Descriptor type bit 2 of code: conforming.
+const KIND_CONFORMING: u8 = 1 << 2;
+/// Descriptor type bit 1: data can be written, code can be read.
+const KIND_ACCESSIBLE: u8 = 1 << 1;
+/// Descriptor type bit 0: accessed.
+const KIND_ACCESSED: u8 = 1;
+
+/// Stores one value in `after`, unless it is wrong whatever the mode is.
+pub(super) fn store(
+    id: RegisterId,
+    after: &mut RegisterFile,
+    memory: &impl GuestMemory,
+    value: u128,
+) -> Result<(), WriteError> {
+    let row = id.row();
+    let set = |after: &mut RegisterFile, value: u64| (row.set)(after, u128::from(value));
+    // Registers with rules have at most 64 bits.
+    let low = u64::try_from(value & u128::from(u64::MAX)).unwrap_or_default();
+    let only = |defined: u64| match low & !defined {
+        0 => Ok(low),
+        bits => Err(WriteError::ReservedBits {
+            register: row.name,
+            bits,
+        }),
+    };
+    match row.rule {
+        Rule::Any | Rule::Address => (row.set)(after, value),
+        Rule::Bits(defined) => set(after, only(defined)?),
+        Rule::Flags => set(after, (low & !RFLAGS_RESERVED) | RFLAGS_FIXED),
+        Rule::Cr0 => set(after, (only(0xffff_ffff)? & CR0_DEFINED) | CR0_ET),
+        Rule::Selector(name, segment) => {
+            let selector = u16::try_from(only(0xffff)?).unwrap_or_default();
+            let old = *segment(&mut after.special);
+            let new = load(&after.core, &after.special, memory, name, old, selector).map_err(
+                |reason| WriteError::Selector {
+                    register: row.name,
+                    selector,
+                    reason,
+                },
+            )?;
+            *segment(&mut after.special) = new;
+        }
+    }
+    Ok(())
+}
+
+/// What a segment register holds after `selector` was loaded into it.
+fn load(
+    core: &CoreRegisters,
+    special: &SpecialRegisters,
+    memory: &impl GuestMemory,
+    name: SegmentName,
+    old: Segment,
+    selector: u16,
+) -> Result<Segment, &'static str> {
+    let base = u64::from(selector) << 4;
+    if core.rflags & RFLAGS_VM != 0 {
+        // SDM 3B 21.2.1: 64 KiB of read/write data at DPL 3, CS as well.
+        return Ok(Segment {
+            selector,
+            base,
+            limit: 0xffff,
+            kind: KIND_ACCESSIBLE | KIND_ACCESSED,
+            dpl: 3,
+            present: true,
+            code_or_data: true,
+            ..Segment::default()
+        });
+    }
+    if special.cr0 & CR0_PE == 0 {
+        // SDM 3A 10.9.1, 21.1.1: the limit and the rest stay, which "unreal mode" lives on.
+        let hidden = if old.unusable || !old.present {
+            Segment {
+                limit: 0xffff,
+                kind: KIND_ACCESSIBLE | KIND_ACCESSED,
+                present: true,
+                code_or_data: true,
+                ..Segment::default()
+            }
+        } else {
+            old
+        };
+        return Ok(Segment {
+            selector,
+            base,
+            ..hidden
+        });
+    }
+    load_protected(special, memory, name, selector)
+}
+
+/// SDM 2 "MOV—Move", loading segment registers; SDM 3A 5.5, 5.7.
+fn load_protected(
+    special: &SpecialRegisters,
+    memory: &impl GuestMemory,
+    name: SegmentName,
+    selector: u16,
+) -> Result<Segment, &'static str> {
+    let rpl = rpl(selector);
+    let cpl = rpl_of(&special.cs);
+    if descriptor::is_null(selector) {
+        let allowed = match name {
+            SegmentName::Data => true,
+            SegmentName::Stack => is_64_bit(special) && cpl != 3 && rpl == cpl,
+            SegmentName::Code => false,
+        };
+        if !allowed {
+            return Err("a null selector cannot be loaded here");
+        }
+        return Ok(Segment {
+            selector,
+            dpl: rpl,
+            unusable: true,
+            ..Segment::default()
+        });
+    }
+    let segment = descriptor::read(special, memory, selector)?;
+    let kind = segment.kind;
+    let code = kind & KIND_CODE != 0;
+    if !segment.code_or_data {
+        return Err("its descriptor is that of a system segment");
+    }
+    if !segment.present {
+        return Err("its descriptor is not present");
+    }
+    match name {
+        SegmentName::Code if !code => return Err("its descriptor is not that of code"),
+        SegmentName::Code if segment.long && segment.default_big => {
+            return Err("its descriptor has both L and D set");
+        }
+        SegmentName::Stack if code || kind & KIND_ACCESSIBLE == 0 => {
+            return Err("its descriptor is not that of writable data");
+        }
+        SegmentName::Data if code && kind & KIND_ACCESSIBLE == 0 => {
+            return Err("its descriptor is that of code that cannot be read");
+        }
+        SegmentName::Data
+            if !(code && kind & KIND_CONFORMING != 0) && segment.dpl < rpl.max(cpl) =>
+        {
+            return Err("its descriptor is more privileged than the CPL or RPL");
+        }
+        _ => {}
+    }
+    Ok(Segment {
+        // The CPU sets it as it loads, and hypervisors insist; the table in memory is not touched.
+        kind: kind | KIND_ACCESSED,
+        ..segment
+    })
+}
+
+/// Makes what depends on several registers consistent, and refuses a change that the CPU would.
+/// Only what changed is judged: the rest is the guest's own.
+pub(super) fn settle(before: &RegisterFile, after: &mut RegisterFile) -> Result<(), WriteError> {
+    control_registers(&before.special, &mut after.special)?;
+    let old = &before.special;
+    let new = &after.special;
+    let refuse = |register, value, reason| {
+        Err(WriteError::State {
+            register,
+            value,
+            reason,
+        })
+    };
+    let vm = after.core.rflags & RFLAGS_VM;
+    if vm != before.core.rflags & RFLAGS_VM {
+        // The hidden parts of all segments differ between the two modes.
+        let reason = "only the guest itself can enter or leave virtual-8086 mode";
+        return refuse("eflags", after.core.rflags, reason);
+    }
+    if vm != 0 && new.cr0 & CR0_PE == 0 {
+        return refuse("cr0", new.cr0, "virtual-8086 mode needs protected mode");
+    }
+    if vm == 0 && new.cr0 & CR0_PE != 0 && (old.cs != new.cs || old.ss != new.ss) {
+        privilege(new)?;
+    }
+    if (old.cs, before.core.rip) != (new.cs, after.core.rip) {
+        let rip = after.core.rip;
+        let fits = if is_64_bit(new) {
+            is_canonical(rip, linear_width(new))
+        } else {
+            rip >> 32 == 0
+        };
+        if !fits {
+            return address("rip", rip);
+        }
+    }
+    for (register, was, is) in [
+        ("fs_base", old.fs.base, new.fs.base),
+        ("gs_base", old.gs.base, new.gs.base),
+        ("k_gs_base", before.kernel_gs_base, after.kernel_gs_base),
+    ] {
+        if was != is && !is_canonical(is, linear_width(new)) {
+            return address(register, is);
+        }
+    }
+    Ok(())
+}
+
+fn address(register: &'static str, value: u64) -> Result<(), WriteError> {
+    Err(WriteError::Address { register, value })
+}
+
+/// CR0, CR3, CR4 and EFER together (SDM 3A 2.5, 10.8.5; the same as KVM_SET_SREGS checks).
+fn control_registers(old: &SpecialRegisters, new: &mut SpecialRegisters) -> Result<(), WriteError> {
+    if (old.cr0, old.cr3, old.cr4, old.efer) == (new.cr0, new.cr3, new.cr4, new.efer) {
+        return Ok(());
+    }
+    let paging = new.cr0 & CR0_PG != 0;
+    let long = paging && new.efer & EFER_LME != 0;
+    // LMA is the CPU's answer, not a setting.
+    new.efer = if long {
+        new.efer | EFER_LMA
+    } else {
+        new.efer & !EFER_LMA
+    };
+    let was_long = old.efer & EFER_LMA != 0;
+    let state = |register, value, reason| {
+        Err(WriteError::State {
+            register,
+            value,
+            reason,
+        })
+    };
+    if paging && new.cr0 & CR0_PE == 0 {
+        return state("cr0", new.cr0, "PG needs PE");
+    }
+    if new.cr0 & CR0_NW != 0 && new.cr0 & CR0_CD == 0 {
+        return state("cr0", new.cr0, "NW needs CD");
+    }
+    if long && new.cr4 & CR4_PAE == 0 {
+        return state("cr4", new.cr4, "long mode needs PAE");
+    }
+    if long != was_long {
+        if paging && old.cr0 & CR0_PG != 0 {
+            return state("efer", new.efer, "LME changes only while paging is off");
+        }
+        if new.cs.long {
+            return state("cr0", new.cr0, "long mode starts and ends with CS.L clear");
+        }
+    }
+    if long && was_long && (old.cr4 ^ new.cr4) & CR4_LA57 != 0 {
+        return state("cr4", new.cr4, "LA57 changes only outside long mode");
+    }
+    if new.cr4 & CR4_PCIDE != 0 && !long {
+        return state("cr4", new.cr4, "PCIDE needs long mode");
+    }
+    if !long && new.cr3 >> 32 != 0 {
+        return state("cr3", new.cr3, "CR3 has 32 bits outside long mode");
+    }
+    Ok(())
+}
+
+/// One privilege level for CS and SS (SDM 3A 5.5; SDM 3C 27.3.1.2).
+fn privilege(new: &SpecialRegisters) -> Result<(), WriteError> {
+    let cpl = rpl_of(&new.cs);
+    let refuse = |register, segment: &Segment, reason| {
+        Err(WriteError::Selector {
+            register,
+            selector: segment.selector,
+            reason,
+        })
+    };
+    let conforming = new.cs.kind & KIND_CONFORMING != 0;
+    if new.cs.dpl != cpl && !(conforming && new.cs.dpl < cpl) {
+        return refuse("cs", &new.cs, "its descriptor has another privilege level");
+    }
+    if rpl_of(&new.ss) != cpl || new.ss.dpl != cpl {
+        let reason = "the privilege levels of CS and SS would differ";
+        return refuse("ss", &new.ss, reason);
+    }
+    Ok(())
+}
+
+fn is_64_bit(special: &SpecialRegisters) -> bool {
+    special.efer & EFER_LMA != 0 && special.cs.long
+}
+
+fn linear_width(special: &SpecialRegisters) -> u32 {
+    if special.cr4 & CR4_LA57 != 0 { 57 } else { 48 }
+}
+
+fn rpl_of(segment: &Segment) -> u8 {
+    rpl(segment.selector)
+}
+
+fn rpl(selector: u16) -> u8 {
+    u8::try_from(selector & SELECTOR_RPL).unwrap_or_default()
+}

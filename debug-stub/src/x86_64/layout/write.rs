@@ -1,0 +1,101 @@
+//! Writing: what is refused, and what comes along with a value.
+
+use super::table::Rule;
+use super::{RegisterId, WriteError, checks};
+use crate::GuestMemory;
+use crate::x86_64::RegisterFile;
+
+/// Sets one register.
+pub(super) fn write_one(
+    id: RegisterId,
+    registers: &mut RegisterFile,
+    memory: &impl GuestMemory,
+    value: &[u8],
+) -> Result<(), WriteError> {
+    let value = decode(id, value)?;
+    let mut after = registers.clone();
+    checks::store(id, &mut after, memory, value)?;
+    checks::settle(registers, &mut after)?;
+    *registers = after;
+    Ok(())
+}
+
+/// The data of a `G` packet: sets all registers, which must all be filled before.
+///
+/// Registers whose value the data does not change are not written, so that what GDB does not see
+/// of them stays. The values are judged together: a `G` may go from one mode to another. All or
+/// nothing: after an error `registers` is as it was.
+///
+/// # Errors
+/// If the length or a value is wrong; answer the client with an error.
+pub fn write_all(
+    registers: &mut RegisterFile,
+    memory: &impl GuestMemory,
+    data: &[u8],
+) -> Result<(), WriteError> {
+    if data.len() != RegisterId::TOTAL_BYTES {
+        return Err(WriteError::TotalLength {
+            expected: RegisterId::TOTAL_BYTES,
+            actual: data.len(),
+        });
+    }
+    let mut after = registers.clone();
+    for stage in Stage::ORDER {
+        let mut rest = data;
+        for id in RegisterId::all() {
+            let Some((bytes, tail)) = rest.split_at_checked(id.size_bytes()) else {
+                break;
+            };
+            rest = tail;
+            if Stage::of(id) != stage {
+                continue;
+            }
+            // Against what was there before: loading a selector changes a base in `after`.
+            let value = decode(id, bytes)?;
+            if id.value(registers) != value {
+                checks::store(id, &mut after, memory, value)?;
+            }
+        }
+    }
+    checks::settle(registers, &mut after)?;
+    *registers = after;
+    Ok(())
+}
+
+/// When a register of a `G` is stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// What decides the mode, and all that nothing depends on.
+    Mode,
+    /// Selectors: how they load depends on the mode.
+    Selectors,
+    /// Bases: a new one in the packet wins over that of the selector.
+    Bases,
+}
+
+impl Stage {
+    const ORDER: [Self; 3] = [Self::Mode, Self::Selectors, Self::Bases];
+
+    fn of(id: RegisterId) -> Self {
+        match id.row().rule {
+            Rule::Selector(..) => Self::Selectors,
+            Rule::Address => Self::Bases,
+            _ => Self::Mode,
+        }
+    }
+}
+
+fn decode(id: RegisterId, value: &[u8]) -> Result<u128, WriteError> {
+    let mut bytes = [0; 16];
+    match bytes.get_mut(..value.len()) {
+        Some(low) if value.len() == id.size_bytes() => low.copy_from_slice(value),
+        _ => {
+            return Err(WriteError::Length {
+                register: id.name(),
+                expected: id.size_bytes(),
+                actual: value.len(),
+            });
+        }
+    }
+    Ok(u128::from_le_bytes(bytes))
+}

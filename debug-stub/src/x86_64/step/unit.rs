@@ -1,0 +1,258 @@
+//! One instruction of a step: the state it begins with, and how to tell what became of it.
+
+use arrayvec::ArrayVec;
+
+use super::decode::{Decoded, Successor, decode};
+use super::frame::{self, Expected, Place};
+use super::machine::Machine;
+use super::{Mends, StepClass};
+use crate::GuestMemory;
+use crate::x86_64::bits::{RFLAGS_RF, RFLAGS_TF};
+
+/// A place where the instruction may leave a frame, and the TF that was there before.
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    place: Place,
+    tf_before: bool,
+}
+
+/// One instruction, before it is executed.
+#[derive(Clone, Debug)]
+pub(super) struct Unit {
+    pub(super) machine: Machine,
+    pub(super) decoded: Decoded,
+    watched: ArrayVec<Watched, 2>,
+    /// The state it begins with is a guess: the instruction before may have changed the flags.
+    guessed: bool,
+}
+
+/// What became of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// The guest's own TF now.
+    pub(super) guest_tf: bool,
+    /// The guest itself was stepping it, and it has completed.
+    pub(super) guest_trap: bool,
+    /// R11 must be this.
+    pub(super) r11: Option<u64>,
+}
+
+impl Outcome {
+    /// An event was delivered: that clears TF (SDM 3A 6.12.1.3), and no trap follows.
+    pub(super) const HANDLER: Self = Self {
+        guest_tf: false,
+        guest_trap: false,
+        r11: None,
+    };
+}
+
+impl Unit {
+    pub(super) fn new(machine: Machine, memory: &impl GuestMemory, guessed: bool) -> Self {
+        let watched = frame::candidates(&machine, memory)
+            .filter_map(|place| {
+                let tf_before = place.tf(&machine, memory)?;
+                Some(Watched { place, tf_before })
+            })
+            .take(2)
+            .collect();
+        Self {
+            machine,
+            decoded: decode(&machine, memory),
+            watched,
+            guessed,
+        }
+    }
+
+    pub(super) fn class(&self) -> StepClass {
+        self.decoded.class
+    }
+
+    /// RIP behind it.
+    pub(super) fn next(&self) -> u64 {
+        self.decoded.next
+    }
+
+    pub(super) fn may_stay(&self) -> bool {
+        let rip = self.machine.core.rip;
+        let selector = self.machine.special.cs.selector;
+        match self.decoded.class {
+            StepClass::RepeatString => return true,
+            // They leave traces: RCX = next RIP; another CS.
+            StepClass::SystemCall => return false,
+            _ => {}
+        }
+        match self.decoded.successor {
+            Successor::Next => false,
+            Successor::NextOr(target) => target == rip,
+            Successor::Only(target, cs) => target == rip && cs.is_none_or(|cs| cs == selector),
+            Successor::Anywhere => true,
+        }
+    }
+
+    /// Nothing has happened to the vCPU's registers. KVM sets and clears RF and TF as it steps.
+    pub(super) fn is_untouched(&self, after: &Machine) -> bool {
+        let ignore = |core: &crate::x86_64::CoreRegisters| crate::x86_64::CoreRegisters {
+            rflags: core.rflags & !(RFLAGS_TF | RFLAGS_RF),
+            ..*core
+        };
+        ignore(&self.machine.core) == ignore(&after.core)
+            && self.machine.special.cs == after.special.cs
+            && self.machine.special.ss == after.special.ss
+    }
+
+    /// RIP is where the instruction, completed, would leave it.
+    fn explains(&self, after: &Machine) -> bool {
+        let near = |target: u64| {
+            (after.core.rip ^ target) & self.machine.ip_mask() == 0
+                && after.special.cs.selector == self.machine.special.cs.selector
+        };
+        let next = near(self.decoded.next);
+        match self.decoded.successor {
+            Successor::Next => {
+                next || (self.class() == StepClass::RepeatString && near(self.machine.core.rip))
+            }
+            Successor::NextOr(target) => next || near(target),
+            Successor::Only(target, cs) => {
+                after.core.rip == target && cs.is_none_or(|cs| cs == after.special.cs.selector)
+            }
+            Successor::Anywhere => false,
+        }
+    }
+
+    /// What became of it, or `None` if RIP is nowhere that it could lead. `only` says whether it
+    /// is the step's only instruction, so that it may have led anywhere that is not known.
+    pub(super) fn outcome(
+        &self,
+        after: &Machine,
+        memory: &impl GuestMemory,
+        only: bool,
+        mends: &mut Mends,
+    ) -> Option<Outcome> {
+        let own = self.machine.core.rip;
+        // Events whose frame has the next RIP, for sure: a trap of the instruction itself, and
+        // what wakes it.
+        let traps = matches!(self.class(), StepClass::SoftwareInterrupt | StepClass::Halt);
+        let likely: &[u64] = if traps { &[own, self.next()] } else { &[own] };
+        if self.is_in_handler(after, memory, likely, mends) {
+            return Some(Outcome::HANDLER);
+        }
+        if self.explains(after) {
+            return Some(self.completed(after, memory, mends));
+        }
+        // An interrupt that entered right behind it. Not behind a call, which itself stores the
+        // next RIP: after PUSHF, that is how a handler is chained to.
+        if !self.decoded.call && self.is_in_handler(after, memory, &[self.next()], mends) {
+            return Some(Outcome::HANDLER);
+        }
+        if only && self.decoded.successor == Successor::Anywhere {
+            return Some(self.completed(after, memory, mends));
+        }
+        None
+    }
+
+    /// Whether the vCPU is at the first instruction of the handler of an event that interrupted
+    /// the stepped instruction; the saved TF is mended then.
+    fn is_in_handler(
+        &self,
+        after: &Machine,
+        memory: &impl GuestMemory,
+        ips: &[u64],
+        mends: &mut Mends,
+    ) -> bool {
+        // Delivery always moves the stack pointer, if only to another stack.
+        if after.core.rsp == self.machine.core.rsp
+            && after.special.cs.selector == self.machine.special.cs.selector
+        {
+            return false;
+        }
+        let expected = self.expected(ips);
+        let Some(place) = frame::at_top_of_stack(&self.machine, after)
+            .find(|place| place.matches(after, memory, &expected))
+        else {
+            return false;
+        };
+        mends.add(place.mend(after, memory, self.machine.tf()));
+        true
+    }
+
+    fn expected<'a>(&'a self, ips: &'a [u64]) -> Expected<'a> {
+        Expected {
+            machine: &self.machine,
+            ips,
+            class: self.class(),
+            loose: self.guessed,
+        }
+    }
+
+    /// Frames that a handler which ran inside the step, to its end or not, was entered through:
+    /// TF was clear there before and is set now.
+    pub(super) fn mend_passed_frames(
+        &self,
+        after: &Machine,
+        memory: &impl GuestMemory,
+        mends: &mut Mends,
+    ) {
+        if self.machine.tf() {
+            return;
+        }
+        let ips = [self.machine.core.rip, self.next()];
+        let expected = self.expected(&ips);
+        for watched in &self.watched {
+            if watched.tf_before || watched.place.tf(after, memory) != Some(true) {
+                continue;
+            }
+            if watched.place.matches(after, memory, &expected) {
+                mends.add(watched.place.mend(after, memory, false));
+            }
+        }
+    }
+
+    /// The instruction has completed.
+    fn completed(&self, after: &Machine, memory: &impl GuestMemory, mends: &mut Mends) -> Outcome {
+        let own_tf = self.machine.tf();
+        let mut outcome = Outcome {
+            guest_tf: own_tf,
+            guest_trap: own_tf,
+            r11: None,
+        };
+        match self.class() {
+            StepClass::PushFlags => {
+                // Only if it has really pushed.
+                let size = self.decoded.image_size;
+                let moved = self.machine.core.rsp.wrapping_sub(after.core.rsp);
+                if (moved ^ size) & self.machine.sp_mask() == 0 {
+                    mends.add(frame::mend(after, memory, after.stack_address(1), own_tf));
+                }
+            }
+            StepClass::PopFlags | StepClass::InterruptReturn | StepClass::SystemReturn => {
+                outcome.guest_tf = self.decoded.loaded_tf.unwrap_or(own_tf);
+            }
+            StepClass::SystemCall => {
+                // The kernel's entry runs with TF as IA32_FMASK leaves it: every system masks it.
+                // At privilege level 3 again, SYSRET has restored it.
+                let returned = after.cpl() == 3 && self.machine.cpl() == 3;
+                outcome.guest_tf = own_tf && returned;
+                outcome.guest_trap = outcome.guest_tf;
+                outcome.r11 = self.system_call_r11(after);
+            }
+            // Its delivery has cleared TF; there is no trap (SDM 3B 18.3.1.4).
+            StepClass::SoftwareInterrupt => outcome.guest_trap = false,
+            // Traps are blocked until after the next instruction (SDM 3A 7.8.3).
+            StepClass::LoadStackSegment => outcome.guest_trap = false,
+            _ => {}
+        }
+        outcome
+    }
+
+    /// SYSCALL has put the next RIP into RCX and RFLAGS, without RF, into R11 (SDM 2 "SYSCALL").
+    fn system_call_r11(&self, after: &Machine) -> Option<u64> {
+        let ignored = RFLAGS_TF | RFLAGS_RF;
+        let stored = after.core.rcx == self.next()
+            && (after.core.r11 ^ self.machine.core.rflags) & !ignored == 0;
+        if !stored {
+            return None;
+        }
+        let right = (after.core.r11 & !RFLAGS_TF) | (self.machine.core.rflags & RFLAGS_TF);
+        (right != after.core.r11).then_some(right)
+    }
+}

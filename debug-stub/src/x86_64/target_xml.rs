@@ -1,0 +1,264 @@
+//! The target description, generated from the register table.
+//!
+//! One feature `org.gnu.gdb.i386.core` with all 66 registers, as QEMU has it: a description whose
+//! core feature lacks a register that GDB requires is rejected outright (GDB manual, "i386
+//! Features" and "Target Description Format").
+
+use core::fmt::Write as _;
+
+use super::layout::{Kind, TABLE};
+
+/// `target.xml`, complete: it includes no other annex.
+#[must_use]
+pub fn target_xml() -> String {
+    let mut xml = String::from(
+        "<?xml version=\"1.0\"?>\n<!DOCTYPE target SYSTEM \"gdb-target.dtd\">\n\
+         <target version=\"1.0\">\n<architecture>i386:x86-64</architecture>\n\
+         <feature name=\"org.gnu.gdb.i386.core\">\n",
+    );
+    for flags in &FLAGS {
+        flags_type(&mut xml, flags);
+    }
+    vector_types(&mut xml);
+    for row in &TABLE {
+        let bits = row.kind.bytes() * 8;
+        let (kind, group) = gdb_type(row.kind);
+        line(
+            &mut xml,
+            format_args!(
+                "<reg name=\"{}\" bitsize=\"{bits}\" type=\"{kind}\"{group}/>",
+                row.name
+            ),
+        );
+    }
+    xml.push_str("</feature>\n</target>\n");
+    xml
+}
+
+fn line(xml: &mut String, text: core::fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(xml, "{text}");
+}
+
+/// GDB's type, and its register group where the type does not imply it.
+fn gdb_type(kind: Kind) -> (&'static str, &'static str) {
+    match kind {
+        Kind::Int64 => ("int64", ""),
+        Kind::Int32 => ("int32", ""),
+        Kind::DataPointer => ("data_ptr", ""),
+        Kind::CodePointer => ("code_ptr", ""),
+        Kind::Eflags => (EFLAGS.id, ""),
+        Kind::Cr0 => (CR0.id, ""),
+        Kind::Cr3 => (CR3.id, ""),
+        Kind::Cr4 => (CR4.id, ""),
+        Kind::Efer => (EFER.id, ""),
+        Kind::Extended => ("i387_ext", ""),
+        Kind::X87Control => ("int", " group=\"float\""),
+        Kind::Vector => ("vec128", ""),
+        Kind::Mxcsr => (MXCSR.id, " group=\"vector\""),
+    }
+}
+
+/// A register that GDB shows bit by bit.
+struct Flags {
+    id: &'static str,
+    size_bytes: usize,
+    /// Name, lowest bit, highest bit.
+    fields: &'static [(&'static str, u8, u8)],
+}
+
+fn flags_type(xml: &mut String, flags: &Flags) {
+    let Flags {
+        id,
+        size_bytes,
+        fields,
+    } = flags;
+    line(
+        xml,
+        format_args!("<flags id=\"{id}\" size=\"{size_bytes}\">"),
+    );
+    for (name, start, end) in *fields {
+        line(
+            xml,
+            format_args!("<field name=\"{name}\" start=\"{start}\" end=\"{end}\"/>"),
+        );
+    }
+    xml.push_str("</flags>\n");
+}
+
+fn vector_types(xml: &mut String) {
+    for (id, element, count) in VECTORS {
+        line(
+            xml,
+            format_args!("<vector id=\"{id}\" type=\"{element}\" count=\"{count}\"/>"),
+        );
+    }
+    xml.push_str("<union id=\"vec128\">\n");
+    for (field, kind) in VECTOR_VIEWS {
+        line(
+            xml,
+            format_args!("<field name=\"{field}\" type=\"{kind}\"/>"),
+        );
+    }
+    xml.push_str("</union>\n");
+}
+
+const FLAGS: [Flags; 6] = [EFLAGS, CR0, CR3, CR4, EFER, MXCSR];
+
+/// SDM 1 3.4.3.
+const EFLAGS: Flags = Flags {
+    id: "x64_eflags",
+    size_bytes: 4,
+    fields: &[
+        ("CF", 0, 0),
+        ("", 1, 1),
+        ("PF", 2, 2),
+        ("", 3, 3),
+        ("AF", 4, 4),
+        ("", 5, 5),
+        ("ZF", 6, 6),
+        ("SF", 7, 7),
+        ("TF", 8, 8),
+        ("IF", 9, 9),
+        ("DF", 10, 10),
+        ("OF", 11, 11),
+        ("IOPL", 12, 13),
+        ("NT", 14, 14),
+        ("", 15, 15),
+        ("RF", 16, 16),
+        ("VM", 17, 17),
+        ("AC", 18, 18),
+        ("VIF", 19, 19),
+        ("VIP", 20, 20),
+        ("ID", 21, 21),
+        ("", 22, 31),
+    ],
+};
+
+/// SDM 3A 2.5.
+const CR0: Flags = Flags {
+    id: "x64_cr0",
+    size_bytes: 8,
+    fields: &[
+        ("PE", 0, 0),
+        ("MP", 1, 1),
+        ("EM", 2, 2),
+        ("TS", 3, 3),
+        ("ET", 4, 4),
+        ("NE", 5, 5),
+        ("WP", 16, 16),
+        ("AM", 18, 18),
+        ("NW", 29, 29),
+        ("CD", 30, 30),
+        ("PG", 31, 31),
+    ],
+};
+
+/// SDM 3A 2.5, with CR4.PCIDE set.
+const CR3: Flags = Flags {
+    id: "x64_cr3",
+    size_bytes: 8,
+    fields: &[("PCID", 0, 11), ("PDBR", 12, 63)],
+};
+
+/// SDM 3A 2.5.
+const CR4: Flags = Flags {
+    id: "x64_cr4",
+    size_bytes: 8,
+    fields: &[
+        ("VME", 0, 0),
+        ("PVI", 1, 1),
+        ("TSD", 2, 2),
+        ("DE", 3, 3),
+        ("PSE", 4, 4),
+        ("PAE", 5, 5),
+        ("MCE", 6, 6),
+        ("PGE", 7, 7),
+        ("PCE", 8, 8),
+        ("OSFXSR", 9, 9),
+        ("OSXMMEXCPT", 10, 10),
+        ("UMIP", 11, 11),
+        ("LA57", 12, 12),
+        ("VMXE", 13, 13),
+        ("SMXE", 14, 14),
+        ("FSGSBASE", 16, 16),
+        ("PCIDE", 17, 17),
+        ("OSXSAVE", 18, 18),
+        ("SMEP", 20, 20),
+        ("SMAP", 21, 21),
+        ("PKE", 22, 22),
+        ("CET", 23, 23),
+        ("PKS", 24, 24),
+        ("UINTR", 25, 25),
+        ("LASS", 27, 27),
+        ("LAM_SUP", 28, 28),
+        ("FRED", 32, 32),
+    ],
+};
+
+/// SDM 4 table 2-2, APM 2 3.1.7.
+const EFER: Flags = Flags {
+    id: "x64_efer",
+    size_bytes: 8,
+    fields: &[
+        ("SCE", 0, 0),
+        ("LME", 8, 8),
+        ("LMA", 10, 10),
+        ("NXE", 11, 11),
+        ("SVME", 12, 12),
+        ("LMSLE", 13, 13),
+        ("FFXSR", 14, 14),
+        ("TCE", 15, 15),
+        ("MCOMMIT", 17, 17),
+        ("INTWB", 18, 18),
+        ("UAIE", 20, 20),
+        ("AIBRSE", 21, 21),
+    ],
+};
+
+/// SDM 1 10.2.3.
+const MXCSR: Flags = Flags {
+    id: "x64_mxcsr",
+    size_bytes: 4,
+    fields: &[
+        ("IE", 0, 0),
+        ("DE", 1, 1),
+        ("ZE", 2, 2),
+        ("OE", 3, 3),
+        ("UE", 4, 4),
+        ("PE", 5, 5),
+        ("DAZ", 6, 6),
+        ("IM", 7, 7),
+        ("DM", 8, 8),
+        ("ZM", 9, 9),
+        ("OM", 10, 10),
+        ("UM", 11, 11),
+        ("PM", 12, 12),
+        ("RC", 13, 14),
+        ("FZ", 15, 15),
+    ],
+};
+
+/// Type, element, how many of them.
+const VECTORS: [(&str, &str, u8); 6] = [
+    ("v4f", "ieee_single", 4),
+    ("v2d", "ieee_double", 2),
+    ("v16i8", "int8", 16),
+    ("v8i16", "int16", 8),
+    ("v4i32", "int32", 4),
+    ("v2i64", "int64", 2),
+];
+
+/// The names under which GDB shows an XMM register: QEMU's, which scripts use.
+const VECTOR_VIEWS: [(&str, &str); 7] = [
+    ("v4_float", "v4f"),
+    ("v2_double", "v2d"),
+    ("v16_int8", "v16i8"),
+    ("v8_int16", "v8i16"),
+    ("v4_int32", "v4i32"),
+    ("v2_int64", "v2i64"),
+    ("uint128", "uint128"),
+];
+
+#[cfg(test)]
+mod tests;
