@@ -15,7 +15,7 @@ use crate::{Gsi, MsiMessage};
 /// The VM cannot have KVM's chips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CreateError {
-    /// `KVM_CREATE_IRQCHIP`. `EEXIST`: the VM has chips, or vCPUs already.
+    /// `KVM_CREATE_IRQCHIP`. `EEXIST`: the VM has chips already. `EINVAL`: it has vCPUs already.
     #[error("KVM_CREATE_IRQCHIP (create it once, before the first vCPU)")]
     Irqchip(#[source] kvm_ioctls::Error),
     /// `KVM_CREATE_PIT2`.

@@ -1,0 +1,222 @@
+//! A real-mode guest of a few bytes: it counts in a loop, and each interrupt handler appends its
+//! vector to a log. No local-APIC access from inside: real mode does not reach it, so the tests
+//! play EOI from outside.
+
+use intr_controller::kvm::{KernelIrqchip, MsiOutcome, Observation, VcpuInterrupts};
+use intr_controller::{HostMask, MsiMessage, Vector};
+use kvm_bindings::{
+    KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_IRQCHIP_PIC_MASTER,
+    kvm_guest_debug, kvm_irqchip, kvm_lapic_state, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+/// Bytes of guest memory, from address 0.
+const MEMORY: usize = 0x1_0000;
+/// The loop: INC AX; JMP back.
+pub(crate) const LOOP: u64 = 0x1000;
+const LOOP_CODE: [u8; 3] = [0x40, 0xeb, 0xfd];
+const HANDLERS: u64 = 0x2000;
+const HANDLER_SIZE: u64 = 16;
+const LOG: u64 = 0x600;
+const STACK: u64 = 0x8000;
+/// RFLAGS: the fixed bit, and IF.
+pub(crate) const FLAGS: u64 = 0x2;
+pub(crate) const FLAGS_IF: u64 = 0x202;
+/// Where the tests map the 8259A's eight inputs.
+pub(crate) const PIC_BASE: u8 = 0x70;
+
+/// Whether this is the build machines' software KVM.
+pub(crate) fn is_pvm() -> bool {
+    std::path::Path::new("/sys/module/kvm_pvm").exists()
+}
+
+pub(crate) fn vector(number: u8) -> Vector {
+    Vector::new(number).unwrap()
+}
+
+pub(crate) struct Guest {
+    pub(crate) vcpu: VcpuFd,
+    pub(crate) chip: KernelIrqchip<VmFd>,
+    pub(crate) interrupts: VcpuInterrupts,
+    /// What the VMM's composer of `kvm_guest_debug` would keep.
+    block_irq: bool,
+    memory: GuestMemoryMmap,
+}
+
+impl Guest {
+    /// A guest in its loop, with these RFLAGS.
+    pub(crate) fn new(rflags: u64) -> Self {
+        // A guest that blocks for ever ends the test with a message rather than hang it.
+        // SAFETY: `alarm` has no preconditions.
+        unsafe { libc::alarm(240) };
+        let vm = Kvm::new().unwrap().create_vm().unwrap();
+        // Three pages that the guest does not use: kvm_intel needs them in real mode.
+        vm.set_tss_address(0xfffb_d000).unwrap();
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: MEMORY as u64,
+            userspace_addr: memory.get_host_address(GuestAddress(0)).unwrap() as u64,
+        };
+        // SAFETY:
+        // - the range is a mapping of `MEMORY` bytes;
+        // - `Guest` keeps it until the VM is closed (fields drop in order, `memory` last).
+        unsafe { vm.set_user_memory_region(region) }.unwrap();
+        let chip = KernelIrqchip::new(vm).unwrap();
+        let vcpu = chip.vm().create_vcpu(0).unwrap();
+
+        memory.write_slice(&LOOP_CODE, GuestAddress(LOOP)).unwrap();
+        for number in 0..=u8::MAX {
+            let address = HANDLERS + HANDLER_SIZE * u64::from(number);
+            // MOV BYTE [DI], number; INC DI.
+            let mut code = vec![0xc6, 0x05, number, 0x47];
+            if number & 0xf8 == PIC_BASE {
+                // PUSH AX; MOV AL, 20h; OUT 20h, AL; POP AX: non-specific EOI to the 8259A.
+                code.extend([0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58]);
+            }
+            code.push(0xcf); // IRET
+            memory.write_slice(&code, GuestAddress(address)).unwrap();
+            let gate = u32::try_from(address).unwrap();
+            memory
+                .write_obj(gate, GuestAddress(4 * u64::from(number)))
+                .unwrap();
+        }
+
+        let mut sregs = vcpu.get_sregs().unwrap();
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        vcpu.set_sregs(&sregs).unwrap();
+        let mut regs = vcpu.get_regs().unwrap();
+        regs.rip = LOOP;
+        regs.rflags = rflags;
+        regs.rsp = STACK;
+        regs.rdi = LOG;
+        vcpu.set_regs(&regs).unwrap();
+
+        let guest = Self {
+            vcpu,
+            chip,
+            interrupts: VcpuInterrupts::new(),
+            block_irq: false,
+            memory,
+        };
+        // As firmware leaves it: the APIC enabled by software.
+        guest.edit_lapic(|page| put(page, 0x0f0, 0x1ff));
+        guest
+    }
+
+    /// What the VMM does with the answer of a hold or a release.
+    pub(crate) fn apply(&mut self, mask: HostMask) {
+        match mask {
+            HostMask::Unchanged => {}
+            HostMask::Set => self.block_irq = true,
+            HostMask::Clear => self.block_irq = false,
+        }
+    }
+
+    pub(crate) fn hold(&mut self) {
+        let mask = self.interrupts.hold();
+        self.apply(mask);
+    }
+
+    pub(crate) fn release(&mut self) {
+        let mask = self.interrupts.release().unwrap();
+        self.apply(mask);
+    }
+
+    pub(crate) fn observe(&self) -> Observation {
+        self.interrupts.observe(&self.vcpu, &self.chip).unwrap()
+    }
+
+    /// Steps. Returns how many of the steps ended outside the loop.
+    pub(crate) fn step(&mut self, steps: usize) -> usize {
+        let mut control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+        if self.block_irq {
+            control |= KVM_GUESTDBG_BLOCKIRQ;
+        }
+        let debug = kvm_guest_debug {
+            control,
+            ..Default::default()
+        };
+        let mut outside = 0;
+        for _ in 0..steps {
+            self.vcpu.set_guest_debug(&debug).unwrap();
+            match self.vcpu.run().unwrap() {
+                VcpuExit::Debug(debug) => {
+                    let end = LOOP + LOOP_CODE.len() as u64;
+                    outside += usize::from(!(LOOP..end).contains(&debug.pc));
+                }
+                other => panic!("a step ended with {other:?}"),
+            }
+        }
+        outside
+    }
+
+    /// The vectors whose handlers ran, in order.
+    pub(crate) fn log(&self) -> Vec<u8> {
+        let regs = self.vcpu.get_regs().unwrap();
+        let mut log = vec![0; usize::try_from(regs.rdi - LOG).unwrap()];
+        self.memory.read_slice(&mut log, GuestAddress(LOG)).unwrap();
+        log
+    }
+
+    /// An edge-triggered fixed interrupt to the vCPU with APIC id 0.
+    pub(crate) fn msi(&self, number: u8) {
+        let message = MsiMessage {
+            address: 0xfee0_0000,
+            data: number.into(),
+        };
+        assert_eq!(self.chip.signal_msi(message).unwrap(), MsiOutcome::Accepted);
+    }
+
+    pub(crate) fn set_flags(&self, rflags: u64) {
+        let mut regs = self.vcpu.get_regs().unwrap();
+        regs.rflags = rflags;
+        self.vcpu.set_regs(&regs).unwrap();
+    }
+
+    pub(crate) fn set_mp_state(&self, mp_state: u32) {
+        self.vcpu
+            .set_mp_state(kvm_bindings::kvm_mp_state { mp_state })
+            .unwrap();
+    }
+
+    /// Writes registers of the local APIC. Keeps what is pending, since nothing arrives meanwhile.
+    pub(crate) fn edit_lapic(&self, edit: impl FnOnce(&mut kvm_lapic_state)) {
+        let mut page = self.vcpu.get_lapic().unwrap();
+        edit(&mut page);
+        self.vcpu.set_lapic(&page).unwrap();
+    }
+
+    /// Programs the 8259A's vector base, and LINT0 to pass its INTR on.
+    pub(crate) fn enable_pic(&self) {
+        let mut chip = kvm_irqchip {
+            chip_id: KVM_IRQCHIP_PIC_MASTER,
+            ..Default::default()
+        };
+        self.chip.vm().get_irqchip(&mut chip).unwrap();
+        chip.chip.pic.irq_base = PIC_BASE;
+        self.chip.vm().set_irqchip(&chip).unwrap();
+        self.edit_lapic(|page| put(page, 0x350, 0x700));
+    }
+}
+
+pub(crate) fn put(page: &mut kvm_lapic_state, offset: usize, value: u32) {
+    for (register, byte) in page.regs[offset..].iter_mut().zip(value.to_le_bytes()) {
+        *register = i8::from_ne_bytes([byte]);
+    }
+}
+
+/// Sets the in-service register: what an EOI leaves, or a handler that runs.
+pub(crate) fn set_in_service(page: &mut kvm_lapic_state, number: Option<u8>) {
+    for register in 0..8 {
+        let value = match number {
+            Some(number) if number / 32 == register => 1 << (number % 32),
+            _ => 0,
+        };
+        put(page, 0x100 + 0x10 * usize::from(register), value);
+    }
+}
