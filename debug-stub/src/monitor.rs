@@ -1,0 +1,97 @@
+//! `monitor` commands: text in, text out.
+
+use std::fmt::Write as _;
+
+use vcpu_caps::{Capability, VcpuId};
+
+use crate::guest::Guest;
+use crate::host::Host;
+
+const HELP: &str = "\
+monitor help         this text
+monitor caps         what the host can do for the debugger, how, and why not
+monitor mask on      steps hold hardware interrupts back (mask_hwintr); the default if possible
+monitor mask off     interrupts enter stepped vCPUs
+monitor mask status  which is in force, and what waits
+";
+
+/// Answers a command.
+pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    let mut text = match words.as_slice() {
+        [] | ["help"] => HELP.to_owned(),
+        ["caps"] => guest.config.plan.to_string(),
+        ["mask", "on"] => set_mask(guest, true),
+        ["mask", "off"] => set_mask(guest, false),
+        ["mask", "status"] | ["mask"] => mask_status(guest),
+        _ => {
+            let command: String = command.chars().take(80).collect();
+            format!(
+                "unknown command \"{}\"; monitor help lists those there are",
+                command.escape_debug()
+            )
+        }
+    };
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    // What could not be said when it happened.
+    text + &guest.notices.take()
+}
+
+fn set_mask<H: Host>(guest: &mut Guest<H>, mask: bool) -> String {
+    if guest.step_bits.set_mask(mask) {
+        policy(guest)
+    } else {
+        format!("refused: {}", why_not(guest))
+    }
+}
+
+fn policy<H: Host>(guest: &Guest<H>) -> String {
+    let provided = match guest.config.plan.way(Capability::MaskHwintr) {
+        Some(way) => format!("provided by: {way}"),
+        None => why_not(guest),
+    };
+    if guest.step_bits.masks() {
+        format!("steps hold mask_hwintr until the vCPU is continued ({provided})")
+    } else {
+        format!("steps do not mask: interrupts enter stepped vCPUs ({provided})")
+    }
+}
+
+fn why_not<H: Host>(guest: &Guest<H>) -> String {
+    let mut text = String::from("mask_hwintr is not available here");
+    let entry = guest.config.plan.entry(Capability::MaskHwintr);
+    for passed in entry.iter().flat_map(|entry| &entry.passed_over) {
+        // Writing to a String does not fail.
+        let _ = write!(text, "; not {}: {}", passed.way, passed.reason);
+    }
+    text
+}
+
+fn mask_status<H: Host>(guest: &mut Guest<H>) -> String {
+    let mut text = policy(guest);
+    for index in 0..guest.host.vcpu_count() {
+        let vcpu = VcpuId(index);
+        let interrupts = guest.host.interrupts(vcpu);
+        let state = if interrupts.masked {
+            "masked"
+        } else {
+            "not masked"
+        };
+        let _ = write!(text, "\n{vcpu}: {state}, pending:");
+        for vector in &interrupts.pending {
+            let _ = write!(text, " {vector:#04x}");
+        }
+        if interrupts.nmi_pending {
+            text.push_str(" NMI");
+        }
+        if interrupts.pending.is_empty() && !interrupts.nmi_pending {
+            text.push_str(" none");
+        }
+        if !interrupts.blocked.is_empty() {
+            let _ = write!(text, "; blocked: {}", interrupts.blocked);
+        }
+    }
+    text
+}
