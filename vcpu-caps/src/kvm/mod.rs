@@ -3,7 +3,9 @@
 mod control;
 mod open;
 mod probe;
+mod verify;
 
 pub use control::{GuestDebugControl, SetGuestDebugError, apply_pending};
 pub use open::{OpenError, open, open_at};
 pub use probe::probe;
+pub use verify::{VerifyError, verify};

@@ -1,0 +1,39 @@
+//! What this host can do for a vCPU, and how a debugger would have it.
+//!
+//! `cargo run -p vcpu-caps --features serde --example report`
+
+use std::error::Error;
+use std::time::Instant;
+
+use vcpu_caps::{Profile, kvm, negotiate};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let kvm = kvm::open()?;
+    let begin = Instant::now();
+    let mut report = kvm::probe(&kvm);
+    let probed = Instant::now();
+    kvm::verify(&kvm, &mut report)?;
+    let verified = Instant::now();
+    println!("{report}\n");
+
+    // A refusal still carries a plan without what is missing.
+    let plan = match negotiate(&report, &Profile::debugger()) {
+        Ok(plan) => plan,
+        Err(refusal) => {
+            println!("{refusal}\n");
+            refusal.into_plan()
+        }
+    };
+    println!("{plan}\n");
+    #[cfg(feature = "serde")]
+    {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        println!("{}", serde_json::to_string_pretty(&plan)?);
+    }
+    println!(
+        "probed in {:?}, verified in {:?}",
+        probed - begin,
+        verified - probed
+    );
+    Ok(())
+}

@@ -1,0 +1,405 @@
+//! A throw-away VM, and vCPUs in real mode that run a few instructions.
+
+use core::fmt;
+use std::borrow::Cow;
+use std::format;
+use std::string::String;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MP_STATE_RUNNABLE, kvm_enable_cap, kvm_mp_state, kvm_regs,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use super::VerifyError;
+use super::deadline::Deadline;
+use crate::applied::Rearm;
+use crate::guest_debug::{DebugIntent, GuestDebug};
+use crate::kvm::control::GuestDebugControl;
+use crate::way::IrqchipMode;
+
+/// Where a program begins.
+pub(super) const CODE: u16 = 0x1000;
+/// Where a program's interrupt handler is.
+pub(super) const HANDLER: u16 = 0x1800;
+/// A word that programs read and write.
+pub(super) const DATA: u16 = 0x3000;
+/// The stack grows down from here.
+pub(super) const STACK: u16 = 0x8000;
+/// How many steps may execute nothing before it is a failure.
+const SPURIOUS_STEPS: u32 = 8;
+/// All of a machine's memory: the interrupt vector table, code, data and stack.
+const MEMORY: usize = 0x1_0000;
+/// Where VMX keeps its task-state segment for real mode on CPUs that cannot run it themselves
+/// (api.rst, `KVM_SET_TSS_ADDR`): three pages below 4 GiB that hold no memory.
+const TSS: usize = 0xfffb_d000;
+
+/// What ends a case before it has shown that the ability works.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// It was seen not to work.
+    Fails(Cow<'static, str>),
+    /// Nothing was learnt.
+    Unclear(Cow<'static, str>),
+}
+
+impl Stop {
+    /// The guest did something other than it should.
+    pub(super) fn fails(what: impl Into<Cow<'static, str>>) -> Self {
+        Self::Fails(what.into())
+    }
+}
+
+/// Turns a refused call into the end of a case.
+pub(super) fn refused(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Stop {
+    move |error| Stop::Fails(format!("{call}: {error}").into())
+}
+
+/// How a `KVM_RUN` ended, as owned data.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    Debug {
+        exception: u32,
+        pc: u64,
+        dr6: u64,
+    },
+    Out(u16),
+    Hlt,
+    IrqWindowOpen,
+    Rdmsr(u32),
+    /// `EINTR`, and time had not run out.
+    Interrupted,
+    Other(String),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Debug { exception, pc, dr6 } => write!(
+                f,
+                "KVM_EXIT_DEBUG exception {exception} at {pc:#x} with DR6 {dr6:#x}"
+            ),
+            Self::Out(port) => write!(f, "KVM_EXIT_IO at port {port:#x}"),
+            Self::Hlt => f.write_str("KVM_EXIT_HLT"),
+            Self::IrqWindowOpen => f.write_str("KVM_EXIT_IRQ_WINDOW_OPEN"),
+            Self::Rdmsr(index) => write!(f, "KVM_EXIT_X86_RDMSR of {index:#x}"),
+            Self::Interrupted => f.write_str("EINTR"),
+            Self::Other(what) => f.write_str(what),
+        }
+    }
+}
+
+/// A throw-away VM. It and its vCPUs are gone when it is dropped.
+#[derive(Debug)]
+pub(super) struct Machine<'a> {
+    // Before the memory: the VM lets go of it first.
+    pub(super) vm: VmFd,
+    memory: GuestMemoryMmap,
+    irqchip: IrqchipMode,
+    next_vcpu: u8,
+    clock: &'a Clock,
+}
+
+/// The time that verification may take.
+#[derive(Debug)]
+pub(super) struct Clock {
+    deadline: Deadline,
+    end: Instant,
+}
+
+impl Clock {
+    /// How long one `KVM_RUN` may take. The longest takes 2 ms on the slowest KVM known.
+    const ONE_RUN: Duration = Duration::from_millis(500);
+    /// How long all of them may take.
+    const ALL: Duration = Duration::from_secs(5);
+
+    pub(super) fn start() -> Result<Self, VerifyError> {
+        Ok(Self {
+            deadline: Deadline::new().map_err(|source| VerifyError {
+                call: "timer_create",
+                source,
+            })?,
+            end: now() + Self::ALL,
+        })
+    }
+
+    fn left(&self) -> Duration {
+        self.end.saturating_duration_since(now()).min(Self::ONE_RUN)
+    }
+}
+
+fn now() -> Instant {
+    Instant::now()
+}
+
+impl<'a> Machine<'a> {
+    /// A VM with 64 KiB of memory, and with the local APICs in the kernel unless `irqchip` is
+    /// [`IrqchipMode::User`].
+    pub(super) fn new(
+        kvm: &Kvm,
+        irqchip: IrqchipMode,
+        clock: &'a Clock,
+    ) -> Result<Self, VerifyError> {
+        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        vm.set_tss_address(TSS)
+            .map_err(failed("KVM_SET_TSS_ADDR"))?;
+        match irqchip {
+            IrqchipMode::Kernel => vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?,
+            IrqchipMode::Split => {
+                let mut capability = kvm_enable_cap {
+                    cap: KVM_CAP_SPLIT_IRQCHIP,
+                    ..Default::default()
+                };
+                // How many routes are kept for the IOAPIC.
+                capability.args = [24, 0, 0, 0];
+                vm.enable_cap(&capability)
+                    .map_err(failed("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
+            }
+            IrqchipMode::User => {}
+        }
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
+            .map_err(|_| failed("mmap")(kvm_ioctls::Error::new(libc::ENOMEM)))?;
+        let address = memory
+            .get_host_address(GuestAddress(0))
+            .map_err(|_| failed("mmap")(kvm_ioctls::Error::new(libc::EFAULT)))?;
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            guest_phys_addr: 0,
+            memory_size: MEMORY as u64,
+            userspace_addr: address as u64,
+            flags: 0,
+        };
+        map(&vm, region).map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+        Ok(Self {
+            vm,
+            memory,
+            irqchip,
+            next_vcpu: 0,
+            clock,
+        })
+    }
+
+    /// A fresh vCPU in real mode about to run `program`, with `handler` at interrupt `vector`.
+    ///
+    /// A vCPU for each case leaves nothing behind for the next: no pending exception, I/O or
+    /// debug state.
+    pub(super) fn vcpu(
+        &mut self,
+        program: &[u8],
+        handler: Option<(u8, &[u8])>,
+    ) -> Result<Guest<'_>, Stop> {
+        let id = self.next_vcpu;
+        self.next_vcpu = id.wrapping_add(1);
+        self.write(CODE, program)?;
+        if let Some((vector, code)) = handler {
+            self.handle(vector, HANDLER, code)?;
+        }
+        self.write(DATA, &[0; 64])?;
+        self.write(STACK - 64, &[0; 64])?;
+
+        let vcpu = self
+            .vm
+            .create_vcpu(u64::from(id))
+            .map_err(refused("KVM_CREATE_VCPU"))?;
+        self.clock
+            .deadline
+            .guard(&vcpu)
+            .map_err(refused("KVM_SET_SIGNAL_MASK"))?;
+        let mut sregs = vcpu.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+        // All other segments are at 0 after a reset (SDM 3A table 11-1).
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        vcpu.set_sregs(&sregs).map_err(refused("KVM_SET_SREGS"))?;
+        vcpu.set_regs(&kvm_regs {
+            rip: u64::from(CODE),
+            rsp: u64::from(STACK),
+            // Bit 1 is always set.
+            rflags: 2,
+            ..Default::default()
+        })
+        .map_err(refused("KVM_SET_REGS"))?;
+        if self.irqchip != IrqchipMode::User {
+            // All but the first wait for INIT otherwise.
+            vcpu.set_mp_state(kvm_mp_state {
+                mp_state: KVM_MP_STATE_RUNNABLE,
+            })
+            .map_err(refused("KVM_SET_MP_STATE"))?;
+        }
+        Ok(Guest {
+            vcpu,
+            id,
+            debug: GuestDebugControl::new(),
+            machine: self,
+        })
+    }
+
+    /// Puts `code` at `address` and points interrupt `vector` at it (SDM 3A 21.1.4: four bytes
+    /// each, offset then segment).
+    pub(super) fn handle(&self, vector: u8, address: u16, code: &[u8]) -> Result<(), Stop> {
+        self.write(address, code)?;
+        let [low, high] = address.to_le_bytes();
+        self.write(u16::from(vector) * 4, &[low, high, 0, 0])
+    }
+
+    fn write(&self, address: u16, bytes: &[u8]) -> Result<(), Stop> {
+        self.memory
+            .write_slice(bytes, GuestAddress(u64::from(address)))
+            .map_err(|error| Stop::Unclear(format!("guest memory: {error}").into()))
+    }
+}
+
+/// One vCPU of a throw-away VM.
+#[derive(Debug)]
+pub(super) struct Guest<'a> {
+    pub(super) vcpu: VcpuFd,
+    /// Also its APIC id.
+    pub(super) id: u8,
+    debug: GuestDebugControl,
+    machine: &'a Machine<'a>,
+}
+
+impl Guest<'_> {
+    /// The VM it is in.
+    pub(super) fn vm(&self) -> &VmFd {
+        &self.machine.vm
+    }
+
+    /// Sets the debug state, in any case.
+    pub(super) fn debug(&mut self, intent: &DebugIntent) -> Result<(), Stop> {
+        self.debug
+            .apply(&self.vcpu, &GuestDebug::compose(intent), Rearm::Always)
+            .map(|_| ())
+            .map_err(|error| Stop::Fails(format!("{error}").into()))
+    }
+
+    /// Runs until something happens, or too long.
+    pub(super) fn run(&mut self) -> Result<Exit, Stop> {
+        let clock = self.machine.clock;
+        let left = clock.left();
+        if left.is_zero() {
+            return Err(Stop::Unclear("no time was left to verify it".into()));
+        }
+        clock
+            .deadline
+            .arm(left)
+            .map_err(|error| Stop::Unclear(format!("timer_settime: {error}").into()))?;
+        let exit = match self.vcpu.run() {
+            Ok(exit) => owned(exit),
+            Err(error) if error.errno() == libc::EINTR => Exit::Interrupted,
+            Err(error) => Exit::Other(format!("KVM_RUN: {error}")),
+        };
+        let time_ran_out = clock.deadline.disarm();
+        match exit {
+            Exit::Interrupted if time_ran_out => Err(Stop::Unclear(
+                format!("KVM_RUN did not return within {} ms", left.as_millis()).into(),
+            )),
+            Exit::Other(what) if what == INTERNAL_ERROR => Ok(Exit::Other(format!(
+                "{INTERNAL_ERROR} suberror {}",
+                suberror(&mut self.vcpu)
+            ))),
+            exit => Ok(exit),
+        }
+    }
+
+    /// Runs, and wants exactly this to happen.
+    pub(super) fn expect(&mut self, wanted: &Exit) -> Result<(), Stop> {
+        let exit = self.run()?;
+        if exit == *wanted {
+            Ok(())
+        } else {
+            Err(Stop::fails(format!("{exit} in place of {wanted}")))
+        }
+    }
+
+    /// Runs one instruction, with what else `intent` says.
+    ///
+    /// An emulated CPU may report a step that has executed nothing (Bochs does when the step first
+    /// touches a page): it is armed again. None of the programs has an instruction that stays.
+    pub(super) fn step(&mut self, intent: &DebugIntent) -> Result<Exit, Stop> {
+        let before = self.regs()?.rip;
+        let intent = DebugIntent {
+            single_step: true,
+            ..*intent
+        };
+        for _ in 0..SPURIOUS_STEPS {
+            self.debug(&intent)?;
+            match self.run()? {
+                Exit::Debug { pc, .. } if pc == before => {}
+                exit => return Ok(exit),
+            }
+        }
+        Err(Stop::fails(format!(
+            "{SPURIOUS_STEPS} steps in a row executed nothing at {before:#x}"
+        )))
+    }
+
+    /// The general registers.
+    pub(super) fn regs(&self) -> Result<kvm_regs, Stop> {
+        self.vcpu.get_regs().map_err(refused("KVM_GET_REGS"))
+    }
+
+    /// A byte of memory.
+    pub(super) fn byte(&self, address: u16) -> Result<u8, Stop> {
+        self.machine
+            .memory
+            .read_obj(GuestAddress(u64::from(address)))
+            .map_err(|error| Stop::Unclear(format!("guest memory: {error}").into()))
+    }
+
+    /// A little-endian word of memory.
+    pub(super) fn word(&self, address: u16) -> Result<u16, Stop> {
+        Ok(u16::from_le_bytes([
+            self.byte(address)?,
+            self.byte(address.wrapping_add(1))?,
+        ]))
+    }
+}
+
+const INTERNAL_ERROR: &str = "KVM_EXIT_INTERNAL_ERROR";
+
+fn owned(exit: VcpuExit<'_>) -> Exit {
+    match exit {
+        VcpuExit::Debug(debug) => Exit::Debug {
+            exception: debug.exception,
+            pc: debug.pc,
+            dr6: debug.dr6,
+        },
+        VcpuExit::IoOut(port, _) => Exit::Out(port),
+        VcpuExit::Hlt => Exit::Hlt,
+        VcpuExit::IrqWindowOpen => Exit::IrqWindowOpen,
+        VcpuExit::X86Rdmsr(exit) => {
+            *exit.data = super::host::MSR_ANSWER;
+            *exit.error = 0;
+            Exit::Rdmsr(exit.index)
+        }
+        VcpuExit::Intr => Exit::Interrupted,
+        VcpuExit::InternalError => Exit::Other(INTERNAL_ERROR.into()),
+        VcpuExit::Shutdown => Exit::Other("KVM_EXIT_SHUTDOWN".into()),
+        other => Exit::Other(format!("{other:?}")),
+    }
+}
+
+/// Why KVM gave up; only after `KVM_EXIT_INTERNAL_ERROR`.
+fn suberror(vcpu: &mut VcpuFd) -> u32 {
+    #[expect(unsafe_code, reason = "kvm_run holds its exits in a union")]
+    // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, so KVM wrote this member; any bits are
+    // a valid u32.
+    unsafe {
+        vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror
+    }
+}
+
+fn map(vm: &VmFd, region: kvm_userspace_memory_region) -> Result<(), kvm_ioctls::Error> {
+    #[expect(unsafe_code, reason = "KVM cannot know that the mapping lives")]
+    // SAFETY: the region is one whole mapping of the Machine's GuestMemoryMmap, which nothing
+    // else refers to, and which the Machine drops after the VM.
+    unsafe {
+        vm.set_user_memory_region(region)
+    }
+}
+
+pub(super) fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VerifyError {
+    move |source| VerifyError { call, source }
+}
