@@ -1,0 +1,514 @@
+//! A KVM vCPU's registers as a [`RegisterFile`], and back.
+//!
+//! Reads never change the vCPU. Writes are read-modify-write of what KVM holds, so that fields
+//! which a debugger cannot name (the interrupt bitmap, the APIC base) stay as they are.
+
+use kvm_bindings::{Msrs, kvm_dtable, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_ioctls::VcpuFd;
+use thiserror::Error;
+
+use crate::x86_64::{
+    CoreRegisters, DescriptorTable, FpuState, RegisterFile, RegisterGroups, Segment,
+    SpecialRegisters,
+};
+
+/// IA32_KERNEL_GS_BASE (SDM 4, table 2-2).
+const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
+
+/// A register ioctl that KVM refused. The vCPU is as it was, except that groups written before
+/// the one named are written.
+#[derive(Debug, Error)]
+pub enum RegistersError {
+    /// The ioctl failed.
+    #[error("{ioctl} failed")]
+    Ioctl {
+        /// The ioctl's name.
+        ioctl: &'static str,
+        /// The errno.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// `KVM_GET_MSRS`/`KVM_SET_MSRS` did not take the register.
+    #[error("{ioctl} refused MSR {msr:#x}: the value is not valid there, or this KVM lacks it")]
+    Msr {
+        /// The ioctl's name.
+        ioctl: &'static str,
+        /// The MSR's number.
+        msr: u32,
+    },
+}
+
+/// Names the ioctl in an error.
+fn ioctl(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> RegistersError {
+    move |source| RegistersError::Ioctl { ioctl, source }
+}
+
+/// Fills the `groups` of `file` from a vCPU that does not run.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn read_registers(
+    vcpu: &VcpuFd,
+    groups: RegisterGroups,
+    file: &mut RegisterFile,
+) -> Result<(), RegistersError> {
+    if groups.contains(RegisterGroups::CORE) {
+        file.core = core_from_kvm(&vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?);
+    }
+    if groups.contains(RegisterGroups::SPECIAL) {
+        file.special = special_from_kvm(&vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?);
+    }
+    if groups.contains(RegisterGroups::FPU) {
+        file.fpu = fpu_from_kvm(&vcpu.get_fpu().map_err(ioctl("KVM_GET_FPU"))?);
+    }
+    if groups.contains(RegisterGroups::MSRS) {
+        file.kernel_gs_base = read_msr(vcpu, MSR_KERNEL_GS_BASE)?;
+    }
+    Ok(())
+}
+
+/// Sets the `groups` of a vCPU that does not run from `file`.
+///
+/// # Errors
+/// If KVM refuses, for instance a control register that the architecture forbids.
+pub fn write_registers(
+    vcpu: &VcpuFd,
+    groups: RegisterGroups,
+    file: &RegisterFile,
+) -> Result<(), RegistersError> {
+    // Special registers first: they decide what the others mean, and KVM checks them.
+    if groups.contains(RegisterGroups::SPECIAL) {
+        let mut sregs = vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
+        special_to_kvm(&file.special, &mut sregs);
+        vcpu.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))?;
+    }
+    if groups.contains(RegisterGroups::CORE) {
+        vcpu.set_regs(&core_to_kvm(&file.core))
+            .map_err(ioctl("KVM_SET_REGS"))?;
+    }
+    if groups.contains(RegisterGroups::FPU) {
+        let mut fpu = vcpu.get_fpu().map_err(ioctl("KVM_GET_FPU"))?;
+        fpu_to_kvm(&file.fpu, &mut fpu);
+        vcpu.set_fpu(&fpu).map_err(ioctl("KVM_SET_FPU"))?;
+    }
+    if groups.contains(RegisterGroups::MSRS) {
+        write_msr(vcpu, MSR_KERNEL_GS_BASE, file.kernel_gs_base)?;
+    }
+    Ok(())
+}
+
+fn one_msr(index: u32, data: u64) -> Option<Msrs> {
+    Msrs::from_entries(&[kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    }])
+    .ok()
+}
+
+fn read_msr(vcpu: &VcpuFd, msr: u32) -> Result<u64, RegistersError> {
+    const NAME: &str = "KVM_GET_MSRS";
+    let refused = RegistersError::Msr { ioctl: NAME, msr };
+    let Some(mut msrs) = one_msr(msr, 0) else {
+        return Err(refused);
+    };
+    if vcpu.get_msrs(&mut msrs).map_err(ioctl(NAME))? != 1 {
+        return Err(refused);
+    }
+    msrs.as_slice()
+        .first()
+        .map(|entry| entry.data)
+        .ok_or(refused)
+}
+
+fn write_msr(vcpu: &VcpuFd, msr: u32, data: u64) -> Result<(), RegistersError> {
+    const NAME: &str = "KVM_SET_MSRS";
+    let refused = RegistersError::Msr { ioctl: NAME, msr };
+    let Some(msrs) = one_msr(msr, data) else {
+        return Err(refused);
+    };
+    if vcpu.set_msrs(&msrs).map_err(ioctl(NAME))? != 1 {
+        return Err(refused);
+    }
+    Ok(())
+}
+
+/// General-purpose registers from `struct kvm_regs`.
+#[must_use]
+pub(super) fn core_from_kvm(regs: &kvm_regs) -> CoreRegisters {
+    // Destructured, so that a register which is left out does not compile.
+    let kvm_regs {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+    } = *regs;
+    CoreRegisters {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rbp,
+        rsp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+    }
+}
+
+/// `struct kvm_regs` from general-purpose registers.
+#[must_use]
+pub(super) fn core_to_kvm(core: &CoreRegisters) -> kvm_regs {
+    let CoreRegisters {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rbp,
+        rsp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+    } = *core;
+    kvm_regs {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+    }
+}
+
+fn segment_from_kvm(segment: &kvm_segment) -> Segment {
+    Segment {
+        selector: segment.selector,
+        base: segment.base,
+        limit: segment.limit,
+        kind: segment.type_,
+        dpl: segment.dpl,
+        present: segment.present != 0,
+        code_or_data: segment.s != 0,
+        long: segment.l != 0,
+        default_big: segment.db != 0,
+        granularity: segment.g != 0,
+        available: segment.avl != 0,
+        unusable: segment.unusable != 0,
+    }
+}
+
+fn segment_to_kvm(segment: &Segment) -> kvm_segment {
+    kvm_segment {
+        selector: segment.selector,
+        base: segment.base,
+        limit: segment.limit,
+        type_: segment.kind,
+        dpl: segment.dpl,
+        present: segment.present.into(),
+        s: segment.code_or_data.into(),
+        l: segment.long.into(),
+        db: segment.default_big.into(),
+        g: segment.granularity.into(),
+        avl: segment.available.into(),
+        unusable: segment.unusable.into(),
+        padding: 0,
+    }
+}
+
+fn table_from_kvm(table: &kvm_dtable) -> DescriptorTable {
+    DescriptorTable {
+        base: table.base,
+        limit: table.limit,
+    }
+}
+
+fn table_to_kvm(table: &DescriptorTable) -> kvm_dtable {
+    kvm_dtable {
+        base: table.base,
+        limit: table.limit,
+        ..Default::default()
+    }
+}
+
+/// Special registers from `struct kvm_sregs`.
+#[must_use]
+pub(super) fn special_from_kvm(sregs: &kvm_sregs) -> SpecialRegisters {
+    let kvm_sregs {
+        cs,
+        ds,
+        es,
+        fs,
+        gs,
+        ss,
+        tr,
+        ldt,
+        gdt,
+        idt,
+        cr0,
+        cr2,
+        cr3,
+        cr4,
+        cr8,
+        efer,
+        apic_base,
+        // Injection state, which KVM_GET_VCPU_EVENTS shows better.
+        interrupt_bitmap: _,
+    } = sregs;
+    SpecialRegisters {
+        cs: segment_from_kvm(cs),
+        ss: segment_from_kvm(ss),
+        ds: segment_from_kvm(ds),
+        es: segment_from_kvm(es),
+        fs: segment_from_kvm(fs),
+        gs: segment_from_kvm(gs),
+        tr: segment_from_kvm(tr),
+        ldtr: segment_from_kvm(ldt),
+        gdtr: table_from_kvm(gdt),
+        idtr: table_from_kvm(idt),
+        cr0: *cr0,
+        cr2: *cr2,
+        cr3: *cr3,
+        cr4: *cr4,
+        cr8: *cr8,
+        efer: *efer,
+        apic_base: *apic_base,
+    }
+}
+
+/// Puts special registers into `struct kvm_sregs`; the interrupt bitmap stays.
+pub(super) fn special_to_kvm(special: &SpecialRegisters, sregs: &mut kvm_sregs) {
+    let SpecialRegisters {
+        cs,
+        ss,
+        ds,
+        es,
+        fs,
+        gs,
+        tr,
+        ldtr,
+        gdtr,
+        idtr,
+        cr0,
+        cr2,
+        cr3,
+        cr4,
+        cr8,
+        efer,
+        apic_base,
+    } = special;
+    *sregs = kvm_sregs {
+        cs: segment_to_kvm(cs),
+        ds: segment_to_kvm(ds),
+        es: segment_to_kvm(es),
+        fs: segment_to_kvm(fs),
+        gs: segment_to_kvm(gs),
+        ss: segment_to_kvm(ss),
+        tr: segment_to_kvm(tr),
+        ldt: segment_to_kvm(ldtr),
+        gdt: table_to_kvm(gdtr),
+        idt: table_to_kvm(idtr),
+        cr0: *cr0,
+        cr2: *cr2,
+        cr3: *cr3,
+        cr4: *cr4,
+        cr8: *cr8,
+        efer: *efer,
+        apic_base: *apic_base,
+        interrupt_bitmap: sregs.interrupt_bitmap,
+    };
+}
+
+/// x87 and SSE state from `struct kvm_fpu`.
+#[must_use]
+pub(super) fn fpu_from_kvm(fpu: &kvm_fpu) -> FpuState {
+    let mut st = [[0; 10]; 8];
+    for (to, from) in st.iter_mut().zip(&fpu.fpr) {
+        // FXSAVE pads each 80-bit register to 16 bytes.
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+    FpuState {
+        st,
+        fcw: fpu.fcw,
+        fsw: fpu.fsw,
+        ftw_abridged: fpu.ftwx,
+        fop: fpu.last_opcode,
+        fip: fpu.last_ip,
+        fdp: fpu.last_dp,
+        xmm: fpu.xmm,
+        mxcsr: fpu.mxcsr,
+    }
+}
+
+/// Puts x87 and SSE state into `struct kvm_fpu`.
+pub(super) fn fpu_to_kvm(state: &FpuState, fpu: &mut kvm_fpu) {
+    for (to, from) in fpu.fpr.iter_mut().zip(&state.st) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+    fpu.fcw = state.fcw;
+    fpu.fsw = state.fsw;
+    fpu.ftwx = state.ftw_abridged;
+    fpu.last_opcode = state.fop;
+    fpu.last_ip = state.fip;
+    fpu.last_dp = state.fdp;
+    fpu.xmm = state.xmm;
+    fpu.mxcsr = state.mxcsr;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each register gets a value of its own: a swapped pair shows.
+    #[test]
+    fn general_purpose_registers_keep_their_names() {
+        let regs = kvm_regs {
+            rax: 1,
+            rbx: 2,
+            rcx: 3,
+            rdx: 4,
+            rsi: 5,
+            rdi: 6,
+            rsp: 7,
+            rbp: 8,
+            r8: 9,
+            r9: 10,
+            r10: 11,
+            r11: 12,
+            r12: 13,
+            r13: 14,
+            r14: 15,
+            r15: 16,
+            rip: 17,
+            rflags: 18,
+        };
+        let core = core_from_kvm(&regs);
+        assert_eq!((core.rax, core.rbx, core.rcx, core.rdx), (1, 2, 3, 4));
+        assert_eq!((core.rsi, core.rdi, core.rsp, core.rbp), (5, 6, 7, 8));
+        assert_eq!((core.r8, core.r9, core.r10, core.r11), (9, 10, 11, 12));
+        assert_eq!((core.r12, core.r13, core.r14, core.r15), (13, 14, 15, 16));
+        assert_eq!((core.rip, core.rflags), (17, 18));
+        assert_eq!(core_to_kvm(&core), regs);
+    }
+
+    #[test]
+    fn special_registers_survive_the_way_there_and_back() {
+        let segment = |n: u8| kvm_segment {
+            base: u64::from(n) << 32,
+            limit: u32::from(n),
+            selector: u16::from(n) << 3,
+            type_: n & 0xf,
+            present: n & 1,
+            dpl: n & 3,
+            db: (n >> 1) & 1,
+            s: 1,
+            l: (n >> 2) & 1,
+            g: n & 1,
+            avl: (n >> 1) & 1,
+            unusable: (n >> 2) & 1,
+            padding: 0,
+        };
+        let table = |n: u16| kvm_dtable {
+            base: u64::from(n),
+            limit: n,
+            ..Default::default()
+        };
+        let sregs = kvm_sregs {
+            cs: segment(1),
+            ds: segment(2),
+            es: segment(3),
+            fs: segment(4),
+            gs: segment(5),
+            ss: segment(6),
+            tr: segment(7),
+            ldt: segment(8),
+            gdt: table(9),
+            idt: table(10),
+            cr0: 11,
+            cr2: 12,
+            cr3: 13,
+            cr4: 14,
+            cr8: 15,
+            efer: 16,
+            apic_base: 17,
+            interrupt_bitmap: [1, 2, 3, 4],
+        };
+        let special = special_from_kvm(&sregs);
+        assert_eq!(special.fs.base, 4 << 32);
+        assert_eq!(special.gs.base, 5 << 32);
+        assert_eq!(special.ldtr.selector, 8 << 3);
+        assert_eq!((special.gdtr.limit, special.idtr.limit), (9, 10));
+        let mut back = kvm_sregs {
+            interrupt_bitmap: [1, 2, 3, 4],
+            ..Default::default()
+        };
+        special_to_kvm(&special, &mut back);
+        assert_eq!(back, sregs);
+    }
+
+    #[test]
+    fn floating_point_state_survives_and_padding_is_left_alone() {
+        let mut fpu = kvm_fpu::default();
+        for (i, register) in (1u8..).zip(fpu.fpr.iter_mut()) {
+            *register = [i; 16];
+        }
+        fpu.fcw = 0x37f;
+        fpu.mxcsr = 0x1f80;
+        fpu.ftwx = 0xa5;
+        fpu.xmm[15] = [0x5a; 16];
+        let state = fpu_from_kvm(&fpu);
+        assert_eq!(state.st[7], [8; 10]);
+        let mut back = fpu;
+        back.fpr[0] = [0xff; 16];
+        fpu_to_kvm(&state, &mut back);
+        assert_eq!(
+            back.fpr[0],
+            [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 255, 255, 255, 255, 255, 255]
+        );
+        assert_eq!(back.xmm, fpu.xmm);
+        assert_eq!(back.ftwx, 0xa5);
+    }
+}

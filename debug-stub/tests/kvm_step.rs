@@ -1,0 +1,503 @@
+//! Steps, breakpoints and stops of a real KVM vCPU, through `debug_stub::kvm`.
+//!
+//! Every guest is a few instructions of real-mode code, assembled beside the bytes. What a KVM
+//! cannot do is asserted as such, by the name of its module.
+#![cfg(all(feature = "kvm", target_arch = "x86_64"))]
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, SyncRegs, VmMemory};
+use debug_stub::x86_64::{RegisterFile, RegisterGroups};
+use debug_stub::{Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder};
+use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VmFd};
+use vcpu_caps::HwBreakpoint;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+const MEMORY: usize = 0x1_0000;
+const CODE: u64 = 0x1000;
+const HANDLER: u64 = 0x3000;
+const STACK: u64 = 0x8000;
+/// Where interrupts count: the handler increments the word here.
+const COUNTER: u64 = 0x4000;
+const VECTOR: u8 = 0x40;
+const TF: u64 = 1 << 8;
+const IF: u64 = 1 << 9;
+
+/// The software KVM whose CPL0 code is emulated.
+fn is_pvm() -> bool {
+    Path::new("/sys/module/kvm_pvm").exists()
+}
+
+#[derive(Debug, PartialEq)]
+enum Access {
+    In(u16, usize),
+    Out(u16, Vec<u8>),
+    Read(u64, usize),
+    Write(u64, Vec<u8>),
+}
+
+/// Records what the guest asks for, and answers each byte with 0x5a.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<Access>>);
+
+impl Recorder {
+    fn push(&self, access: Access) {
+        self.0.lock().unwrap().push(access);
+    }
+
+    fn take(&self) -> Vec<Access> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl ExitHandler for Recorder {
+    fn io_in(&self, port: u16, data: &mut [u8]) {
+        self.push(Access::In(port, data.len()));
+        data.fill(0x5a);
+    }
+    fn io_out(&self, port: u16, data: &[u8]) {
+        self.push(Access::Out(port, data.to_vec()));
+    }
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        self.push(Access::Read(address, data.len()));
+        data.fill(0x5a);
+    }
+    fn mmio_write(&self, address: u64, data: &[u8]) {
+        self.push(Access::Write(address, data.to_vec()));
+    }
+    fn exited(&self) -> Option<u8> {
+        None
+    }
+}
+
+extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+struct Runner(libc::pthread_t);
+
+// SAFETY: used only while the thread it names waits for the thread that uses it.
+unsafe impl Killable for Runner {
+    fn pthread_handle(&self) -> libc::pthread_t {
+        self.0
+    }
+}
+
+struct Guest {
+    vcpu: DebugVcpu,
+    memory: VmMemory<GuestMemoryMmap<()>>,
+    devices: Recorder,
+    stop: AtomicBool,
+    vm: VmFd,
+}
+
+impl Guest {
+    /// A guest with `code` at [`CODE`], a handler `inc word [COUNTER]; iret` for [`VECTOR`], and
+    /// KVM's interrupt chips.
+    fn new(code: &[u8]) -> Self {
+        Self::with(code, SyncRegs::Available)
+    }
+
+    fn with(code: &[u8], sync: SyncRegs) -> Self {
+        let kvm = Kvm::new().expect("this test needs /dev/kvm");
+        let vm = kvm.create_vm().unwrap();
+        vm.set_tss_address(0xfffb_d000).unwrap();
+        vm.create_irq_chip().unwrap();
+        let mmap = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: MEMORY as u64,
+            userspace_addr: mmap.get_host_address(GuestAddress(0)).unwrap() as u64,
+        };
+        // SAFETY: the mapping lives as long as the guest: both are fields of `Guest`.
+        unsafe { vm.set_user_memory_region(region).unwrap() };
+        let memory = VmMemory(mmap);
+        let put = |at: u64, bytes: &[u8]| {
+            assert_eq!(memory.write_memory(GuestPhysAddr(at), bytes), bytes.len());
+        };
+        put(CODE, code);
+        // inc word [0x4000]; push ax; ... ; iret: no EOI, each vector is delivered once.
+        put(HANDLER, &[0xff, 0x06, 0x00, 0x40, 0xcf]);
+        for vector in [1u64, 3, 6, u64::from(VECTOR)] {
+            let handler = u16::try_from(HANDLER).unwrap().to_le_bytes();
+            put(vector * 4, &[handler[0], handler[1], 0, 0]);
+        }
+        let fd = vm.create_vcpu(0).unwrap();
+        let mut sregs = fd.get_sregs().unwrap();
+        for segment in [&mut sregs.cs, &mut sregs.ss, &mut sregs.ds, &mut sregs.es] {
+            segment.base = 0;
+            segment.selector = 0;
+        }
+        fd.set_sregs(&sregs).unwrap();
+        let mut regs = fd.get_regs().unwrap();
+        regs.rip = CODE;
+        regs.rsp = STACK;
+        regs.rflags = 2;
+        fd.set_regs(&regs).unwrap();
+        let mut lapic = fd.get_lapic().unwrap();
+        // Spurious-interrupt vector register, offset 0xf0: software-enable the local APIC.
+        for (offset, byte) in [(0xf0, 0xff), (0xf1, 0x01)] {
+            lapic.regs[offset] = i8::from_ne_bytes([byte]);
+        }
+        fd.set_lapic(&lapic).unwrap();
+        let mut vcpu = DebugVcpu::new(VcpuId(0), fd, sync);
+        let _ = vcpu.kvm_run();
+        Self {
+            vcpu,
+            memory,
+            devices: Recorder::default(),
+            stop: AtomicBool::new(false),
+            vm,
+        }
+    }
+
+    /// Runs, and stops a vCPU that does not come back: it then answers `Interrupted`.
+    fn run(&mut self, order: &VcpuOrder, armed: &Armed) -> StopReason {
+        register_signal_handler(SIGRTMIN(), ignore).unwrap();
+        let (stop, devices, memory, vcpu) =
+            (&self.stop, &self.devices, &self.memory, &mut self.vcpu);
+        let runner = Runner(unsafe { libc::pthread_self() });
+        let (done, watch) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut patience = Duration::from_secs(5);
+                while watch.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    stop.store(true, Ordering::Release);
+                    runner.kill(SIGRTMIN()).unwrap();
+                    patience = Duration::from_millis(10);
+                }
+            });
+            let reason = vcpu.run(
+                order,
+                armed,
+                &Environment {
+                    exits: devices,
+                    memory,
+                    stop,
+                },
+            );
+            drop(done);
+            reason
+        })
+    }
+
+    fn step_with(&mut self, mask: bool, armed: &Armed) -> StopReason {
+        self.run(&VcpuOrder::Step(StepOrder { range: None, mask }), armed)
+    }
+
+    fn step(&mut self) -> StopReason {
+        self.step_with(true, &Armed::default())
+    }
+
+    fn registers(&mut self) -> RegisterFile {
+        let mut file = RegisterFile::default();
+        self.vcpu
+            .read_registers(RegisterGroups::all(), &mut file)
+            .unwrap();
+        file
+    }
+
+    fn set(&mut self, change: impl FnOnce(&mut RegisterFile)) {
+        let mut file = self.registers();
+        change(&mut file);
+        self.vcpu
+            .write_registers(RegisterGroups::CORE, &file)
+            .unwrap();
+    }
+
+    fn rip(&mut self) -> u64 {
+        self.registers().core.rip
+    }
+
+    fn word(&self, at: u64) -> u16 {
+        let mut bytes = [0; 2];
+        assert_eq!(self.memory.read_memory(GuestPhysAddr(at), &mut bytes), 2);
+        u16::from_le_bytes(bytes)
+    }
+
+    fn raise(&self) {
+        let msi = kvm_msi {
+            address_lo: 0xfee0_0000,
+            data: u32::from(VECTOR),
+            ..Default::default()
+        };
+        assert_eq!(
+            self.vm.signal_msi(msi).unwrap(),
+            1,
+            "the local APIC took the interrupt"
+        );
+    }
+
+    fn step_to(&mut self, rip: u64) {
+        assert_eq!(self.step(), StopReason::Step);
+        assert_eq!(self.rip(), rip, "RIP after the step");
+    }
+}
+
+#[test]
+fn each_step_is_one_instruction_with_and_without_registers_in_the_run_structure() {
+    // nop; inc ax; mov bx, ax; jmp $
+    let code = [0x90, 0x40, 0x89, 0xc3, 0xeb, 0xfe];
+    for sync in [SyncRegs::Available, SyncRegs::Unavailable] {
+        let mut guest = Guest::with(&code, sync);
+        guest.step_to(CODE + 1);
+        guest.step_to(CODE + 2);
+        guest.step_to(CODE + 4);
+        assert_eq!(guest.registers().core.rbx, guest.registers().core.rax);
+        guest.step_to(CODE + 4);
+        guest.step_to(CODE + 4);
+    }
+}
+
+#[test]
+fn a_pending_interrupt_stays_out_while_masked_and_enters_once_afterwards() {
+    // sti; nop x8; jmp $
+    let code = [
+        0xfb, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xeb, 0xfe,
+    ];
+    let mut guest = Guest::new(&code);
+    guest.step_to(CODE + 1);
+    guest.step_to(CODE + 2);
+    guest.raise();
+    for n in 3..=9 {
+        guest.step_to(CODE + n);
+    }
+    assert_eq!(guest.word(COUNTER), 0, "nothing entered the guest");
+    // Unmasked, the same steps are hit: the test can fail.
+    for _ in 0..4 {
+        assert_eq!(guest.step_with(false, &Armed::default()), StopReason::Step);
+    }
+    assert_eq!(
+        guest.word(COUNTER),
+        1,
+        "the interrupt was not lost, nor doubled"
+    );
+    assert!(!guest.vcpu.is_masked());
+}
+
+#[test]
+fn a_pushed_flags_image_holds_no_trap_flag_of_the_debugger() {
+    // pushf; pop ax; jmp $
+    let mut guest = Guest::new(&[0x9c, 0x58, 0xeb, 0xfe]);
+    guest.step_to(CODE + 1);
+    assert_eq!(guest.word(STACK - 2), 2);
+    guest.step_to(CODE + 2);
+    assert_eq!(guest.registers().core.rax & 0xffff, 2);
+}
+
+#[test]
+fn the_guests_own_trap_flag_is_shown_and_survives_stepping() {
+    // nop; pushf; pop ax; jmp $
+    let mut guest = Guest::new(&[0x90, 0x9c, 0x58, 0xeb, 0xfe]);
+    guest.step_to(CODE + 1);
+    assert_eq!(guest.registers().core.rflags & TF, 0);
+    guest.set(|file| file.core.rflags |= TF);
+    assert_ne!(guest.registers().core.rflags & TF, 0, "shown as written");
+    guest.vcpu.release().unwrap();
+    assert_ne!(
+        guest.registers().core.rflags & TF,
+        0,
+        "there after the debugger has gone"
+    );
+}
+
+#[test]
+fn an_out_in_mid_step_is_served_once_and_takes_no_further_instruction_along() {
+    // out 0x80, al; inc bx; in al, 0x81; inc bx; jmp $
+    let mut guest = Guest::new(&[0xe6, 0x80, 0x43, 0xe4, 0x81, 0x43, 0xeb, 0xfe]);
+    guest.set(|file| {
+        file.core.rax = 0x42;
+        file.core.rbx = 0;
+    });
+    guest.step_to(CODE + 2);
+    assert_eq!(guest.devices.take(), [Access::Out(0x80, vec![0x42])]);
+    assert_eq!(guest.registers().core.rbx, 0);
+    guest.step_to(CODE + 3);
+    guest.step_to(CODE + 5);
+    assert_eq!(guest.devices.take(), [Access::In(0x81, 1)]);
+    assert_eq!(guest.registers().core.rax & 0xff, 0x5a);
+    assert_eq!(guest.registers().core.rbx, 1);
+    guest.step_to(CODE + 6);
+    assert_eq!(guest.registers().core.rbx, 2);
+}
+
+#[test]
+fn mmio_in_mid_step_is_served_once_and_takes_no_further_instruction_along() {
+    // mov [bx], ax; inc cx; mov dx, [bx]; inc cx; jmp $   with DS.base beyond memory
+    let mut guest = Guest::new(&[0x89, 0x07, 0x41, 0x8b, 0x17, 0x41, 0xeb, 0xfe]);
+    let mut file = guest.registers();
+    file.special.ds.base = 0x2_0000;
+    file.special.ds.selector = 0x2000;
+    file.core.rax = 0x1234;
+    file.core.rbx = 4;
+    file.core.rcx = 0;
+    guest
+        .vcpu
+        .write_registers(RegisterGroups::EXPEDITED, &file)
+        .unwrap();
+    guest.step_to(CODE + 2);
+    assert_eq!(
+        guest.devices.take(),
+        [Access::Write(0x2_0004, vec![0x34, 0x12])]
+    );
+    assert_eq!(guest.registers().core.rcx, 0);
+    guest.step_to(CODE + 3);
+    guest.step_to(CODE + 5);
+    assert_eq!(guest.devices.take(), [Access::Read(0x2_0004, 2)]);
+    assert_eq!(guest.registers().core.rdx & 0xffff, 0x5a5a);
+    assert_eq!(guest.registers().core.rcx, 1);
+}
+
+#[test]
+fn string_output_reaches_the_device_element_by_element() {
+    // cld; rep outsw; jmp $
+    let mut guest = Guest::new(&[0xfc, 0xf3, 0x6f, 0xeb, 0xfe]);
+    guest
+        .memory
+        .write_memory(GuestPhysAddr(0x5000), &[1, 2, 3, 4, 5, 6]);
+    guest.set(|file| {
+        file.core.rsi = 0x5000;
+        file.core.rcx = 3;
+        file.core.rdx = 0x90;
+    });
+    guest.step_to(CODE + 1);
+    let mut steps = 0;
+    while guest.rip() != CODE + 3 {
+        assert_eq!(guest.step(), StopReason::Step);
+        steps += 1;
+        assert!(
+            steps <= 4,
+            "REP OUTSW of three elements in at most four steps"
+        );
+    }
+    assert_eq!(
+        guest.devices.take(),
+        [vec![1, 2], vec![3, 4], vec![5, 6]].map(|data| Access::Out(0x90, data))
+    );
+}
+
+#[test]
+fn an_execute_breakpoint_stops_before_its_instruction_and_is_stepped_off() {
+    // nop; nop; inc ax; jmp -3 (to the inc)
+    let mut guest = Guest::new(&[0x90, 0x90, 0x40, 0xeb, 0xfd]);
+    let armed = Armed {
+        hardware: [None, Some(HwBreakpoint::execute(CODE + 2)), None, None],
+        ..Armed::default()
+    };
+    guest.set(|file| file.core.rax = 0);
+    assert_eq!(
+        guest.run(&VcpuOrder::Continue, &armed),
+        StopReason::HardwareBreakpoint
+    );
+    assert_eq!(guest.rip(), CODE + 2);
+    assert_eq!(
+        guest.registers().core.rax,
+        0,
+        "the instruction has not executed"
+    );
+    // Continuing on it hits it again: a debugger that wants past it steps.
+    assert_eq!(
+        guest.run(&VcpuOrder::Continue, &armed),
+        StopReason::HardwareBreakpoint
+    );
+    assert_eq!(guest.step_with(true, &armed), StopReason::Step);
+    assert_eq!(guest.rip(), CODE + 3);
+    // A step *onto* it is a hit.
+    assert_eq!(
+        guest.step_with(true, &armed),
+        StopReason::HardwareBreakpoint
+    );
+    assert_eq!(guest.registers().core.rax, 1);
+}
+
+#[test]
+fn a_range_step_ends_at_the_first_instruction_outside_and_at_a_breakpoint_inside() {
+    // nop x4; jmp $
+    let mut guest = Guest::new(&[0x90, 0x90, 0x90, 0x90, 0xeb, 0xfe]);
+    let range = VcpuOrder::Step(StepOrder {
+        range: Some(CODE..CODE + 4),
+        mask: true,
+    });
+    let armed = Armed {
+        hardware: [Some(HwBreakpoint::execute(CODE + 2)), None, None, None],
+        ..Armed::default()
+    };
+    assert_eq!(guest.run(&range, &armed), StopReason::HardwareBreakpoint);
+    assert_eq!(guest.rip(), CODE + 2);
+    assert_eq!(guest.run(&range, &armed), StopReason::Step);
+    assert_eq!(guest.rip(), CODE + 4);
+}
+
+#[test]
+fn a_halted_vcpu_is_kicked_out_of_its_step() {
+    // cli; hlt; jmp $
+    let mut guest = Guest::new(&[0xfa, 0xf4, 0xeb, 0xfe]);
+    guest.step_to(CODE + 1);
+    guest.step_to(CODE + 2);
+    // kvm_pvm forgets that it is halted; elsewhere the next KVM_RUN would block for good.
+    guest.stop.store(true, Ordering::Release);
+    assert_eq!(guest.step(), StopReason::Interrupted);
+    assert_eq!(guest.rip(), CODE + 2);
+    assert_eq!(guest.vcpu.waiting().is_some(), !is_pvm());
+}
+
+#[test]
+fn what_is_released_is_neither_masked_nor_armed() {
+    let mut guest = Guest::new(&[0x90, 0xeb, 0xfe]);
+    let armed = Armed {
+        hardware: [Some(HwBreakpoint::execute(CODE)), None, None, None],
+        ..Armed::default()
+    };
+    assert_eq!(guest.step_with(true, &armed), StopReason::Step);
+    assert!(guest.vcpu.is_masked());
+    guest.vcpu.release().unwrap();
+    assert!(!guest.vcpu.is_masked());
+    assert!(guest.vcpu.guest_debug().unwrap().control.is_empty());
+}
+
+#[test]
+fn a_triple_fault_is_told_with_its_place_and_the_guest_stays_dead() {
+    // lidt [0x5000] (all zero: limit 0); mov eax, cr0; or al, 1; mov cr0, eax; ud2
+    // In protected mode: KVM's emulator does not look at the limit in real mode.
+    let mut guest = Guest::new(&[
+        0x0f, 0x01, 0x1e, 0x00, 0x50, 0x0f, 0x20, 0xc0, 0x0c, 0x01, 0x0f, 0x22, 0xc0, 0x0f, 0x0b,
+    ]);
+    let reason = guest.run(&VcpuOrder::Continue, &Armed::default());
+    let StopReason::TripleFault(text) = &reason else {
+        panic!("{reason:?}")
+    };
+    assert!(text.contains("vcpu0: triple fault at 0x"), "{text}");
+    assert_eq!(guest.run(&VcpuOrder::Continue, &Armed::default()), reason);
+}
+
+#[test]
+fn an_instruction_kvm_cannot_do_is_told_with_its_bytes() {
+    // jmp 0x2000:0 : beyond memory
+    let mut guest = Guest::new(&[0xea, 0x00, 0x00, 0x00, 0x20]);
+    let reason = guest.run(&VcpuOrder::Continue, &Armed::default());
+    let StopReason::InternalError(text) = &reason else {
+        panic!("{reason:?}")
+    };
+    assert!(
+        text.contains("suberror 1") && text.contains("at 0x20000"),
+        "{text}"
+    );
+}
+
+#[test]
+fn interrupts_are_enabled_in_no_register_by_masking() {
+    let mut guest = Guest::new(&[0xfb, 0x90, 0x90, 0xeb, 0xfe]);
+    guest.step_to(CODE + 1);
+    assert_ne!(
+        guest.registers().core.rflags & IF,
+        0,
+        "masking does not touch RFLAGS.IF"
+    );
+}
