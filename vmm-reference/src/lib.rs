@@ -14,6 +14,7 @@ pub mod boot;
 pub mod devices;
 pub mod exit;
 pub mod exit_status;
+pub mod guests;
 pub mod layout;
 pub mod loader;
 pub mod machine;

@@ -1,0 +1,59 @@
+//! Assembles the guest programs in `guests/` with the system's C compiler.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const GUESTS: [&str; 3] = ["timer", "smp", "fault"];
+
+fn main() -> ExitCode {
+    println!("cargo::rerun-if-changed=guests");
+    let (Some(source), Some(out)) = (dir("CARGO_MANIFEST_DIR"), dir("OUT_DIR")) else {
+        println!("cargo::error=build.rs runs under cargo only");
+        return ExitCode::FAILURE;
+    };
+    let source = source.join("guests");
+    for guest in GUESTS {
+        if let Err(problem) = assemble(&source, &out, guest) {
+            println!("cargo::error=cannot assemble guests/{guest}.S: {problem}");
+            println!("cargo::error=a C compiler with binutils is needed (Debian: gcc)");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn dir(variable: &str) -> Option<PathBuf> {
+    env::var_os(variable).map(PathBuf::from)
+}
+
+fn assemble(source: &Path, out: &Path, guest: &str) -> Result<(), String> {
+    // The `cc` crate knows which compiler is wanted ($CC, the target's), but builds libraries
+    // only; none of its own flags apply to a program without an operating system.
+    let compiler = cc::Build::new()
+        .no_default_flags(true)
+        .try_get_compiler()
+        .map_err(|error| error.to_string())?;
+    let mut command = Command::new(compiler.path());
+    command
+        .args(["-m64", "-nostdlib", "-static", "-no-pie", "-g"])
+        // The same bytes wherever the sources are.
+        .arg(format!("-ffile-prefix-map={}=guests", source.display()))
+        .arg(format!("-Wl,-T,{}", source.join("link.ld").display()))
+        .args(["-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=0x1000"])
+        .arg("-o")
+        .arg(out.join(format!("{guest}.elf")))
+        .arg(source.join(format!("{guest}.S")));
+    let output = command
+        .output()
+        .map_err(|error| format!("{}: {error}", compiler.path().display()))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!(
+            "{}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        ))
+    }
+}

@@ -1,0 +1,117 @@
+//! Small guest programs for the demo, the tests and the benches, assembled from `guests/` at
+//! build time. Each is an ELF64 file with a PVH note, symbols and line numbers.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::loader::ImageFile;
+
+/// A guest program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// Its name, and its source's.
+    pub name: &'static str,
+    /// The ELF file.
+    pub elf: &'static [u8],
+}
+
+/// A 1 kHz local-APIC timer (`timer_handler`, `ticks`) beside a loop (`loop_start` to `loop_end`,
+/// `iterations`, `flags_image`). Prints "timer guest".
+pub static TIMER: Guest = Guest {
+    name: "timer",
+    elf: include_bytes!(concat!(env!("OUT_DIR"), "/timer.elf")),
+};
+
+/// Two processors in one function (`shared_work`), each with a counter (`bsp_counter`,
+/// `ap_counter`). Prints "smp guest" and, from the second, "second cpu".
+pub static SMP: Guest = Guest {
+    name: "smp",
+    elf: include_bytes!(concat!(env!("OUT_DIR"), "/smp.elf")),
+};
+
+/// Ends, fails or hangs as its command line says: `poweroff`, `reset`, `exit=N`, `triple`,
+/// `emulation`, `halt`, `spin` (`spins`) or `echo`. Prints "fault guest".
+pub static FAULT: Guest = Guest {
+    name: "fault",
+    elf: include_bytes!(concat!(env!("OUT_DIR"), "/fault.elf")),
+};
+
+impl Guest {
+    /// The guest as a kernel for [`crate::MachineConfig`].
+    #[must_use]
+    pub fn image(&self) -> ImageFile {
+        ImageFile::embedded(self.name, self.elf)
+    }
+
+    /// Writes the ELF file into `directory`, for a debugger to read its symbols; answers its path.
+    ///
+    /// # Errors
+    /// What the system answered.
+    pub fn write_to(&self, directory: &Path) -> io::Result<PathBuf> {
+        let path = directory.join(format!("{}.elf", self.name));
+        std::fs::write(&path, self.elf)?;
+        Ok(path)
+    }
+
+    /// The address of a symbol.
+    ///
+    /// `None` if the guest has no such symbol: its source has the list.
+    #[must_use]
+    pub fn symbol(&self, name: &str) -> Option<u64> {
+        use object::LittleEndian as LE;
+        use object::elf::{FileHeader64, SHT_SYMTAB};
+        use object::read::elf::{FileHeader, Sym};
+
+        let header = FileHeader64::<LE>::parse(self.elf).ok()?;
+        let sections = header.sections(LE, self.elf).ok()?;
+        let symbols = sections.symbols(LE, self.elf, SHT_SYMTAB).ok()?;
+        symbols
+            .iter()
+            .find(|symbol| symbol.name(LE, symbols.strings()) == Ok(name.as_bytes()))
+            .map(|symbol| symbol.st_value(LE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loader::Kernel;
+
+    #[test]
+    fn every_guest_is_a_pvh_kernel_that_starts_at_1_mib() {
+        for guest in [TIMER, SMP, FAULT] {
+            let Ok(Kernel::Pvh { entry, .. }) = Kernel::parse(guest.elf) else {
+                panic!("{} is not a PVH kernel", guest.name);
+            };
+            assert_eq!(entry, 0x10_0000, "{}", guest.name);
+            assert_eq!(guest.symbol("_start"), Some(0x10_0000));
+        }
+    }
+
+    #[test]
+    fn the_documented_symbols_exist() {
+        for (guest, names) in [
+            (
+                TIMER,
+                &[
+                    "ticks",
+                    "iterations",
+                    "flags_image",
+                    "work_sum",
+                    "timer_handler",
+                    "loop_start",
+                    "loop_end",
+                    "work",
+                ][..],
+            ),
+            (SMP, &["shared_work", "bsp_counter", "ap_counter"]),
+            (FAULT, &["spins", "do_spin", "do_halt"]),
+        ] {
+            for name in names {
+                assert!(guest.symbol(name).is_some(), "{}: {name}", guest.name);
+            }
+        }
+        assert_eq!(TIMER.symbol("no_such_symbol"), None);
+        assert!(TIMER.symbol("loop_start") < TIMER.symbol("loop_end"));
+    }
+}
