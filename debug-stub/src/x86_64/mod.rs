@@ -7,6 +7,8 @@ mod paging;
 mod registers;
 mod step;
 mod target_xml;
+#[cfg(test)]
+mod test_memory;
 
 pub use layout::{RegisterId, WriteError, read_all, write_all};
 pub use paging::{
