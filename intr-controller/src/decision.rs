@@ -196,7 +196,7 @@ fn block_reasons(
         vcpu.activity == Activity::WaitForSipi,
     );
     match event {
-        // A second SMI is latched until RSM (SDM 3C, "SMI Handler Execution Environment").
+        // A second SMI is latched until RSM (SDM 3C, "Entering SMM").
         Event::Smi => reasons.set(BlockReasons::IN_SMM, vcpu.in_smm),
         Event::Nmi => {
             reasons.set(BlockReasons::NMI_BLOCKED, vcpu.nmi_blocked);

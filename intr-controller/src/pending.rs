@@ -55,7 +55,7 @@ impl Pending {
         self.nmis
     }
 
-    /// Whether an SMI waits. A processor latches one (SDM 3C, "System Management Interrupt").
+    /// Whether an SMI waits. A processor latches one (SDM 3C, "Entering SMM").
     #[must_use]
     pub const fn smi(&self) -> bool {
         self.smi

@@ -26,6 +26,9 @@ pub(crate) const FLAGS_IF: u64 = 0x202;
 /// Where the tests map the 8259A's eight inputs.
 pub(crate) const PIC_BASE: u8 = 0x70;
 
+/// The input that `enable_pic` makes level-triggered.
+pub(crate) const PIC_LEVEL_INPUT: u8 = 5;
+
 /// Whether this is the build machines' software KVM.
 pub(crate) fn is_pvm() -> bool {
     std::path::Path::new("/sys/module/kvm_pvm").exists()
@@ -199,6 +202,7 @@ impl Guest {
         };
         self.chip.vm().get_irqchip(&mut chip).unwrap();
         chip.chip.pic.irq_base = PIC_BASE;
+        chip.chip.pic.elcr = 1 << PIC_LEVEL_INPUT;
         self.chip.vm().set_irqchip(&chip).unwrap();
         self.edit_lapic(|page| put(page, 0x350, 0x700));
     }
