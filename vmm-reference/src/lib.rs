@@ -11,6 +11,7 @@
 //! - [`guests`]: small guest programs, in the executable.
 
 pub mod boot;
+pub mod debug;
 pub mod devices;
 pub mod exit;
 pub mod exit_status;
@@ -19,7 +20,9 @@ pub mod layout;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+pub mod remote;
+pub mod vcpu;
 
-pub use exit::{ExitEvent, ExitReason, GuestFailure};
+pub use exit::{ExitEvent, ExitReason};
 pub use exit_status::ExitStatus;
 pub use machine::{Machine, MachineConfig, MachineError};

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use intr_controller::kvm::{CreateError, KernelIrqchip};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vcpu_caps::VcpuId;
@@ -79,6 +80,9 @@ pub enum MachineError {
     /// The kernel, the initrd or the command line.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// KVM's interrupt chips.
+    #[error("the interrupt chips could not be made")]
+    Irqchip(#[from] CreateError),
     /// The devices.
     #[error(transparent)]
     Devices(#[from] DeviceError),
@@ -97,6 +101,7 @@ impl MachineError {
         match self {
             Self::OpenKvm(_)
             | Self::Ioctl { .. }
+            | Self::Irqchip(_)
             | Self::Setup(_)
             | Self::Memory(MemoryError::Map { .. }) => ExitStatus::HostCannot,
             Self::Cpus { .. }
@@ -127,8 +132,9 @@ fn open_advice(error: &kvm_ioctls::Error) -> &'static str {
 pub struct Machine {
     /// The system handle.
     pub kvm: Kvm,
-    /// The VM. It must outlive nothing: the vCPUs keep it alive in the kernel.
-    pub vm: VmFd,
+    /// The VM, with KVM's interrupt chips in it. It must outlive nothing: the vCPUs keep it alive
+    /// in the kernel.
+    pub irqchip: KernelIrqchip<VmFd>,
     /// The guest's memory.
     pub memory: GuestRam,
     /// Its devices.
@@ -183,13 +189,18 @@ impl Machine {
         let devices = Devices::new(&config.serial, config.testdev, &exit)?;
         let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
         register_memory(&vm, &memory)?;
-        create_interrupt_chips(&vm)?;
+        vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        vm.set_tss_address(layout::KVM_TSS)
+            .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
+        let irqchip = KernelIrqchip::new(vm)?;
         devices
-            .connect_interrupts(&vm)
+            .connect_interrupts(irqchip.vm())
             .map_err(ioctl("KVM_IRQFD"))?;
         let mut vcpus = Vec::with_capacity(usize::from(config.cpus));
         for index in 0..config.cpus {
-            let vcpu = vm
+            let vcpu = irqchip
+                .vm()
                 .create_vcpu(u64::from(index))
                 .map_err(ioctl("KVM_CREATE_VCPU"))?;
             boot::setup_vcpu(&kvm, &vcpu, VcpuId(index), config.cpus, entry)?;
@@ -197,7 +208,7 @@ impl Machine {
         }
         Ok(Self {
             kvm,
-            vm,
+            irqchip,
             memory,
             devices: Arc::new(devices),
             vcpus,
@@ -209,21 +220,6 @@ impl Machine {
 
 fn ioctl(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
     move |source| MachineError::Ioctl { call, source }
-}
-
-/// KVM's own PIC, IOAPIC, local APICs and PIT. Before the vCPUs: each is made with its APIC.
-fn create_interrupt_chips(vm: &VmFd) -> Result<(), MachineError> {
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
-        .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
-    vm.set_tss_address(layout::KVM_TSS)
-        .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
-    vm.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
-    let pit = kvm_bindings::kvm_pit_config {
-        // Reads of port 0x61 are answered in the kernel, where the PIT's output is.
-        flags: kvm_bindings::KVM_PIT_SPEAKER_DUMMY,
-        ..Default::default()
-    };
-    vm.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))
 }
 
 /// Gives KVM the guest's memory.

@@ -63,7 +63,12 @@ impl<S: Read + Write> RemoteClient<S> {
     /// # Errors
     /// If the peer is no stub.
     pub fn over(stream: S) -> io::Result<Self> {
-        let mut client = Self { stream, buffer: Vec::new(), start: 0, no_ack: false };
+        let mut client = Self {
+            stream,
+            buffer: Vec::new(),
+            start: 0,
+            no_ack: false,
+        };
         let features = "qSupported:multiprocess-;swbreak+;hwbreak+;vContSupported+";
         let supported = client.request(features)?;
         if supported.contains("QStartNoAckMode+") {
@@ -224,7 +229,11 @@ impl<S: Read + Write> RemoteClient<S> {
 pub fn unhex(hex: &str) -> io::Result<Vec<u8>> {
     let digits: Vec<u8> = hex
         .chars()
-        .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+        .map(|digit| {
+            digit
+                .to_digit(16)
+                .and_then(|digit| u8::try_from(digit).ok())
+        })
         .collect::<Option<_>>()
         .ok_or_else(|| protocol(format!("{hex:?} is not hexadecimal")))?;
     Ok(digits
@@ -269,6 +278,7 @@ mod tests {
 
     #[test]
     fn a_reply_with_a_wrong_checksum_is_an_error() {
+        #[derive(Debug)]
         struct Peer(io::Cursor<Vec<u8>>);
         impl Read for Peer {
             fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {

@@ -68,7 +68,10 @@ impl Slot {
         loop {
             match std::mem::take(&mut *mail) {
                 Mail::Nothing => {
-                    mail = self.arrived.wait(mail).unwrap_or_else(PoisonError::into_inner);
+                    mail = self
+                        .arrived
+                        .wait(mail)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
                 mail => return mail,
             }
@@ -144,7 +147,11 @@ impl VcpuGroup {
     ///
     /// # Errors
     /// If the host lacks a thread, a signal or a descriptor.
-    pub fn start<E, M>(vcpus: Vec<DebugVcpu>, exits: &Arc<E>, memory: &M) -> Result<Self, GroupError>
+    pub fn start<E, M>(
+        vcpus: Vec<DebugVcpu>,
+        exits: &Arc<E>,
+        memory: &M,
+    ) -> Result<Self, GroupError>
     where
         E: ExitHandler + Send + Sync + 'static,
         M: GuestMemory + Clone + Send + 'static,
@@ -162,9 +169,16 @@ impl VcpuGroup {
                 thread: OnceLock::new(),
             })
             .collect();
-        let shared = Arc::new(Shared { slots, round: Mutex::default(), stopped });
+        let shared = Arc::new(Shared {
+            slots,
+            round: Mutex::default(),
+            stopped,
+        });
         // Dropped on an early return, it ends the threads that have begun.
-        let mut group = Self { shared: Arc::clone(&shared), threads: Vec::new() };
+        let mut group = Self {
+            shared: Arc::clone(&shared),
+            threads: Vec::new(),
+        };
         for id in ids {
             let (shared, exits, memory) = (Arc::clone(&shared), Arc::clone(exits), memory.clone());
             let thread = thread::Builder::new()
@@ -194,7 +208,11 @@ impl VcpuGroup {
         };
         let mut round = lock(&self.shared.round);
         debug_assert_eq!(round.running, 0, "a round is under way");
-        *round = Round { running: orders().count(), stops: Vec::new(), untold: false };
+        *round = Round {
+            running: orders().count(),
+            stops: Vec::new(),
+            untold: false,
+        };
         if round.running == 0 {
             round.untold = true;
             self.shared.signal();
@@ -218,8 +236,18 @@ impl VcpuGroup {
         });
     }
 
-    /// Ends the round that is under way, if one is.
+    /// Ends the round that is under way. Afterwards [`VcpuGroup::take_stops`] answers once,
+    /// whether a round was under way or not.
     pub fn interrupt(&self) {
+        let mut round = lock(&self.shared.round);
+        if round.running == 0 {
+            if !round.untold {
+                round.untold = true;
+                self.shared.signal();
+            }
+            return;
+        }
+        drop(round);
         for slot in &self.shared.slots {
             slot.kick();
         }
@@ -252,7 +280,10 @@ impl VcpuGroup {
     /// A vCPU of a stopped group; blocks while it runs. `None` if there is no such vCPU.
     #[must_use]
     pub fn vcpu(&self, id: VcpuId) -> Option<MutexGuard<'_, DebugVcpu>> {
-        self.shared.slots.get(id.index()).map(|slot| lock(&slot.vcpu))
+        self.shared
+            .slots
+            .get(id.index())
+            .map(|slot| lock(&slot.vcpu))
     }
 }
 
@@ -308,12 +339,20 @@ fn vcpu_thread<E: ExitHandler, M: GuestMemory>(id: VcpuId, shared: &Shared, exit
             let _ = vcpu.fd().kvmclock_ctrl();
         }
         resumed = true;
-        let environment = Environment { exits, memory, stop: &slot.stop };
+        let environment = Environment {
+            exits,
+            memory,
+            stop: &slot.stop,
+        };
         let reason = vcpu.run(&order, &armed, &environment);
         let registers = vcpu.expedited();
         drop(vcpu);
         drop(report);
-        shared.finish(Stop { vcpu: id, reason, registers });
+        shared.finish(Stop {
+            vcpu: id,
+            reason,
+            registers,
+        });
     }
 }
 

@@ -1,0 +1,218 @@
+//! The machine as a debugger's session sees it.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use debug_stub::kvm::{DebugVcpu, RegistersError, VmMemory};
+use debug_stub::server::RunControl;
+use debug_stub::x86_64::{RegisterFile, RegisterGroups};
+use debug_stub::{
+    GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, StopReason, VcpuId,
+};
+use intr_controller::kvm::{KernelIrqchip, VcpuInterrupts};
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+
+use crate::exit::{ExitEvent, ExitReason};
+use crate::memory::GuestRam;
+use crate::vcpu::VcpuGroup;
+
+/// The machine's vCPUs and memory, for a session or for nobody.
+#[derive(Debug)]
+pub struct MachineHost {
+    group: Arc<VcpuGroup>,
+    memory: VmMemory<GuestRam>,
+    irqchip: Arc<KernelIrqchip<VmFd>>,
+    exit: ExitEvent,
+    /// A session waits for the vCPUs to stop, and will tell its client why.
+    attended: bool,
+}
+
+/// A vCPU could not be inspected.
+#[derive(Debug, Error)]
+pub enum HostError {
+    /// The session asked for a vCPU that is not there.
+    #[error("there is no {0}")]
+    NoVcpu(VcpuId),
+    /// KVM refused.
+    #[error(transparent)]
+    Registers(#[from] RegistersError),
+}
+
+impl MachineHost {
+    /// The group's vCPUs over the machine's memory and chips. Ends of the guest that no session
+    /// waits for go to `exit`.
+    #[must_use]
+    pub fn new(
+        group: Arc<VcpuGroup>,
+        memory: GuestRam,
+        irqchip: Arc<KernelIrqchip<VmFd>>,
+        exit: ExitEvent,
+    ) -> Self {
+        Self {
+            group,
+            memory: VmMemory(memory),
+            irqchip,
+            exit,
+            attended: false,
+        }
+    }
+
+    /// The vCPUs.
+    #[must_use]
+    pub fn group(&self) -> &VcpuGroup {
+        &self.group
+    }
+
+    fn with_vcpu<T>(
+        &self,
+        id: VcpuId,
+        act: impl FnOnce(&mut DebugVcpu) -> Result<T, RegistersError>,
+    ) -> Result<T, HostError> {
+        let mut vcpu = self.group.vcpu(id).ok_or(HostError::NoVcpu(id))?;
+        Ok(act(&mut vcpu)?)
+    }
+
+    /// Ends the machine for the first stop that is an end.
+    fn end_unattended(&self, stops: &[Stop]) {
+        for stop in stops {
+            let reason = match &stop.reason {
+                StopReason::TripleFault(text) | StopReason::InternalError(text) => {
+                    ExitReason::GuestFailed(text.clone())
+                }
+                // Whoever ended the guest has asked for the exit already.
+                _ => continue,
+            };
+            self.exit.request(reason);
+            return;
+        }
+    }
+}
+
+impl GuestMemory for MachineHost {
+    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
+        self.memory.read_memory(address, data)
+    }
+
+    fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize {
+        self.memory.write_memory(address, data)
+    }
+}
+
+impl Host for MachineHost {
+    type Error = HostError;
+
+    fn vcpu_count(&self) -> u16 {
+        u16::try_from(self.group.count()).unwrap_or(u16::MAX)
+    }
+
+    fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
+        let waiting = self.group.vcpu(vcpu).and_then(|vcpu| vcpu.waiting());
+        match waiting {
+            Some(waiting) => format!("CPU#{} [{waiting}]", vcpu.0),
+            None => format!("CPU#{}", vcpu.0),
+        }
+    }
+
+    fn read_registers(
+        &mut self,
+        vcpu: VcpuId,
+        groups: RegisterGroups,
+        registers: &mut RegisterFile,
+    ) -> Result<(), HostError> {
+        self.with_vcpu(vcpu, |vcpu| vcpu.read_registers(groups, registers))
+    }
+
+    fn write_registers(
+        &mut self,
+        vcpu: VcpuId,
+        groups: RegisterGroups,
+        registers: &RegisterFile,
+    ) -> Result<(), HostError> {
+        self.with_vcpu(vcpu, |vcpu| vcpu.write_registers(groups, registers))
+    }
+
+    fn interrupts(&mut self, id: VcpuId) -> Interrupts {
+        let Some(vcpu) = self.group.vcpu(id) else {
+            return Interrupts::default();
+        };
+        let masked = vcpu.is_masked();
+        let mut interrupts = VcpuInterrupts::new();
+        if masked {
+            // The debugger's hold, which the host's mask carries out already.
+            let _ = interrupts.hold();
+        }
+        match interrupts.observe(vcpu.fd(), &self.irqchip) {
+            Ok(seen) => Interrupts {
+                masked,
+                pending: seen
+                    .pending
+                    .fixed()
+                    .iter()
+                    .map(|vector| vector.get())
+                    .collect(),
+                nmi_pending: seen.pending.nmis() != 0,
+                blocked: seen.to_string(),
+            },
+            Err(error) => {
+                tracing::warn!(vcpu = %id, %error, "the interrupts that wait cannot be read");
+                Interrupts {
+                    masked,
+                    blocked: format!("not known: {error}"),
+                    ..Interrupts::default()
+                }
+            }
+        }
+    }
+}
+
+impl RunControl for MachineHost {
+    fn resume(&mut self, plan: ResumePlan) {
+        self.attended = true;
+        self.group.resume(&plan);
+    }
+
+    fn interrupt(&mut self) {
+        self.attended = true;
+        self.group.interrupt();
+    }
+
+    fn release(&mut self) {
+        self.attended = false;
+        for index in 0..self.vcpu_count() {
+            let released = self
+                .group
+                .vcpu(VcpuId(index))
+                .map(|mut vcpu| vcpu.release());
+            if let Some(Err(error)) = released {
+                tracing::error!(vcpu = index, %error, "the debugger's traces cannot be removed");
+            }
+        }
+        self.group.resume_all();
+    }
+
+    fn kill(&mut self) {
+        self.exit.request(ExitReason::DebuggerKill);
+    }
+
+    fn stopped_fd(&self) -> RawFd {
+        self.group.stopped_event().as_raw_fd()
+    }
+
+    fn take_stops(&mut self) -> Option<Vec<Stop>> {
+        let stops = self.group.take_stops()?;
+        if !self.attended {
+            self.end_unattended(&stops);
+            return None;
+        }
+        Some(stops)
+    }
+
+    fn guest_state(&self) -> GuestState {
+        if self.group.is_running() {
+            GuestState::Running
+        } else {
+            GuestState::Stopped
+        }
+    }
+}
