@@ -10,6 +10,7 @@ extern crate std;
 
 mod applied;
 mod capability;
+pub mod cpuid;
 mod evidence;
 mod guest_debug;
 mod holds;

@@ -1,6 +1,7 @@
 //! KVM on Linux: probe and verify a host, and set a vCPU's debug state.
 
 mod control;
+mod cpuid;
 mod open;
 mod probe;
 mod verify;

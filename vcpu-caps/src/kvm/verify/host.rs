@@ -122,11 +122,11 @@ fn user_irqchip(machine: &mut Machine<'_>) -> Seen {
     const DELIVERED: u16 = 0x84;
     let mut guest = machine.vcpu(
         &[
-            0x90, // 1000: nop
-            0xfb, // 1001: sti
-            0x90, // 1002: nop
-            0x90, // 1003: nop
-            0xf4, // 1004: hlt
+            0x90, //             1000: nop
+            0xfb, //             1001: sti
+            0xb9, 0x00, 0x40, // 1002: mov cx, 0x4000
+            0xe2, 0xfe, //       1005: loop 0x1005
+            0xf4, //             1007: hlt
         ],
         Some((
             VECTOR,
@@ -175,9 +175,16 @@ fn tsc_offset(machine: &mut Machine<'_>) -> Seen {
     let mut offset = 0_u64;
     device_attribute(&guest.vcpu, KVM_GET_DEVICE_ATTR(), &mut offset)
         .map_err(refused("KVM_GET_DEVICE_ATTR(KVM_VCPU_TSC_OFFSET)"))?;
-    offset = offset.wrapping_add(JUMP);
-    device_attribute(&guest.vcpu, KVM_SET_DEVICE_ATTR(), &mut offset)
+    let mut wanted = offset.wrapping_add(JUMP);
+    device_attribute(&guest.vcpu, KVM_SET_DEVICE_ATTR(), &mut wanted)
         .map_err(refused("KVM_SET_DEVICE_ATTR(KVM_VCPU_TSC_OFFSET)"))?;
+    device_attribute(&guest.vcpu, KVM_GET_DEVICE_ATTR(), &mut offset)
+        .map_err(refused("KVM_GET_DEVICE_ATTR(KVM_VCPU_TSC_OFFSET)"))?;
+    if offset != wanted {
+        return Err(Stop::fails(format!(
+            "KVM_VCPU_TSC_OFFSET took {wanted:#x} and reads back {offset:#x}"
+        )));
+    }
     guest.expect(&Exit::Hlt)?;
     let passed = guest_tsc(&guest.regs()?).wrapping_sub(before);
     if (JUMP..2 * JUMP).contains(&passed) {

@@ -34,10 +34,11 @@ const PROGRAM: &[u8] = &[
     0x40, //             1005: inc ax      <- the loop
     0xe2, 0xfd, //       1006: loop 0x1005
     0xe6, 0x85, //       1008: out 0x85, al
-    0x90, //             100a: nop
-    0x90, //             100b: nop
-    0xe6, 0x86, //       100c: out 0x86, al
-    0xf4, //             100e: hlt
+    0xb9, 0x00, 0x40, //       100a: mov cx, 0x4000
+    0x81, 0xfb, 0x01, 0x01, // 100d: cmp bx, 0x0101  <- until both were delivered
+    0xe0, 0xfa, //             1011: loopne 0x100d
+    0xe6, 0x86, //             1013: out 0x86, al
+    0xf4, //                   1015: hlt
 ];
 const COUNT_INTERRUPT: &[u8] = &[
     0xfe, 0xc3, // 1800: inc bl
