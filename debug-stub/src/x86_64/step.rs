@@ -184,16 +184,20 @@ impl StepPlan {
         }
         let only = self.second.is_none();
         let mut outcome = self.first.outcome(&after, memory, only, &mut mends);
-        self.first.mend_passed_frames(&after, memory, &mut mends);
+        let completed = outcome.is_some_and(|outcome| outcome.completed);
+        self.first
+            .mend_passed_frames(&after, memory, completed, &mut mends);
         if let (None, Some(second)) = (outcome, &self.second) {
             outcome = second.outcome(&after, memory, false, &mut mends);
-            second.mend_passed_frames(&after, memory, &mut mends);
+            let completed = outcome.is_some_and(|outcome| outcome.completed);
+            second.mend_passed_frames(&after, memory, completed, &mut mends);
         }
         // Nowhere that the instruction leads: inside a handler.
         let Outcome {
             guest_tf,
             guest_trap,
             r11,
+            completed: _,
         } = outcome.unwrap_or(Outcome::HANDLER);
         Settlement {
             progress: Progress::Done,

@@ -92,7 +92,7 @@ pub(super) fn decode(machine: &Machine, memory: &impl GuestMemory) -> Decoded {
             let tf = machine.core.r11 & RFLAGS_TF != 0;
             (Successor::Only(target, None), Some(tf))
         }
-        _ => (successor(machine, memory, &instruction, next), None),
+        _ => (successor(machine, memory, &instruction), None),
     };
     Decoded {
         class,
@@ -192,12 +192,7 @@ fn interrupt_return(
     (successor, flags.map(|flags| flags & RFLAGS_TF != 0))
 }
 
-fn successor(
-    machine: &Machine,
-    memory: &impl GuestMemory,
-    instruction: &Instruction,
-    next: u64,
-) -> Successor {
+fn successor(machine: &Machine, memory: &impl GuestMemory, instruction: &Instruction) -> Successor {
     let near = |target: Option<u64>| {
         target.map_or(Successor::Anywhere, |target| {
             Successor::Only(
@@ -206,10 +201,11 @@ fn successor(
             )
         })
     };
-    let far = |popped: Option<Popped>| {
-        popped.map_or(Successor::Anywhere, |Popped { ip, selector }| {
+    let far = |popped: Option<Popped>| match popped {
+        Some(Popped { ip, selector }) if !operand::is_gate(machine, memory, selector) => {
             Successor::Only(ip, Some(selector))
-        })
+        }
+        _ => Successor::Anywhere,
     };
     match instruction.flow_control() {
         FlowControl::Next | FlowControl::Exception => Successor::Next,
@@ -236,7 +232,7 @@ fn successor(
                 ip: u64::from(instruction.far_branch32()),
                 selector: instruction.far_branch_selector(),
             })),
-            _ => other_branch(instruction, next),
+            _ => other_branch(instruction),
         },
         FlowControl::IndirectBranch | FlowControl::IndirectCall => {
             if instruction.is_jmp_far_indirect() || instruction.is_call_far_indirect() {
@@ -261,7 +257,7 @@ fn successor(
 
 /// What is counted as a branch or call without having an operand: hypercalls go on behind
 /// themselves; SYSCALL and SYSENTER go where an MSR says; VM entries go anywhere.
-fn other_branch(instruction: &Instruction, _next: u64) -> Successor {
+fn other_branch(instruction: &Instruction) -> Successor {
     match instruction.mnemonic() {
         Mnemonic::Vmcall | Mnemonic::Vmmcall | Mnemonic::Vmgexit => Successor::Next,
         _ => Successor::Anywhere,

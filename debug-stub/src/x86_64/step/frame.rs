@@ -20,6 +20,8 @@ pub(super) struct Place {
     slot: u64,
     /// The old SP and SS follow the flags.
     has_stack: bool,
+    /// It is the stack that the interrupted code uses.
+    own_stack: bool,
 }
 
 /// What the saved state must be for a frame to be that of the stepped instruction.
@@ -59,6 +61,14 @@ impl Place {
     pub(super) fn tf(&self, machine: &Machine, memory: &impl GuestMemory) -> Option<bool> {
         let byte = machine.read(memory, self.tf_byte(machine), 1)?;
         Some(byte & 1 != 0)
+    }
+
+    /// Whether the place is free as the stack pointer stands now: what is there was not pushed by
+    /// the instruction itself.
+    pub(super) fn is_free(&self, now: &Machine) -> bool {
+        let mask = width_mask(self.bits);
+        let flags_end = self.ip_at.wrapping_add(3 * self.slot);
+        !self.own_stack || now.sp().wrapping_sub(flags_end) & mask <= mask / 2
     }
 
     /// Whether this is a frame of the stepped instruction.
@@ -148,6 +158,7 @@ pub(super) fn at_top_of_stack(before: &Machine, now: &Machine) -> impl Iterator<
             ip_at: now.sp().wrapping_add(error_code),
             slot,
             has_stack,
+            own_stack: !has_stack,
         })
         .filter(move |place| {
             // On an unchanged stack the frame lies right below the old top.
@@ -184,6 +195,7 @@ pub(super) fn candidates(
             ip_at: top.wrapping_sub(items * slot),
             slot,
             has_stack: machine.long_mode(),
+            own_stack: true,
         }
     };
     let places = if machine.long_mode() {
@@ -215,6 +227,7 @@ fn inner_long(machine: &Machine, memory: &impl GuestMemory) -> Option<Place> {
         ip_at: top.wrapping_sub(40),
         slot: 8,
         has_stack: true,
+        own_stack: false,
     })
 }
 
@@ -237,5 +250,6 @@ fn inner_protected(machine: &Machine, memory: &impl GuestMemory) -> Option<Place
         ip_at: (esp0 & width_mask(bits)).wrapping_sub(items * 4),
         slot: 4,
         has_stack: true,
+        own_stack: false,
     })
 }

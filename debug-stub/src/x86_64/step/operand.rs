@@ -65,6 +65,14 @@ pub(super) fn popped_far(
     })
 }
 
+/// Whether a far transfer to `selector` goes through a call gate, a task gate or a TSS, which say
+/// themselves where it leads (SDM 3A 5.8.2). True if that cannot be told.
+pub(super) fn is_gate(machine: &Machine, memory: &impl GuestMemory, selector: u16) -> bool {
+    !machine.real_segments()
+        && !descriptor::read(&machine.special, memory, selector)
+            .is_ok_and(|segment| segment.code_or_data)
+}
+
 /// Makes `machine` what MOV SS or POP SS makes of it; `None` if that is not known, or faults.
 pub(super) fn load_stack_segment(
     machine: &mut Machine,

@@ -29,6 +29,8 @@ pub(super) struct Unit {
 /// What became of an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
+    /// The instruction has completed; otherwise the vCPU is in a handler.
+    pub(super) completed: bool,
     /// The guest's own TF now.
     pub(super) guest_tf: bool,
     /// The guest itself was stepping it, and it has completed.
@@ -40,6 +42,7 @@ pub(super) struct Outcome {
 impl Outcome {
     /// An event was delivered: that clears TF (SDM 3A 6.12.1.3), and no trap follows.
     pub(super) const HANDLER: Self = Self {
+        completed: false,
         guest_tf: false,
         guest_trap: false,
         r11: None,
@@ -185,11 +188,13 @@ impl Unit {
     }
 
     /// Frames that a handler which ran inside the step, to its end or not, was entered through:
-    /// TF was clear there before and is set now.
+    /// TF was clear there before and is set now. `completed` says that the instruction itself has
+    /// completed since.
     pub(super) fn mend_passed_frames(
         &self,
         after: &Machine,
         memory: &impl GuestMemory,
+        completed: bool,
         mends: &mut Mends,
     ) {
         if self.machine.tf() {
@@ -199,6 +204,9 @@ impl Unit {
         let expected = self.expected(&ips);
         for watched in &self.watched {
             if watched.tf_before || watched.place.tf(after, memory) != Some(true) {
+                continue;
+            }
+            if completed && !watched.place.is_free(after) {
                 continue;
             }
             if watched.place.matches(after, memory, &expected) {
@@ -211,6 +219,7 @@ impl Unit {
     fn completed(&self, after: &Machine, memory: &impl GuestMemory, mends: &mut Mends) -> Outcome {
         let own_tf = self.machine.tf();
         let mut outcome = Outcome {
+            completed: true,
             guest_tf: own_tf,
             guest_trap: own_tf,
             r11: None,
