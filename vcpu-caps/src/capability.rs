@@ -113,3 +113,44 @@ impl FromStr for Capability {
             .ok_or(UnknownCapability)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::BTreeSet;
+    use alloc::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn a_name_finds_its_ability_and_no_other() {
+        for &capability in Capability::ALL {
+            assert_eq!(capability.name().parse(), Ok(capability));
+            assert_eq!(capability.to_string(), capability.name());
+        }
+        let names: BTreeSet<_> = Capability::ALL.iter().map(|c| c.name()).collect();
+        assert_eq!(names.len(), Capability::ALL.len());
+    }
+
+    #[test]
+    fn bhyves_names_are_kept() {
+        for name in ["mask_hwintr", "bpt_exit", "halt_exit", "pause_exit"] {
+            assert!(name.parse::<Capability>().is_ok(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_an_error() {
+        for name in ["", "MASK_HWINTR", "mask_hwintr ", "MaskHwintr"] {
+            assert_eq!(name.parse::<Capability>(), Err(UnknownCapability));
+        }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn the_serialised_name_is_the_stable_name() {
+        for &capability in Capability::ALL {
+            let json = serde_json::to_value(capability).unwrap();
+            assert_eq!(json, capability.name());
+        }
+    }
+}

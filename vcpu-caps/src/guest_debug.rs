@@ -4,6 +4,8 @@
 //! each set "their" flag therefore clear each other's. Here every wish is gathered in a
 //! [`DebugIntent`], and [`GuestDebug::compose`] is the only place that turns wishes into flags.
 
+use core::fmt;
+
 use bitflags::bitflags;
 use thiserror::Error;
 
@@ -41,6 +43,16 @@ pub enum HwBreakpointKind {
     Write,
     /// Data is read or written. x86 has no read-only watchpoint.
     ReadWrite,
+}
+
+impl fmt::Display for HwBreakpointKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Execute => "execute",
+            Self::Write => "write",
+            Self::ReadWrite => "read/write",
+        })
+    }
 }
 
 /// Why a debug-address register cannot hold this breakpoint.
@@ -142,6 +154,16 @@ impl HwBreakpoint {
     }
 }
 
+impl fmt::Display for HwBreakpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {:#x}", self.kind, self.address)?;
+        if self.kind != HwBreakpointKind::Execute {
+            write!(f, " ({} bytes)", self.length)?;
+        }
+        Ok(())
+    }
+}
+
 /// An exception to hand back to the guest on the next entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Inject {
@@ -228,3 +250,6 @@ impl GuestDebug {
         Self { control, debugreg }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,3 +74,6 @@ fn decide(capability: Capability, report: &HostReport, profile: &Profile) -> Ent
         passed_over,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -419,3 +419,6 @@ impl VcpuControl {
             .find_map(|(slot, held)| (*held == content).then_some(slot))
     }
 }
+
+#[cfg(test)]
+mod tests;
