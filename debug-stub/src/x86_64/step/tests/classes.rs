@@ -13,7 +13,8 @@ fn check(file: &RegisterFile, memory: &Ram, class: StepClass, length: usize, may
 fn every_class_is_known_in_every_width() {
     use StepClass::*;
     // Class, 16-bit code, 32-bit code, 64-bit code.
-    let cases: &[(StepClass, &[u8], &[u8], &[u8])] = &[
+    type Case = (StepClass, &'static [u8], &'static [u8], &'static [u8]);
+    let cases: &[Case] = &[
         (Plain, &[0x90], &[0x01, 0xd8], &[0x48, 0x01, 0xd8]),
         (Plain, &[0x0f, 0x0b], &[0x0f, 0x0b], &[0x0f, 0x0b]),
         (PushFlags, &[0x9c], &[0x9c], &[0x9c]),
