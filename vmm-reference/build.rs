@@ -40,7 +40,11 @@ fn assemble(source: &Path, out: &Path, guest: &str) -> Result<(), String> {
         // The same bytes wherever the sources are.
         .arg(format!("-ffile-prefix-map={}=guests", source.display()))
         .arg(format!("-Wl,-T,{}", source.join("link.ld").display()))
-        .args(["-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=0x1000"])
+        .args([
+            "-Wl,--build-id=none",
+            "-Wl,-z,noexecstack",
+            "-Wl,-z,max-page-size=0x1000",
+        ])
         .arg("-o")
         .arg(out.join(format!("{guest}.elf")))
         .arg(source.join(format!("{guest}.S")));

@@ -8,11 +8,19 @@
 //! - [`boot`]: the first state of a vCPU, CPUID, the MP table.
 //! - [`devices`]: serial port, keyboard controller, power control, debug exit.
 //! - [`machine`]: all of these together, ready to run.
+//! - [`vcpu`] and [`debug`]: the vCPUs' threads, and the machine as a debugger's host.
+//! - [`event_loop`], [`console`], [`signals`], [`terminal`]: what the main thread waits for.
+//! - [`run`] and [`caps`]: the commands.
 //! - [`guests`]: small guest programs, in the executable.
 
 pub mod boot;
+pub mod caps;
+pub mod cli;
+pub mod console;
 pub mod debug;
 pub mod devices;
+pub mod error;
+pub mod event_loop;
 pub mod exit;
 pub mod exit_status;
 pub mod guests;
@@ -21,8 +29,13 @@ pub mod loader;
 pub mod machine;
 pub mod memory;
 pub mod remote;
+pub mod run;
+pub mod signals;
+pub mod terminal;
 pub mod vcpu;
 
+pub use error::Error;
+pub use event_loop::{EventLoop, EventLoopError};
 pub use exit::{ExitEvent, ExitReason};
 pub use exit_status::ExitStatus;
 pub use machine::{Machine, MachineConfig, MachineError};

@@ -6,6 +6,7 @@ use intr_controller::kvm::{CreateError, KernelIrqchip};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vcpu_caps::VcpuId;
+use vcpu_caps::kvm::OpenError;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::{self, Entry, MpTableError, SetupError};
@@ -54,9 +55,9 @@ impl MachineConfig {
 /// A machine could not be made.
 #[derive(Debug, Error)]
 pub enum MachineError {
-    /// `/dev/kvm` cannot be opened.
-    #[error("cannot open /dev/kvm: {}", open_advice(.0))]
-    OpenKvm(#[source] kvm_ioctls::Error),
+    /// `/dev/kvm` cannot be used.
+    #[error(transparent)]
+    OpenKvm(#[from] OpenError),
     /// An ioctl failed.
     #[error("{call} failed")]
     Ioctl {
@@ -113,20 +114,6 @@ impl MachineError {
     }
 }
 
-/// What to do about a `/dev/kvm` that does not open.
-fn open_advice(error: &kvm_ioctls::Error) -> &'static str {
-    match error.errno() {
-        libc::ENOENT => {
-            "it does not exist; load the kvm_intel or kvm_amd module, switch virtualization on in \
-             the firmware, or pass the device into this container"
-        }
-        libc::EACCES | libc::EPERM => {
-            "no permission; add your user to the group that owns it (often `kvm`) and log in again"
-        }
-        _ => "is it the KVM device?",
-    }
-}
-
 /// A machine that is ready to run.
 #[derive(Debug)]
 pub struct Machine {
@@ -147,14 +134,6 @@ pub struct Machine {
     pub entry: Entry,
 }
 
-/// Opens `/dev/kvm`.
-///
-/// # Errors
-/// [`MachineError::OpenKvm`], which says what to do.
-pub fn open_kvm() -> Result<Kvm, MachineError> {
-    Kvm::new().map_err(MachineError::OpenKvm)
-}
-
 impl Machine {
     /// Makes a machine.
     ///
@@ -162,7 +141,7 @@ impl Machine {
     /// What the kernel, the host or the configuration lacks; [`MachineError::status`] tells which
     /// of them it is.
     pub fn new(config: &MachineConfig) -> Result<Self, MachineError> {
-        let kvm = open_kvm()?;
+        let kvm = vcpu_caps::kvm::open()?;
         let max = kvm.get_max_vcpus();
         if config.cpus == 0 || usize::from(config.cpus) > max {
             return Err(MachineError::Cpus {

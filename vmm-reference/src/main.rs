@@ -1,2 +1,61 @@
-//! The reference VMM.
-fn main() {}
+//! The command.
+
+use std::error::Error as StdError;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use vmm_reference::cli::{Cli, Command};
+use vmm_reference::{Error, ExitReason, ExitStatus, caps, run};
+
+fn main() -> ExitCode {
+    // clap ends the process itself for --help, and with status 2 for a wrong usage.
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
+    match execute(cli.command) {
+        Ok(status) => status.into(),
+        Err(error) => {
+            report(&error);
+            error.status().into()
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<ExitStatus, Error> {
+    match command {
+        Command::Run(args) => {
+            let reason = run::run(&args)?;
+            if let ExitReason::GuestFailed(_) = reason {
+                report_line(&format!("the guest failed: {reason}"));
+            } else {
+                tracing::info!(%reason, "end");
+            }
+            Ok(reason.status())
+        }
+        Command::Caps(args) => {
+            caps::caps(args, &mut io::stdout().lock())?;
+            Ok(ExitStatus::Success)
+        }
+    }
+}
+
+/// The error and its causes on one line.
+fn report(error: &dyn StdError) {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    report_line(&line);
+}
+
+fn report_line(line: &str) {
+    // Nothing can be done about a closed standard error.
+    let _ = writeln!(io::stderr(), "vmm-reference: error: {line}");
+}

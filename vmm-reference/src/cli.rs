@@ -1,0 +1,277 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use debug_stub::server::ListenAddress;
+use thiserror::Error;
+
+use crate::boot::MAX_CPUS;
+use crate::devices::SerialOutput;
+use crate::memory::MemoryLayout;
+
+/// A reference VMM whose guests can be debugged with GDB without landing in their interrupts.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vmm-reference", version, after_help = EXIT_STATUSES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_STATUSES: &str = "\
+Exit status:
+  0         the guest powered off or reset as asked
+  2         wrong usage, or an unusable kernel or initrd
+  3         this host cannot: no /dev/kvm, no permission, an ability missing
+  4         the guest failed: triple fault, emulation failure
+  2n+1      the guest wrote n to the debug-exit port (--testdev)
+  128+n     ended by signal n";
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Boot a kernel.
+    Run(RunArgs),
+    /// Show what this host's KVM can do for a debugger, and how each ability is met.
+    Caps(CapsArgs),
+}
+
+/// `run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// A bzImage, a vmlinux, a PVH ELF file or a multiboot kernel.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// An initrd, or the kernel's first module.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    pub cmdline: String,
+    /// How many vCPUs.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CPUS)),
+    )]
+    pub cpus: u16,
+    /// How much memory: bytes, or with K, M, G or T.
+    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_memory)]
+    pub memory: u64,
+    /// Whose interrupt chips the guest has.
+    #[arg(long, value_enum, default_value_t)]
+    pub irqchip: Irqchip,
+    /// Where the first serial port goes: stdio, none or file:PATH. On a terminal Ctrl-A x ends the
+    /// machine, and Ctrl-A Ctrl-A sends a Ctrl-A.
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = parse_serial)]
+    pub serial: SerialOutput,
+    /// Listen for GDB on tcp:127.0.0.1:PORT or unix:PATH.
+    #[arg(long, value_name = "ADDRESS")]
+    pub gdb: Option<ListenAddress>,
+    /// Wait for the debugger before the first instruction.
+    #[arg(long, requires = "gdb")]
+    pub gdb_pause: bool,
+    /// Let --gdb listen on other than loopback addresses: whoever can connect owns the guest.
+    #[arg(long, requires = "gdb")]
+    pub gdb_allow_remote: bool,
+    /// Add the debug-exit port 0xf4 of test images.
+    #[arg(long)]
+    pub testdev: bool,
+}
+
+/// `caps`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct CapsArgs {
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Show what the host claims, without running the micro-guests that prove it.
+    #[arg(long)]
+    pub no_verify: bool,
+}
+
+/// Whose interrupt chips the guest has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Irqchip {
+    /// All of them KVM's.
+    #[default]
+    Kernel,
+    /// The local APICs KVM's, the others ours (not built yet).
+    Split,
+    /// All of them ours (not built yet).
+    User,
+}
+
+impl Irqchip {
+    /// As on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Split => "split",
+            Self::User => "user",
+        }
+    }
+}
+
+/// Why a size cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+enum SizeError {
+    #[error("expected a number, with K, M, G or T for powers of 1024; for instance 512M")]
+    Form,
+    #[error("that is more than any machine has; choose 2M to 1T")]
+    TooLarge,
+}
+
+fn parse_size(text: &str) -> Result<u64, SizeError> {
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((end, suffix)) if !suffix.is_ascii_digit() => {
+            let shift = match suffix.to_ascii_uppercase() {
+                'K' => 10,
+                'M' => 20,
+                'G' => 30,
+                'T' => 40,
+                _ => return Err(SizeError::Form),
+            };
+            (text.get(..end).unwrap_or_default(), shift)
+        }
+        _ => (text, 0),
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(SizeError::Form);
+    }
+    let number: u64 = digits.parse().map_err(|_| SizeError::TooLarge)?;
+    number.checked_mul(1 << shift).ok_or(SizeError::TooLarge)
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    let size = parse_size(text).map_err(|error| error.to_string())?;
+    MemoryLayout::new(size)
+        .map(MemoryLayout::size)
+        .map_err(|error| error.to_string())
+}
+
+fn parse_serial(text: &str) -> Result<SerialOutput, String> {
+    match (text, text.strip_prefix("file:")) {
+        ("stdio", _) => Ok(SerialOutput::Stdio),
+        ("none", _) => Ok(SerialOutput::None),
+        (_, Some(path)) if !path.is_empty() => Ok(SerialOutput::File(path.into())),
+        _ => Err("expected stdio, none or file:PATH".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Result<RunArgs, clap::Error> {
+        let all = ["vmm-reference", "run", "--kernel", "k"]
+            .iter()
+            .chain(arguments);
+        match Cli::try_parse_from(all)?.command {
+            Command::Run(run) => Ok(run),
+            other @ Command::Caps(_) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_one_cpu_128_mib_stdio_and_the_kernels_chips() {
+        let run = run(&[]).unwrap();
+        assert_eq!((run.cpus, run.memory), (1, 128 << 20));
+        assert_eq!(run.serial, SerialOutput::Stdio);
+        assert_eq!(run.irqchip, Irqchip::Kernel);
+        assert!(run.gdb.is_none() && !run.gdb_pause && !run.testdev);
+    }
+
+    #[test]
+    fn sizes_have_binary_suffixes() {
+        for (text, size) in [
+            ("4194304", 4 << 20),
+            ("4096K", 4 << 20),
+            ("4m", 4 << 20),
+            ("3G", 3 << 30),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(parse_memory(text), Ok(size), "{text}");
+        }
+    }
+
+    #[test]
+    fn absurd_sizes_and_counts_are_usage_errors() {
+        for memory in [
+            "",
+            "M",
+            "-1",
+            "+4M",
+            "0",
+            "1",
+            "1M",
+            "4097K",
+            "2T",
+            "0x1000",
+            "4MB",
+            "4 M",
+            "4µ",
+            "99999999999999999999",
+            "18446744073709551615",
+            "17592186044416M",
+        ] {
+            let error = run(&["--memory", memory]).expect_err(memory);
+            assert_eq!(error.exit_code(), 2, "{memory}");
+        }
+        for cpus in ["0", "255", "65536", "-1", "x", ""] {
+            let error = run(&["--cpus", cpus]).expect_err(cpus);
+            assert_eq!(error.exit_code(), 2, "{cpus}");
+        }
+        assert_eq!(run(&["--cpus", "254"]).unwrap().cpus, 254);
+    }
+
+    #[test]
+    fn serial_outputs() {
+        let serial = |text| run(&["--serial", text]).map(|run| run.serial);
+        assert_eq!(serial("none").unwrap(), SerialOutput::None);
+        assert_eq!(
+            serial("file:/tmp/x").unwrap(),
+            SerialOutput::File("/tmp/x".into())
+        );
+        for wrong in ["", "file:", "pty", "/tmp/x"] {
+            assert!(serial(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn debugger_addresses() {
+        let gdb = |text| run(&["--gdb", text]).map(|run| run.gdb.unwrap());
+        assert_eq!(
+            gdb("tcp:127.0.0.1:1234").unwrap(),
+            ListenAddress::Tcp(([127, 0, 0, 1], 1234).into())
+        );
+        assert_eq!(
+            gdb("unix:/run/x").unwrap(),
+            ListenAddress::Unix("/run/x".into())
+        );
+        for wrong in ["", "1234", ":1234", "tcp:1234", "tcp:host:1", "unix:"] {
+            assert_eq!(gdb(wrong).expect_err(wrong).exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn debugger_options_need_a_debugger() {
+        assert!(run(&["--gdb-pause"]).is_err());
+        assert!(run(&["--gdb-allow-remote"]).is_err());
+        assert!(run(&["--gdb", "unix:x", "--gdb-pause", "--gdb-allow-remote"]).is_ok());
+    }
+}

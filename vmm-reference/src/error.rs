@@ -1,0 +1,73 @@
+//! Why a command failed, and the exit status that this means.
+
+use std::io;
+
+use debug_stub::server::ListenError;
+use thiserror::Error;
+use vcpu_caps::Refusal;
+use vcpu_caps::kvm::{OpenError, VerifyError};
+
+use crate::cli::Irqchip;
+use crate::event_loop::EventLoopError;
+use crate::exit_status::ExitStatus;
+use crate::loader::LoadError;
+use crate::machine::MachineError;
+use crate::vcpu::GroupError;
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// An option whose implementation is still to come.
+    #[error("--irqchip {} is not built yet; use --irqchip kernel", .0.name())]
+    NotBuilt(Irqchip),
+    /// The kernel or the initrd cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The machine cannot be made.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// `/dev/kvm` cannot be used.
+    #[error(transparent)]
+    OpenKvm(#[from] OpenError),
+    /// The host's abilities cannot be tried out.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The host lacks what is needed.
+    #[error("{0}")]
+    Refused(Box<Refusal>),
+    /// The debugger's address cannot be listened at.
+    #[error("--gdb")]
+    Listen(#[from] ListenError),
+    /// The vCPU threads.
+    #[error(transparent)]
+    Vcpus(#[from] GroupError),
+    /// The event loop.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+    /// A descriptor, a signal or the terminal.
+    #[error("{what}")]
+    System {
+        /// What could not be done.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The exit status of a process that ends for this error.
+    #[must_use]
+    pub fn status(&self) -> ExitStatus {
+        match self {
+            Self::Machine(error) => error.status(),
+            Self::NotBuilt(_) | Self::Load(_) | Self::Listen(_) => ExitStatus::Usage,
+            Self::OpenKvm(_)
+            | Self::Verify(_)
+            | Self::Refused(_)
+            | Self::Vcpus(_)
+            | Self::EventLoop(_)
+            | Self::System { .. } => ExitStatus::HostCannot,
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The one loop that waits: for input, signals, debuggers, and the end.
+
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
+use thiserror::Error;
+
+use crate::exit::{ExitEvent, ExitReason};
+
+/// The loop cannot wait.
+#[derive(Debug, Error)]
+#[error("the event loop failed")]
+pub struct EventLoopError(#[from] event_manager::Error);
+
+/// Waits on behalf of its subscribers, on the thread that runs it, until the machine is to end.
+pub struct EventLoop {
+    manager: EventManager<Box<dyn MutEventSubscriber>>,
+    exit: ExitEvent,
+}
+
+impl std::fmt::Debug for EventLoop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventLoop")
+            .field("exit", &self.exit)
+            .finish_non_exhaustive()
+    }
+}
+
+impl EventLoop {
+    /// A loop that ends when `exit` is asked for.
+    ///
+    /// # Errors
+    /// If there is no descriptor left.
+    pub fn new(exit: ExitEvent) -> Result<Self, EventLoopError> {
+        let mut manager: EventManager<Box<dyn MutEventSubscriber>> = EventManager::new()?;
+        manager.add_subscriber(Box::new(ExitWatch(exit.clone())));
+        Ok(Self { manager, exit })
+    }
+
+    /// Adds somebody who waits.
+    pub fn add(&mut self, subscriber: Box<dyn MutEventSubscriber>) -> SubscriberId {
+        self.manager.add_subscriber(subscriber)
+    }
+
+    /// Takes a subscriber out, with its descriptors.
+    ///
+    /// # Errors
+    /// If it is not in the loop.
+    pub fn remove(
+        &mut self,
+        id: SubscriberId,
+    ) -> Result<Box<dyn MutEventSubscriber>, EventLoopError> {
+        Ok(self.manager.remove_subscriber(id)?)
+    }
+
+    /// Runs until the machine is to end, and answers why.
+    ///
+    /// # Errors
+    /// If waiting fails.
+    pub fn run(&mut self) -> Result<ExitReason, EventLoopError> {
+        loop {
+            if let Some(reason) = self.exit.reason() {
+                return Ok(reason);
+            }
+            self.turn(None)?;
+        }
+    }
+
+    /// Waits once, for at most `milliseconds`, and serves what has come; answers how much that
+    /// was. For a caller who has to go on after the end was asked for: to tell a debugger of it.
+    ///
+    /// # Errors
+    /// If waiting fails.
+    pub fn turn(&mut self, milliseconds: Option<u16>) -> Result<usize, EventLoopError> {
+        let timeout = milliseconds.map_or(-1, i32::from);
+        Ok(self.manager.run_with_timeout(timeout)?)
+    }
+}
+
+/// Wakes the loop for the end. Once: its descriptor stays readable, and a caller who goes on
+/// turning must not spin.
+struct ExitWatch(ExitEvent);
+
+impl MutEventSubscriber for ExitWatch {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(&self.0, EventSet::IN)) {
+            tracing::error!(%error, "the end of the machine will not be noticed at once");
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.remove(events) {
+            tracing::debug!(%error, "exit event");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signals::Signals;
+
+    #[test]
+    fn a_request_from_another_thread_ends_the_loop() {
+        let exit = ExitEvent::new().unwrap();
+        let mut events = EventLoop::new(exit.clone()).unwrap();
+        let asker = std::thread::spawn(move || exit.request(ExitReason::PowerOff));
+        assert_eq!(events.run().unwrap(), ExitReason::PowerOff);
+        assert!(asker.join().unwrap());
+        // The descriptor is still readable, and nobody spins on it: at most the first turn sees it.
+        events.turn(Some(0)).unwrap();
+        assert_eq!(events.turn(Some(0)).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_signal_ends_the_loop() {
+        let exit = ExitEvent::new().unwrap();
+        let mut events = EventLoop::new(exit.clone()).unwrap();
+        events.add(Box::new(Signals::take_over(exit).unwrap()));
+        // SAFETY: the signal is blocked in this thread, to which it is directed.
+        unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGTERM) };
+        assert_eq!(events.run().unwrap(), ExitReason::Signal(libc::SIGTERM));
+    }
+}

@@ -1,0 +1,171 @@
+//! `vmm-reference run`: a machine, its console and its debugger, until the end.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use debug_stub::SessionConfig;
+use debug_stub::kvm::{DebugVcpu, SyncRegs, VmMemory};
+use debug_stub::server::{GdbServer, Listener, RunControl};
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use kvm_ioctls::Kvm;
+use vcpu_caps::kvm::{probe, verify};
+use vcpu_caps::{Capability, Plan, Profile, VcpuId, negotiate};
+
+use crate::cli::{Irqchip, RunArgs};
+use crate::console::Console;
+use crate::debug::MachineHost;
+use crate::devices::SerialOutput;
+use crate::error::Error;
+use crate::event_loop::EventLoop;
+use crate::exit::ExitReason;
+use crate::loader::ImageFile;
+use crate::machine::{Machine, MachineConfig};
+use crate::signals::Signals;
+use crate::terminal::RawTerminal;
+use crate::vcpu::{MachineExits, VcpuGroup};
+
+/// How long the end waits for a debugger that says nothing, in milliseconds: it is told of the
+/// end, and hangs up.
+const FAREWELL_MS: u16 = 200;
+
+/// Runs a machine to its end, and answers why it ended.
+///
+/// The caller must not have started any thread yet: they would take the signals.
+///
+/// # Errors
+/// What the command line, the kernel or the host lacks; [`Error::status`] tells which.
+pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
+    if args.irqchip != Irqchip::Kernel {
+        return Err(Error::NotBuilt(args.irqchip));
+    }
+    let config = MachineConfig {
+        kernel: ImageFile::read(&args.kernel)?,
+        initrd: args.initrd.as_deref().map(ImageFile::read).transpose()?,
+        cmdline: args.cmdline.clone(),
+        cpus: args.cpus,
+        memory: args.memory,
+        serial: args.serial.clone(),
+        testdev: args.testdev,
+    };
+    // Before the machine: an address in use is soon told.
+    let listener = args
+        .gdb
+        .as_ref()
+        .map(|address| Listener::bind(address, args.gdb_allow_remote))
+        .transpose()?;
+    let machine = Machine::new(&config)?;
+    let plan = plan(&machine.kvm, listener.is_some())?;
+
+    let exit = machine.exit.clone();
+    let mut events = EventLoop::new(exit.clone())?;
+    let signals = Signals::take_over(exit.clone()).map_err(|source| Error::System {
+        what: "cannot take over the signals",
+        source,
+    })?;
+    events.add(Box::new(signals));
+    // Restored when this function returns, after the vCPUs have stopped.
+    let _terminal = match config.serial {
+        SerialOutput::Stdio => add_console(&mut events, &machine)?,
+        SerialOutput::None | SerialOutput::File(_) => None,
+    };
+    let group = Arc::new(start_vcpus(
+        &machine.devices,
+        machine.vcpus,
+        &exit,
+        &machine.memory,
+        &plan,
+    )?);
+    let host = MachineHost::new(
+        Arc::clone(&group),
+        machine.memory,
+        Arc::new(machine.irqchip),
+        exit,
+    );
+    if !args.gdb_pause {
+        group.resume_all();
+    }
+    let Some(listener) = listener else {
+        events.add(Box::new(Unattended(host)));
+        return Ok(events.run()?);
+    };
+    tracing::info!(address = %listener.address(), "waiting for a debugger");
+    let server = Rc::new(RefCell::new(GdbServer::new(
+        listener,
+        host,
+        SessionConfig::new(plan),
+    )));
+    events.add(Box::new(Rc::clone(&server)));
+    let reason = events.run()?;
+    // A debugger that is attached has still to be told.
+    while server.borrow().has_client() && events.turn(Some(FAREWELL_MS))? > 0 {}
+    Ok(reason)
+}
+
+/// What the host can do for this run. A debugger's abilities are proven first; without one, the
+/// host's word does, and costs no time.
+fn plan(kvm: &Kvm, debugger: bool) -> Result<Plan, Error> {
+    let mut report = probe(kvm);
+    let profile = if debugger {
+        verify(kvm, &mut report)?;
+        Profile::debugger()
+    } else {
+        Profile::run()
+    };
+    negotiate(&report, &profile).map_err(Error::Refused)
+}
+
+fn start_vcpus(
+    devices: &Arc<crate::devices::Devices>,
+    vcpus: Vec<kvm_ioctls::VcpuFd>,
+    exit: &crate::exit::ExitEvent,
+    memory: &crate::memory::GuestRam,
+    plan: &Plan,
+) -> Result<VcpuGroup, Error> {
+    let sync = if plan.has(Capability::SyncRegs) {
+        SyncRegs::Available
+    } else {
+        SyncRegs::Unavailable
+    };
+    let vcpus = (0..)
+        .map(VcpuId)
+        .zip(vcpus)
+        .map(|(id, fd)| DebugVcpu::new(id, fd, sync))
+        .collect();
+    let exits = Arc::new(MachineExits {
+        devices: Arc::clone(devices),
+        exit: exit.clone(),
+    });
+    Ok(VcpuGroup::start(vcpus, &exits, &VmMemory(memory.clone()))?)
+}
+
+/// Connects standard input with the serial port; raw mode if somebody types there.
+fn add_console(events: &mut EventLoop, machine: &Machine) -> Result<Option<RawTerminal>, Error> {
+    let system = |what| move |source: io::Error| Error::System { what, source };
+    let terminal = RawTerminal::enter().map_err(system("cannot set the terminal's mode"))?;
+    let console = Console::stdin(
+        Arc::clone(machine.devices.serial()),
+        machine.exit.clone(),
+        terminal.is_some(),
+    )
+    .map_err(system("cannot read standard input"))?;
+    events.add(Box::new(console));
+    Ok(terminal)
+}
+
+/// A machine that nobody debugs: when its vCPUs stop, that is its end.
+struct Unattended(MachineHost);
+
+impl MutEventSubscriber for Unattended {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new_raw(self.0.stopped_fd(), EventSet::IN)) {
+            tracing::error!(%error, "the guest's end will not be noticed");
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        // It asks for the machine's end itself, and answers nobody.
+        let _ = self.0.take_stops();
+    }
+}

@@ -1,0 +1,67 @@
+//! Signals that ask the process to end, as events of the loop.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::ptr;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::signal::create_sigset;
+
+use crate::exit::{ExitEvent, ExitReason};
+
+/// What a shell, a service manager and a closing terminal send.
+const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+/// Turns SIGINT, SIGTERM and SIGHUP into requests to end the machine.
+#[derive(Debug)]
+pub struct Signals {
+    descriptor: File,
+    exit: ExitEvent,
+}
+
+impl Signals {
+    /// Blocks the signals and takes them over. Before any other thread is made: threads inherit
+    /// the mask, and a thread without it would die of the signal.
+    ///
+    /// # Errors
+    /// What the system answered.
+    pub fn take_over(exit: ExitEvent) -> io::Result<Self> {
+        let set = create_sigset(&SIGNALS).map_err(io::Error::from)?;
+        // SAFETY: `set` is an initialised signal set, and the old one is not asked for.
+        let errno =
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
+        if errno != 0 {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        // SAFETY: `set` is an initialised signal set, and -1 asks for a new descriptor.
+        let fd =
+            unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: signalfd has just made the descriptor, and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self {
+            descriptor: File::from(fd),
+            exit,
+        })
+    }
+}
+
+impl MutEventSubscriber for Signals {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(error) = ops.add(Events::new(&self.descriptor, EventSet::IN)) {
+            tracing::error!(%error, "signals are not watched: only SIGKILL ends this process");
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        // struct signalfd_siginfo (signalfd(2)) starts with the signal's number.
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        while self.descriptor.read_exact(&mut info).is_ok() {
+            let number = info.first_chunk().copied().map_or(0, i32::from_ne_bytes);
+            self.exit.request(ExitReason::Signal(number));
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Raw mode, and the way back from it on every path.
+//!
+//! A terminal that stays in raw mode after its program is useless, so the old mode is restored
+//! by [`RawTerminal`]'s drop, by the panic hook (a panic in another thread drops nothing here),
+//! and by a handler of the signals that end a process at once. SIGKILL cannot be caught: `reset`
+//! helps then. Signals that ask (SIGINT, SIGTERM, SIGHUP) end the event loop, and so get to the
+//! drop.
+
+use std::io::{self, IsTerminal};
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The mode to restore; set once, by the first [`RawTerminal::enter`].
+static SAVED: OnceLock<libc::termios> = OnceLock::new();
+/// Whether the terminal is in raw mode now.
+static RAW: AtomicBool = AtomicBool::new(false);
+
+/// Signals that end the process at once and can be caught.
+const FATAL: [libc::c_int; 7] = [
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGQUIT,
+    libc::SIGSEGV,
+    libc::SIGSYS,
+];
+
+/// Standard input is in raw mode while this lives.
+#[derive(Debug)]
+pub struct RawTerminal {
+    _private: (),
+}
+
+impl RawTerminal {
+    /// Enters raw mode: every key goes to the guest, Ctrl-C too, and nothing is echoed. Output is
+    /// left alone, so that a newline still starts a line.
+    ///
+    /// `None` if standard input is not a terminal.
+    ///
+    /// # Errors
+    /// What the terminal answered.
+    pub fn enter() -> io::Result<Option<Self>> {
+        if !io::stdin().is_terminal() {
+            return Ok(None);
+        }
+        let mut mode = MaybeUninit::uninit();
+        // SAFETY: `mode` has room for a termios, and standard input's number is valid.
+        check(unsafe { libc::tcgetattr(libc::STDIN_FILENO, mode.as_mut_ptr()) })?;
+        // SAFETY: tcgetattr succeeded, so it has filled `mode`.
+        let saved: libc::termios = unsafe { mode.assume_init() };
+        if SAVED.set(saved).is_ok() {
+            restore_on_panic();
+            restore_on_fatal_signals()?;
+        }
+        let mut raw = saved;
+        // SAFETY: `raw` is a termios that the terminal itself gave.
+        unsafe { libc::cfmakeraw(&raw mut raw) };
+        raw.c_oflag = saved.c_oflag;
+        // Before the change: a signal in between restores what is still there.
+        RAW.store(true, Ordering::Release);
+        // SAFETY: `raw` lives until the call returns.
+        let set = unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const raw) };
+        if let Err(error) = check(set) {
+            RAW.store(false, Ordering::Release);
+            return Err(error);
+        }
+        Ok(Some(Self { _private: () }))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Restores the terminal if it is in raw mode. May be called from a signal handler: atomics and
+/// tcsetattr only (signal-safety(7)).
+pub fn restore() {
+    if !RAW.swap(false, Ordering::AcqRel) {
+        return;
+    }
+    if let Some(saved) = SAVED.get() {
+        // SAFETY: `saved` is a termios that this terminal gave, and is static. Nothing can be
+        // done about a failure.
+        unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, saved) };
+    }
+}
+
+fn restore_on_panic() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        restore();
+        before(info);
+    }));
+}
+
+fn restore_on_fatal_signals() -> io::Result<()> {
+    for signal in FATAL {
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: all-zero is a valid sigaction (no flags, an empty mask, SIG_DFL).
+        let action = unsafe { action.assume_init_mut() };
+        let handler: extern "C" fn(libc::c_int) = on_fatal_signal;
+        action.sa_sigaction = handler as libc::sighandler_t;
+        // RESETHAND: the second time the signal does what it always did. ONSTACK: a stack
+        // overflow leaves no room on the thread's own.
+        action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
+        // SAFETY: `action` is initialised, and its handler is async-signal-safe.
+        check(unsafe { libc::sigaction(signal, action, std::ptr::null_mut()) })?;
+    }
+    Ok(())
+}
+
+extern "C" fn on_fatal_signal(signal: libc::c_int) {
+    restore();
+    // SAFETY: raise is async-signal-safe; the handler has been reset to the default.
+    unsafe { libc::raise(signal) };
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
