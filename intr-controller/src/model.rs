@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use crate::{
     Activity, Arrival, BlockReasons, Decision, Delivery, Event, HostMask, InjectionPolicy,
-    ProcessorPriority, Readiness, Vector,
+    ProcessorPriority, Readiness,
 };
 
 /// One operation on a policy.
@@ -56,14 +56,15 @@ struct Model {
     delivered: Vec<Event>,
 }
 
-/// Every event there is, most urgent first.
-fn all_events() -> impl Iterator<Item = Event> {
-    [Event::Smi, Event::Nmi, Event::ExtInt].into_iter().chain(
-        (16..=u8::MAX)
-            .rev()
-            .filter_map(|n| Vector::new(n).ok())
-            .map(Event::Fixed),
-    )
+/// The place in the order of delivery, 0 first.
+fn rank(event: Event) -> u8 {
+    match event {
+        Event::Smi => 0,
+        Event::Nmi => 1,
+        Event::ExtInt => 2,
+        // No vector is below 16, so these come after the others: 3 for 0xff.
+        Event::Fixed(vector) => (u8::MAX - vector.get()).saturating_add(3),
+    }
 }
 
 impl Model {
@@ -131,8 +132,10 @@ impl Model {
         priority: ProcessorPriority,
         decision: Decision,
     ) -> Result<(), &'static str> {
-        let waiting = || all_events().filter(|event| self.count(*event) > 0);
-        let admitted = waiting().find(|event| Self::admitted(*event, vcpu, priority));
+        let waiting = || self.waiting.iter().copied();
+        let admitted = waiting()
+            .filter(|event| Self::admitted(*event, vcpu, priority))
+            .min_by_key(|event| rank(*event));
         let halted = vcpu.activity == Activity::Halted;
         let wakes = waiting().any(|event| Self::ends_halt(event, vcpu, priority));
         if let Some(blocked) = decision.blocked() {

@@ -4,6 +4,22 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::Vector;
+
+/// Every event there is, most urgent first.
+fn all_events() -> impl Iterator<Item = Event> {
+    let vectors = (16..=u8::MAX).rev().map(|n| Vector::new(n).unwrap());
+    [Event::Smi, Event::Nmi, Event::ExtInt]
+        .into_iter()
+        .chain(vectors.map(Event::Fixed))
+}
+
+#[test]
+fn the_ranks_of_the_model_are_the_order_of_delivery() {
+    let ranks: Vec<_> = all_events().map(rank).collect();
+    let expected: Vec<u8> = (0..=242).collect();
+    assert_eq!(ranks, expected);
+}
 
 /// Few vectors, so that merging and priority ties are common.
 fn vector() -> impl Strategy<Value = Vector> {
