@@ -7,6 +7,10 @@ use std::time::Instant;
 
 use vcpu_caps::{Profile, kvm, negotiate};
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it prints how long verification took"
+)]
 fn main() -> Result<(), Box<dyn Error>> {
     let kvm = kvm::open()?;
     let begin = Instant::now();

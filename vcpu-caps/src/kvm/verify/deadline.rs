@@ -118,9 +118,13 @@ impl Deadline {
 
     /// Stops the clock. Answers whether time had run out.
     pub(super) fn disarm(&self) -> bool {
+        // Look first: since Linux 6.13 a signal that is still queued goes with its setting.
+        let in_time = self.take_signal();
         // Disarming a timer that exists cannot fail.
         let _ = self.set(ZERO);
-        self.take_signal()
+        // Before 6.13 it may have come in between, and must not end the next run.
+        let late = self.take_signal();
+        in_time || late
     }
 
     fn set(&self, value: timespec) -> Result<(), errno::Error> {

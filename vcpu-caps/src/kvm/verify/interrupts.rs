@@ -61,17 +61,23 @@ const LOOP_LENGTH: u64 = 3;
 /// nothing.
 fn mask_hwintr(machine: &mut Machine<'_>) -> Seen {
     unmasked_interrupt_is_delivered_in_a_step(machine)?;
+    nothing_comes_in(
+        machine,
+        &DebugIntent {
+            mask_hwintr: true,
+            ..DebugIntent::default()
+        },
+    )
+}
 
+/// Apart from [`mask_hwintr`], so that a test can leave the mask out and see it fail.
+pub(super) fn nothing_comes_in(machine: &mut Machine<'_>, masked: &DebugIntent) -> Seen {
     let mut guest = in_the_loop(machine)?;
-    let masked = DebugIntent {
-        mask_hwintr: true,
-        ..DebugIntent::default()
-    };
-    guest.debug(&masked)?;
+    guest.debug(masked)?;
     send_interrupt(&guest)?;
     guest.vcpu.nmi().map_err(refused("KVM_NMI"))?;
     for _ in 0..STEPS {
-        match guest.step(&masked)? {
+        match guest.step(masked)? {
             Exit::Debug { pc, .. } if (LOOP..LOOP + LOOP_LENGTH).contains(&pc) => {}
             exit => {
                 return Err(Stop::fails(format!("a masked step ended with {exit}")));
@@ -81,7 +87,7 @@ fn mask_hwintr(machine: &mut Machine<'_>) -> Seen {
             return Err(Stop::fails(format!("a masked step let {what} in")));
         }
     }
-    guest.debug(&masked)?;
+    guest.debug(masked)?;
     guest.expect(&Exit::Out(FIRST_REPORT))?;
     if let Some(what) = delivered(&guest)?.describe() {
         return Err(Stop::fails(format!("a masked run let {what} in")));

@@ -80,3 +80,6 @@ fn examine((capability, case): &Case, machine: &mut Machine<'_>, report: &mut Ho
     };
     report.record(*capability, finding);
 }
+
+#[cfg(test)]
+mod tests;
