@@ -83,6 +83,11 @@ pub(crate) enum Request {
     CurrentThread,
     /// `qThreadExtraInfo`
     ThreadName(ThreadId),
+    /// `qXfer:threads:read`
+    Threads {
+        offset: u64,
+        length: u64,
+    },
     /// `qAttached`
     IsAttached,
     /// `m` and, if `binary`, `x`
@@ -236,6 +241,11 @@ fn parse_query(body: &[u8]) -> Request {
                 }
             } else if let Some(rest) = after(b"qXfer:features:read:") {
                 transfer(rest).unwrap_or(Request::Malformed)
+            } else if let Some(rest) = after(b"qXfer:threads:read::") {
+                match address_and_length(rest) {
+                    Some((offset, length)) => Request::Threads { offset, length },
+                    None => Request::Malformed,
+                }
             } else if let Some(rest) = after(b"qSearch:memory:") {
                 search(rest).unwrap_or(Request::Malformed)
             } else if let Some(rest) = after(b"qCRC:") {

@@ -307,6 +307,3 @@ impl<H: Host + RunControl> MutEventSubscriber for GdbServer<H> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

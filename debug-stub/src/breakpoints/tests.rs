@@ -1,1 +1,79 @@
+use super::*;
+use proptest::prelude::*;
+use std::sync::Mutex;
 
+struct Ram(Mutex<[u8; 32]>);
+
+impl GuestMemory for Ram {
+    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
+        let at = usize::try_from(address.0).unwrap();
+        data[0] = self.0.lock().unwrap()[at];
+        1
+    }
+
+    fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize {
+        let at = usize::try_from(address.0).unwrap();
+        self.0.lock().unwrap()[at] = data[0];
+        1
+    }
+}
+
+fn points() -> impl Strategy<Value = Point> {
+    let kind = prop_oneof![
+        Just(PointKind::Software),
+        Just(PointKind::Hardware),
+        Just(PointKind::Write),
+        Just(PointKind::Access),
+    ];
+    (kind, 0u64..32, 0u64..20).prop_map(|(kind, address, length)| Point::new(kind, address, length))
+}
+
+/// What the pieces of a point cover, byte by byte.
+fn covered(point: Point) -> Option<Vec<u64>> {
+    let pieces = pieces(point).ok()?;
+    let mut bytes = Vec::new();
+    for piece in &pieces {
+        bytes.extend(piece.address()..piece.address() + u64::from(piece.length()));
+    }
+    Some(bytes)
+}
+
+proptest! {
+    #[test]
+    fn a_watched_range_is_covered_exactly(point in points()) {
+        if let Some(bytes) = covered(point) {
+            prop_assert_eq!(bytes, (point.address..point.address + point.length).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn whatever_comes_and_goes_nothing_is_left_and_memory_is_whole(
+        operations in proptest::collection::vec((any::<bool>(), points()), 0..60),
+    ) {
+        let original: [u8; 32] = std::array::from_fn(|at| u8::try_from(at).unwrap());
+        let ram = Ram(Mutex::new(original));
+        let mut table = Breakpoints::default();
+        let mut set = std::collections::BTreeSet::new();
+        for (insert, point) in operations {
+            if insert {
+                // The lower half of memory can be written.
+                let placed = table.insert(point, |at| (at < 16).then_some(GuestPhysAddr(at)));
+                if placed.is_ok() {
+                    set.insert(point);
+                }
+            } else {
+                prop_assert_eq!(table.remove(point), set.remove(&point));
+            }
+            table.arm(&ram, &[]).unwrap();
+            for at in &table.armed().software {
+                prop_assert_eq!(ram.0.lock().unwrap()[usize::try_from(at.0).unwrap()], INT3);
+            }
+            table.disarm(&ram);
+            prop_assert_eq!(*ram.0.lock().unwrap(), original);
+        }
+        for point in set {
+            prop_assert!(table.remove(point));
+        }
+        prop_assert_eq!(&*table.armed(), &Armed::default());
+    }
+}

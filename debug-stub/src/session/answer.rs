@@ -1,5 +1,9 @@
 //! Answers to requests. The guest is stopped.
 
+use std::fmt::Write as _;
+
+use vcpu_caps::VcpuId;
+
 use crate::filter::{push_escaped, push_hex};
 use crate::guest::{errno, tid};
 use crate::host::{Action, Host};
@@ -67,6 +71,7 @@ impl<H: Host> Session<H> {
                 }
                 _ => self.reply_error(errno::EINVAL),
             },
+            Request::Threads { offset, length } => self.answer_threads(offset, length),
             // "1: the remote server attached to an existing process": so GDB detaches at its
             // end, and does not kill.
             Request::IsAttached => self.reply(b"1"),
@@ -139,7 +144,8 @@ impl<H: Host> Session<H> {
 
     /// gdbstub's list, with what the filter adds and what it does not offer.
     fn answer_supported(&mut self) {
-        let Some(reply) = self.exchange(b"qSupported:") else {
+        // What the client supports changes nothing: gdbstub would look for multiprocess alone.
+        let Some(reply) = self.exchange(b"qSupported:swbreak+") else {
             return;
         };
         let mut features = vec![
@@ -147,6 +153,9 @@ impl<H: Host> Session<H> {
             "QStartNoAckMode+".into(),
             // The `x` packet, from GDB 16 on.
             "binary-upload+".into(),
+            // GDB asks for the threads at every stop: this is one exchange, the list takes two,
+            // and one more for each name.
+            "qXfer:threads:read+".into(),
         ];
         for feature in String::from_utf8_lossy(&reply).split(';') {
             // One process: thread ids are shorter without its number.
@@ -155,6 +164,38 @@ impl<H: Host> Session<H> {
             }
         }
         self.reply(features.join(";").as_bytes());
+    }
+
+    /// The thread list as XML ("Thread List Format"). Made anew for each piece: nothing changes
+    /// while the guest is stopped.
+    fn answer_threads(&mut self, offset: u64, length: u64) {
+        let mut document = String::from("<threads>");
+        for index in 0..self.guest.host.vcpu_count() {
+            let vcpu = VcpuId(index);
+            let name = self.guest.host.vcpu_name(vcpu);
+            // Writing to a String does not fail.
+            let _ = write!(document, "<thread id=\"{:x}\">", tid(vcpu));
+            for character in name.chars() {
+                match character {
+                    '<' => document.push_str("&lt;"),
+                    '&' => document.push_str("&amp;"),
+                    _ => document.push(character),
+                }
+            }
+            document.push_str("</thread>");
+        }
+        document.push_str("</threads>");
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| document.as_bytes().get(offset..))
+            .unwrap_or_default();
+        // Escaping at worst doubles.
+        let longest = self.packet_limit.saturating_sub(1) / 2;
+        let length = usize::try_from(length).map_or(longest, |length| length.min(longest));
+        let (piece, more) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+        let mut reply = vec![if more.is_empty() { b'l' } else { b'm' }];
+        push_escaped(&mut reply, piece);
+        self.reply(&reply);
     }
 
     /// `m`, `x`: a reply may be shorter than asked for; an error says that nothing is there.

@@ -1,0 +1,60 @@
+//! What the session itself costs: one `stepi` exchange, without a socket and without a vCPU.
+#![allow(missing_docs, reason = "criterion's macros make public items")]
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::hint::black_box;
+
+use common::frame;
+use common::machine::{ENTRY, Machine, code, plan};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use debug_stub::{Action, GuestState, Session, SessionConfig, Stop, StopReason, VcpuId};
+
+fn session() -> Session<Machine> {
+    let machine = Machine::new(1, &[code::SPIN]);
+    let mut session = Session::new(machine, SessionConfig::new(plan(&[])));
+    session.attach(GuestState::Stopped);
+    session.receive(&frame(b"QStartNoAckMode"));
+    session.consume_output(usize::MAX);
+    session
+}
+
+fn benches(criterion: &mut Criterion) {
+    let mut stepping = session();
+    let packet = frame(b"vCont;s:1");
+    let registers = Box::new(stepping.host().vcpus[0].clone());
+    assert_eq!(registers.core.rip, ENTRY);
+    criterion.bench_function("stepi: bytes, action, stop, bytes", |bencher| {
+        bencher.iter(|| {
+            stepping.receive(&packet);
+            let action = stepping.next_action();
+            assert!(matches!(action, Some(Action::Resume(_))));
+            stepping.stopped(vec![Stop {
+                vcpu: VcpuId(0),
+                reason: StopReason::Step,
+                registers: Some(registers.clone()),
+            }]);
+            black_box(stepping.output());
+            stepping.consume_output(usize::MAX);
+        });
+    });
+
+    let mut reading = session();
+    for (name, packet) in [("m", "m0,3fff"), ("x", "x0,3fff")] {
+        let packet = frame(packet.as_bytes());
+        let mut group = criterion.benchmark_group("memory read");
+        group.throughput(Throughput::Bytes(0x3fff));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                reading.receive(&packet);
+                black_box(reading.output());
+                reading.consume_output(usize::MAX);
+            });
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(session_benches, benches);
+criterion_main!(session_benches);

@@ -1,0 +1,161 @@
+//! A client and a VMM around a session, in one thread.
+
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file, the example and the bench use a part of it"
+)]
+
+pub mod machine;
+#[cfg(feature = "server")]
+pub mod simulated;
+
+use debug_stub::{Action, GuestState, ResumePlan, Session, SessionConfig, Stop};
+use machine::Machine;
+
+/// How many instructions a vCPU may execute before it counts as spinning.
+const BUDGET: usize = 200;
+
+/// A session with its machine, and what has come out of it.
+pub struct Rig {
+    pub session: Session<Machine>,
+    /// The plan that is being carried out.
+    pub running: Option<ResumePlan>,
+    /// Every plan handed out.
+    pub plans: Vec<ResumePlan>,
+    pub interrupts: usize,
+    pub releases: usize,
+    pub kills: usize,
+}
+
+impl Rig {
+    /// A session with all abilities, its client attached to the stopped machine.
+    pub fn new(machine: Machine) -> Self {
+        Self::with(machine, SessionConfig::new(machine::plan(&[])))
+    }
+
+    pub fn with(machine: Machine, config: SessionConfig) -> Self {
+        let mut rig = Self {
+            session: Session::new(machine, config),
+            running: None,
+            plans: Vec::new(),
+            interrupts: 0,
+            releases: 0,
+            kills: 0,
+        };
+        rig.session.attach(GuestState::Stopped);
+        rig
+    }
+
+    pub fn machine(&mut self) -> &mut Machine {
+        self.session.host_mut()
+    }
+
+    /// Sends a packet, lets the machine run as far as it goes, and answers all replies.
+    pub fn send(&mut self, body: impl AsRef<[u8]>) -> Vec<String> {
+        let frame = frame(body.as_ref());
+        self.bytes(&frame)
+    }
+
+    /// Sends a packet that has exactly one reply.
+    pub fn ask(&mut self, body: impl AsRef<[u8]>) -> String {
+        let replies = self.send(body.as_ref());
+        let [reply] = replies.as_slice() else {
+            panic!("{:?}: {replies:?}", String::from_utf8_lossy(body.as_ref()));
+        };
+        reply.clone()
+    }
+
+    /// Sends bytes as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) -> Vec<String> {
+        self.session.receive(bytes);
+        self.act();
+        self.replies()
+    }
+
+    /// Replies that wait, checked and taken.
+    pub fn replies(&mut self) -> Vec<String> {
+        let output = self.session.output().to_vec();
+        self.session.consume_output(output.len());
+        unframe(&output)
+    }
+
+    /// Carries out actions as a VMM would.
+    pub fn act(&mut self) {
+        while let Some(action) = self.session.next_action() {
+            match action {
+                Action::Resume(plan) => {
+                    assert!(self.running.is_none(), "resumed twice");
+                    self.plans.push(plan.clone());
+                    match self.machine().run(&plan, BUDGET) {
+                        Some(stops) => self.session.stopped(stops),
+                        None => self.running = Some(plan),
+                    }
+                }
+                Action::Interrupt => {
+                    self.interrupts += 1;
+                    self.running = None;
+                    self.session.stopped(Vec::new());
+                }
+                Action::Release => {
+                    assert!(self.running.is_none(), "released while running");
+                    self.releases += 1;
+                }
+                Action::Kill => self.kills += 1,
+            }
+        }
+    }
+
+    /// The machine stops by itself, for these reasons.
+    pub fn stop(&mut self, stops: Vec<Stop>) -> Vec<String> {
+        self.running = None;
+        self.session.stopped(stops);
+        self.act();
+        self.replies()
+    }
+
+    pub fn last_plan(&self) -> &ResumePlan {
+        self.plans.last().expect("nothing was resumed")
+    }
+}
+
+/// `$body#sum`.
+pub fn frame(body: &[u8]) -> Vec<u8> {
+    let sum = body.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    [b"$", body, format!("#{sum:02x}").as_bytes()].concat()
+}
+
+/// The packets in a stub's output, acknowledgements left out.
+pub fn unframe(mut output: &[u8]) -> Vec<String> {
+    let mut bodies = Vec::new();
+    while let Some((first, rest)) = output.split_first() {
+        match first {
+            b'+' | b'-' => output = rest,
+            b'$' => {
+                let end = rest.iter().position(|byte| *byte == b'#').unwrap();
+                assert_eq!(frame(&rest[..end]), output[..end + 4], "a wrong sum");
+                bodies.push(rest[..end].iter().map(|byte| char::from(*byte)).collect());
+                output = &rest[end + 3..];
+            }
+            other => panic!("{other:#x} between packets"),
+        }
+    }
+    bodies
+}
+
+/// The text of an `O` packet.
+pub fn console(packet: &str) -> String {
+    let digits = packet.strip_prefix('O').expect("no console packet");
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| char::from(u8::from_str_radix(&digits[at..at + 2], 16).unwrap()))
+        .collect()
+}
+
+/// Text in hexadecimal.
+pub fn hex(text: impl AsRef<[u8]>) -> String {
+    text.as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}

@@ -1,0 +1,189 @@
+//! The simulated machine with a thread that runs it, as a VMM has.
+
+use std::convert::Infallible;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use debug_stub::server::RunControl;
+use debug_stub::x86_64::{RegisterFile, RegisterGroups};
+use debug_stub::{
+    GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, VcpuId, VcpuOrder,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::machine::Machine;
+
+/// What the runner has to say, and whether it still works on it.
+#[derive(Default)]
+struct Report {
+    busy: bool,
+    stops: Option<Vec<Stop>>,
+}
+
+/// What the threads share.
+pub struct Shared {
+    pub machine: Mutex<Machine>,
+    interrupt: AtomicBool,
+    report: Mutex<Report>,
+    stopped: EventFd,
+    pub releases: AtomicUsize,
+    pub kills: AtomicUsize,
+}
+
+/// The machine, to be handed to a server.
+pub struct Simulated {
+    pub shared: Arc<Shared>,
+    runner: Sender<ResumePlan>,
+}
+
+impl Simulated {
+    /// A stopped machine.
+    pub fn new(machine: Machine) -> Self {
+        let shared = Arc::new(Shared {
+            machine: Mutex::new(machine),
+            interrupt: AtomicBool::new(false),
+            report: Mutex::default(),
+            stopped: EventFd::new(EFD_NONBLOCK).expect("no eventfd"),
+            releases: AtomicUsize::new(0),
+            kills: AtomicUsize::new(0),
+        });
+        let (runner, plans) = channel::<ResumePlan>();
+        let in_thread = Arc::clone(&shared);
+        thread::spawn(move || {
+            for plan in plans {
+                let stops = in_thread.carry_out(&plan);
+                in_thread.answer(stops);
+            }
+        });
+        Self { shared, runner }
+    }
+
+    fn start(&mut self, plan: ResumePlan) {
+        self.shared.interrupt.store(false, Ordering::SeqCst);
+        lock(&self.shared.report).busy = true;
+        self.runner.send(plan).expect("the runner is gone");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn carry_out(&self, plan: &ResumePlan) -> Vec<Stop> {
+        loop {
+            if self.interrupt.load(Ordering::SeqCst) {
+                return Vec::new();
+            }
+            if let Some(stops) = lock(&self.machine).run(plan, 1000) {
+                return stops;
+            }
+            // It spins: let others at the machine.
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn answer(&self, stops: Vec<Stop>) {
+        let mut report = lock(&self.report);
+        report.busy = false;
+        report.stops = Some(stops);
+        self.stopped.write(1).expect("no eventfd");
+    }
+}
+
+impl RunControl for Simulated {
+    fn resume(&mut self, plan: ResumePlan) {
+        self.start(plan);
+    }
+
+    fn interrupt(&mut self) {
+        let (busy, waits) = {
+            let report = lock(&self.shared.report);
+            self.shared.interrupt.store(true, Ordering::SeqCst);
+            (report.busy, report.stops.is_some())
+        };
+        if !busy && !waits {
+            self.shared.answer(Vec::new());
+        }
+    }
+
+    fn release(&mut self) {
+        self.shared.releases.fetch_add(1, Ordering::SeqCst);
+        let vcpus = usize::from(self.vcpu_count());
+        self.start(ResumePlan {
+            vcpus: vec![VcpuOrder::Continue; vcpus],
+            ..ResumePlan::default()
+        });
+    }
+
+    fn kill(&mut self) {
+        self.shared.kills.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn stopped_fd(&self) -> RawFd {
+        self.shared.stopped.as_raw_fd()
+    }
+
+    fn take_stops(&mut self) -> Option<Vec<Stop>> {
+        let mut report = lock(&self.shared.report);
+        // It counts; any value is "there is one". It may have been taken before.
+        let _ = self.shared.stopped.read();
+        report.stops.take()
+    }
+
+    fn guest_state(&self) -> GuestState {
+        if lock(&self.shared.report).busy {
+            GuestState::Running
+        } else {
+            GuestState::Stopped
+        }
+    }
+}
+
+impl GuestMemory for Simulated {
+    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
+        lock(&self.shared.machine).read_memory(address, data)
+    }
+
+    fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize {
+        lock(&self.shared.machine).write_memory(address, data)
+    }
+}
+
+impl Host for Simulated {
+    type Error = Infallible;
+
+    fn vcpu_count(&self) -> u16 {
+        lock(&self.shared.machine).vcpu_count()
+    }
+
+    fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
+        lock(&self.shared.machine).vcpu_name(vcpu)
+    }
+
+    fn read_registers(
+        &mut self,
+        vcpu: VcpuId,
+        groups: RegisterGroups,
+        registers: &mut RegisterFile,
+    ) -> Result<(), Infallible> {
+        lock(&self.shared.machine).read_registers(vcpu, groups, registers)
+    }
+
+    fn write_registers(
+        &mut self,
+        vcpu: VcpuId,
+        groups: RegisterGroups,
+        registers: &RegisterFile,
+    ) -> Result<(), Infallible> {
+        lock(&self.shared.machine).write_registers(vcpu, groups, registers)
+    }
+
+    fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts {
+        lock(&self.shared.machine).interrupts(vcpu)
+    }
+}

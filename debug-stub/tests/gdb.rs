@@ -1,0 +1,365 @@
+//! The server, driven by a real GDB and by raw sockets.
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use common::frame;
+use common::machine::{ENTRY, Machine, code, plan};
+use common::simulated::{Shared, Simulated};
+use debug_stub::SessionConfig;
+use debug_stub::server::{GdbServer, Listener};
+use event_manager::{EventManager, SubscriberOps};
+use vcpu_caps::Capability;
+
+/// A server on a loop of its own.
+struct Server {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Server {
+    fn new(machine: Machine) -> Self {
+        Self::without(&[], machine)
+    }
+
+    fn without(absent: &[Capability], machine: Machine) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("gdb");
+        let address = format!("unix:{}", path.display()).parse().unwrap();
+        let listener = Listener::bind(&address, false).unwrap();
+        let host = Simulated::new(machine);
+        let shared = Arc::clone(&host.shared);
+        let server = GdbServer::new(listener, host, SessionConfig::new(plan(absent)));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut events = EventManager::new().unwrap();
+            events.add_subscriber(server);
+            while !stopping.load(Ordering::SeqCst) {
+                events.run_with_timeout(10).unwrap();
+            }
+        });
+        Self {
+            path,
+            shared,
+            stop,
+            thread: Some(thread),
+            _directory: directory,
+        }
+    }
+
+    /// Runs GDB with these commands, and answers all that it printed.
+    fn gdb(&self, commands: &[&str]) -> String {
+        let attach = format!("target remote {}", self.path.display());
+        let mut gdb = Command::new("gdb");
+        gdb.args(["-nx", "-batch", "-ex", "set confirm off"])
+            .args(["-ex", "set architecture i386:x86-64"])
+            .args(["-ex", &attach]);
+        for command in commands {
+            gdb.args(["-ex", command]);
+        }
+        let output = gdb.output().expect("gdb does not start: install gdb");
+        let text = [output.stdout, output.stderr].concat();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        stream
+    }
+
+    fn releases(&self) -> usize {
+        self.shared.releases.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        let result = self.thread.take().unwrap().join();
+        if !thread::panicking() {
+            result.unwrap();
+        }
+    }
+}
+
+fn nops() -> Machine {
+    let mut program = vec![code::NOP; 16];
+    program.extend([code::INC_RAX, code::SPIN]);
+    Machine::new(2, &program)
+}
+
+/// Waits, for something that another thread does.
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Reads until the output ends like this.
+fn expect(stream: &mut UnixStream, end: &str) -> String {
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    while !seen.ends_with(end.as_bytes()) {
+        let count = stream.read(&mut buffer).expect(end);
+        assert_ne!(count, 0, "closed after {}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&buffer[..count]);
+    }
+    String::from_utf8_lossy(&seen).into_owned()
+}
+
+#[test]
+fn gdb_sees_registers_threads_and_memory_and_steps() {
+    let server = Server::new(nops());
+    let text = server.gdb(&[
+        "info registers rip rsp cr3 efer",
+        "info threads",
+        "p/x $rip",
+        "set var $rcx = 0x1234",
+        "p/x $rcx",
+        "x/2xb 0x8000",
+        "set var *(char*)0x9000 = 0x5a",
+        "x/xb 0x9000",
+        "stepi",
+        "stepi",
+        "p/x $rip",
+        "monitor mask status",
+        "detach",
+    ]);
+    for part in [
+        "rip            0x8000",
+        "cr3            0x1000",
+        "[ LME LMA ]",
+        "Thread 1 \"\"",
+        "(CPU#1)",
+        "$1 = 0x8000",
+        "$2 = 0x1234",
+        "0x8000:\t0x90\t0x90",
+        "0x9000:\t0x5a",
+        "$3 = 0x8002",
+        "steps hold mask_hwintr",
+        "detached",
+    ] {
+        assert!(
+            text.contains(part) || (part == "Thread 1 \"\"" && text.contains("Thread 1 (CPU#0)")),
+            "{part}\n---\n{text}"
+        );
+    }
+    eventually("released", || server.releases() == 1);
+}
+
+#[test]
+fn gdb_breaks_finishes_watches_and_comes_again() {
+    let mut program = vec![code::NOP; 4];
+    program.extend([code::STORE, code::NOP, code::SPIN]);
+    let mut machine = Machine::new(1, &program);
+    machine.vcpus[0].core.rdi = 0x9000;
+    machine.vcpus[0].core.rax = 7;
+    let server = Server::new(machine);
+    let text = server.gdb(&[
+        "break *0x8002",
+        "continue",
+        "p/x $rip",
+        "x/xb 0x8002",
+        "hbreak *0x8003",
+        "continue",
+        "p/x $rip",
+        "delete",
+        "watch *(char*)0x9000",
+        "continue",
+        "p/x $rip",
+    ]);
+    for part in [
+        "Breakpoint 1, 0x0000000000008002",
+        "$1 = 0x8002",
+        "0x8002:\t0x90",
+        "Breakpoint 2, 0x0000000000008003",
+        "$2 = 0x8003",
+        "New value = 7",
+        "$3 = 0x8006",
+    ] {
+        assert!(text.contains(part), "{part}\n---\n{text}");
+    }
+    // GDB left without a word: the machine runs on, clean, and can be attached to again.
+    eventually("released", || server.releases() == 1);
+    let again = server.gdb(&["info breakpoints", "p/x $rip", "detach"]);
+    assert!(again.contains("$1 = 0x8007"), "{again}");
+    eventually("released", || server.releases() == 2);
+}
+
+#[test]
+fn gdbs_breakpoints_work_in_debug_registers_where_int3_does_not() {
+    let server = Server::without(&[Capability::BptExit], nops());
+    let text = server.gdb(&["break *0x8002", "continue", "p/x $rip", "stepi", "p/x $rip"]);
+    for part in ["Breakpoint 1, ", "$1 = 0x8002", "$2 = 0x8003"] {
+        assert!(text.contains(part), "{part}\n---\n{text}");
+    }
+    assert!(
+        text.contains("takes one of the four debug registers"),
+        "{text}"
+    );
+}
+
+#[test]
+fn gdb_is_told_of_a_crash_and_of_an_exit() {
+    let crash = Server::new(Machine::new(1, &[code::NOP, code::UD2]));
+    let text = crash.gdb(&["continue", "p/x $rip"]);
+    assert!(text.contains("triple fault"), "{text}");
+    assert!(text.contains("SIGSEGV"), "{text}");
+    assert!(text.contains("$1 = 0x8001"), "{text}");
+
+    let exit = Server::new(Machine::new(1, &[code::NOP, code::HLT]));
+    let text = exit.gdb(&["continue"]);
+    assert!(text.contains("exited normally"), "{text}");
+}
+
+#[test]
+fn a_stepi_of_gdb_asks_for_no_register() {
+    let server = Server::new(nops());
+    let text = server.gdb(&["stepi", "set debug remote 1", "stepi", "set debug remote 0"]);
+    let sent: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split("Sending packet: $").nth(1))
+        .collect();
+    let kinds: Vec<&str> = sent
+        .iter()
+        .map(|packet| packet.split([';', '#']).next().unwrap())
+        .filter(|packet| !packet.starts_with('m'))
+        .collect();
+    // The registers came with the stop; what GDB asks for at each is the list of threads.
+    assert_eq!(kinds, ["vCont", "qXfer:threads:read::0,1000"], "{sent:?}");
+}
+
+#[test]
+fn maintenance_packets_switch_the_mask() {
+    let server = Server::new(nops());
+    let text = server.gdb(&[
+        "maintenance packet qqemu.sstepbits",
+        "maintenance packet Qqemu.sstep=0x1",
+        "monitor mask status",
+    ]);
+    assert!(text.contains("received: \"ENABLE=1,NOIRQ=2\""), "{text}");
+    assert!(text.contains("received: \"OK\""), "{text}");
+    assert!(text.contains("steps do not mask"), "{text}");
+}
+
+#[test]
+fn gdb_kills_the_guest() {
+    let server = Server::new(nops());
+    server.gdb(&["kill"]);
+    eventually("killed", || server.shared.kills.load(Ordering::SeqCst) == 1);
+    assert_eq!(server.releases(), 0);
+}
+
+#[test]
+fn a_client_is_served_byte_by_byte_and_interrupts_a_spinning_guest() {
+    let server = Server::new(Machine::new(1, &[code::SPIN]));
+    let mut stream = server.connect();
+    for byte in frame(b"qAttached") {
+        stream.write_all(&[byte]).unwrap();
+    }
+    expect(&mut stream, "$1#31");
+    stream.write_all(&frame(b"vCont;c")).unwrap();
+    thread::sleep(Duration::from_millis(20));
+    stream.write_all(b"\x03").unwrap();
+    let reply = {
+        let mut seen = String::new();
+        while !seen.contains("T02thread:01;") || !seen.contains('#') {
+            let mut buffer = [0; 4096];
+            let count = stream.read(&mut buffer).unwrap();
+            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+        seen
+    };
+    assert!(reply.contains("10:0080000000000000;"), "{reply}");
+}
+
+#[test]
+fn a_second_client_is_turned_away_and_may_come_later() {
+    let server = Server::new(nops());
+    let mut first = server.connect();
+    first.write_all(&frame(b"qAttached")).unwrap();
+    expect(&mut first, "$1#31");
+    let mut second = server.connect();
+    let end = second.read(&mut [0; 16]);
+    assert!(
+        matches!(&end, Ok(0)) || end.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+    );
+    first.write_all(&frame(b"qC")).unwrap();
+    expect(&mut first, "$QC1#c5");
+    drop(first);
+    let mut third = server.connect();
+    third.write_all(&frame(b"qAttached")).unwrap();
+    expect(&mut third, "$1#31");
+}
+
+#[test]
+fn a_hundred_clients_that_vanish_mid_step_leave_nothing_behind() {
+    let server = Server::new(Machine::new(1, &[code::SPIN]));
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    {
+        let mut stream = server.connect();
+        stream.write_all(&frame(b"?")).unwrap();
+        expect_stop(&mut stream);
+    }
+    eventually("released", || server.releases() == 1);
+    let before = descriptors();
+    for round in 0..100usize {
+        let mut stream = server.connect();
+        stream.write_all(&frame(b"?")).unwrap();
+        expect_stop(&mut stream);
+        let parts: [&[u8]; 4] = [
+            &frame(b"Z0,9000,1"),
+            b"+",
+            &frame(b"vCont;s:1"),
+            &frame(b"vCont;c"),
+        ];
+        let bytes = parts.concat();
+        // Cut off at another byte each time.
+        stream
+            .write_all(&bytes[..round % (bytes.len() + 1)])
+            .unwrap();
+        drop(stream);
+        eventually("released", || server.releases() == round + 2);
+    }
+    // Other tests of this process open descriptors, too: wait for them to be done.
+    eventually("no descriptor is left", || descriptors() <= before);
+    let machine = server.shared.machine.lock().unwrap();
+    assert_eq!(machine.peek(0x9000, 1), [0]);
+    assert_eq!(machine.peek(ENTRY, 2), code::SPIN);
+}
+
+fn expect_stop(stream: &mut UnixStream) {
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    while !seen.windows(3).any(|window| window == b"T05") {
+        let count = stream.read(&mut buffer).unwrap();
+        assert_ne!(count, 0, "turned away");
+        seen.extend_from_slice(&buffer[..count]);
+    }
+}
+
+#[test]
+fn the_socket_goes_with_the_server() {
+    let server = Server::new(nops());
+    let path = server.path.clone();
+    assert!(Path::new(&path).exists());
+    server.stop.store(true, Ordering::SeqCst);
+    eventually("the file is gone", || !path.exists());
+}
