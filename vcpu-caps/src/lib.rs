@@ -12,14 +12,14 @@
 //! The path through the crate:
 //!
 //! * a [`HostReport`] holds, for each [`Capability`], a [`Finding`]: the evidence and why. For KVM
-//!   [`kvm::probe`] fills in claims and [`kvm::verify`] settles them;
+//!   `kvm::probe` fills in claims and `kvm::verify` settles them;
 //! * a [`Profile`] says what is required, preferred and forbidden, and which evidence will do;
 //! * [`negotiate`] makes a [`Plan`] of the two, or a [`Refusal`] that says what to do. Plan and
 //!   report print as tables;
 //! * a [`VcpuControl`] switches the plan's abilities on one vCPU: `set` and `get` as in bhyve,
 //!   counted holds by several owners, breakpoints and steps. It composes them into the one
 //!   [`GuestDebug`] that KVM keeps per vCPU;
-//! * [`kvm::GuestDebugControl`] sets it, and is the only place that does;
+//! * `kvm::GuestDebugControl` sets it, and is the only place that does;
 //! * [`cpuid`] adapts CPUID tables to the irqchip and the topology.
 //!
 //! Everything but the module `kvm` is `no_std`, does no I/O, and has no clock, lock or thread.
@@ -34,10 +34,6 @@
 //! * Verification at CPL3 and in protected or long mode: the guests run in real mode. An ability
 //!   may be weaker there; a KVM that emulates CPL0 can differ from itself at CPL3.
 //! * Several packages, threads per core and NUMA nodes in [`cpuid`].
-#![cfg_attr(
-    not(all(feature = "kvm", target_os = "linux", target_arch = "x86_64")),
-    doc = "\n[`kvm::probe`]: https://docs.rs/vcpu-caps\n[`kvm::verify`]: https://docs.rs/vcpu-caps\n[`kvm::GuestDebugControl`]: https://docs.rs/vcpu-caps"
-)]
 #![no_std]
 #![deny(unsafe_code)]
 #![cfg_attr(not(feature = "kvm"), forbid(unsafe_code))]
