@@ -1,4 +1,13 @@
 //! The server, driven by a real GDB and by raw sockets.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is the world around the core, and it stops where what must hold does not"
+)]
 
 mod common;
 

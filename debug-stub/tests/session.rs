@@ -1,4 +1,11 @@
 //! A session as a client and a VMM see it, on a simulated machine.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests stop where what must hold does not"
+)]
 
 mod common;
 

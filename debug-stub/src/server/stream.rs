@@ -1,4 +1,8 @@
 //! A client's connection, of either kind.
+#![expect(
+    clippy::disallowed_types,
+    reason = "sockets are this module's subject; the core has none"
+)]
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;

@@ -5,6 +5,15 @@
     unreachable_pub,
     reason = "each test file, the example and the bench use a part of it"
 )]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is the world around the core, and it stops where what must hold does not"
+)]
 
 pub mod machine;
 #[cfg(feature = "server")]
