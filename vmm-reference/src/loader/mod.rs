@@ -22,6 +22,10 @@ mod linux;
 mod multiboot;
 mod placement;
 mod pvh;
+#[cfg(test)]
+mod test_images;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::fmt;
