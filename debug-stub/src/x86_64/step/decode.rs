@@ -31,8 +31,6 @@ pub(super) struct Decoded {
     /// RIP behind it.
     pub(super) next: u64,
     pub(super) successor: Successor,
-    /// Pushes a return address.
-    pub(super) call: bool,
     /// Bytes of the RFLAGS image that PUSHF or POPF moves; 0 otherwise.
     pub(super) image_size: u64,
     /// TF in the image that POPF, IRET or SYSRET is about to load, if it can be read.
@@ -61,7 +59,6 @@ pub(super) fn decode(machine: &Machine, memory: &impl GuestMemory) -> Decoded {
             class: StepClass::Unknown,
             next: machine.core.rip,
             successor: Successor::Anywhere,
-            call: false,
             image_size: 0,
             loaded_tf: None,
             instruction,
@@ -98,10 +95,6 @@ pub(super) fn decode(machine: &Machine, memory: &impl GuestMemory) -> Decoded {
         class,
         next,
         successor,
-        call: matches!(
-            instruction.flow_control(),
-            FlowControl::Call | FlowControl::IndirectCall
-        ),
         image_size: image_size(&instruction),
         loaded_tf,
         instruction,

@@ -142,9 +142,8 @@ impl Unit {
         if self.explains(after) {
             return Some(self.completed(after, memory, mends));
         }
-        // An interrupt that entered right behind it. Not behind a call, which itself stores the
-        // next RIP: after PUSHF, that is how a handler is chained to.
-        if !self.decoded.call && self.is_in_handler(after, memory, &[self.next()], mends) {
+        // An interrupt that entered right behind it.
+        if self.is_in_handler(after, memory, &[self.next()], mends) {
             return Some(Outcome::HANDLER);
         }
         if only && self.decoded.successor == Successor::Anywhere {

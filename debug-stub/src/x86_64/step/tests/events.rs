@@ -105,12 +105,17 @@ fn a_handler_that_ran_inside_the_step_leaves_a_mended_frame_behind() {
 
 #[test]
 fn an_interrupt_before_the_instruction_is_mended_though_the_handler_is_gone() {
-    let memory = ram();
-    let file = long(&memory, &[0x90]);
-    let plan = StepPlan::new(&file, &memory);
-    deliver_long(&file, &memory, STACK, CODE, 0x302, None);
-    let settlement = settle(&plan, &moved(&file, CODE + 1), &memory);
-    assert_eq!(mended(&settlement), [(STACK - 23, 0x02)]);
+    // The CPU aligns the stack in long mode.
+    for sp in [STACK, STACK + 8, STACK - 3] {
+        let memory = ram();
+        let mut file = long(&memory, &[0x90]);
+        file.core.rsp = sp;
+        let top = sp & !0xf;
+        let plan = StepPlan::new(&file, &memory);
+        deliver_long(&file, &memory, top, CODE, 0x302, None);
+        let settlement = settle(&plan, &moved(&file, CODE + 1), &memory);
+        assert_eq!(mended(&settlement), [(top - 23, 0x02)]);
+    }
 }
 
 #[test]
