@@ -71,3 +71,8 @@ pub use profile::{Profile, ProfileBuilder, ProfileError, Wish};
 pub use report::{HostFacts, HostReport};
 pub use vcpu_control::{ControlError, Placement, VcpuControl};
 pub use way::{IrqchipMode, Way};
+
+/// The README's code compiles.
+#[cfg(all(doctest, feature = "kvm"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

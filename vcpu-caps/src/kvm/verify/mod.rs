@@ -39,7 +39,9 @@ pub struct VerifyError {
 
 /// Verifies or refutes what `report` has as claimed, by running it.
 ///
-/// It takes some milliseconds, and never more than five seconds even if every guest hangs.
+/// It takes some tens of milliseconds, most of them to make and free two VMs. Guests run for five
+/// seconds at the most, all together, even if every one of them hangs.
+///
 /// It blocks `SIGRTMAX` in the calling thread meanwhile, and uses it. No thread, descriptor,
 /// signal handler or VM is left behind.
 ///
