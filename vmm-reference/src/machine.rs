@@ -176,13 +176,14 @@ impl Machine {
         devices
             .connect_interrupts(irqchip.vm())
             .map_err(ioctl("KVM_IRQFD"))?;
+        let cpuid = boot::CpuidTables::new(&kvm, config.cpus)?;
         let mut vcpus = Vec::with_capacity(usize::from(config.cpus));
         for index in 0..config.cpus {
             let vcpu = irqchip
                 .vm()
                 .create_vcpu(u64::from(index))
                 .map_err(ioctl("KVM_CREATE_VCPU"))?;
-            boot::setup_vcpu(&kvm, &vcpu, VcpuId(index), config.cpus, entry)?;
+            boot::setup_vcpu(&vcpu, VcpuId(index), &cpuid, entry)?;
             vcpus.push(vcpu);
         }
         Ok(Self {

@@ -1,33 +1,48 @@
-//! The CPUID that a vCPU sees: the host's, with the leaves that differ from vCPU to vCPU.
+//! The CPUID that a vCPU sees: KVM's, adapted by vcpu-caps to KVM's chips and to the vCPU's place.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::Kvm;
-use vcpu_caps::VcpuId;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm};
+use vcpu_caps::cpuid::{CpuidEntry, LocalApic, Topology, for_vcpu};
+use vcpu_caps::{IrqchipMode, VcpuId};
 
-/// CPUID.1:ECX[31]: running under a hypervisor.
-const HYPERVISOR: u32 = 1 << 31;
-/// CPUID.1:EDX[28]: the count in EBX[23:16] is valid.
-const HTT: u32 = 1 << 28;
+use super::SetupError;
 
-/// The table for one vCPU of `count`.
-pub(super) fn for_vcpu(kvm: &Kvm, id: VcpuId, count: u16) -> Result<CpuId, kvm_ioctls::Error> {
-    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
-    let apic_id = u32::from(id.0);
-    let logical = u32::from(count.next_power_of_two()).min(0xff);
-    for entry in cpuid.as_mut_slice() {
-        match entry.function {
-            1 => {
-                // Initial APIC id in bits 31:24, logical processors in 23:16 (SDM 2A, CPUID).
-                entry.ebx = (entry.ebx & 0xffff) | (apic_id << 24) | (logical << 16);
-                entry.ecx |= HYPERVISOR;
-                if count > 1 {
-                    entry.edx |= HTT;
-                }
-            }
-            // The x2APIC id, in every sub-leaf.
-            0xb | 0x1f => entry.edx = apic_id,
-            _ => {}
-        }
+/// The tables for all vCPUs of a machine.
+#[derive(Debug)]
+pub(crate) struct CpuidTables {
+    supported: Vec<CpuidEntry>,
+    apic: LocalApic,
+    count: u16,
+}
+
+impl CpuidTables {
+    /// Asks KVM once; the answer holds for each of the `count` vCPUs.
+    pub(crate) fn new(kvm: &Kvm, count: u16) -> Result<Self, SetupError> {
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|source| SetupError::Ioctl {
+                vcpu: VcpuId(0),
+                call: "KVM_GET_SUPPORTED_CPUID",
+                source,
+            })?;
+        Ok(Self {
+            supported: supported.as_slice().iter().map(CpuidEntry::from).collect(),
+            apic: LocalApic {
+                x2apic: true,
+                tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            },
+            count,
+        })
     }
-    Ok(cpuid)
+
+    /// One vCPU's table.
+    pub(super) fn table(&self, vcpu: VcpuId) -> Result<CpuId, SetupError> {
+        let topology = Topology::new(vcpu, self.count)?;
+        let entries: Vec<kvm_cpuid_entry2> =
+            for_vcpu(&self.supported, IrqchipMode::Kernel, self.apic, topology)
+                .iter()
+                .map(kvm_cpuid_entry2::from)
+                .collect();
+        CpuId::from_entries(&entries).map_err(|_| SetupError::CpuidTooLong(entries.len()))
+    }
 }

@@ -8,4 +8,7 @@ mod vcpu;
 
 pub use mp_table::{MAX_CPUS, MpTableError, write_mp_table};
 pub use state::Entry;
-pub use vcpu::{SetupError, prepare_memory, setup_vcpu};
+pub use vcpu::{SetupError, prepare_memory};
+
+pub(crate) use cpuid::CpuidTables;
+pub(crate) use vcpu::setup_vcpu;

@@ -1,12 +1,13 @@
 //! Applies an [`Entry`] to memory and to a vCPU.
 
 use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry};
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vcpu_caps::VcpuId;
+use vcpu_caps::cpuid::TopologyError;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::cpuid;
+use super::cpuid::CpuidTables;
 use super::state::Entry;
 use crate::layout;
 use crate::memory::GuestRam;
@@ -25,6 +26,12 @@ pub enum SetupError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// No such vCPU.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// More CPUID entries than KVM takes.
+    #[error("a CPUID table of {0} entries is longer than KVM takes")]
+    CpuidTooLong(usize),
     /// The tables could not be written.
     #[error("cannot write {what} into the guest's memory")]
     Memory {
@@ -107,11 +114,10 @@ fn write_words(
 ///
 /// # Errors
 /// [`SetupError::Ioctl`] with the call that failed.
-pub fn setup_vcpu(
-    kvm: &Kvm,
+pub(crate) fn setup_vcpu(
     vcpu: &VcpuFd,
     id: VcpuId,
-    count: u16,
+    tables: &CpuidTables,
     entry: Entry,
 ) -> Result<(), SetupError> {
     let failed = |call| {
@@ -121,8 +127,8 @@ pub fn setup_vcpu(
             source,
         }
     };
-    let cpuid = cpuid::for_vcpu(kvm, id, count).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
-    vcpu.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+    vcpu.set_cpuid2(&tables.table(id)?)
+        .map_err(failed("KVM_SET_CPUID2"))?;
     if id != VcpuId(0) {
         return Ok(());
     }

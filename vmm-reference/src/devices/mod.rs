@@ -21,9 +21,9 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 use thiserror::Error;
-use vm_device::bus::{self, MmioAddress, PioAddress, PioRange};
+use vm_device::DevicePio;
+use vm_device::bus::{self, MmioAddress, PioAddress, PioAddressOffset, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
-use vm_device::{DevicePio, bus::PioAddressOffset};
 
 pub use serial::{SerialDevice, SerialError, SerialOutput};
 
@@ -196,3 +196,6 @@ impl fmt::Debug for Devices {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,225 @@
+//! The command as a shell sees it: output, messages and exit statuses.
+
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use vmm_reference::guests::{FAULT, SMP, TIMER};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmm-reference"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    command(arguments).output().unwrap()
+}
+
+fn guest_file(directory: &tempfile::TempDir, guest: vmm_reference::guests::Guest) -> PathBuf {
+    guest.write_to(directory.path()).unwrap()
+}
+
+/// Waits for some output, and gives up loudly.
+fn read_until(out: &mut impl Read, wanted: &str) -> String {
+    let start = Instant::now();
+    let mut seen = String::new();
+    let mut byte = [0];
+    while !seen.contains(wanted) {
+        assert!(start.elapsed() < PATIENCE, "{seen:?}");
+        assert_eq!(out.read(&mut byte).unwrap(), 1, "ended after {seen:?}");
+        seen.push(char::from(byte[0]));
+    }
+    seen
+}
+
+#[test]
+fn a_guests_end_is_the_exit_status() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = guest_file(&directory, FAULT);
+    let kernel = kernel.to_str().unwrap();
+    for (cmdline, status, message) in [
+        ("poweroff", 0, ""),
+        ("reset", 0, ""),
+        ("exit=5", 11, ""),
+        ("triple", 4, "triple fault"),
+        ("emulation", 4, "0xd0000000"),
+    ] {
+        let output = output(&["run", "--kernel", kernel, "--cmdline", cmdline, "--testdev"]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{cmdline}: {stderr}");
+        assert_eq!(output.stdout, b"fault guest\n", "{cmdline}");
+        assert_eq!(stderr.is_empty(), message.is_empty(), "{cmdline}: {stderr}");
+        assert!(stderr.contains(message), "{cmdline}: {stderr}");
+    }
+}
+
+#[test]
+fn without_testdev_there_is_no_debug_exit() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = guest_file(&directory, FAULT);
+    // An unknown command tries the debug exit first, and then gives up by a triple fault.
+    let output = output(&[
+        "run",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--cmdline",
+        "?",
+    ]);
+    assert_eq!(output.status.code(), Some(4));
+}
+
+#[test]
+fn what_cannot_be_used_is_named_with_status_2() {
+    let directory = tempfile::tempdir().unwrap();
+    let timer = guest_file(&directory, TIMER);
+    let timer = timer.to_str().unwrap();
+    let empty = directory.path().join("empty");
+    std::fs::write(&empty, b"").unwrap();
+    let empty = empty.to_str().unwrap();
+    let cut = directory.path().join("cut");
+    std::fs::write(&cut, &TIMER.elf[..1000]).unwrap();
+    let cut = cut.to_str().unwrap();
+    let occupied = format!("unix:{empty}");
+    for (arguments, message) in [
+        (&["run"][..], "--kernel"),
+        (&["run", "--kernel", "/no/such/file"], "/no/such/file"),
+        (&["run", "--kernel", empty], "the file is empty"),
+        (&["run", "--kernel", cut], "truncated"),
+        (&["run", "--kernel", "/bin/sh"], "not a kernel"),
+        (&["run", "--kernel", timer, "--initrd", empty], "initrd"),
+        (&["run", "--kernel", timer, "--memory", "1K"], "2M to 1T"),
+        (
+            &["run", "--kernel", timer, "--memory", "4E"],
+            "for instance 512M",
+        ),
+        (&["run", "--kernel", timer, "--cpus", "0"], "--cpus"),
+        (
+            &["run", "--kernel", timer, "--irqchip", "user"],
+            "not built yet",
+        ),
+        (
+            &["run", "--kernel", timer, "--irqchip", "split"],
+            "not built yet",
+        ),
+        (
+            &["run", "--kernel", timer, "--gdb", "tcp:0.0.0.0:1"],
+            "loopback",
+        ),
+        (&["run", "--kernel", timer, "--gdb", &occupied], "no socket"),
+        (&["run", "--kernel", timer, "--gdb-pause"], "--gdb"),
+        (
+            &["run", "--kernel", timer, "--serial", "file:/no/such/dir/x"],
+            "/no/such/dir/x",
+        ),
+        (&["fly"], "fly"),
+    ] {
+        let output = output(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(message), "{arguments:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_guest_hears_standard_input_and_a_signal_ends_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = guest_file(&directory, FAULT);
+    let mut child = command(&[
+        "run",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--cmdline",
+        "echo",
+    ])
+    .stdin(Stdio::piped())
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    read_until(&mut stdout, "fault guest\n");
+    let sent = "The quick brown fox jumps over the lazy dog. ".repeat(20);
+    child
+        .stdin
+        .as_mut()
+        .unwrap()
+        .write_all(sent.as_bytes())
+        .unwrap();
+    assert_eq!(read_until(&mut stdout, &sent), sent);
+    let pid = i32::try_from(child.id()).unwrap();
+    // SAFETY: the child has not been waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+}
+
+#[test]
+fn a_halted_guest_ends_by_a_signal_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = guest_file(&directory, FAULT);
+    let mut child = command(&[
+        "run",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--cmdline",
+        "halt",
+    ])
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "fault guest\n");
+    let pid = i32::try_from(child.id()).unwrap();
+    // SAFETY: the child has not been waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGINT) }, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 2));
+}
+
+#[test]
+fn a_second_processor_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = guest_file(&directory, SMP);
+    let mut child = command(&["run", "--kernel", kernel.to_str().unwrap(), "--cpus", "2"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    read_until(child.stdout.as_mut().unwrap(), "smp guest\nsecond cpu\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn caps_prints_every_ability_as_text_and_as_data() {
+    let text = output(&["caps"]);
+    assert!(text.status.success());
+    let text = String::from_utf8(text.stdout).unwrap();
+    let data = output(&["caps", "--json"]);
+    assert!(data.status.success());
+    let data: serde_json::Value = serde_json::from_slice(&data.stdout).unwrap();
+    let entries = data["plan"]["entries"].as_array().unwrap();
+    for capability in vcpu_caps::Capability::ALL {
+        assert!(text.contains(capability.name()), "{capability}");
+        assert!(
+            entries
+                .iter()
+                .any(|entry| entry["capability"] == capability.name()),
+            "{capability}"
+        );
+    }
+}
+
+#[test]
+fn caps_without_verification_verifies_nothing() {
+    let data = output(&["caps", "--json", "--no-verify"]);
+    assert!(data.status.success());
+    let text = String::from_utf8(data.stdout).unwrap();
+    let data: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let entries = data["plan"]["entries"].as_array().unwrap();
+    assert!(!entries.is_empty());
+    for entry in entries {
+        let evidence = entry["finding"]["evidence"].as_str().unwrap();
+        assert!(["claimed", "absent"].contains(&evidence), "{entry}");
+    }
+}
