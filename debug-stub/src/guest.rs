@@ -1,6 +1,6 @@
 //! The stopped guest behind gdbstub's `Target` traits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
 
@@ -33,6 +33,9 @@ use crate::qemu::StepBits;
 use crate::request::{PointKind, Run};
 use crate::state::RegisterCache;
 use crate::x86_64::{RegisterGroups, target_xml, write_all};
+
+/// Addresses remembered in [`Guest::told`].
+const MAX_TOLD: usize = 256;
 
 /// Linux error numbers, as the client shows them. gdbstub sends them in hexadecimal.
 pub(crate) mod errno {
@@ -76,6 +79,9 @@ pub(crate) struct Guest<H: Host> {
     /// Text for the client's console that could not be sent when it arose: an `O` packet is
     /// legal only while the guest runs, and in reply to `qRcmd`.
     pub(crate) notices: Notices,
+    /// Where the client has been told that its breakpoint took a debug register. GDB removes and
+    /// inserts its breakpoints at each stop; once is enough.
+    told: BTreeSet<u64>,
     target_xml: String,
 }
 
@@ -118,6 +124,7 @@ impl<H: Host> Guest<H> {
             physical_memory: false,
             orders: Orders::default(),
             notices: Notices::default(),
+            told: BTreeSet::new(),
             target_xml: target_xml(),
         }
     }
@@ -131,6 +138,7 @@ impl<H: Host> Guest<H> {
         self.step_bits = StepBits::new(self.config.mask());
         self.orders = Orders::default();
         self.notices.take();
+        self.told.clear();
     }
 
     /// The vCPU that a thread id names.
@@ -212,6 +220,9 @@ impl<H: Host> Guest<H> {
         match placed {
             Ok(Placed::AsAsked) => Ok(true),
             Ok(Placed::InSlot) => {
+                if self.told.len() >= MAX_TOLD || !self.told.insert(point.address) {
+                    return Ok(true);
+                }
                 let why = if in_memory {
                     "nothing is mapped there yet, or no RAM"
                 } else {

@@ -1,4 +1,37 @@
-//! A GDB stub for virtual machines (crate docs: to be written with the crate).
+//! A GDB stub for virtual machines.
+//!
+//! A [`Session`] is one debugger's connection to one guest, without any I/O of its own: bytes and
+//! [`Stop`]s go in, bytes and [`Action`]s come out. The VMM implements [`Host`], for registers and
+//! memory while the guest is stopped.
+//!
+//! ```text
+//!            bytes             packets            canonical packets
+//! client <-----------> filter <-------> session <-------------------> gdbstub
+//!                                        |   ^
+//!                     Action::Resume ... v   | Vec<Stop>
+//!                                         VMM
+//! ```
+//!
+//! - The filter assembles packets, checks sums, acknowledges and sends again, and bounds what is
+//!   kept. No packet of the client's reaches gdbstub's state machine, which some of them would
+//!   end: the session parses each, answers most of what gdbstub cannot (memory, `x`, searches,
+//!   `qqemu.*`), and spells the rest anew.
+//! - A software breakpoint is an INT3 at a guest-physical address, in memory only from an
+//!   [`Action::Resume`] to the [`Session::stopped`] that answers it. While the guest is stopped,
+//!   its memory is its own.
+//! - One plan goes out and one list of stops comes back: a step costs one hand-over each way, and
+//!   its reply carries the registers.
+//! - However a client goes, [`Action::Release`] follows, once: nothing armed, masked or held.
+//!
+//! What the host can do is a [`vcpu_caps::Plan`] in [`SessionConfig`].
+//!
+//! # Features
+//! - `kvm`: [`kvm`], a vCPU of `kvm-ioctls` that a session can run.
+//! - `server`: [`server`], a session on an event-manager loop.
+//!
+//! # Unsupported
+//! Non-stop mode, reverse execution, conditions evaluated here, host I/O, tracepoints. Read
+//! watchpoints (x86 has none). QEMU's NOTIMER.
 #![deny(unsafe_code)]
 #![cfg_attr(not(any(feature = "kvm", feature = "server")), forbid(unsafe_code))]
 

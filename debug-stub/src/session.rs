@@ -64,8 +64,8 @@ pub struct Session<H: Host> {
     /// Input that waits: for the guest to stop, or for the client to read.
     held: VecDeque<u8>,
     actions: VecDeque<Action>,
-    /// The body of the last stop reply, for `?`.
-    last_stop: Vec<u8>,
+    /// The stop that the client was last told of, for `?`.
+    last_stop: Stop,
     /// Stops that the client has not been told of, since it hears of one at a time. All would
     /// be lost otherwise: they do not happen again.
     queued: VecDeque<Stop>,
@@ -99,7 +99,7 @@ impl<H: Host> Session<H> {
             state: State::Detached,
             held: VecDeque::new(),
             actions: VecDeque::new(),
-            last_stop: Vec::new(),
+            last_stop: quiet_stop(),
             queued: VecDeque::new(),
             run_thread: ThreadId::Any,
             closing: false,
@@ -112,6 +112,12 @@ impl<H: Host> Session<H> {
     ///
     /// A client that was there before is taken as gone.
     pub fn attach(&mut self, guest: GuestState) {
+        let guest = if self.state == State::Stopped {
+            // The client before is taken as gone, and the guest let go for it.
+            GuestState::Running
+        } else {
+            guest
+        };
         self.disconnected();
         self.fresh_connection();
         match (self.state, guest) {
@@ -257,24 +263,22 @@ impl<H: Host> Session<H> {
     fn begin(&mut self, stops: Vec<Stop>) {
         self.queued.clear();
         self.state = State::Stopped;
-        let quiet = Stop {
-            vcpu: VcpuId(0),
-            // A trap: the client asked for no interrupt, and GDB would announce a SIGINT.
-            reason: StopReason::Step,
+        let stop = self.choose(stops).unwrap_or_else(quiet_stop);
+        let reason = match stop.reason {
+            StopReason::TripleFault(_) | StopReason::InternalError(_) | StopReason::Exited(_) => {
+                stop.reason
+            }
+            _ => quiet_stop().reason,
+        };
+        self.last_stop = Stop {
+            vcpu: stop.vcpu,
+            reason,
             registers: None,
         };
-        let stop = self.choose(stops).unwrap_or(quiet);
-        let stop = match stop.reason {
-            StopReason::TripleFault(_) | StopReason::InternalError(_) | StopReason::Exited(_) => {
-                stop
-            }
-            _ => Stop {
-                reason: StopReason::Step,
-                ..stop
-            },
-        };
-        self.note_reason(&stop);
-        self.last_stop = self.stop_reply(&stop);
+        self.note_reason(&self.last_stop.clone());
+        // `?` comes later, but the client may ask something else first.
+        self.guest.current = stop.vcpu;
+        self.select_for_access();
     }
 
     /// The client has gone: lets the guest run without a trace of it.
@@ -434,5 +438,15 @@ impl<H: Host> Session<H> {
     fn refuse(&mut self, request: &Request, body: &[u8]) {
         tracing::warn!(?request, packet = %body.escape_ascii(), "a request that makes no sense");
         self.reply_error(errno::EINVAL);
+    }
+}
+
+/// The guest was stopped for the client, which did not ask for an interrupt: a trap, where GDB
+/// would announce a SIGINT.
+fn quiet_stop() -> Stop {
+    Stop {
+        vcpu: VcpuId(0),
+        reason: StopReason::Step,
+        registers: None,
     }
 }

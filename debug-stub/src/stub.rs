@@ -124,6 +124,10 @@ impl<H: Host> Stub<H> {
         reason: MultiThreadStopReason<u64>,
         registers: &[(GdbRegister, Vec<u8>)],
     ) -> Result<Vec<u8>, StubError> {
+        if matches!(self.machine, Some(GdbStubStateMachine::Disconnected(_))) {
+            // The guest's end was told before.
+            self.machine = None;
+        }
         if !matches!(self.machine, Some(GdbStubStateMachine::Running(_))) {
             // A client that has just come, or a machine rebuilt after an error: as if it had
             // continued before.

@@ -155,6 +155,28 @@ mod connecting {
     }
 
     #[test]
+    fn a_client_in_the_place_of_another_waits_for_the_guest_to_be_let_go_and_stopped() {
+        let mut rig = spinning(1);
+        rig.session.attach(GuestState::Stopped);
+        rig.act();
+        assert_eq!((rig.releases, rig.interrupts), (1, 1));
+        assert!(rig.ask("?").starts_with("T05"));
+    }
+
+    #[test]
+    fn the_last_stop_is_shown_with_the_registers_of_now() {
+        let mut rig = nops(2);
+        rig.ask("vCont;s:2");
+        rig.ask("P0=4200000000000000");
+        rig.ask("Hg1");
+        let reply = rig.ask("?");
+        assert!(
+            reply.starts_with("T05thread:02;00:4200000000000000;"),
+            "{reply}"
+        );
+    }
+
+    #[test]
     fn a_running_guest_is_stopped_and_what_came_meanwhile_is_answered_then() {
         let mut session = Session::new(
             Machine::new(1, &[code::SPIN]),
@@ -733,6 +755,9 @@ mod breakpoints {
         assert!(console(&replies[0]).contains("monitor caps"));
         assert!(replies[1].contains("hwbreak:;"), "{replies:?}");
         assert_eq!(rig.last_plan().armed.hardware.iter().flatten().count(), 1);
+        assert_eq!(rig.ask(format!("z0,{at:x},1")), "OK");
+        assert_eq!(rig.ask(format!("Z0,{at:x},1")), "OK");
+        rig.ask("vCont;s:1"); // The client is told once.
         assert_eq!(rig.ask(format!("z0,{at:x},1")), "OK");
         rig.ask("vCont;s:1");
         assert_eq!(rig.last_plan().armed.hardware.iter().flatten().count(), 1);

@@ -19,7 +19,8 @@ impl<H: Host> Session<H> {
     pub(super) fn answer(&mut self, request: Request, body: &[u8]) {
         match request {
             Request::StopReason => {
-                let reply = self.last_stop.clone();
+                let stop = self.last_stop.clone();
+                let reply = self.stop_reply(&stop);
                 self.reply(&reply);
             }
             Request::Supported => self.answer_supported(),

@@ -64,7 +64,10 @@ impl<H: Host> Session<H> {
         self.flush_notices();
         let reply = self.stop_reply(stop);
         self.reply(&reply);
-        self.last_stop = reply;
+        self.last_stop = Stop {
+            registers: None,
+            ..stop.clone()
+        };
         self.state = if matches!(stop.reason, StopReason::Exited(_)) {
             self.closing = true;
             State::Ended
