@@ -35,6 +35,8 @@ pub enum Command {
     Run(RunArgs),
     /// Show what this host's KVM can do for a debugger, and how each ability is met.
     Caps(CapsArgs),
+    /// Step an embedded guest beside its timer, with and without the mask, and compare.
+    Demo,
 }
 
 /// `run`.
@@ -177,7 +179,7 @@ mod tests {
             .chain(arguments);
         match Cli::try_parse_from(all)?.command {
             Command::Run(run) => Ok(run),
-            other @ Command::Caps(_) => panic!("{other:?}"),
+            other @ (Command::Caps(_) | Command::Demo) => panic!("{other:?}"),
         }
     }
 

@@ -8,6 +8,7 @@ use vcpu_caps::Refusal;
 use vcpu_caps::kvm::{OpenError, VerifyError};
 
 use crate::cli::Irqchip;
+use crate::demo::DemoError;
 use crate::event_loop::EventLoopError;
 use crate::exit_status::ExitStatus;
 use crate::loader::LoadError;
@@ -44,6 +45,12 @@ pub enum Error {
     /// The event loop.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
+    /// The demo.
+    #[error("the demo failed")]
+    Demo(#[from] DemoError),
+    /// The demo's guest failed; the text says where and why.
+    #[error("the guest failed: {0}")]
+    Guest(String),
     /// A descriptor, a signal or the terminal.
     #[error("{what}")]
     System {
@@ -61,12 +68,14 @@ impl Error {
     pub fn status(&self) -> ExitStatus {
         match self {
             Self::Machine(error) => error.status(),
+            Self::Guest(_) => ExitStatus::GuestFailed,
             Self::NotBuilt(_) | Self::Load(_) | Self::Listen(_) => ExitStatus::Usage,
             Self::OpenKvm(_)
             | Self::Verify(_)
             | Self::Refused(_)
             | Self::Vcpus(_)
             | Self::EventLoop(_)
+            | Self::Demo(_)
             | Self::System { .. } => ExitStatus::HostCannot,
         }
     }

@@ -2,6 +2,7 @@
 //! build time. Each is an ELF64 file with a PVH note, symbols and line numbers.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::loader::ImageFile;
@@ -58,6 +59,14 @@ impl Guest {
     /// `None` if the guest has no such symbol: its source has the list.
     #[must_use]
     pub fn symbol(&self, name: &str) -> Option<u64> {
+        self.function(name).map(|range| range.start)
+    }
+
+    /// The addresses of a symbol with its size: those of a function's instructions.
+    ///
+    /// `None` if the guest has no such symbol; empty if its source gives it no size.
+    #[must_use]
+    pub fn function(&self, name: &str) -> Option<Range<u64>> {
         use object::LittleEndian as LE;
         use object::elf::{FileHeader64, SHT_SYMTAB};
         use object::read::elf::{FileHeader, Sym};
@@ -68,7 +77,10 @@ impl Guest {
         symbols
             .iter()
             .find(|symbol| symbol.name(LE, symbols.strings()) == Ok(name.as_bytes()))
-            .map(|symbol| symbol.st_value(LE))
+            .map(|symbol| {
+                let start = symbol.st_value(LE);
+                start..start.saturating_add(symbol.st_size(LE))
+            })
     }
 }
 

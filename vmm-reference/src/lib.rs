@@ -18,6 +18,7 @@ pub mod caps;
 pub mod cli;
 pub mod console;
 pub mod debug;
+pub mod demo;
 pub mod devices;
 pub mod error;
 pub mod event_loop;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use vmm_reference::cli::{Cli, Command};
-use vmm_reference::{Error, ExitReason, ExitStatus, caps, run};
+use vmm_reference::{Error, ExitReason, ExitStatus, caps, demo, run};
 
 fn main() -> ExitCode {
     // clap ends the process itself for --help, and with status 2 for a wrong usage.
@@ -39,6 +39,10 @@ fn execute(command: Command) -> Result<ExitStatus, Error> {
         }
         Command::Caps(args) => {
             caps::caps(args, &mut io::stdout().lock())?;
+            Ok(ExitStatus::Success)
+        }
+        Command::Demo => {
+            demo::demo(&mut io::stdout().lock())?;
             Ok(ExitStatus::Success)
         }
     }

@@ -57,55 +57,109 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         .transpose()?;
     let machine = Machine::new(&config)?;
     let plan = plan(&machine.kvm, listener.is_some())?;
-
-    let exit = machine.exit.clone();
-    let mut events = EventLoop::new(exit.clone())?;
-    let signals = Signals::take_over(exit.clone()).map_err(|source| Error::System {
-        what: "cannot take over the signals",
-        source,
-    })?;
-    events.add(Box::new(signals));
     // Restored when this function returns, after the vCPUs have stopped.
+    let mut console = None;
     let _terminal = match config.serial {
-        SerialOutput::Stdio => add_console(&mut events, &machine)?,
+        SerialOutput::Stdio => {
+            let (terminal, input) = open_console(&machine)?;
+            console = Some(input);
+            terminal
+        }
         SerialOutput::None | SerialOutput::File(_) => None,
     };
-    let group = Arc::new(start_vcpus(
-        &machine.devices,
-        machine.vcpus,
-        &exit,
-        &machine.memory,
-        &plan,
-    )?);
-    let host = MachineHost::new(
-        Arc::clone(&group),
-        machine.memory,
-        Arc::new(machine.irqchip),
-        exit,
-    );
-    if !args.gdb_pause {
-        group.resume_all();
+    let mut vmm = Vmm::new(machine, plan)?;
+    if let Some(console) = console {
+        vmm.events.add(Box::new(console));
     }
-    let Some(listener) = listener else {
-        events.add(Box::new(Unattended(host)));
-        return Ok(events.run()?);
-    };
-    tracing::info!(address = %listener.address(), "waiting for a debugger");
-    let server = Rc::new(RefCell::new(GdbServer::new(
-        listener,
-        host,
-        SessionConfig::new(plan),
-    )));
-    events.add(Box::new(Rc::clone(&server)));
-    let reason = events.run()?;
-    // A debugger that is attached has still to be told.
-    while server.borrow().has_client() && events.turn(Some(FAREWELL_MS))? > 0 {}
-    Ok(reason)
+    if let Some(listener) = listener {
+        vmm.listen(listener);
+    }
+    if !args.gdb_pause {
+        vmm.start();
+    }
+    vmm.run()
+}
+
+/// A machine with its vCPU threads and its event loop.
+#[derive(Debug)]
+pub struct Vmm {
+    events: EventLoop,
+    group: Arc<VcpuGroup>,
+    host: MachineHost,
+    plan: Plan,
+    listener: Option<Listener>,
+}
+
+impl Vmm {
+    /// Starts the machine's threads; its vCPUs stay stopped.
+    ///
+    /// The caller must not have started any thread yet: it would take the signals.
+    ///
+    /// # Errors
+    /// If the host lacks a descriptor, a signal or a thread.
+    pub fn new(machine: Machine, plan: Plan) -> Result<Self, Error> {
+        let exit = machine.exit.clone();
+        let mut events = EventLoop::new(exit.clone())?;
+        let signals = Signals::take_over(exit.clone()).map_err(|source| Error::System {
+            what: "cannot take over the signals",
+            source,
+        })?;
+        events.add(Box::new(signals));
+        let group = Arc::new(start_vcpus(
+            &machine.devices,
+            machine.vcpus,
+            &exit,
+            &machine.memory,
+            &plan,
+        )?);
+        let host = MachineHost::new(
+            Arc::clone(&group),
+            machine.memory,
+            Arc::new(machine.irqchip),
+            exit,
+        );
+        Ok(Self {
+            events,
+            group,
+            host,
+            plan,
+            listener: None,
+        })
+    }
+
+    /// Lets a debugger connect there, once the machine is served.
+    pub fn listen(&mut self, listener: Listener) {
+        self.listener = Some(listener);
+    }
+
+    /// Lets the vCPUs run.
+    pub fn start(&self) {
+        self.group.resume_all();
+    }
+
+    /// Serves the machine until its end, and answers why it ended.
+    ///
+    /// # Errors
+    /// If waiting fails.
+    pub fn run(mut self) -> Result<ExitReason, Error> {
+        let Some(listener) = self.listener else {
+            self.events.add(Box::new(Unattended(self.host)));
+            return Ok(self.events.run()?);
+        };
+        tracing::info!(address = %listener.address(), "waiting for a debugger");
+        let config = SessionConfig::new(self.plan);
+        let server = Rc::new(RefCell::new(GdbServer::new(listener, self.host, config)));
+        self.events.add(Box::new(Rc::clone(&server)));
+        let reason = self.events.run()?;
+        // A debugger that is attached has still to be told.
+        while server.borrow().has_client() && self.events.turn(Some(FAREWELL_MS))? > 0 {}
+        Ok(reason)
+    }
 }
 
 /// What the host can do for this run. A debugger's abilities are proven first; without one, the
 /// host's word does, and costs no time.
-fn plan(kvm: &Kvm, debugger: bool) -> Result<Plan, Error> {
+pub(crate) fn plan(kvm: &Kvm, debugger: bool) -> Result<Plan, Error> {
     let mut report = probe(kvm);
     let profile = if debugger {
         verify(kvm, &mut report)?;
@@ -140,8 +194,8 @@ fn start_vcpus(
     Ok(VcpuGroup::start(vcpus, &exits, &VmMemory(memory.clone()))?)
 }
 
-/// Connects standard input with the serial port; raw mode if somebody types there.
-fn add_console(events: &mut EventLoop, machine: &Machine) -> Result<Option<RawTerminal>, Error> {
+/// Standard input for the serial port; in raw mode if somebody types there.
+fn open_console(machine: &Machine) -> Result<(Option<RawTerminal>, Console), Error> {
     let system = |what| move |source: io::Error| Error::System { what, source };
     let terminal = RawTerminal::enter().map_err(system("cannot set the terminal's mode"))?;
     let console = Console::stdin(
@@ -150,8 +204,7 @@ fn add_console(events: &mut EventLoop, machine: &Machine) -> Result<Option<RawTe
         terminal.is_some(),
     )
     .map_err(system("cannot read standard input"))?;
-    events.add(Box::new(console));
-    Ok(terminal)
+    Ok((terminal, console))
 }
 
 /// A machine that nobody debugs: when its vCPUs stop, that is its end.

@@ -1,0 +1,279 @@
+//! `vmm-reference demo`: what the mask is for, in a few seconds.
+//!
+//! The timer guest is stepped twice over the real stub: once with the mask off, as every stub of
+//! a Rust VMM steps, and once with it on. A client on a second thread drives the session through
+//! a Unix socket, as GDB would.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use debug_stub::server::{ListenAddress, Listener};
+use thiserror::Error;
+
+use crate::error::Error;
+use crate::exit::ExitReason;
+use crate::guests::TIMER;
+use crate::machine::{Machine, MachineConfig};
+use crate::remote::{RemoteClient, expedited, register};
+use crate::run::{Vmm, plan};
+
+/// Steps each way.
+const STEPS: u32 = 2000;
+/// How long the guest runs before the first step, and after the last.
+const FREE_RUN: Duration = Duration::from_millis(100);
+/// GDB's number of RIP, in QEMU's order.
+const RIP: u8 = 16;
+/// GDB's number of RSP.
+const RSP: u8 = 7;
+
+/// The demo could not be carried through, or showed that the mask does not hold.
+#[derive(Debug, Error)]
+pub enum DemoError {
+    /// The session failed.
+    #[error("the session with the stub failed")]
+    Session(#[from] io::Error),
+    /// The stub answered what it must not.
+    #[error("the stub answered {answer:?} to {packet:?}")]
+    Answer {
+        /// What was asked.
+        packet: String,
+        /// What came back.
+        answer: String,
+    },
+    /// The guest lacks a symbol.
+    #[error("the timer guest has no symbol {0}")]
+    Symbol(&'static str),
+    /// The demo's point is not made.
+    #[error("the mask did not hold: {0}; `vmm-reference caps` shows what this host was seen to do")]
+    NotHeld(String),
+}
+
+/// What one series of steps came to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Series {
+    /// Steps that ended in the timer's handler.
+    landings: u32,
+    /// How often the handler ran meanwhile.
+    handler_runs: u64,
+    /// Microseconds for each step.
+    step_us: f64,
+    /// The timer's interrupt waited when the last step was done.
+    pending: bool,
+    /// After the release the handler was entered before the loop got any further.
+    delivered_first: bool,
+    /// How often the handler ran in [`FREE_RUN`] after the release.
+    runs_after: u64,
+}
+
+/// Runs the demo and prints its table.
+///
+/// # Errors
+/// If the host cannot, or the mask did not hold.
+pub fn demo(out: &mut impl Write) -> Result<(), Error> {
+    let machine = Machine::new(&MachineConfig::new(TIMER.image()))?;
+    let plan = plan(&machine.kvm, true)?;
+    let system = |what| move |source: io::Error| Error::System { what, source };
+    let directory =
+        tempfile::tempdir().map_err(system("cannot make a directory for the socket"))?;
+    let socket = directory.path().join("gdb");
+    let exit = machine.exit.clone();
+    let mut vmm = Vmm::new(machine, plan)?;
+    vmm.listen(Listener::bind(&ListenAddress::Unix(socket.clone()), false)?);
+    vmm.start();
+    let client = thread::spawn(move || {
+        let result = both_series(&socket);
+        // Whatever became of it, the other thread's loop has to end.
+        exit.request(ExitReason::DebuggerKill);
+        result
+    });
+    let reason = vmm.run()?;
+    let result = match client.join() {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
+    };
+    let (off, on) = match (result, reason) {
+        (Ok(both), _) => both,
+        // The guest's end explains better why the session failed.
+        (Err(_), ExitReason::GuestFailed(text)) => return Err(Error::Guest(text)),
+        (Err(error), _) => return Err(error.into()),
+    };
+    write!(out, "{}", Table { off, on }).map_err(system("cannot write the table"))?;
+    judge(&off, &on)?;
+    writeln!(
+        out,
+        "\nWith mask_hwintr held no step left the loop, and no interrupt was lost."
+    )
+    .map_err(system("cannot write the table"))?;
+    Ok(())
+}
+
+/// The demo's point, or why it is not made.
+fn judge(off: &Series, on: &Series) -> Result<(), DemoError> {
+    let not_held = |text: String| Err(DemoError::NotHeld(text));
+    if on.landings != 0 || on.handler_runs != 0 {
+        return not_held(format!(
+            "{} of {STEPS} masked steps ended in the handler, which ran {} times",
+            on.landings, on.handler_runs
+        ));
+    }
+    if !on.pending || !on.delivered_first {
+        return not_held("the timer's interrupt was lost while it was masked".to_owned());
+    }
+    if off.landings == 0 && off.handler_runs == 0 {
+        return not_held("without it nothing entered either, so nothing is shown".to_owned());
+    }
+    Ok(())
+}
+
+/// The addresses that the series need.
+struct Places {
+    handler: Range<u64>,
+    ticks: u64,
+}
+
+fn both_series(socket: &Path) -> Result<(Series, Series), DemoError> {
+    let places = Places {
+        handler: TIMER
+            .function("timer_handler")
+            .ok_or(DemoError::Symbol("timer_handler"))?,
+        ticks: TIMER.symbol("ticks").ok_or(DemoError::Symbol("ticks"))?,
+    };
+    // The guest runs already: its timer must tick before it is stopped.
+    thread::sleep(FREE_RUN);
+    let mut client = RemoteClient::unix(socket)?;
+    let off = series(&mut client, &places, false)?;
+    let on = series(&mut client, &places, true)?;
+    Ok((off, on))
+}
+
+type Client = RemoteClient<std::os::unix::net::UnixStream>;
+
+fn series(client: &mut Client, places: &Places, mask: bool) -> Result<Series, DemoError> {
+    // QEMU's SSTEP_ENABLE, and SSTEP_NOIRQ for the mask.
+    expect(
+        client,
+        if mask {
+            "Qqemu.sstep=3"
+        } else {
+            "Qqemu.sstep=1"
+        },
+        "OK",
+    )?;
+    let mut series = Series::default();
+    // Begin in the loop.
+    let mut rip = client.read_rip()?;
+    while places.handler.contains(&rip) {
+        rip = step(client)?;
+    }
+    let before = client.read_u64(places.ticks)?;
+    let start = Instant::now();
+    for _ in 0..STEPS {
+        rip = step(client)?;
+        series.landings += u32::from(places.handler.contains(&rip));
+    }
+    series.step_us = start.elapsed().as_secs_f64() * 1e6 / f64::from(STEPS);
+    series.handler_runs = client.read_u64(places.ticks)? - before;
+    series.pending = client.monitor("mask status")?.contains("pending: 0x20");
+    let ticks = client.read_u64(places.ticks)?;
+
+    // Release: the handler's first instruction is the first thing that is executed.
+    let handler = places.handler.start;
+    expect(client, &format!("Z1,{handler:x},1"), "OK")?;
+    let stop = client.request("vCont;c")?;
+    expect(client, &format!("z1,{handler:x},1"), "OK")?;
+    let rsp = match expedited(&stop, RSP) {
+        Some(rsp) => rsp,
+        None => register(&client.request("p7")?)?,
+    };
+    // An interrupt's frame has the interrupted RIP on top (SDM 3A 6.14.2).
+    let interrupted = client.read_u64(rsp)?;
+    series.delivered_first = expedited(&stop, RIP) == Some(handler) && interrupted == rip;
+
+    client.send("vCont;c")?;
+    thread::sleep(FREE_RUN);
+    client.interrupt()?;
+    client.reply()?;
+    series.runs_after = client.read_u64(places.ticks)? - ticks;
+    Ok(series)
+}
+
+fn step(client: &mut Client) -> Result<u64, DemoError> {
+    let packet = "vCont;s:1";
+    let answer = client.request(packet)?;
+    match expedited(&answer, RIP) {
+        Some(rip) => Ok(rip),
+        None => Err(DemoError::Answer {
+            packet: packet.to_owned(),
+            answer,
+        }),
+    }
+}
+
+fn expect(client: &mut Client, packet: &str, wanted: &str) -> Result<(), DemoError> {
+    let answer = client.request(packet)?;
+    if answer == wanted {
+        return Ok(());
+    }
+    Err(DemoError::Answer {
+        packet: packet.to_owned(),
+        answer,
+    })
+}
+
+struct Table {
+    off: Series,
+    on: Series,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "A guest counts in a loop while its timer interrupts it 1000 times a second.\n\
+             A debugger steps it {STEPS} times, one instruction at a time, over GDB's protocol.\n"
+        )?;
+        let (off, on) = (&self.off, &self.on);
+        let yes = |yes| if yes { "yes" } else { "no" };
+        let mut row = |label: &str, off: &dyn fmt::Display, on: &dyn fmt::Display| {
+            writeln!(
+                f,
+                "{label:<52}{:>10}{:>10}",
+                off.to_string(),
+                on.to_string()
+            )
+        };
+        row("", &"mask off", &"mask on")?;
+        row("steps", &STEPS, &STEPS)?;
+        row(
+            "steps that ended in the timer's handler",
+            &off.landings,
+            &on.landings,
+        )?;
+        row(
+            "runs of the handler during the steps",
+            &off.handler_runs,
+            &on.handler_runs,
+        )?;
+        row(
+            "timer interrupt pending after the last step",
+            &yes(off.pending),
+            &yes(on.pending),
+        )?;
+        row(
+            "on release, delivered before the loop went on",
+            &yes(off.delivered_first),
+            &yes(on.delivered_first),
+        )?;
+        let after = format!(
+            "runs of the handler in the {} ms after",
+            FREE_RUN.as_millis()
+        );
+        row(&after, &off.runs_after, &on.runs_after)?;
+        let us = |us: f64| format!("{us:.1}");
+        row("µs per step", &us(off.step_us), &us(on.step_us))
+    }
+}
