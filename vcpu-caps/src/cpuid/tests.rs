@@ -126,14 +126,16 @@ fn caches_are_shared_by_none_but_the_last_level_by_all() {
     let host = [
         INTEL,
         entry(4, 0, [0xfc00_4121, 0x02c0_003f, 63, 0]),
+        entry(4, 2, [0xfc00_4143, 0x03c0_003f, 0x3ff, 0]),
         entry(4, 3, [0xfc1f_c163, 0x02c0_003f, 0xffff, 4]),
         entry(4, 4, [0, 0, 0, 0]),
     ];
     let table = for_vcpu(&host, IrqchipMode::Kernel, ALL_OF_IT, place(0, 4));
     assert_eq!(find(&table, 4, 0).eax, (3 << 26) | 0x121);
+    assert_eq!(find(&table, 4, 2).eax, (3 << 26) | 0x143);
     assert_eq!(find(&table, 4, 3).eax, (3 << 26) | (3 << 14) | 0x163);
     assert_eq!(find(&table, 4, 3).ebx, 0x02c0_003f);
-    assert_eq!(find(&table, 4, 4), host[3]);
+    assert_eq!(find(&table, 4, 4), host[4]);
 }
 
 #[test]

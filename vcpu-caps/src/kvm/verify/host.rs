@@ -116,7 +116,8 @@ fn halt_exit(machine: &mut Machine<'_>) -> Seen {
 }
 
 /// The whole protocol of a userspace irqchip: a window is asked for, opens when the guest can take
-/// an interrupt, and the interrupt given then is delivered.
+/// an interrupt, and the interrupt given then is delivered. The loop gives it time: kvm_pvm opens the
+/// window after some thousand instructions.
 fn user_irqchip(machine: &mut Machine<'_>) -> Seen {
     const VECTOR: u8 = 0x40;
     const DELIVERED: u16 = 0x84;

@@ -26,6 +26,9 @@ const FIRST_REPORT: u16 = 0x85;
 /// Port written a little later.
 const SECOND_REPORT: u16 = 0x86;
 
+/// The second part waits, up to a bound, for both to come: a KVM that emulates looks for a second
+/// event only now and then (kvm_pvm: after some hundred instructions).
+///
 /// Counts in BL the interrupts and in BH the NMIs that are delivered.
 const PROGRAM: &[u8] = &[
     0xb9, 0x40, 0x00, // 1000: mov cx, 64
