@@ -117,8 +117,9 @@ mod tests {
         let exit = ExitEvent::new().unwrap();
         let mut events = EventLoop::new(exit.clone()).unwrap();
         events.add(Box::new(Signals::take_over(exit).unwrap()));
-        // SAFETY: the signal is blocked in this thread, to which it is directed.
-        unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGTERM) };
+        // SAFETY: it has no precondition; raise directs the signal to this thread, where it is
+        // blocked.
+        assert_eq!(unsafe { libc::raise(libc::SIGTERM) }, 0);
         assert_eq!(events.run().unwrap(), ExitReason::Signal(libc::SIGTERM));
     }
 }

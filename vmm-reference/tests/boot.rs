@@ -3,6 +3,14 @@
 //! One vCPU at a time and no threads: this is the smallest loop that a machine can be run with,
 //! and it keeps these tests independent of the vCPU threads that the command uses.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests stop the test, as the tests themselves do"
+)]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,13 @@
 //! The command as a shell sees it: output, messages and exit statuses.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests stop the test, as the tests themselves do"
+)]
+
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
