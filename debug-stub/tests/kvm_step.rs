@@ -501,3 +501,22 @@ fn interrupts_are_enabled_in_no_register_by_masking() {
         "masking does not touch RFLAGS.IF"
     );
 }
+
+#[test]
+fn floating_point_registers_are_written_and_read_back_mxcsr_among_them() {
+    let mut guest = Guest::new(&[0x90, 0xeb, 0xfe]);
+    let mut file = guest.registers();
+    assert_eq!(file.fpu.mxcsr, 0x1f80, "as after reset");
+    file.fpu.mxcsr = 0x1fbf;
+    file.fpu.fcw = 0x027f;
+    file.fpu.xmm[15] = [0x5a; 16];
+    file.fpu.st[0] = [1, 2, 3, 4, 5, 6, 7, 0x88, 9, 10];
+    file.fpu.ftw_abridged = 0x80;
+    file.kernel_gs_base = 0x1234_5678;
+    let groups = RegisterGroups::FPU | RegisterGroups::MSRS;
+    guest.vcpu.write_registers(groups, &file).unwrap();
+    assert_eq!(guest.step(), StopReason::Step);
+    let after = guest.registers();
+    assert_eq!(after.fpu, file.fpu);
+    assert_eq!(after.kernel_gs_base, 0x1234_5678);
+}

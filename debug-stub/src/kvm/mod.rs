@@ -5,6 +5,7 @@
 //! VMM's: see [`DebugVcpu::run`].
 
 mod exits;
+mod fxsave;
 mod memory;
 mod registers;
 mod step;

@@ -7,9 +7,9 @@ use kvm_bindings::{Msrs, kvm_dtable, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segme
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
+use super::fxsave;
 use crate::x86_64::{
-    CoreRegisters, DescriptorTable, FpuState, RegisterFile, RegisterGroups, Segment,
-    SpecialRegisters,
+    CoreRegisters, DescriptorTable, RegisterFile, RegisterGroups, Segment, SpecialRegisters,
 };
 
 /// IA32_KERNEL_GS_BASE (SDM 4, table 2-2).
@@ -59,7 +59,9 @@ pub fn read_registers(
         file.special = special_from_kvm(&vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?);
     }
     if groups.contains(RegisterGroups::FPU) {
-        file.fpu = fpu_from_kvm(&vcpu.get_fpu().map_err(ioctl("KVM_GET_FPU"))?);
+        // Not KVM_GET_FPU: that leaves MXCSR out (x86.c, `kvm_arch_vcpu_ioctl_get_fpu`).
+        let xsave = vcpu.get_xsave().map_err(ioctl("KVM_GET_XSAVE"))?;
+        file.fpu = fxsave::decode(&xsave.region);
     }
     if groups.contains(RegisterGroups::MSRS) {
         file.kernel_gs_base = read_msr(vcpu, MSR_KERNEL_GS_BASE)?;
@@ -87,9 +89,15 @@ pub fn write_registers(
             .map_err(ioctl("KVM_SET_REGS"))?;
     }
     if groups.contains(RegisterGroups::FPU) {
-        let mut fpu = vcpu.get_fpu().map_err(ioctl("KVM_GET_FPU"))?;
-        fpu_to_kvm(&file.fpu, &mut fpu);
-        vcpu.set_fpu(&fpu).map_err(ioctl("KVM_SET_FPU"))?;
+        let mut xsave = vcpu.get_xsave().map_err(ioctl("KVM_GET_XSAVE"))?;
+        fxsave::encode(&file.fpu, &mut xsave.region);
+        #[expect(
+            unsafe_code,
+            reason = "kvm-ioctls leaves the size of the buffer to the caller"
+        )]
+        // SAFETY: KVM_GET_XSAVE has just answered for this vCPU, which it does only if its state
+        // fits into `struct kvm_xsave` (x86.c, `kvm_vcpu_ioctl_x86_get_xsave`).
+        unsafe { vcpu.set_xsave(&xsave) }.map_err(ioctl("KVM_SET_XSAVE"))?;
     }
     if groups.contains(RegisterGroups::MSRS) {
         write_msr(vcpu, MSR_KERNEL_GS_BASE, file.kernel_gs_base)?;
@@ -362,42 +370,6 @@ pub(super) fn special_to_kvm(special: &SpecialRegisters, sregs: &mut kvm_sregs) 
     };
 }
 
-/// x87 and SSE state from `struct kvm_fpu`.
-#[must_use]
-pub(super) fn fpu_from_kvm(fpu: &kvm_fpu) -> FpuState {
-    let mut st = [[0; 10]; 8];
-    for (to, from) in st.iter_mut().zip(&fpu.fpr) {
-        // FXSAVE pads each 80-bit register to 16 bytes.
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-    }
-    FpuState {
-        st,
-        fcw: fpu.fcw,
-        fsw: fpu.fsw,
-        ftw_abridged: fpu.ftwx,
-        fop: fpu.last_opcode,
-        fip: fpu.last_ip,
-        fdp: fpu.last_dp,
-        xmm: fpu.xmm,
-        mxcsr: fpu.mxcsr,
-    }
-}
-
-/// Puts x87 and SSE state into `struct kvm_fpu`.
-pub(super) fn fpu_to_kvm(state: &FpuState, fpu: &mut kvm_fpu) {
-    for (to, from) in fpu.fpr.iter_mut().zip(&state.st) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-    }
-    fpu.fcw = state.fcw;
-    fpu.fsw = state.fsw;
-    fpu.ftwx = state.ftw_abridged;
-    fpu.last_opcode = state.fop;
-    fpu.last_ip = state.fip;
-    fpu.last_dp = state.fdp;
-    fpu.xmm = state.xmm;
-    fpu.mxcsr = state.mxcsr;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -487,28 +459,5 @@ mod tests {
         };
         special_to_kvm(&special, &mut back);
         assert_eq!(back, sregs);
-    }
-
-    #[test]
-    fn floating_point_state_survives_and_padding_is_left_alone() {
-        let mut fpu = kvm_fpu::default();
-        for (i, register) in (1u8..).zip(fpu.fpr.iter_mut()) {
-            *register = [i; 16];
-        }
-        fpu.fcw = 0x37f;
-        fpu.mxcsr = 0x1f80;
-        fpu.ftwx = 0xa5;
-        fpu.xmm[15] = [0x5a; 16];
-        let state = fpu_from_kvm(&fpu);
-        assert_eq!(state.st[7], [8; 10]);
-        let mut back = fpu;
-        back.fpr[0] = [0xff; 16];
-        fpu_to_kvm(&state, &mut back);
-        assert_eq!(
-            back.fpr[0],
-            [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 255, 255, 255, 255, 255, 255]
-        );
-        assert_eq!(back.xmm, fpu.xmm);
-        assert_eq!(back.ftwx, 0xa5);
     }
 }
