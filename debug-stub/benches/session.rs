@@ -1,6 +1,9 @@
 //! What the session itself costs: one `stepi` exchange, without a socket and without a vCPU.
 #![allow(missing_docs, reason = "criterion's macros make public items")]
-#![allow(clippy::indexing_slicing, reason = "a bench stops where what must hold does not")]
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a bench stops where what must hold does not"
+)]
 
 #[path = "../tests/common/mod.rs"]
 mod common;

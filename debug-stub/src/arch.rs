@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use arrayvec::ArrayVec;
 use gdbstub::arch::{Arch, RegId, Registers};
 
 use crate::x86_64::{RegisterFile, RegisterId, read_all};
@@ -57,3 +58,6 @@ impl RegId for GdbRegister {
         Some(self.0.number())
     }
 }
+
+/// A register and its value, for a stop reply.
+pub(crate) type Expedited = (GdbRegister, ArrayVec<u8, 16>);

@@ -263,23 +263,38 @@ pub(crate) fn hex_digit(digit: u8) -> Option<u8> {
 
 /// Appends a byte as two hexadecimal digits.
 pub(crate) fn push_hex(output: &mut Vec<u8>, byte: u8) {
-    for nibble in [byte >> 4, byte & 0xf] {
-        output.push(match nibble {
-            0..=9 => b'0' + nibble,
-            _ => b'a' + nibble - 10,
-        });
+    push_hex_bytes(output, &[byte]);
+}
+
+/// Appends bytes as pairs of hexadecimal digits.
+pub(crate) fn push_hex_bytes(output: &mut Vec<u8>, data: &[u8]) {
+    let digit = |nibble: u8| nibble + if nibble < 10 { b'0' } else { b'a' - 10 };
+    let start = output.len();
+    output.resize(start + 2 * data.len(), 0);
+    let room = output.get_mut(start..).unwrap_or_default();
+    for (pair, byte) in room.chunks_exact_mut(2).zip(data) {
+        if let [high, low] = pair {
+            *high = digit(byte >> 4);
+            *low = digit(byte & 0xf);
+        }
     }
 }
 
 /// Appends binary data, escaped as GDB wants it ("Binary Data": `}` and the byte XOR 0x20).
 pub(crate) fn push_escaped(output: &mut Vec<u8>, data: &[u8]) {
-    for &byte in data {
-        if matches!(byte, b'#' | b'$' | b'}' | b'*') {
-            output.push(b'}');
-            output.push(byte ^ 0x20);
-        } else {
-            output.push(byte);
-        }
+    let special = |byte: &u8| matches!(byte, b'#' | b'$' | b'}' | b'*');
+    let mut rest = data;
+    while !rest.is_empty() {
+        let run = rest.iter().position(special).unwrap_or(rest.len());
+        let (plain, tail) = rest.split_at_checked(run).unwrap_or((rest, &[]));
+        output.extend_from_slice(plain);
+        rest = match tail.split_first() {
+            Some((byte, tail)) => {
+                output.extend_from_slice(&[b'}', byte ^ 0x20]);
+                tail
+            }
+            None => &[],
+        };
     }
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 use vcpu_caps::VcpuId;
 
 use crate::config::SessionConfig;
-use crate::filter::{Event, Receiver, Sender};
+use crate::filter::{Event, Receiver, Sender, push_hex_bytes};
 use crate::guest::{Guest, errno};
 use crate::host::{Action, Host, Stop, StopReason};
 use crate::request::{Request, ThreadId, parse};
@@ -94,7 +94,7 @@ impl<H: Host> Session<H> {
         Self {
             receiver: Receiver::new(packet_limit),
             sender: Sender::default(),
-            stub: Stub::new(packet_limit),
+            stub: Stub::new(host.vcpu_count()),
             guest: Guest::new(host, config),
             state: State::Detached,
             held: VecDeque::new(),
@@ -382,9 +382,7 @@ impl<H: Host> Session<H> {
         for chunk in text.as_bytes().chunks(longest) {
             let mut body = Vec::with_capacity(1 + chunk.len() * 2);
             body.push(b'O');
-            for &byte in chunk {
-                crate::filter::push_hex(&mut body, byte);
-            }
+            push_hex_bytes(&mut body, chunk);
             self.reply(&body);
         }
     }

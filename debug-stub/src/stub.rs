@@ -7,7 +7,7 @@ use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{GdbStub, MultiThreadStopReason};
 use thiserror::Error;
 
-use crate::arch::GdbRegister;
+use crate::arch::Expedited;
 use crate::filter::push_hex;
 use crate::guest::Guest;
 use crate::host::Host;
@@ -65,11 +65,15 @@ pub(crate) struct Stub<H: Host> {
 }
 
 impl<H: Host> Stub<H> {
-    /// `packet_limit` is the longest packet that will be fed, in bytes of body.
-    pub(crate) fn new(packet_limit: usize) -> Self {
+    /// For a guest with so many vCPUs.
+    ///
+    /// The longest packet that is fed names each vCPU with a range to step (`spell`): 40 bytes
+    /// each. A larger buffer would cost time: gdbstub looks through all of it at each packet, for
+    /// a second `#`.
+    pub(crate) fn new(vcpus: u16) -> Self {
         Self {
             machine: None,
-            buffer: packet_limit.saturating_add(64),
+            buffer: 2048 + 40 * usize::from(vcpus),
             frame: Vec::new(),
         }
     }
@@ -122,7 +126,7 @@ impl<H: Host> Stub<H> {
         &mut self,
         guest: &mut Guest<H>,
         reason: MultiThreadStopReason<u64>,
-        registers: &[(GdbRegister, Vec<u8>)],
+        registers: &[Expedited],
     ) -> Result<Vec<u8>, StubError> {
         if matches!(self.machine, Some(GdbStubStateMachine::Disconnected(_))) {
             // The guest's end was told before.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use vcpu_caps::VcpuId;
 
-use crate::filter::{push_escaped, push_hex};
+use crate::filter::{push_escaped, push_hex_bytes};
 use crate::guest::{errno, tid};
 use crate::host::{Action, Host};
 use crate::memory::SCAN_LIMIT;
@@ -67,7 +67,7 @@ impl<H: Host> Session<H> {
                 (ThreadId::One(_), Some(vcpu)) => {
                     let name = self.guest.host.vcpu_name(vcpu);
                     let mut reply = Vec::with_capacity(name.len() * 2);
-                    name.bytes().for_each(|byte| push_hex(&mut reply, byte));
+                    push_hex_bytes(&mut reply, name.as_bytes());
                     self.reply(&reply);
                 }
                 _ => self.reply_error(errno::EINVAL),
@@ -108,7 +108,7 @@ impl<H: Host> Session<H> {
             Request::WriteRegister { number, value } => match RegisterId::new(number) {
                 Some(id) if id.size_bytes() == value.len() => {
                     let mut packet = format!("P{number:x}=").into_bytes();
-                    value.iter().for_each(|byte| push_hex(&mut packet, *byte));
+                    push_hex_bytes(&mut packet, &value);
                     self.relay(&packet);
                 }
                 Some(_) => self.reply_error(errno::EINVAL),
@@ -219,7 +219,7 @@ impl<H: Host> Session<H> {
             reply.push(b'b');
             push_escaped(&mut reply, &data);
         } else {
-            data.iter().for_each(|byte| push_hex(&mut reply, *byte));
+            push_hex_bytes(&mut reply, &data);
         }
         self.reply(&reply);
     }

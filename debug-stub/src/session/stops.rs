@@ -4,7 +4,7 @@ use gdbstub::common::Signal;
 use gdbstub::stub::MultiThreadStopReason;
 use gdbstub::target::ext::breakpoints::WatchKind;
 
-use crate::arch::GdbRegister;
+use crate::arch::{Expedited, GdbRegister};
 use crate::guest::{refused, tid};
 use crate::host::{Host, Stop, StopReason, WatchAccess};
 use crate::x86_64::{RegisterGroups, RegisterId};
@@ -108,7 +108,7 @@ impl<H: Host> Session<H> {
     }
 
     /// The registers that GDB asks for at every stop: with these in the reply it asks for none.
-    fn expedited(&mut self, stop: &Stop) -> Vec<(GdbRegister, Vec<u8>)> {
+    fn expedited(&mut self, stop: &Stop) -> Vec<Expedited> {
         if matches!(stop.reason, StopReason::Exited(_)) {
             return Vec::new();
         }
