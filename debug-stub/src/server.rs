@@ -7,6 +7,7 @@ mod address;
 mod listener;
 mod stream;
 
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -69,6 +70,9 @@ pub struct GdbServer<H: Host + RunControl> {
     session: Session<H>,
     connection: Option<Connection>,
     buffer: Vec<u8>,
+    /// A descriptor to give up when there is none left: a client that cannot be accepted would
+    /// keep the listener readable, and the loop busy.
+    spare: Option<File>,
 }
 
 impl<H: Host + RunControl> std::fmt::Debug for GdbServer<H> {
@@ -89,6 +93,7 @@ impl<H: Host + RunControl> GdbServer<H> {
             session: Session::new(host, config),
             connection: None,
             buffer: vec![0; READ_SIZE],
+            spare: spare(),
         }
     }
 
@@ -119,6 +124,11 @@ impl<H: Host + RunControl> GdbServer<H> {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => {
                     tracing::warn!(%error, "a debugger could not connect");
+                    if self.spare.take().is_some() {
+                        // Turns one client away, if descriptors were what was missing.
+                        let _ = self.listener.accept();
+                        self.spare = spare();
+                    }
                     return;
                 }
             };
@@ -266,6 +276,10 @@ impl<H: Host + RunControl> GdbServer<H> {
             self.hang_up(ops);
         }
     }
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }
 
 fn is_transient(error: &io::Error) -> bool {

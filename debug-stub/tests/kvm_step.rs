@@ -3,6 +3,15 @@
 //! Every guest is a few instructions of real-mode code, assembled beside the bytes. What a KVM
 //! cannot do is asserted as such, by the name of its module.
 #![cfg(all(feature = "kvm", target_arch = "x86_64"))]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "this is the world around the core, and it stops where what must hold does not"
+)]
 
 use std::path::Path;
 use std::sync::Mutex;
