@@ -26,8 +26,8 @@
 //! What the host can do is a [`vcpu_caps::Plan`] in [`SessionConfig`].
 //!
 //! # Features
-//! - `kvm`: [`kvm`], a vCPU of `kvm-ioctls` that a session can run.
-//! - `server`: [`server`], a session on an event-manager loop.
+//! - `kvm`: module `kvm`, a vCPU of `kvm-ioctls` that a session can run.
+//! - `server`: module `server`, a session on an event-manager loop.
 //!
 //! # Unsupported
 //! Non-stop mode, reverse execution, conditions evaluated here, host I/O, tracepoints. Read
