@@ -14,18 +14,20 @@
 )]
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, SyncRegs, VmMemory};
+use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, VmMemory};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder};
 use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
-use vcpu_caps::HwBreakpoint;
+use vcpu_caps::{
+    Capability, DebugIntent, HostReport, HwBreakpoint, Minimum, Owner, Plan, Profile, negotiate,
+};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -42,6 +44,22 @@ const IF: u64 = 1 << 9;
 /// The software KVM whose CPL0 code is emulated.
 fn is_pvm() -> bool {
     Path::new("/sys/module/kvm_pvm").exists()
+}
+
+/// What this host was seen to do, tried out once.
+fn report() -> &'static HostReport {
+    static REPORT: OnceLock<HostReport> = OnceLock::new();
+    REPORT.get_or_init(|| {
+        let kvm = Kvm::new().expect("this test needs /dev/kvm");
+        let mut report = vcpu_caps::kvm::probe(&kvm);
+        vcpu_caps::kvm::verify(&kvm, &mut report).unwrap();
+        report
+    })
+}
+
+fn plan() -> &'static Plan {
+    static PLAN: OnceLock<Plan> = OnceLock::new();
+    PLAN.get_or_init(|| negotiate(report(), &Profile::debugger()).unwrap())
 }
 
 #[derive(Debug, PartialEq)]
@@ -109,10 +127,10 @@ impl Guest {
     /// A guest with `code` at [`CODE`], a handler `inc word [COUNTER]; iret` for [`VECTOR`], and
     /// KVM's interrupt chips.
     fn new(code: &[u8]) -> Self {
-        Self::with(code, SyncRegs::Available)
+        Self::with(code, plan())
     }
 
-    fn with(code: &[u8], sync: SyncRegs) -> Self {
+    fn with(code: &[u8], plan: &Plan) -> Self {
         let kvm = Kvm::new().expect("this test needs /dev/kvm");
         let vm = kvm.create_vm().unwrap();
         vm.set_tss_address(0xfffb_d000).unwrap();
@@ -156,7 +174,7 @@ impl Guest {
             lapic.regs[offset] = i8::from_ne_bytes([byte]);
         }
         fd.set_lapic(&lapic).unwrap();
-        let mut vcpu = DebugVcpu::new(VcpuId(0), fd, sync);
+        let mut vcpu = DebugVcpu::new(VcpuId(0), fd, plan);
         let _ = vcpu.kvm_run();
         Self {
             vcpu,
@@ -254,8 +272,16 @@ impl Guest {
 fn each_step_is_one_instruction_with_and_without_registers_in_the_run_structure() {
     // nop; inc ax; mov bx, ax; jmp $
     let code = [0x90, 0x40, 0x89, 0xc3, 0xeb, 0xfe];
-    for sync in [SyncRegs::Available, SyncRegs::Unavailable] {
-        let mut guest = Guest::with(&code, sync);
+    let profile = Profile::builder()
+        .require(Capability::SingleStep, Minimum::Verified)
+        .prefer(Capability::MaskHwintr, Minimum::Verified)
+        .forbid(Capability::SyncRegs)
+        .build()
+        .unwrap();
+    let without = negotiate(report(), &profile).unwrap();
+    assert!(plan().has(Capability::SyncRegs));
+    for plan in [plan(), &without] {
+        let mut guest = Guest::with(&code, plan);
         guest.step_to(CODE + 1);
         guest.step_to(CODE + 2);
         guest.step_to(CODE + 4);
@@ -468,7 +494,45 @@ fn what_is_released_is_neither_masked_nor_armed() {
     assert!(guest.vcpu.is_masked());
     guest.vcpu.release().unwrap();
     assert!(!guest.vcpu.is_masked());
-    assert!(guest.vcpu.guest_debug().unwrap().control.is_empty());
+    let intent = guest.vcpu.control().intent();
+    assert_eq!(intent, DebugIntent::default());
+    assert_eq!(
+        guest.vcpu.control().pending(),
+        None,
+        "and KVM has been told"
+    );
+}
+
+#[test]
+fn a_hold_of_somebody_else_outlives_the_debuggers() {
+    // sti; nop x6; jmp $
+    let mut guest = Guest::new(&[0xfb, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xeb, 0xfe]);
+    let snapshot = Owner::new("snapshot");
+    guest
+        .vcpu
+        .control_mut()
+        .hold(snapshot, Capability::MaskHwintr)
+        .unwrap();
+    guest.step_to(CODE + 1);
+    guest.step_to(CODE + 2);
+    guest.raise();
+    // The debugger does not mask, and then goes: the other hold stays.
+    for n in 3..=5 {
+        assert_eq!(guest.step_with(false, &Armed::default()), StopReason::Step);
+        assert_eq!(guest.rip(), CODE + n);
+    }
+    guest.vcpu.release().unwrap();
+    assert!(guest.vcpu.is_masked());
+    assert_eq!(guest.word(COUNTER), 0);
+    guest
+        .vcpu
+        .control_mut()
+        .release(snapshot, Capability::MaskHwintr)
+        .unwrap();
+    for _ in 0..4 {
+        assert_eq!(guest.step_with(false, &Armed::default()), StopReason::Step);
+    }
+    assert_eq!(guest.word(COUNTER), 1);
 }
 
 #[test]

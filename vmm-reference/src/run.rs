@@ -6,12 +6,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use debug_stub::SessionConfig;
-use debug_stub::kvm::{DebugVcpu, SyncRegs, VmMemory};
+use debug_stub::kvm::{DebugVcpu, VmMemory};
 use debug_stub::server::{GdbServer, Listener, RunControl};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use kvm_ioctls::Kvm;
 use vcpu_caps::kvm::{probe, verify};
-use vcpu_caps::{Capability, Plan, Profile, VcpuId, negotiate};
+use vcpu_caps::{Plan, Profile, VcpuId, negotiate};
 
 use crate::cli::{Irqchip, RunArgs};
 use crate::console::Console;
@@ -177,15 +177,10 @@ fn start_vcpus(
     memory: &crate::memory::GuestRam,
     plan: &Plan,
 ) -> Result<VcpuGroup, Error> {
-    let sync = if plan.has(Capability::SyncRegs) {
-        SyncRegs::Available
-    } else {
-        SyncRegs::Unavailable
-    };
     let vcpus = (0..)
         .map(VcpuId)
         .zip(vcpus)
-        .map(|(id, fd)| DebugVcpu::new(id, fd, sync))
+        .map(|(id, fd)| DebugVcpu::new(id, fd, plan))
         .collect();
     let exits = Arc::new(MachineExits {
         devices: Arc::clone(devices),

@@ -3,7 +3,7 @@
 //! Reads never change the vCPU. Writes are read-modify-write of what KVM holds, so that fields
 //! which a debugger cannot name (the interrupt bitmap, the APIC base) stay as they are.
 
-use kvm_bindings::{Msrs, kvm_dtable, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 

@@ -10,7 +10,7 @@
 //!    emulated OUT or MMIO write ends *without* a trap and would take one more instruction along;
 //! 3. a trap that moved nothing though the instruction must move is spurious: step again.
 
-use vcpu_caps::{HwBreakpoint, HwBreakpointKind, Rearm};
+use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use super::exits::ExitHandler;
 use super::vcpu::{DR6_BS, DebugExit, DebugVcpu, Entry, Environment};
@@ -81,9 +81,11 @@ impl DebugVcpu {
         environment: &Environment<'_, E, M>,
     ) -> StopReason {
         let plan = StepPlan::new(&before, environment.memory);
-        self.intend_step(mask, armed, hardware);
+        if let Err(error) = self.intend_step(mask, armed, hardware) {
+            return error.stop();
+        }
         for _ in 0..MAX_ATTEMPTS {
-            if let Err(error) = self.arm(Rearm::Always) {
+            if let Err(error) = self.intend_rearm().and_then(|()| self.arm()) {
                 return error.stop();
             }
             let mut entry = self.enter(environment);

@@ -9,8 +9,11 @@ use kvm_bindings::{
     KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debug_exit_arch,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
-use vcpu_caps::kvm::{GuestDebugControl, SetGuestDebugError};
-use vcpu_caps::{DebugIntent, GuestDebug, HwBreakpoint, HwBreakpointKind, Inject, Rearm, VcpuId};
+use vcpu_caps::kvm::{SetGuestDebugError, apply_pending};
+use vcpu_caps::{
+    Capability, ControlError, HwBreakpoint, HwBreakpointKind, Inject, Owner, Plan, VcpuControl,
+    VcpuId,
+};
 
 use super::exits::{ExitHandler, place, suberror_name};
 use super::registers::{
@@ -33,14 +36,9 @@ const DEBUG_VECTOR: u32 = 1;
 /// #BP's vector.
 const BREAKPOINT_VECTOR: u32 = 3;
 
-/// Whether registers come with each exit (`KVM_CAP_SYNC_REGS`): what `vcpu-caps` verified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SyncRegs {
-    /// They come through the run structure while stepping: a step costs two ioctls.
-    Available,
-    /// They are read with ioctls.
-    Unavailable,
-}
+/// The debugger, as an owner of holds on [`Capability::MaskHwintr`]. Others may hold it too: see
+/// [`DebugVcpu::control`].
+pub const DEBUGGER: Owner = Owner::new("debugger");
 
 /// What a vCPU runs in.
 #[derive(Debug)]
@@ -60,10 +58,11 @@ pub struct Environment<'a, E, M> {
 pub struct DebugVcpu {
     id: VcpuId,
     fd: VcpuFd,
-    control: GuestDebugControl,
-    sync: SyncRegs,
-    /// The lasting wishes of this vCPU's debug state.
-    intent: DebugIntent,
+    control: VcpuControl,
+    /// Registers come through the run structure while stepping: a step costs two ioctls.
+    sync_regs: bool,
+    /// A step is under way, or was the last thing that was run.
+    stepping: bool,
     /// The guest's own RFLAGS.TF, while KVM's single step hides it (`kvm_get_rflags` masks TF).
     guest_tf: Option<bool>,
     /// [`RegisterGroups::EXPEDITED`] as they are now, if known.
@@ -71,8 +70,6 @@ pub struct DebugVcpu {
     /// A device access was served and KVM has not completed the instruction yet: registers are
     /// not consistent (api.rst 5, "For KVM_EXIT_IO...").
     incomplete: bool,
-    /// An exception of the guest's own that KVM gave to us: it goes back on the next entry.
-    owed: Option<Inject>,
     /// The guest is over: why. Running it again answers the same.
     over: Option<StopReason>,
 }
@@ -106,19 +103,18 @@ pub(super) enum DebugExit {
 }
 
 impl DebugVcpu {
-    /// Takes over a vCPU that nobody else runs or debugs.
+    /// Takes over a vCPU that nobody else runs or debugs. What the plan has not is not used.
     #[must_use]
-    pub fn new(id: VcpuId, fd: VcpuFd, sync: SyncRegs) -> Self {
+    pub fn new(id: VcpuId, fd: VcpuFd, plan: &Plan) -> Self {
         Self {
             id,
             fd,
-            control: GuestDebugControl::new(),
-            sync,
-            intent: DebugIntent::default(),
+            control: VcpuControl::new(id, plan),
+            sync_regs: plan.has(Capability::SyncRegs),
+            stepping: false,
             guest_tf: None,
             cached: None,
             incomplete: false,
-            owed: None,
             over: None,
         }
     }
@@ -141,16 +137,22 @@ impl DebugVcpu {
         self.fd.get_kvm_run()
     }
 
-    /// Whether hardware interrupts are withheld now.
+    /// The vCPU's switches, holds and debug state.
     #[must_use]
-    pub fn is_masked(&self) -> bool {
-        self.intent.mask_hwintr
+    pub fn control(&self) -> &VcpuControl {
+        &self.control
     }
 
-    /// The debug state in force, as KVM has it.
+    /// For another owner than the debugger to take or drop a hold, while the vCPU does not run.
+    /// Takes effect when it runs next.
+    pub fn control_mut(&mut self) -> &mut VcpuControl {
+        &mut self.control
+    }
+
+    /// Whether hardware interrupts are withheld, by whomever.
     #[must_use]
-    pub fn guest_debug(&self) -> Option<&GuestDebug> {
-        self.control.current()
+    pub fn is_masked(&self) -> bool {
+        self.control.get(Capability::MaskHwintr).unwrap_or(false)
     }
 
     /// What the vCPU waits for, in one word, as `info threads` shows it; `None` if it runs code.
@@ -192,13 +194,14 @@ impl DebugVcpu {
         reason
     }
 
-    /// Leaves no trace of a debugger: nothing armed, nothing held, the guest's own TF restored.
+    /// Leaves no trace of a debugger: nothing armed, nothing held by it, the guest's own TF
+    /// restored.
     ///
     /// # Errors
     /// If KVM refuses.
     pub fn release(&mut self) -> Result<(), DebugError> {
-        self.intent = DebugIntent::default();
-        self.arm(Rearm::IfChanged)
+        self.intend_free(&Armed::default())?;
+        self.arm()
     }
 
     /// Fills the `groups` of `file`.
@@ -271,8 +274,7 @@ impl DebugVcpu {
         armed: &Armed,
         environment: &Environment<'_, E, M>,
     ) -> StopReason {
-        self.intent = wishes(armed, armed.hardware);
-        if let Err(error) = self.arm(Rearm::IfChanged) {
+        if let Err(error) = self.intend_free(armed).and_then(|()| self.arm()) {
             return error.stop();
         }
         loop {
@@ -287,7 +289,7 @@ impl DebugVcpu {
                         // guest's own TF, which `classify` tells apart.
                         DebugExit::Trap => {}
                         DebugExit::Guest => {
-                            if let Err(error) = self.arm(Rearm::IfChanged) {
+                            if let Err(error) = self.arm() {
                                 return error.stop();
                             }
                         }
@@ -297,44 +299,43 @@ impl DebugVcpu {
         }
     }
 
-    /// Puts `self.intent` in force, with what is owed to the guest.
-    pub(super) fn arm(&mut self, rearm: Rearm) -> Result<(), DebugError> {
-        if self.intent.single_step && self.guest_tf.is_none() {
+    /// Puts in force what `self.control` has pending. What was written to registers must be
+    /// written before: KVM captures the linear RIP here.
+    pub(super) fn arm(&mut self) -> Result<(), DebugError> {
+        if self.stepping && self.guest_tf.is_none() {
             // From here on KVM hides the guest's own TF.
             let mut file = RegisterFile::default();
             self.read_registers(RegisterGroups::CORE, &mut file)?;
             self.guest_tf = Some(file.core.rflags & RFLAGS_TF != 0);
         }
-        match self.sync {
-            SyncRegs::Available if self.intent.single_step => {
-                self.fd.set_sync_valid_reg(SyncReg::Register);
-                self.fd.set_sync_valid_reg(SyncReg::SystemRegister);
-            }
-            SyncRegs::Available | SyncRegs::Unavailable => {
-                self.fd.clear_sync_valid_reg(SyncReg::Register);
-                self.fd.clear_sync_valid_reg(SyncReg::SystemRegister);
-            }
+        if self.stepping && self.sync_regs {
+            self.fd.set_sync_valid_reg(SyncReg::Register);
+            self.fd.set_sync_valid_reg(SyncReg::SystemRegister);
+        } else {
+            self.fd.clear_sync_valid_reg(SyncReg::Register);
+            self.fd.clear_sync_valid_reg(SyncReg::SystemRegister);
         }
-        let wanted = GuestDebug::compose(&DebugIntent {
-            inject: self.owed,
-            ..self.intent
-        });
-        self.control.apply(&self.fd, &wanted, rearm)?;
-        self.owed = None;
-        if !self.intent.single_step {
-            if let Some(tf) = self.guest_tf.take() {
-                if tf {
-                    // KVM cleared it together with its own: `kvm_arch_vcpu_ioctl_set_guest_debug`
-                    // reads RFLAGS while the step still masks TF.
-                    self.cached = None;
-                    let mut file = RegisterFile::default();
-                    read_registers(&self.fd, RegisterGroups::CORE, &mut file)?;
-                    file.core.rflags |= RFLAGS_TF;
-                    write_registers(&self.fd, RegisterGroups::CORE, &file)?;
-                }
-            }
+        apply_pending(&mut self.control, &self.fd)?;
+        if !self.stepping && self.guest_tf.take() == Some(true) {
+            // KVM cleared it together with its own: `kvm_arch_vcpu_ioctl_set_guest_debug` reads
+            // RFLAGS while the step still masks TF.
+            self.cached = None;
+            let mut file = RegisterFile::default();
+            read_registers(&self.fd, RegisterGroups::CORE, &mut file)?;
+            file.core.rflags |= RFLAGS_TF;
+            write_registers(&self.fd, RegisterGroups::CORE, &file)?;
         }
         Ok(())
+    }
+
+    /// Sets what [`DebugVcpu::arm`] will put in force for a free run.
+    fn intend_free(&mut self, armed: &Armed) -> Result<(), DebugError> {
+        if self.stepping {
+            self.control.end_step()?;
+            self.stepping = false;
+        }
+        self.control.drop_owner(DEBUGGER);
+        self.intend_breakpoints(armed, armed.hardware)
     }
 
     /// Sets what [`DebugVcpu::arm`] will put in force for a step.
@@ -343,12 +344,37 @@ impl DebugVcpu {
         mask: bool,
         armed: &Armed,
         hardware: [Option<HwBreakpoint>; 4],
-    ) {
-        self.intent = DebugIntent {
-            single_step: true,
-            mask_hwintr: mask,
-            ..wishes(armed, hardware)
-        };
+    ) -> Result<(), DebugError> {
+        self.stepping = true;
+        let holds = self.control.holds();
+        let held = holds
+            .owners(Capability::MaskHwintr)
+            .any(|(owner, _)| owner == DEBUGGER);
+        if mask && !held {
+            self.control.hold(DEBUGGER, Capability::MaskHwintr)?;
+        } else if held && !mask {
+            self.control.drop_owner(DEBUGGER);
+        }
+        self.intend_breakpoints(armed, hardware)
+    }
+
+    fn intend_breakpoints(
+        &mut self,
+        armed: &Armed,
+        hardware: [Option<HwBreakpoint>; 4],
+    ) -> Result<(), DebugError> {
+        let software = !armed.software.is_empty();
+        // Off already where the plan does not have them.
+        if software || self.control.get(Capability::BptExit).unwrap_or(false) {
+            self.control.set(Capability::BptExit, software)?;
+        }
+        Ok(self.control.set_hardware(hardware)?)
+    }
+
+    /// One step more is to be armed, also if nothing else changes: KVM captures the linear RIP at
+    /// each call, and an emulated instruction drops TF.
+    pub(super) fn intend_rearm(&mut self) -> Result<(), DebugError> {
+        Ok(self.control.step()?)
     }
 
     /// The guest's own TF, as far as it is known.
@@ -436,7 +462,7 @@ impl DebugVcpu {
                 io::Error::from(error)
             ))),
         };
-        if self.sync == SyncRegs::Available && self.intent.single_step {
+        if self.sync_regs && self.stepping {
             self.cache_synced();
         }
         match entry {
@@ -467,7 +493,7 @@ impl DebugVcpu {
     /// Serves the port access that the run structure describes, one element at a time: a REP
     /// INS/OUTS brings several of them.
     fn serve_io(&mut self, direction: Direction, exits: &impl ExitHandler) -> Entry {
-        let run: *mut kvm_bindings::kvm_run = self.fd.get_kvm_run();
+        let run = self.fd.get_kvm_run();
         #[expect(
             unsafe_code,
             reason = "kvm-ioctls does not tell the size of one element"
@@ -475,7 +501,7 @@ impl DebugVcpu {
         // SAFETY: `run` is this vCPU's mapped run structure, borrowed mutably through `self`, and
         // `io` is the active member: KVM_EXIT_IO was just answered, the precondition of this
         // function.
-        let io = unsafe { (*run).__bindgen_anon_1.io };
+        let io = unsafe { run.__bindgen_anon_1.io };
         let size = usize::from(io.size);
         let total = size.saturating_mul(io.count as usize);
         let Ok(offset) = usize::try_from(io.data_offset) else {
@@ -487,7 +513,7 @@ impl DebugVcpu {
         #[expect(unsafe_code, reason = "the data lies behind the run structure")]
         // SAFETY: KVM places `size * count` bytes of data `data_offset` bytes into the mapping of
         // KVM_GET_VCPU_MMAP_SIZE bytes (api.rst 5), which lives as long as `self.fd`.
-        let start = unsafe { run.cast::<u8>().add(offset) };
+        let start = unsafe { core::ptr::from_mut(run).cast::<u8>().add(offset) };
         #[expect(unsafe_code, reason = "as above")]
         // SAFETY: as above; nothing else refers to these bytes while `self` is borrowed.
         let data = unsafe { core::slice::from_raw_parts_mut(start, total) };
@@ -550,12 +576,13 @@ impl DebugVcpu {
                 if self.software_breakpoint_at(exit.pc, armed, memory) {
                     return DebugExit::Hit(StopReason::SoftwareBreakpoint);
                 }
-                self.owed = Some(Inject::Breakpoint);
+                self.owe(Inject::Breakpoint);
                 DebugExit::Guest
             }
             DEBUG_VECTOR => {
                 let hits = exit.dr6 & DR6_HITS;
-                for (slot, breakpoint) in self.intent.hardware.iter().enumerate() {
+                let hardware = self.control.intent().hardware;
+                for (slot, breakpoint) in hardware.iter().enumerate() {
                     let Some(breakpoint) = breakpoint else {
                         continue;
                     };
@@ -577,7 +604,7 @@ impl DebugVcpu {
                     };
                     return DebugExit::Hit(reason);
                 }
-                let own_registers = self.intent.hardware.iter().all(Option::is_none);
+                let own_registers = hardware.iter().all(Option::is_none);
                 let mut owed = exit.dr6 & DR6_BD;
                 if own_registers {
                     // The guest's own DR0-DR3 were in force.
@@ -612,7 +639,14 @@ impl DebugVcpu {
                 tracing::warn!(vcpu = %self.id, %error, "KVM_SET_DEBUGREGS: the guest's DR6 lacks {dr6:#x}");
             }
         }
-        self.owed = Some(Inject::Debug);
+        self.owe(Inject::Debug);
+    }
+
+    /// An exception of the guest's own goes back to it on the next entry.
+    fn owe(&mut self, exception: Inject) {
+        if let Err(error) = self.control.inject(exception) {
+            tracing::warn!(vcpu = %self.id, %error, "the guest misses an exception of its own");
+        }
     }
 
     /// Whether the debugger's INT3 is at this linear address.
@@ -639,17 +673,6 @@ enum Direction {
     Out,
 }
 
-/// The lasting state that breakpoints ask for.
-fn wishes(armed: &Armed, hardware: [Option<HwBreakpoint>; 4]) -> DebugIntent {
-    DebugIntent {
-        single_step: false,
-        mask_hwintr: false,
-        software_breakpoints: !armed.software.is_empty(),
-        hardware,
-        inject: None,
-    }
-}
-
 /// `KVM_EXIT_SYSTEM_EVENT` (api.rst 5): x86 KVM itself sends only crashes of Hyper-V guests.
 fn system_event(event: u32) -> StopReason {
     match event {
@@ -664,7 +687,10 @@ fn system_event(event: u32) -> StopReason {
 /// The debug state could not be put in force.
 #[derive(Debug, thiserror::Error)]
 pub enum DebugError {
-    /// The debug state.
+    /// The plan does not have what the order needs.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// KVM refused the debug state.
     #[error(transparent)]
     SetGuestDebug(#[from] SetGuestDebugError),
     /// A register that goes with it.
