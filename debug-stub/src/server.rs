@@ -132,10 +132,7 @@ impl<H: Host + RunControl> GdbServer<H> {
                     return;
                 }
             };
-            if self.connection.is_some() {
-                // It may have gone, and its end not have been read yet.
-                self.read(ops);
-            }
+            self.let_go_if_gone(ops);
             if self.connection.is_some() {
                 tracing::warn!("a second debugger was turned away: one is attached");
                 continue;
@@ -154,13 +151,13 @@ impl<H: Host + RunControl> GdbServer<H> {
     }
 
     /// Reads once, so that one client cannot keep the loop for itself; epoll says when there is
-    /// more.
-    fn read(&mut self, ops: &mut EventOps) {
+    /// more. Answers whether that got anywhere: input was served, or the end met.
+    fn read(&mut self, ops: &mut EventOps) -> bool {
         let Some(connection) = &mut self.connection else {
-            return;
+            return false;
         };
         if !self.session.wants_input() {
-            return;
+            return false;
         }
         match io::Read::read(&mut connection.stream, &mut self.buffer) {
             Ok(0) => self.hang_up(ops),
@@ -169,12 +166,13 @@ impl<H: Host + RunControl> GdbServer<H> {
                 self.session.receive(bytes);
                 self.settle(ops);
             }
-            Err(error) if is_transient(&error) => {}
+            Err(error) if is_transient(&error) => return false,
             Err(error) => {
                 tracing::info!(%error, "the debugger's connection broke");
                 self.hang_up(ops);
             }
         }
+        true
     }
 
     /// Acts on all that the session wants, and sends what it has to say.
@@ -261,6 +259,23 @@ impl<H: Host + RunControl> GdbServer<H> {
         self.act();
     }
 
+    /// If the client has gone, serves what it sent before, as far as that is wanted, and lets it
+    /// go.
+    ///
+    /// The socket is asked, not the event: epoll may tell of the next client first, and an event
+    /// may be an earlier connection's whose descriptor number this one has got.
+    fn let_go_if_gone(&mut self, ops: &mut EventOps) {
+        while self
+            .connection
+            .as_ref()
+            .is_some_and(|connection| connection.stream.has_hung_up())
+        {
+            if !self.read(ops) {
+                self.hang_up(ops);
+            }
+        }
+    }
+
     fn on_connection(&mut self, events: EventSet, ops: &mut EventOps) {
         if events.contains(EventSet::IN) {
             self.read(ops);
@@ -268,12 +283,8 @@ impl<H: Host + RunControl> GdbServer<H> {
         if self.connection.is_some() && events.contains(EventSet::OUT) {
             self.settle(ops);
         }
-        if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
-            self.hang_up(ops);
-        } else if events.contains(EventSet::READ_HANG_UP) && !self.session.wants_input() {
-            // Its end cannot be read, because what it sent before is not wanted; it is gone all
-            // the same. (Otherwise the end is read, after what was sent before.)
-            self.hang_up(ops);
+        if events.intersects(EventSet::HANG_UP | EventSet::READ_HANG_UP | EventSet::ERROR) {
+            self.let_go_if_gone(ops);
         }
     }
 }

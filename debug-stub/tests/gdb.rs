@@ -319,6 +319,20 @@ fn a_second_client_is_turned_away_and_may_come_later() {
 }
 
 #[test]
+fn a_client_that_comes_right_after_another_has_gone_is_served() {
+    let server = Server::new(nops());
+    for round in 0..200 {
+        let mut gone = server.connect();
+        // It is heard of together with the next one, and with input before its end.
+        gone.write_all(&frame(b"qAttached")).unwrap();
+        drop(gone);
+        let mut next = server.connect();
+        next.write_all(&frame(b"qC")).unwrap();
+        assert!(expect(&mut next, "$QC1#c5").starts_with('+'), "{round}");
+    }
+}
+
+#[test]
 fn a_hundred_clients_that_vanish_mid_step_leave_nothing_behind() {
     let server = Server::new(Machine::new(1, &[code::SPIN]));
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();

@@ -3,6 +3,10 @@
     clippy::disallowed_types,
     reason = "sockets are this module's subject; the core has none"
 )]
+#![expect(
+    unsafe_code,
+    reason = "std cannot ask a socket whether its peer has gone without reading"
+)]
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -13,6 +17,22 @@ use std::os::unix::net::UnixStream;
 pub(super) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl Stream {
+    /// Whether the peer has gone, or sends no more. What it sent before may still wait; a read
+    /// does not block.
+    pub(super) fn has_hung_up(&self) -> bool {
+        let mut poll = libc::pollfd {
+            fd: self.as_raw_fd(),
+            events: libc::POLLRDHUP,
+            revents: 0,
+        };
+        // SAFETY: `poll` is one `pollfd`, which lives through the call.
+        let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+        let gone = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+        ready == 1 && poll.revents & gone != 0
+    }
 }
 
 impl Read for Stream {
