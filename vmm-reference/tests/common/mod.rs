@@ -113,7 +113,9 @@ impl Setup {
             .arg("--serial")
             .arg(format!("file:{}", serial.display()));
         if self.gdb {
-            command.arg("--gdb").arg(format!("unix:{}", socket.display()));
+            command
+                .arg("--gdb")
+                .arg(format!("unix:{}", socket.display()));
         }
         command
             .args(&self.arguments)

@@ -1,0 +1,217 @@
+//! What no debugger sends: the guest must not feel it.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests stop the test, as the tests themselves do"
+)]
+
+mod common;
+
+use common::raw::frame;
+use common::{Random, Setup, Vmm};
+use vmm_reference::guests::TIMER;
+
+/// The guest runs and its server answers.
+#[track_caller]
+fn assert_unharmed(vmm: &mut Vmm) {
+    assert!(vmm.is_alive());
+    vmm.assert_rises("ticks");
+    vmm.assert_rises("iterations");
+    let log = vmm.log();
+    assert!(!log.contains("panicked"), "{log}");
+}
+
+#[test]
+fn garbage_is_logged_and_skipped() {
+    let mut vmm = Setup::new(&TIMER).start();
+    {
+        let mut client = vmm.connect();
+        client.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        client.send(frame("qAttached"));
+        client.until("$1#31");
+    }
+    let log = vmm.log();
+    assert!(log.contains("bytes that are no packet"), "{log}");
+    let mut random = Random::new(7);
+    for _ in 0..20 {
+        let bytes: Vec<u8> = (0..5000)
+            .map(|_| u8::try_from(random.below(256)).unwrap())
+            // Not to start packets that happen to be valid.
+            .filter(|byte| *byte != b'#')
+            .collect();
+        let mut client = vmm.connect();
+        client.try_send(&bytes);
+    }
+    assert_unharmed(&mut vmm);
+}
+
+#[test]
+fn a_wrong_checksum_is_refused_and_the_packet_asked_for_again() {
+    let mut vmm = Setup::new(&TIMER).start();
+    {
+        let mut client = vmm.connect();
+        for wrong in ["$qAttached#00", "$qAttached#zz", "$k#00", "$D#ff"] {
+            client.send(wrong);
+            assert_eq!(client.until("-"), "-", "{wrong}");
+        }
+        client.send(frame("qAttached"));
+        assert_eq!(client.until("#31"), "+$1#31");
+        // A reply that came damaged is sent again.
+        client.send("-");
+        assert_eq!(client.until("#31"), "$1#31");
+        client.send("+");
+    }
+    let log = vmm.log();
+    assert!(log.contains("wrong checksum"), "{log}");
+    assert_unharmed(&mut vmm);
+}
+
+#[test]
+fn a_packet_of_a_hundred_megabytes_costs_no_memory() {
+    let mut vmm = Setup::new(&TIMER).start();
+    assert_unharmed(&mut vmm);
+    let before = vmm.resident();
+    let mut most = 0;
+    {
+        let mut client = vmm.connect();
+        let megabyte = vec![b'a'; 1 << 20];
+        client.send("$");
+        for _ in 0..100 {
+            client.send(&megabyte);
+            most = most.max(vmm.resident());
+        }
+        let sum = (0..100u32 << 20).fold(0u8, |sum, _| sum.wrapping_add(b'a'));
+        client.send(format!("#{sum:02x}"));
+        // EMSGSIZE.
+        client.until("$E5a#");
+        client.send(frame("qAttached"));
+        client.until("$1#31");
+    }
+    let grown = most.saturating_sub(before);
+    println!("{grown} bytes more at the most");
+    assert!(grown < 4 << 20, "{grown} bytes");
+    let log = vmm.log();
+    assert!(log.contains("over the limit"), "{log}");
+    assert_unharmed(&mut vmm);
+}
+
+#[test]
+fn a_client_that_asks_and_does_not_read_costs_no_memory() {
+    let mut vmm = Setup::new(&TIMER).start();
+    assert_unharmed(&mut vmm);
+    let before = vmm.resident();
+    {
+        let client = std::os::unix::net::UnixStream::connect(&vmm.socket).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let asks = frame(format!("m{:x},3000", vmm.symbol("_start"))).repeat(1000);
+        // Until neither side takes more.
+        let mut full = 0;
+        while full < 20 {
+            match std::io::Write::write(&mut &client, &asks) {
+                Ok(_) => full = 0,
+                Err(_) => {
+                    full += 1;
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            }
+        }
+        let grown = vmm.resident().saturating_sub(before);
+        println!("{grown} bytes more");
+        assert!(grown < 4 << 20, "{grown} bytes");
+    }
+    assert_unharmed(&mut vmm);
+}
+
+#[test]
+fn a_connection_may_end_at_any_byte() {
+    let mut vmm = Setup::new(&TIMER).start();
+    let session: Vec<u8> = [
+        "qSupported:swbreak+",
+        "?",
+        "g",
+        "p10",
+        "vCont?",
+        "vCont;s:1",
+        "Z1,1000,1",
+    ]
+    .iter()
+    .flat_map(|body| [frame(body), b"+".to_vec()].concat())
+    .chain(frame("vCont;c"))
+    .chain([3])
+    .collect();
+    for end in 0..=session.len() {
+        let mut client = vmm.connect();
+        client.try_send(&session[..end]);
+    }
+    println!("{} places", session.len() + 1);
+    assert_unharmed(&mut vmm);
+}
+
+#[test]
+fn packets_that_make_no_sense_are_answered_with_errors() {
+    let mut vmm = Setup::new(&TIMER).start();
+    {
+        let mut client = vmm.client();
+        for (packet, why) in [
+            ("m", "no address"),
+            ("mzz,4", "no number"),
+            ("m0", "no length"),
+            ("M0,4:11", "less data than said"),
+            ("X0,ffffffffffffffff:", "more than there is"),
+            ("p10000", "no such register"),
+            ("P10=00", "too short"),
+            ("P10=000000000000000000", "too long"),
+            ("G00", "too short"),
+            ("Hgffff", "no such thread"),
+            ("T9", "no such thread"),
+            ("vCont;s:9", "no such thread"),
+            ("vCont;x", "no such action"),
+            ("vCont;r10", "half a range"),
+            ("Z1,zz,1", "no number"),
+            ("Qqemu.sstep=0xffff", "no such bits"),
+            ("qXfer:features:read:none.xml:0,100", "no such annex"),
+        ] {
+            let reply = client.request(packet).unwrap();
+            assert!(
+                reply.starts_with('E') || reply.is_empty(),
+                "{packet} ({why}): {reply}"
+            );
+        }
+        assert_eq!(client.request("qAttached").unwrap(), "1");
+    }
+    assert_unharmed(&mut vmm);
+}
+
+#[test]
+fn what_comes_while_the_guest_runs_is_not_served() {
+    let mut vmm = Setup::new(&TIMER).start();
+    {
+        let mut client = vmm.client();
+        client.send("vCont;c").unwrap();
+        for packet in ["g", "m0,4", "D", "k", "vCont;s:1"] {
+            client.send(packet).unwrap();
+        }
+        client.interrupt().unwrap();
+        let stop = client.reply().unwrap();
+        assert!(stop.starts_with("T02"), "{stop}");
+        assert_eq!(client.request("qAttached").unwrap(), "1");
+    }
+    assert_unharmed(&mut vmm);
+}
+
+#[test]
+fn a_second_client_is_turned_away_and_the_first_one_does_not_feel_it() {
+    let mut vmm = Setup::new(&TIMER).start();
+    {
+        let mut first = vmm.client();
+        for _ in 0..20 {
+            let mut second = vmm.connect();
+            assert_eq!(second.bytes(1), b"");
+        }
+        assert_eq!(first.request("qAttached").unwrap(), "1");
+    }
+    assert_unharmed(&mut vmm);
+}

@@ -1,0 +1,125 @@
+//! How a guest ends, as gdb is told, and as a shell is.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests stop the test, as the tests themselves do"
+)]
+
+mod common;
+
+use common::Setup;
+use vmm_reference::guests::FAULT;
+
+fn fault(cmdline: &str) -> Setup {
+    Setup::new(&FAULT).with(&["--testdev", "--cmdline", cmdline])
+}
+
+#[test]
+fn without_a_debugger_a_failure_is_explained() {
+    let mut vmm = fault("triple").without_gdb().start();
+    assert_eq!(vmm.wait(), 4);
+    let log = vmm.log();
+    assert!(log.contains("the guest failed"), "{log}");
+    assert!(log.contains("vcpu0: triple fault at 0x"), "{log}");
+
+    let mut vmm = fault("emulation").without_gdb().start();
+    assert_eq!(vmm.wait(), 4);
+    let log = vmm.log();
+    assert!(log.contains("the guest failed"), "{log}");
+    assert!(log.contains("KVM_EXIT_INTERNAL_ERROR"), "{log}");
+    assert!(log.contains("at 0xd0000000"), "{log}");
+}
+
+#[test]
+fn gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest() {
+    let mut vmm = fault("triple").paused().start();
+    vmm.gdb("continue\nx/2xb $pc\ninfo registers cr3\nbt")
+        .expect(&[
+            "triple fault at 0x",
+            "Program received signal SIGSEGV",
+            // UD2.
+            ":\t0x0f\t0x0b",
+            "cr3",
+            "in start64 ()",
+        ]);
+    // gdb has gone, and the guest is at its end.
+    assert_eq!(vmm.wait(), 4);
+    assert!(vmm.log().contains("triple fault"), "{}", vmm.log());
+}
+
+#[test]
+fn a_triple_fault_is_reported_again_rather_than_run_past() {
+    let vmm = fault("triple").paused().start();
+    let mut client = vmm.client();
+    for packet in ["vCont;c", "vCont;c", "vCont;s:1"] {
+        let stop = client.request(packet).unwrap();
+        assert!(stop.starts_with("T0b"), "{packet}: {stop}");
+    }
+}
+
+#[test]
+fn gdb_is_told_of_an_emulation_failure() {
+    let mut vmm = fault("emulation").paused().start();
+    let gdb = vmm.gdb("continue\nprintf \"pc=%#lx\\n\", $pc");
+    gdb.expect(&["KVM_EXIT_INTERNAL_ERROR", "Program received signal SIGILL"]);
+    assert_eq!(gdb.value("pc"), 0xd000_0000);
+    assert_eq!(vmm.wait(), 4);
+}
+
+#[test]
+fn a_debugger_may_move_a_guest_past_what_kvm_cannot_emulate() {
+    let mut vmm = fault("emulation").paused().start();
+    vmm.gdb("continue\nset var $pc = do_poweroff\ncontinue")
+        .expect(&["SIGILL", "exited normally"]);
+    assert_eq!(vmm.wait(), 0);
+}
+
+#[test]
+fn gdb_is_told_of_the_guests_exit() {
+    for (cmdline, said, status) in [
+        ("poweroff", "exited normally", 0),
+        ("reset", "exited normally", 0),
+        ("exit=5", "exited with code 013", 11),
+    ] {
+        let mut vmm = fault(cmdline).paused().start();
+        vmm.gdb("continue").expect(&[said]);
+        assert_eq!(vmm.wait(), status, "{cmdline}");
+        assert!(!vmm.socket.exists());
+    }
+}
+
+#[test]
+fn a_guest_that_powers_off_in_a_step_is_told_too() {
+    let mut vmm = fault("poweroff").paused().start();
+    let gdb = vmm.gdb(
+        r#"
+thbreak do_poweroff
+continue
+stepi
+stepi
+stepi
+"#,
+    );
+    gdb.expect(&["exited normally"]);
+    assert_eq!(vmm.wait(), 0);
+}
+
+#[test]
+fn a_guest_that_ends_before_anybody_attaches_ends_the_machine() {
+    let mut vmm = fault("triple").start();
+    assert_eq!(vmm.wait(), 4);
+    assert!(!vmm.socket.exists());
+}
+
+#[test]
+fn a_client_that_does_not_read_does_not_keep_an_ended_machine() {
+    let mut vmm = fault("poweroff").paused().start();
+    let mut client = vmm.connect();
+    client.send(common::raw::frame("vCont;c"));
+    // It neither reads nor hangs up.
+    assert_eq!(vmm.wait(), 0);
+    drop(client);
+}

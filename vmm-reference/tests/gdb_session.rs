@@ -1,0 +1,479 @@
+//! What a user does in a session with gdb, from attaching to the end.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests stop the test, as the tests themselves do"
+)]
+
+mod common;
+
+use common::{Setup, eventually};
+use vmm_reference::guests::{FAULT, TIMER};
+use vmm_reference::remote::expedited;
+
+/// The registers of QEMU's x86-64 description, in its order.
+const QEMU_REGISTERS: [&str; 66] = [
+    "rax",
+    "rbx",
+    "rcx",
+    "rdx",
+    "rsi",
+    "rdi",
+    "rbp",
+    "rsp",
+    "r8",
+    "r9",
+    "r10",
+    "r11",
+    "r12",
+    "r13",
+    "r14",
+    "r15",
+    "rip",
+    "eflags",
+    "cs",
+    "ss",
+    "ds",
+    "es",
+    "fs",
+    "gs",
+    "fs_base",
+    "gs_base",
+    "k_gs_base",
+    "cr0",
+    "cr2",
+    "cr3",
+    "cr4",
+    "cr8",
+    "efer",
+    "st0",
+    "st1",
+    "st2",
+    "st3",
+    "st4",
+    "st5",
+    "st6",
+    "st7",
+    "fctrl",
+    "fstat",
+    "ftag",
+    "fiseg",
+    "fioff",
+    "foseg",
+    "fooff",
+    "fop",
+    "xmm0",
+    "xmm1",
+    "xmm2",
+    "xmm3",
+    "xmm4",
+    "xmm5",
+    "xmm6",
+    "xmm7",
+    "xmm8",
+    "xmm9",
+    "xmm10",
+    "xmm11",
+    "xmm12",
+    "xmm13",
+    "xmm14",
+    "xmm15",
+    "mxcsr",
+];
+
+#[test]
+fn all_of_qemus_registers_are_there_and_true() {
+    let vmm = Setup::new(&TIMER).start();
+    let gdb = vmm.gdb("hbreak *loop_start\ncontinue\ninfo all-registers\nmaint print registers");
+    for name in QEMU_REGISTERS {
+        let line = gdb.0.lines().find(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(' '))
+        });
+        let line = line.unwrap_or_else(|| panic!("no {name}:\n{}", gdb.0));
+        assert!(!line.contains("<unavailable>"), "{line}");
+    }
+    let start = format!("{:#x} <main64+", vmm.symbol("loop_start"));
+    for expected in [
+        ("rip", start.as_str()),
+        ("cs", "0x8 "),
+        ("cr0", "[ PE ET PG ]"),
+        ("cr4", "[ PAE ]"),
+        ("efer", "[ LME LMA ]"),
+        ("eflags", "IF"),
+        ("fctrl", "0x37f"),
+        // SDM 3A, table 9-1: after reset, and this guest has no SSE.
+        ("mxcsr", "0x1f80"),
+    ] {
+        let (name, value) = expected;
+        let line = gdb.0.lines().find(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(' '))
+        });
+        assert!(line.unwrap().contains(value), "{expected:?}: {line:?}");
+    }
+}
+
+#[test]
+fn registers_and_memory_are_written_and_read_back() {
+    let vmm = Setup::new(&TIMER).start();
+    vmm.gdb(
+        r#"
+hbreak *loop_start
+continue
+set var $rax = 0x1122334455667788
+set var $r15 = -2
+set var $fs_base = 0x7fff00001000
+set var $gs_base = 0x7fff00002000
+set var $k_gs_base = 0xffff800000003000
+set var $mxcsr = 0x1fa0
+set var $st3 = 1.5
+set var $xmm5.v2_int64[1] = 0x0102030405060708
+set var *(long*)&scratch = 0x123456789abcdef0
+set var *(char*)&work_sum = 0x5a
+flushregs
+printf "rax=%#lx\n", $rax
+printf "r15=%#lx\n", $r15
+printf "fs_base=%#lx\n", $fs_base
+printf "gs_base=%#lx\n", $gs_base
+printf "k_gs_base=%#lx\n", $k_gs_base
+printf "mxcsr=%#x\n", $mxcsr
+p $st3
+p/x $xmm5.v2_int64
+x/gx &scratch
+x/2xb &work_sum
+p/x (long)scratch
+# The guest goes on with what was written, where it matters.
+hbreak *loop_start
+set var $rcx = 0
+stepi
+flushregs
+printf "fs_base_later=%#lx\n", $fs_base
+"#,
+    )
+    .expect(&[
+        "rax=0x1122334455667788",
+        "r15=0xfffffffffffffffe",
+        "fs_base=0x7fff00001000",
+        "gs_base=0x7fff00002000",
+        "k_gs_base=0xffff800000003000",
+        "mxcsr=0x1fa0",
+        "= 1.5",
+        "{0x0, 0x102030405060708}",
+        "<scratch>:\t0x123456789abcdef0",
+        "<work_sum>:\t0x5a",
+        "= 0x123456789abcdef0",
+        "fs_base_later=0x7fff00001000",
+    ]);
+}
+
+#[test]
+fn memory_that_is_not_there_is_an_error_and_no_zeroes() {
+    let vmm = Setup::new(&TIMER).start();
+    // Mapped without RAM, and not mapped at all.
+    let mut gdb = vmm.typing();
+    for address in ["0xd0000000", "0x8000000000"] {
+        gdb.enter(&format!("x/gx {address}"));
+        gdb.wait_for(&format!("Cannot access memory at address {address}"));
+    }
+    gdb.enter("set var *(char*)0xd0000000 = 1");
+    gdb.wait_for("Cannot access memory at address 0xd0000000");
+    assert!(gdb.command("print 20 + 3").contains("= 23"));
+}
+
+#[test]
+fn breakpoints_finish_and_the_call_stack() {
+    let vmm = Setup::new(&TIMER).start();
+    let gdb = vmm.gdb(
+        r#"
+monitor caps
+hbreak work
+continue
+bt
+printf "inside=%#lx\n", $pc
+finish
+printf "returned=%#lx\n", $pc
+bt
+delete
+break *loop_start
+continue
+printf "software=%#lx\n", $pc
+x/xb loop_start
+continue
+printf "software=%#lx\n", $pc
+info breakpoints
+"#,
+    );
+    gdb.expect(&[
+        "Breakpoint 1, work ()",
+        "#0  work ()",
+        "#1  0x",
+        "in main64 ()",
+        "#2  0x",
+        "in start64 ()",
+    ]);
+    let (start, work) = (vmm.symbol("loop_start"), vmm.symbol("work"));
+    assert_eq!(gdb.value("inside"), work);
+    let returned = gdb.value("returned");
+    assert!((start..work).contains(&returned), "{returned:#x}");
+    assert_eq!(gdb.values("software"), [start, start]);
+    // The guest's own byte, whatever holds the breakpoint: `incq` begins with REX.W.
+    gdb.expect(&["software=", "<main64+", ">:\t0x48"]);
+    gdb.expect(&["breakpoint already hit 2 times"]);
+    // Where INT3 does not come back to us, `break` takes a debug register, and says so.
+    let caps = gdb.0.lines().find(|line| line.starts_with("bpt_exit"));
+    let way = caps.and_then(|line| line.split_whitespace().nth(3));
+    match way {
+        Some("host") => gdb.expect_not("takes one of the four debug registers"),
+        Some("hardware_slot") => gdb.expect(&["takes one of the four debug registers"]),
+        other => panic!("bpt_exit by {other:?}:\n{}", gdb.0),
+    };
+}
+
+#[test]
+fn source_lines_are_stepped_by_ranges_into_and_over_calls() {
+    let vmm = Setup::new(&TIMER).start();
+    let gdb = vmm.gdb(
+        r#"
+break *loop_start
+continue
+delete
+printf "ticks=%ld\n", (long)ticks
+# `incq (iterations)`, a line of one instruction; then the next
+next
+info line *$pc
+# up to the call
+tbreak *(loop_start)
+set $n = 0
+while $n < 40 && *(unsigned char*)$pc != 0xe8
+  next
+  set $n = $n + 1
+end
+printf "call=%#lx\n", $pc
+delete
+set debug remote 1
+next
+set debug remote 0
+printf "over=%#lx\n", $pc
+printf "ticks=%ld\n", (long)ticks
+thbreak work
+continue
+finish
+# Into the call: to the line, and in.
+set $n = 0
+while $n < 80 && *(unsigned char*)$pc != 0xe8
+  step
+  set $n = $n + 1
+end
+printf "before=%#lx\n", $pc
+step
+printf "into=%#lx\n", $pc
+"#,
+    );
+    assert_eq!(gdb.value("over"), gdb.value("call") + 5, "{}", gdb.0);
+    assert_eq!(gdb.value("before"), gdb.value("call"));
+    let ticks = gdb.values("ticks");
+    assert_eq!(ticks.len(), 2);
+    // One packet for the line, not one for each instruction.
+    let call = gdb.value("call");
+    gdb.expect(&[&format!("vCont;r{call:x},{:x}:1", call + 5)]);
+    let into = gdb.value("into");
+    assert!(
+        (vmm.symbol("work")..vmm.symbol("loop_end")).contains(&into),
+        "{into:#x}"
+    );
+}
+
+#[test]
+fn a_range_step_is_one_exchange_however_many_instructions_it_takes() {
+    let vmm = Setup::new(&TIMER).start();
+    let mut client = vmm.client();
+    let (work, end) = (vmm.symbol("work"), vmm.symbol("loop_end"));
+    assert_eq!(client.request(&format!("Z1,{work:x},1")).unwrap(), "OK");
+    let stop = client.request("vCont;c").unwrap();
+    assert_eq!(expedited(&stop, 0x10), Some(work), "{stop}");
+    assert_eq!(client.request(&format!("z1,{work:x},1")).unwrap(), "OK");
+    let before = client.read_u64(vmm.symbol("work_sum")).unwrap();
+    let stop = client
+        .request(&format!("vCont;r{work:x},{end:x}:1"))
+        .unwrap();
+    assert!(stop.starts_with("T05"), "{stop}");
+    let pc = expedited(&stop, 0x10).unwrap();
+    assert!((vmm.symbol("loop_start")..work).contains(&pc), "{pc:#x}");
+    // 3 + 2 + 1: the whole function ran.
+    assert_eq!(client.read_u64(vmm.symbol("work_sum")).unwrap(), before + 6);
+}
+
+#[test]
+fn the_only_vcpu_is_listed_by_its_name() {
+    let vmm = Setup::new(&TIMER).start();
+    vmm.gdb("hbreak *loop_start\ncontinue\ninfo threads")
+        .expect(&["* 1", "CPU#0", "main64 ()"]);
+}
+
+#[test]
+fn ctrl_c_stops_a_spinning_guest() {
+    let vmm = Setup::new(&FAULT).with(&["--cmdline", "spin"]).start();
+    let mut gdb = vmm.typing();
+    // In the foreground, as in a terminal.
+    gdb.enter("continue");
+    gdb.wait_for("Continuing.");
+    gdb.ctrl_c();
+    gdb.wait_for("Program received signal SIGINT");
+    let first = gdb.command("output (long)spins");
+    // In the background.
+    gdb.enter("continue &");
+    gdb.wait_for("Continuing.");
+    gdb.enter("interrupt");
+    gdb.wait_for("Program received signal SIGINT");
+    let second = gdb.command("output (long)spins");
+    assert_ne!(first, second, "it ran in between");
+    gdb.command("detach");
+    gdb.quit();
+    vmm.assert_rises("spins");
+}
+
+#[test]
+fn ctrl_c_stops_a_halted_guest_that_nothing_wakes() {
+    let vmm = Setup::new(&FAULT).with(&["--cmdline", "halt"]).start();
+    let mut client = vmm.client();
+    for _ in 0..3 {
+        client.send("vCont;c").unwrap();
+        client.interrupt().unwrap();
+        let stop = client.reply().unwrap();
+        assert!(stop.starts_with("T02"), "{stop}");
+    }
+    drop(client);
+    vmm.gdb("info threads").expect(&["CPU#0 [halted]"]);
+}
+
+#[test]
+fn ctrl_c_while_stopped_is_no_phantom_stop_later() {
+    let vmm = Setup::new(&TIMER).start();
+    let mut client = vmm.client();
+    client.interrupt().unwrap();
+    client.interrupt().unwrap();
+    let start = vmm.symbol("loop_start");
+    assert_eq!(client.request(&format!("Z1,{start:x},1")).unwrap(), "OK");
+    let stop = client.request("vCont;c").unwrap();
+    assert_eq!(expedited(&stop, 0x10), Some(start), "{stop}");
+    assert!(stop.starts_with("T05"), "{stop}");
+}
+
+#[test]
+fn detach_leaves_a_clean_guest_that_runs_on_and_can_be_attached_to_again() {
+    let vmm = Setup::new(&TIMER).start();
+    let before = vmm
+        .gdb(
+            r#"
+hbreak *loop_start
+break *work
+continue
+stepi
+stepi
+monitor mask status
+printf "iterations=%ld\n", (long)iterations
+detach
+"#,
+        )
+        .expect(&["vcpu0: masked", "detached"])
+        .value("iterations");
+    // Unmasked: its timer ticks. Nothing armed: it passes the breakpoints' places.
+    vmm.assert_rises("ticks");
+    vmm.assert_rises("iterations");
+    let gdb = vmm.gdb(
+        r#"
+printf "iterations=%ld\n", (long)iterations
+info breakpoints
+monitor mask status
+printf "trap=%ld\n", $eflags & 0x100
+"#,
+    );
+    gdb.expect(&["No breakpoints", "vcpu0: not masked"]);
+    assert!(gdb.value("iterations") > before);
+    assert_eq!(gdb.value("trap"), 0);
+}
+
+#[test]
+fn kill_ends_the_machine_with_success() {
+    let mut vmm = Setup::new(&TIMER).start();
+    let resources = vmm.socket.clone();
+    vmm.gdb("kill").expect(&["killed"]);
+    assert_eq!(vmm.wait(), 0);
+    assert!(!resources.exists(), "the socket goes with the machine");
+}
+
+#[test]
+fn a_signal_ends_the_machine_under_a_debugger_too() {
+    let mut vmm = Setup::new(&TIMER).start();
+    let mut client = vmm.client();
+    client.send("vCont;c").unwrap();
+    let pid = libc::pid_t::try_from(vmm.pid()).unwrap();
+    // SAFETY: `kill` touches no memory, and the child has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    assert_eq!(vmm.wait(), 128 + libc::SIGTERM);
+    assert!(!vmm.socket.exists());
+}
+
+#[test]
+fn a_paused_machine_waits_at_its_entry_with_nothing_run() {
+    let vmm = Setup::new(&TIMER).paused().start();
+    let gdb = vmm.gdb(
+        r#"
+printf "pc=%#lx\n", $pc
+printf "ticks=%ld\n", (long)ticks
+printf "iterations=%ld\n", (long)iterations
+info registers cr0
+thbreak *loop_start
+continue
+printf "pc=%#lx\n", $pc
+"#,
+    );
+    assert_eq!(
+        gdb.values("pc"),
+        [vmm.symbol("_start"), vmm.symbol("loop_start")]
+    );
+    assert_eq!(gdb.value("ticks"), 0);
+    assert_eq!(gdb.value("iterations"), 0);
+    // PVH: protected mode without paging.
+    gdb.expect(&["cr0", "[ PE ET ]"]);
+    assert_eq!(vmm.serial(), "timer guest\n");
+    vmm.assert_rises("ticks");
+}
+
+#[test]
+fn a_paused_machine_prints_nothing_until_it_is_continued() {
+    let vmm = Setup::new(&TIMER).paused().start();
+    let mut client = vmm.client();
+    assert_eq!(client.read_rip().unwrap(), vmm.symbol("_start"));
+    assert_eq!(vmm.serial(), "");
+    client.send("vCont;c").unwrap();
+    eventually("the guest boots", || vmm.serial() == "timer guest\n");
+}
+
+#[test]
+fn the_first_steps_of_a_paused_machine_are_the_guests_first_instructions() {
+    let vmm = Setup::new(&TIMER).paused().start();
+    let gdb = vmm.gdb(
+        r#"
+printf "pc=%#lx\n", $pc
+stepi
+printf "pc=%#lx\n", $pc
+stepi
+printf "pc=%#lx\n", $pc
+stepi
+printf "pc=%#lx\n", $pc
+"#,
+    );
+    // cld (1 byte), mov (5), mov (5).
+    let entry = vmm.symbol("_start");
+    assert_eq!(
+        gdb.values("pc"),
+        [entry, entry + 1, entry + 6, entry + 11],
+        "{}",
+        gdb.0
+    );
+}

@@ -1,0 +1,128 @@
+//! Where there is no KVM, or not for this user: in a root directory of the test's own, so that it
+//! holds on every machine, whatever its /dev/kvm.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests stop the test, as the tests themselves do"
+)]
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use vmm_reference::guests::TIMER;
+
+/// A directory with the command, the libraries that it needs, and a kernel, as a root directory.
+struct Root {
+    directory: tempfile::TempDir,
+}
+
+impl Root {
+    fn new() -> Self {
+        let root = Self {
+            directory: tempfile::tempdir().unwrap(),
+        };
+        let command = env!("CARGO_BIN_EXE_vmm-reference");
+        fs::copy(command, root.path().join("vmm-reference")).unwrap();
+        for library in libraries(command) {
+            let relative = library.strip_prefix('/').unwrap();
+            let copy = root.path().join(relative);
+            fs::create_dir_all(copy.parent().unwrap()).unwrap();
+            fs::copy(&library, copy).unwrap();
+        }
+        fs::write(root.path().join("timer.elf"), TIMER.elf).unwrap();
+        fs::create_dir(root.path().join("dev")).unwrap();
+        root
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// /dev/kvm is this file, which is no device.
+    fn with_kvm(self, mode: u32) -> Self {
+        let kvm = self.path().join("dev/kvm");
+        fs::write(&kvm, b"").unwrap();
+        fs::set_permissions(&kvm, Permissions::from_mode(mode)).unwrap();
+        self
+    }
+
+    /// Runs the command in there, without the capabilities that let root ignore a file's mode.
+    fn run(&self, arguments: &[&str]) -> Output {
+        // SAFETY: `geteuid` has no precondition.
+        let root = unsafe { libc::geteuid() } == 0;
+        // Who is not root may become it in a namespace of his own.
+        let namespace: &[&str] = if root {
+            &[]
+        } else {
+            &["unshare", "--user", "--map-root-user"]
+        };
+        let mut words = namespace.iter().copied().chain([
+            "setpriv",
+            "--bounding-set=-dac_override,-dac_read_search",
+            "chroot",
+        ]);
+        Command::new(words.next().unwrap())
+            .args(words)
+            .arg(self.path())
+            .arg("/vmm-reference")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("setpriv and unshare (util-linux) and chroot (coreutils) are needed")
+    }
+}
+
+/// The shared libraries of a program, with the loader.
+fn libraries(program: &str) -> Vec<String> {
+    let output = Command::new("ldd").arg(program).output().expect("ldd");
+    // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)", "/lib64/ld-linux-x86-64.so.2 (0x…)".
+    // A static program has none.
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .filter_map(|line| {
+            line.split_whitespace()
+                .find(|word| word.starts_with('/'))
+                .map(str::to_owned)
+        })
+        .collect()
+}
+
+#[track_caller]
+fn assert_refused(output: &Output, message: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("/dev/kvm"), "{stderr}");
+    assert!(stderr.contains(message), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(output.stdout.is_empty());
+}
+
+const RUN: [&str; 5] = ["run", "--kernel", "/timer.elf", "--serial", "none"];
+
+#[test]
+fn without_the_device_the_status_is_3_and_the_message_says_what_to_do() {
+    let root = Root::new();
+    assert_refused(&root.run(&RUN), "modprobe");
+    assert_refused(&root.run(&["caps"]), "modprobe");
+    let gdb = [&RUN[..], &["--gdb", "unix:/gdb"]].concat();
+    assert_refused(&root.run(&gdb), "modprobe");
+    assert!(!root.path().join("gdb").exists(), "no socket stays behind");
+}
+
+#[test]
+fn without_permission_the_status_is_3_and_the_message_says_what_to_do() {
+    let root = Root::new().with_kvm(0o000);
+    assert_refused(&root.run(&RUN), "no permission to open");
+    assert_refused(&root.run(&["caps", "--json"]), "no permission to open");
+}
+
+#[test]
+fn a_file_that_is_no_kvm_device_is_not_used() {
+    let root = Root::new().with_kvm(0o666);
+    assert_refused(&root.run(&RUN), "not a KVM device");
+}
