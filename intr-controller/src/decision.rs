@@ -223,22 +223,32 @@ fn shadows(reasons: &mut BlockReasons, vcpu: &Readiness) {
     reasons.set(BlockReasons::MOV_SS_SHADOW, vcpu.mov_ss_shadow);
 }
 
-impl fmt::Display for Blocked {
+impl Blocked {
+    /// The reasons as text, without the event: "masked by 1 hold, IF=0".
+    #[must_use]
+    pub fn why(&self) -> impl fmt::Display + use<> {
+        Why(*self)
+    }
+}
+
+struct Why(Blocked);
+
+impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} pending; blocked: ", self.event)?;
-        for (index, reason) in self.reasons.iter().enumerate() {
+        let Self(blocked) = self;
+        for (index, reason) in blocked.reasons.iter().enumerate() {
             if index > 0 {
                 f.write_str(", ")?;
             }
             match reason {
-                BlockReasons::HELD if self.holds == 1 => f.write_str("masked by 1 hold")?,
-                BlockReasons::HELD => write!(f, "masked by {} holds", self.holds)?,
+                BlockReasons::HELD if blocked.holds == 1 => f.write_str("masked by 1 hold")?,
+                BlockReasons::HELD => write!(f, "masked by {} holds", blocked.holds)?,
                 BlockReasons::INTERRUPT_FLAG => f.write_str("IF=0")?,
                 BlockReasons::STI_SHADOW => f.write_str("STI shadow")?,
                 BlockReasons::MOV_SS_SHADOW => f.write_str("MOV SS shadow")?,
                 BlockReasons::NMI_BLOCKED => f.write_str("NMIs blocked until IRET")?,
                 BlockReasons::IN_SMM => f.write_str("in SMM until RSM")?,
-                BlockReasons::PRIORITY => write!(f, "priority ({})", self.priority)?,
+                BlockReasons::PRIORITY => write!(f, "priority ({})", blocked.priority)?,
                 BlockReasons::EVENT_IN_FLIGHT => f.write_str("another event is being delivered")?,
                 BlockReasons::EXCEPTION_PENDING => f.write_str("an exception goes first")?,
                 BlockReasons::HOST_NOT_READY => f.write_str("the host is not ready")?,
@@ -246,6 +256,12 @@ impl fmt::Display for Blocked {
             }
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} pending; blocked: {}", self.event, self.why())
     }
 }
 

@@ -253,6 +253,10 @@ fn all_reasons_are_named_at_once() {
         decision.to_string(),
         "vector 0x2f pending; blocked: masked by 1 hold, IF=0, priority (PPR 0x41)"
     );
+    assert_eq!(
+        decision.blocked().unwrap().why().to_string(),
+        "masked by 1 hold, IF=0, priority (PPR 0x41)"
+    );
 }
 
 #[test]
