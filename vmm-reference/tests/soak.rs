@@ -19,8 +19,11 @@ use vmm_reference::guests::{SMP, TIMER};
 
 const ROUNDS: usize = 100;
 
-/// What a client does before it vanishes.
-const ENDINGS: [(&str, fn(&Vmm, &mut Random)); 8] = [
+/// A client's life.
+type Client = fn(&Vmm, &mut Random);
+
+/// When a client vanishes, and what it does before.
+const ENDINGS: [(&str, Client); 8] = [
     ("in the middle of a packet", |vmm, random| {
         let mut client = vmm.connect();
         let packet = frame("vCont;s:1");

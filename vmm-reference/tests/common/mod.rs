@@ -37,14 +37,17 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 
 /// Spawns, so that the child is killed when this thread ends, however it does.
 pub fn spawn(command: &mut Command) -> std::io::Result<Child> {
-    // SAFETY: `prctl` with PR_SET_PDEATHSIG is async-signal-safe and touches no memory.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
-    }
+    // SAFETY: between fork and exec it makes one system call, and allocates nothing.
+    unsafe { command.pre_exec(die_with_parent) };
     command.spawn()
+}
+
+fn die_with_parent() -> std::io::Result<()> {
+    // SAFETY: PR_SET_PDEATHSIG takes a signal's number, and touches no memory.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 /// Waits for a child's end; kills it after [`PATIENCE`], and answers `None`.
