@@ -1,0 +1,1 @@
+"""The rigs: our static binaries on three real KVMs (../README.md)."""
