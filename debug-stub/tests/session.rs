@@ -207,6 +207,23 @@ mod connecting {
     }
 
     #[test]
+    fn a_guest_that_ended_as_the_client_came_is_not_run_again() {
+        let mut session = Session::new(
+            Machine::new(2, &[code::SPIN]),
+            SessionConfig::new(plan(&[])),
+        );
+        session.attach(GuestState::Running);
+        assert_eq!(session.next_action(), Some(debug_stub::Action::Interrupt));
+        session.stopped(vec![stop(1, StopReason::Exited(7))]);
+        session.receive(&frame(b"vCont;c"));
+        assert_eq!(unframe(session.output()), ["W07"]);
+        assert_eq!(session.next_action(), None);
+        assert!(session.is_closing());
+        session.disconnected();
+        assert!(!session.is_attached());
+    }
+
+    #[test]
     fn threads_are_listed_in_order_named_and_alive() {
         let mut rig = spinning(3);
         assert_eq!(rig.ask("qfThreadInfo"), "m01,02,03");

@@ -69,6 +69,10 @@ impl<H: Host> Session<H> {
     fn resume(&mut self, orders: &Orders) {
         self.state = State::Running { interrupted: false };
         self.flush_notices();
+        if matches!(self.last_stop.reason, StopReason::Exited(_)) {
+            // It ended as the client came, who may not have asked yet.
+            return self.report(&self.last_stop.clone());
+        }
         if let Some(stop) = self.next_queued(orders) {
             return self.report(&stop);
         }
