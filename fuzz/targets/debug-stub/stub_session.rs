@@ -1,0 +1,429 @@
+//! Any client before any guest: packets and garbage in any pieces, stops at any time and for any
+//! reason, connections that come and go at any byte.
+//!
+//! Whatever happens: an INT3 of the session is in memory only while a vCPU may run; actions are
+//! legal for the state that the guest is in; the guest is let go once after each client; what goes
+//! to the client is bounded, and each packet's sum is right; and the next client is served.
+//!
+//! Input: lines of text. The first sets the machine up: a digit for the vCPUs, one of what the
+//! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of what it is like (1: 64-bit
+//! mode, 2: registers come with stops, 4: runs before the client comes), and the program's
+//! letters (`machine.rs`). Each other line is one operation:
+//! - `>body`: a packet with the right sum; `=bytes`: bytes as they are; `/n`: the pieces in which
+//!   they arrive;
+//! - `.n`: the guest runs n instructions; `!kn`: it stops, reason k, vCPU n;
+//! - `A`: a client comes; `D`: it goes; `rn`: it reads n bytes; `S`: it does or does not read by
+//!   itself.
+#![no_main]
+
+#[path = "stub_session/machine.rs"]
+mod machine;
+
+use std::sync::OnceLock;
+
+use debug_stub::{
+    Action, Focus, GuestPhysAddr, GuestState, ResumePlan, Session, SessionConfig, Stop, StopReason,
+    VcpuOrder, WatchAccess,
+};
+use libfuzzer_sys::fuzz_target;
+use machine::{INT3, Machine};
+use vcpu_caps::{
+    Capability, Finding, HostFacts, HostReport, HwBreakpointKind, Plan, Profile, negotiate,
+};
+
+/// The least that a session takes.
+const MAX_PACKET: usize = 2048;
+/// Twice a packet may wait; on top comes the longest reply, which is `monitor caps`.
+const MAX_OUTPUT: usize = 16 * MAX_PACKET;
+
+/// What the guest does, as the VMM knows it.
+#[derive(Debug)]
+enum Guest {
+    /// It runs, and no client has a say.
+    Free,
+    /// The session has it.
+    Stopped,
+    Running(ResumePlan),
+    /// It has ended by itself.
+    Ended,
+    Killed,
+}
+
+struct Vmm {
+    session: Session<Machine>,
+    plan: Plan,
+    guest: Guest,
+    /// `Action::Interrupt` is not answered yet.
+    interrupting: bool,
+    /// What a client has received of a packet that is not complete.
+    received: Vec<u8>,
+    /// The client's bytes may have written 0xcc to memory: it cannot be told from an INT3.
+    tainted: bool,
+    last_sent: u8,
+    /// It reads whatever there is at once.
+    reads: bool,
+    replies: Vec<Vec<u8>>,
+}
+
+/// The plan of a host that lacks some abilities, a bit each.
+fn plan_without(lacks: u8) -> Plan {
+    let mut report = HostReport::new("fuzz", HostFacts::default());
+    for &capability in Capability::ALL {
+        let lacking = match capability {
+            Capability::BptExit => lacks & 1 != 0,
+            Capability::Watchpoint => lacks & 2 != 0,
+            Capability::MaskHwintr => lacks & 4 != 0,
+            _ => false,
+        };
+        let finding = if lacking {
+            Finding::refuted("")
+        } else {
+            Finding::verified("")
+        };
+        report.record(capability, finding);
+    }
+    negotiate(&report, &Profile::debugger()).expect("what is required is there")
+}
+
+static PLANS: [OnceLock<Plan>; 8] = [const { OnceLock::new() }; 8];
+
+impl Vmm {
+    fn new(setup: &[u8]) -> Self {
+        let digit = |at: usize| setup.get(at).map_or(0, |byte| byte.wrapping_sub(b'0'));
+        let (lacks, like) = (digit(1), digit(2));
+        let plan = PLANS[usize::from(lacks & 7)]
+            .get_or_init(|| plan_without(lacks))
+            .clone();
+        let machine = Machine::new(
+            usize::from(digit(0) & 3) + 1,
+            like & 1 != 0,
+            like & 2 != 0,
+            setup.get(3..).unwrap_or_default(),
+        );
+        let mut config = SessionConfig::new(plan.clone());
+        config.max_packet = MAX_PACKET;
+        let mut vmm = Self {
+            session: Session::new(machine, config),
+            plan,
+            guest: if like & 4 != 0 {
+                Guest::Free
+            } else {
+                Guest::Stopped
+            },
+            interrupting: false,
+            received: Vec::new(),
+            tainted: false,
+            last_sent: 0,
+            reads: true,
+            replies: Vec::new(),
+        };
+        vmm.set_running();
+        vmm
+    }
+
+    fn ended(&self) -> bool {
+        matches!(self.guest, Guest::Ended | Guest::Killed)
+    }
+
+    fn set_running(&mut self) {
+        self.session.host_mut().running = matches!(self.guest, Guest::Free | Guest::Running(_));
+    }
+
+    fn attach(&mut self) {
+        let state = match self.guest {
+            Guest::Free | Guest::Running(_) => GuestState::Running,
+            Guest::Stopped | Guest::Ended | Guest::Killed => GuestState::Stopped,
+        };
+        self.received.clear();
+        self.last_sent = 0;
+        self.session.attach(state);
+        self.act();
+    }
+
+    fn disconnect(&mut self) {
+        self.session.disconnected();
+        self.received.clear();
+        assert_eq!(
+            self.session.output(),
+            b"",
+            "output for a client that has gone"
+        );
+        self.act();
+    }
+
+    fn send(&mut self, bytes: &[u8], piece: usize) {
+        for &byte in bytes {
+            let pair = [self.last_sent, byte].map(|b| b.to_ascii_lowercase());
+            self.tainted |= pair == *b"cc" || byte == INT3 || byte == INT3 ^ 0x20;
+            self.last_sent = byte;
+        }
+        for piece in bytes.chunks(piece.max(1)) {
+            self.session.receive(piece);
+            self.act();
+        }
+    }
+
+    fn read(&mut self, count: usize) {
+        let output = self.session.output();
+        let count = count.min(output.len());
+        self.received.extend(&output[..count]);
+        self.session.consume_output(count);
+        while let Some(used) = packet(&self.received, &mut self.replies) {
+            self.received.drain(..used);
+        }
+    }
+
+    /// The guest runs on; whether it stops then is the machine's business.
+    fn run(&mut self, instructions: usize) {
+        let stops = match &self.guest {
+            Guest::Running(plan) => self.session.host_mut().run(plan, instructions),
+            // Without a debugger there is nothing to run into; it stops if it is told to.
+            Guest::Free | Guest::Stopped | Guest::Ended | Guest::Killed => Vec::new(),
+        };
+        if !stops.is_empty() || self.interrupting {
+            self.stopped(stops);
+        }
+    }
+
+    fn stopped(&mut self, stops: Vec<Stop>) {
+        let ended = stops
+            .iter()
+            .any(|stop| matches!(stop.reason, StopReason::Exited(_)));
+        self.interrupting = false;
+        if ended {
+            self.guest = Guest::Ended;
+        } else if !self.ended() {
+            self.guest = Guest::Stopped;
+        }
+        self.set_running();
+        self.session.stopped(stops);
+        self.act();
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.session.next_action() {
+            match action {
+                Action::Resume(plan) => {
+                    assert!(
+                        matches!(self.guest, Guest::Stopped),
+                        "resumed: {:?}",
+                        self.guest
+                    );
+                    self.check_plan(&plan);
+                    self.guest = Guest::Running(plan);
+                }
+                Action::Interrupt => {
+                    // The next client is there, and hears that the guest has ended.
+                    assert!(!matches!(self.guest, Guest::Stopped | Guest::Killed));
+                    assert!(!self.interrupting, "interrupted twice");
+                    self.interrupting = true;
+                }
+                Action::Release => {
+                    // A client that came as the guest ended has seen it stopped, and lets it go.
+                    assert!(
+                        matches!(self.guest, Guest::Stopped | Guest::Ended),
+                        "released: {:?}",
+                        self.guest
+                    );
+                    self.check_memory(&[]);
+                    if !self.ended() {
+                        self.guest = Guest::Free;
+                    }
+                }
+                Action::Kill => {
+                    assert!(
+                        matches!(self.guest, Guest::Stopped),
+                        "killed: {:?}",
+                        self.guest
+                    );
+                    assert!(self.session.is_closing());
+                    self.guest = Guest::Killed;
+                }
+            }
+            self.set_running();
+        }
+        assert!(
+            self.session.output().len() <= MAX_OUTPUT,
+            "{}",
+            self.session.output().len()
+        );
+        if !matches!(self.guest, Guest::Running(_)) {
+            self.check_memory(&[]);
+        }
+        if self.reads {
+            self.read(usize::MAX);
+            // To read may have let more be served.
+            if !self.session.output().is_empty() {
+                self.act();
+            }
+        }
+    }
+
+    /// The session's INT3s are where they are said to be, and nothing else differs.
+    fn check_memory(&self, armed: &[GuestPhysAddr]) {
+        if !self.tainted {
+            assert_eq!(self.session.host().foreign_bytes(), armed);
+        }
+    }
+
+    fn check_plan(&self, plan: &ResumePlan) {
+        let machine = self.session.host();
+        let armed: Vec<GuestPhysAddr> = plan.armed.software.iter().copied().collect();
+        self.check_memory(&armed);
+        assert_eq!(
+            plan.vcpus.len(),
+            usize::from(debug_stub::Host::vcpu_count(machine))
+        );
+        assert!(
+            plan.vcpus.iter().any(|order| *order != VcpuOrder::Stay),
+            "nothing is to run"
+        );
+        let mut steps = false;
+        for (index, order) in plan.vcpus.iter().enumerate() {
+            let VcpuOrder::Step(step) = order else {
+                continue;
+            };
+            steps = true;
+            assert!(!step.mask || self.plan.has(Capability::MaskHwintr));
+            assert!(step.range.as_ref().is_none_or(|range| !range.is_empty()));
+            let pc = machine.physical_pc(index);
+            assert!(
+                pc.is_none_or(|pc| !armed.contains(&pc)),
+                "a step begins on an INT3"
+            );
+        }
+        assert_eq!(plan.focus == Focus::Stepping, steps);
+        for breakpoint in plan.armed.hardware.iter().flatten() {
+            let watches = breakpoint.kind() != HwBreakpointKind::Execute;
+            assert!(!watches || self.plan.has(Capability::Watchpoint));
+        }
+        assert!(
+            armed.is_empty()
+                || !self.plan.has(Capability::BptExit)
+                || self.plan.way(Capability::BptExit) == Some(vcpu_caps::Way::Host)
+        );
+    }
+
+    /// The guest stops for a reason that it need not have.
+    fn stop_for(&mut self, kind: u8, vcpu: u16) {
+        let may = match self.guest {
+            Guest::Running(_) => true,
+            Guest::Free => self.interrupting,
+            Guest::Stopped | Guest::Ended | Guest::Killed => false,
+        };
+        if !may {
+            return;
+        }
+        let reason = match kind {
+            b's' => StopReason::Step,
+            b'b' => StopReason::SoftwareBreakpoint,
+            b'h' => StopReason::HardwareBreakpoint,
+            b'w' => StopReason::Watchpoint {
+                address: 0x4001,
+                access: WatchAccess::Write,
+            },
+            b'a' => StopReason::Watchpoint {
+                address: 0x4001,
+                access: WatchAccess::ReadWrite,
+            },
+            b't' => StopReason::TripleFault("\u{fc} no IDT }$#*".into()),
+            b'e' => StopReason::InternalError("emulation failed".into()),
+            b'x' => StopReason::Exited(7),
+            _ => StopReason::Interrupted,
+        };
+        let machine = self.session.host();
+        // All vCPUs from there on have the same to say.
+        let stops = (vcpu..4)
+            .map(|vcpu| machine.stop(vcpu, reason.clone()))
+            .collect();
+        self.stopped(stops);
+    }
+
+    /// Everything that is under way comes to its end.
+    fn settle(&mut self) {
+        while self.interrupting {
+            self.stopped(Vec::new());
+        }
+    }
+}
+
+/// Takes one packet or acknowledgement from the front; answers its length, once it is complete.
+fn packet(bytes: &[u8], replies: &mut Vec<Vec<u8>>) -> Option<usize> {
+    match bytes.first()? {
+        b'+' | b'-' => Some(1),
+        b'$' => {
+            let end = bytes.iter().position(|byte| *byte == b'#')?;
+            let digits = bytes.get(end + 1..end + 3)?;
+            let body = &bytes[1..end];
+            let sum = body.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+            assert_eq!(
+                digits,
+                format!("{sum:02x}").as_bytes(),
+                "{}",
+                body.escape_ascii()
+            );
+            assert!(!body.contains(&b'$'), "{}", body.escape_ascii());
+            replies.push(body.to_vec());
+            Some(end + 3)
+        }
+        other => panic!("{other:#04x} between packets"),
+    }
+}
+
+fn frame(body: &[u8]) -> Vec<u8> {
+    let sum = body.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
+    [b"$", body, format!("#{sum:02x}").as_bytes()].concat()
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut lines = data.split(|byte| *byte == b'\n');
+    let mut vmm = Vmm::new(lines.next().unwrap_or_default());
+    let mut piece = usize::MAX;
+    for line in lines.take(64) {
+        let (Some(&operation), operands) = (line.first(), line.get(1..).unwrap_or_default()) else {
+            continue;
+        };
+        let operand = |at: usize| operands.get(at).copied().unwrap_or_default();
+        match operation {
+            b'>' => vmm.send(&frame(operands), piece),
+            b'=' => vmm.send(operands, piece),
+            b'/' => piece = usize::from(operand(0) & 15),
+            b'.' => vmm.run(usize::from(operand(0))),
+            b'!' => vmm.stop_for(operand(0), u16::from(operand(1) & 7)),
+            b'A' => vmm.attach(),
+            b'D' => vmm.disconnect(),
+            b'r' => vmm.read(usize::from(operand(0))),
+            b'S' => vmm.reads = !vmm.reads,
+            _ => {}
+        }
+        if vmm.ended() {
+            vmm.disconnect();
+            vmm.settle();
+            assert!(!vmm.session.is_attached());
+            return;
+        }
+    }
+
+    // Whatever went before: the guest goes on without a trace, and the next client is served.
+    vmm.reads = true;
+    vmm.disconnect();
+    vmm.settle();
+    assert!(!vmm.session.is_attached());
+    vmm.check_memory(&[]);
+    vmm.attach();
+    vmm.settle();
+    vmm.replies.clear();
+    vmm.send(&frame(b"?"), usize::MAX);
+    assert!(
+        matches!(vmm.replies.as_slice(), [reply] if reply.first() == Some(&b'T')),
+        "{:?}",
+        vmm.replies
+    );
+    vmm.send(&frame(b"D"), usize::MAX);
+    assert_eq!(
+        vmm.replies.last().map(Vec::as_slice),
+        Some(b"OK".as_slice())
+    );
+    assert!(matches!(vmm.guest, Guest::Free), "released");
+    vmm.check_memory(&[]);
+});

@@ -1,0 +1,382 @@
+//! Any sequence of requests to one vCPU's switches, beside a plain model of what is wanted.
+//!
+//! Input: a byte for the irqchip, a byte of abilities that the host lacks, and then operations: a
+//! byte each, with a byte or two of operands.
+#![no_main]
+
+use std::collections::BTreeSet;
+
+use fuzz::Choices;
+use libfuzzer_sys::fuzz_target;
+use vcpu_caps::{
+    Capability, Finding, GuestDebug, HostFacts, HostReport, HwBreakpoint, HwBreakpointKind, Inject,
+    IrqchipMode, Minimum, Owner, Placement, Profile, VcpuControl, VcpuId, Way, negotiate,
+};
+
+use Capability::{
+    BptExit, HaltExit, HwBreakpoint as HwBreakpoints, InjectBp, InjectDb, MaskHwintr, SingleStep,
+    UserIrqchip, Watchpoint,
+};
+
+const ABILITIES: [Capability; 7] = [
+    MaskHwintr,
+    SingleStep,
+    BptExit,
+    HwBreakpoints,
+    Watchpoint,
+    InjectBp,
+    InjectDb,
+];
+/// The last is no switch.
+const SWITCHES: [Capability; 4] = [MaskHwintr, SingleStep, BptExit, HaltExit];
+const OWNERS: [Owner; 3] = [
+    Owner::new("debugger"),
+    Owner::new("snapshot"),
+    Owner::instance("debugger", 2),
+];
+const ADDRESSES: [u64; 6] = [0, 0x1000, 0x1001, 0x1008, u64::MAX, 0xffff_8000_0000_0000];
+
+/// api.rst 4.87, written down once more.
+mod control {
+    pub const ENABLE: u32 = 1;
+    pub const SINGLESTEP: u32 = 2;
+    pub const USE_SW_BP: u32 = 0x1_0000;
+    pub const USE_HW_BP: u32 = 0x2_0000;
+    pub const INJECT_DB: u32 = 0x4_0000;
+    pub const INJECT_BP: u32 = 0x8_0000;
+    pub const BLOCKIRQ: u32 = 0x10_0000;
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Model {
+    mask: Option<Way>,
+    breakpoints: Option<Way>,
+    has: BTreeSet<Capability>,
+    switched_on: BTreeSet<Capability>,
+    held: Vec<(Owner, Capability)>,
+    software: BTreeSet<u64>,
+    hardware: [Option<HwBreakpoint>; 4],
+    step: bool,
+    /// A step was asked for since the last request was accepted.
+    arm_step: bool,
+    inject: Option<Inject>,
+    in_force: GuestDebug,
+}
+
+impl Model {
+    fn is_switch(&self, capability: Capability) -> bool {
+        match capability {
+            MaskHwintr => self.mask.is_some(),
+            SingleStep => self.has.contains(&SingleStep),
+            BptExit => self.breakpoints == Some(Way::Host),
+            _ => false,
+        }
+    }
+
+    fn is_on(&self, capability: Capability) -> bool {
+        match capability {
+            SingleStep => self.step,
+            _ => {
+                self.switched_on.contains(&capability)
+                    || self.held.iter().any(|hold| hold.1 == capability)
+                    || (capability == BptExit && !self.software.is_empty())
+            }
+        }
+    }
+
+    /// Whether debug registers may hold this.
+    fn provides(&self, breakpoint: &HwBreakpoint) -> bool {
+        match breakpoint.kind() {
+            HwBreakpointKind::Execute => {
+                self.has.contains(&HwBreakpoints) || self.breakpoints == Some(Way::HardwareSlot)
+            }
+            _ => self.has.contains(&Watchpoint),
+        }
+    }
+
+    fn arm(&mut self, breakpoint: HwBreakpoint) -> Option<u8> {
+        if !self.provides(&breakpoint) {
+            return None;
+        }
+        let wanted = Some(breakpoint);
+        let slot = (0..4)
+            .find(|&slot| self.hardware[slot] == wanted)
+            .or_else(|| (0..4).find(|&slot| self.hardware[slot].is_none()))?;
+        self.hardware[slot] = wanted;
+        u8::try_from(slot).ok()
+    }
+
+    fn disarm(&mut self, breakpoint: &HwBreakpoint) -> Option<u8> {
+        let slot = (0..4).find(|&slot| self.hardware[slot] == Some(*breakpoint))?;
+        self.hardware[slot] = None;
+        u8::try_from(slot).ok()
+    }
+
+    /// `kvm_guest_debug` as it has to be.
+    fn check(&self, debug: &GuestDebug) {
+        let mut expected = 0;
+        let mut flag = |wanted: bool, bit| expected |= if wanted { bit } else { 0 };
+        flag(self.step, control::SINGLESTEP);
+        flag(
+            self.mask == Some(Way::Host) && self.is_on(MaskHwintr),
+            control::BLOCKIRQ,
+        );
+        flag(self.is_on(BptExit), control::USE_SW_BP);
+        flag(
+            self.hardware.iter().any(Option::is_some),
+            control::USE_HW_BP,
+        );
+        let lasting = expected != 0;
+        let mut flag = |wanted: bool, bit| expected |= if wanted { bit } else { 0 };
+        flag(lasting, control::ENABLE);
+        flag(self.inject == Some(Inject::Debug), control::INJECT_DB);
+        flag(self.inject == Some(Inject::Breakpoint), control::INJECT_BP);
+        assert_eq!(debug.control.bits(), expected, "{self:?}");
+
+        let [dr0, dr1, dr2, dr3, dr4, dr5, dr6, dr7] = debug.debugreg;
+        assert_eq!([dr4, dr5, dr6], [0; 3]);
+        let mut rest = dr7;
+        for (slot, (address, wanted)) in [dr0, dr1, dr2, dr3]
+            .into_iter()
+            .zip(&self.hardware)
+            .enumerate()
+        {
+            let enabled = dr7 >> (2 * slot) & 0b11;
+            let kind = dr7 >> (16 + 4 * slot) & 0b11;
+            let length = dr7 >> (18 + 4 * slot) & 0b11;
+            rest &= !(0b11 << (2 * slot) | 0b1111 << (16 + 4 * slot));
+            let Some(wanted) = wanted else {
+                assert_eq!((address, enabled, kind, length), (0, 0, 0, 0));
+                continue;
+            };
+            assert_eq!(address, wanted.address());
+            assert_eq!(enabled, 0b10, "globally, so that a task switch keeps it");
+            assert_eq!(
+                kind,
+                match wanted.kind() {
+                    HwBreakpointKind::Execute => 0b00,
+                    HwBreakpointKind::Write => 0b01,
+                    HwBreakpointKind::ReadWrite => 0b11,
+                }
+            );
+            // SDM 3B 19.2.4: 1, 2, 8 and 4 bytes.
+            assert_eq!(
+                [1, 2, 8, 4][usize::try_from(length).unwrap()],
+                wanted.length()
+            );
+        }
+        let fixed = if self.hardware.iter().any(Option::is_some) {
+            0x600
+        } else {
+            0
+        };
+        assert_eq!(rest, fixed);
+    }
+}
+
+fn breakpoint(input: &mut Choices<'_>) -> Option<HwBreakpoint> {
+    let kind = input.byte();
+    let address = input.one_of(&ADDRESSES);
+    let length = u64::from(kind >> 4);
+    match kind % 3 {
+        0 => Some(HwBreakpoint::execute(address)),
+        n => {
+            let kind = if n == 1 {
+                HwBreakpointKind::Write
+            } else {
+                HwBreakpointKind::ReadWrite
+            };
+            let made = HwBreakpoint::watch(address, length, kind);
+            let legal = matches!(length, 1 | 2 | 4 | 8) && address % length == 0;
+            assert_eq!(made.is_ok(), legal, "{length} bytes at {address:#x}");
+            made.ok()
+        }
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut input = Choices::new(data);
+    let irqchip = input.one_of(&[IrqchipMode::Kernel, IrqchipMode::User, IrqchipMode::Split]);
+    let lacks = input.byte();
+    let mut report = HostReport::new("fuzz", HostFacts::default());
+    let mut builder = Profile::builder().irqchip(irqchip);
+    report.record(UserIrqchip, Finding::verified(""));
+    report.record(Capability::SplitIrqchip, Finding::verified(""));
+    for (index, capability) in ABILITIES.into_iter().enumerate() {
+        if lacks >> index & 1 == 0 {
+            report.record(capability, Finding::verified(""));
+        }
+        builder = builder.prefer(capability, Minimum::Verified);
+    }
+    let plan = negotiate(&report, &builder.build().expect("no contradiction"))
+        .expect("nothing is required but what is there");
+    let mut vcpu = VcpuControl::new(VcpuId(0), &plan);
+    let mut model = Model {
+        mask: plan.way(MaskHwintr),
+        breakpoints: plan.way(BptExit),
+        has: ABILITIES.into_iter().filter(|c| plan.has(*c)).collect(),
+        switched_on: BTreeSet::new(),
+        held: Vec::new(),
+        software: BTreeSet::new(),
+        hardware: [None; 4],
+        step: false,
+        arm_step: false,
+        inject: None,
+        in_force: GuestDebug::OFF,
+    };
+
+    while !input.is_empty() {
+        let before = model.clone();
+        // Whether the model takes it, and whether the vCPU does.
+        let (expected, done) = match input.byte() % 13 {
+            0 => {
+                let (capability, on) = (input.one_of(&SWITCHES), input.flag());
+                let legal = model.is_switch(capability);
+                if legal && capability == SingleStep {
+                    (model.step, model.arm_step) = (on, on);
+                } else if legal && on {
+                    model.switched_on.insert(capability);
+                } else if legal {
+                    model.switched_on.remove(&capability);
+                }
+                (legal, vcpu.set(capability, on).is_ok())
+            }
+            1 => {
+                let (owner, capability) = (input.one_of(&OWNERS), input.one_of(&SWITCHES));
+                let legal = capability != SingleStep && model.is_switch(capability);
+                let switched = !model.is_on(capability);
+                if legal {
+                    model.held.push((owner, capability));
+                }
+                let taken = vcpu.hold(owner, capability);
+                assert!(!legal || taken == Ok(switched));
+                (legal, taken.is_ok())
+            }
+            2 => {
+                let hold = (input.one_of(&OWNERS), input.one_of(&SWITCHES));
+                let place = model.held.iter().position(|held| *held == hold);
+                let released = vcpu.release(hold.0, hold.1);
+                if let Some(place) = place {
+                    model.held.swap_remove(place);
+                    assert_eq!(released, Ok(!model.is_on(hold.1)));
+                }
+                (place.is_some(), released.is_ok())
+            }
+            3 => {
+                let owner = input.one_of(&OWNERS);
+                model.held.retain(|hold| hold.0 != owner);
+                let count = before.held.len() - model.held.len();
+                assert_eq!(usize::try_from(vcpu.drop_owner(owner)), Ok(count));
+                (true, true)
+            }
+            4 => {
+                let legal = model.has.contains(&SingleStep);
+                if legal {
+                    (model.step, model.arm_step) = (true, true);
+                }
+                (legal, vcpu.step().is_ok())
+            }
+            5 => {
+                let legal = model.has.contains(&SingleStep);
+                if legal {
+                    (model.step, model.arm_step) = (false, false);
+                }
+                (legal, vcpu.end_step().is_ok())
+            }
+            6 => {
+                let address = input.one_of(&ADDRESSES);
+                let placed = vcpu.insert_breakpoint(address).ok();
+                let expected = match model.breakpoints {
+                    Some(Way::Host) => {
+                        model.software.insert(address);
+                        Some(Placement::Int3)
+                    }
+                    Some(_) => model
+                        .arm(HwBreakpoint::execute(address))
+                        .map(Placement::Slot),
+                    None => None,
+                };
+                assert_eq!(placed, expected);
+                (expected.is_some(), placed.is_some())
+            }
+            7 => {
+                let address = input.one_of(&ADDRESSES);
+                let removed = vcpu.remove_breakpoint(address).ok();
+                let expected = if model.software.remove(&address) {
+                    Some(Placement::Int3)
+                } else {
+                    model
+                        .disarm(&HwBreakpoint::execute(address))
+                        .map(Placement::Slot)
+                };
+                assert_eq!(removed, expected);
+                (expected.is_some(), removed.is_some())
+            }
+            8 => {
+                let Some(breakpoint) = breakpoint(&mut input) else {
+                    continue;
+                };
+                let (expected, slot) = (model.arm(breakpoint), vcpu.arm(breakpoint).ok());
+                assert_eq!(slot, expected);
+                (expected.is_some(), slot.is_some())
+            }
+            9 => {
+                let Some(breakpoint) = breakpoint(&mut input) else {
+                    continue;
+                };
+                let (expected, slot) = (model.disarm(&breakpoint), vcpu.disarm(&breakpoint).ok());
+                assert_eq!(slot, expected);
+                (expected.is_some(), slot.is_some())
+            }
+            10 => {
+                let all = std::array::from_fn(|_| breakpoint(&mut input));
+                let legal = all.iter().flatten().all(|wanted| model.provides(wanted));
+                if legal {
+                    model.hardware = all;
+                }
+                (legal, vcpu.set_hardware(all).is_ok())
+            }
+            11 => {
+                let inject = input.one_of(&[Inject::Debug, Inject::Breakpoint]);
+                let legal = model.has.contains(match inject {
+                    Inject::Debug => &InjectDb,
+                    Inject::Breakpoint => &InjectBp,
+                });
+                if legal {
+                    model.inject = Some(inject);
+                }
+                (legal, vcpu.inject(inject).is_ok())
+            }
+            _ => {
+                if let Some(debug) = vcpu.pending() {
+                    vcpu.applied(&debug);
+                    model.in_force = debug.lasting();
+                    (model.arm_step, model.inject) = (false, None);
+                    assert_eq!(
+                        vcpu.pending(),
+                        None,
+                        "what was accepted is not asked for again"
+                    );
+                }
+                (true, true)
+            }
+        };
+        assert_eq!(done, expected);
+        if !expected {
+            assert_eq!(model, before, "a refused request changes nothing");
+        }
+
+        let wanted = GuestDebug::compose(&vcpu.intent());
+        model.check(&wanted);
+        let needed = model.arm_step || model.inject.is_some() || model.in_force != wanted.lasting();
+        assert_eq!(vcpu.pending(), needed.then_some(wanted));
+        for capability in SWITCHES {
+            let shown = model.is_switch(capability).then(|| model.is_on(capability));
+            assert_eq!(vcpu.get(capability).ok(), shown, "{capability}");
+            let held = model.held.iter().any(|hold| hold.1 == capability);
+            assert_eq!(vcpu.holds().is_held(capability), held);
+        }
+        let withheld = model.mask == Some(Way::InjectionPolicy) && model.is_on(MaskHwintr);
+        assert_eq!(vcpu.withhold_interrupts(), withheld);
+    }
+});
