@@ -136,8 +136,9 @@ impl Setup {
             serial,
         };
         if self.gdb {
-            eventually("the socket appears", || {
-                vmm.socket.exists() || vmm.try_status().is_some()
+            // The path appears before anybody listens.
+            eventually("somebody listens", || {
+                vmm.log().contains("waiting for a debugger") || vmm.try_status().is_some()
             });
         }
         vmm
@@ -234,17 +235,22 @@ impl Vmm {
             .expect("the VMM ends by itself, not by a signal")
     }
 
-    /// How many file descriptors and threads the process has.
+    /// How many file descriptors and threads the process has when no client is there: a
+    /// connection is closed a moment after its client has gone.
     pub fn resources(&self) -> Resources {
         let count = |what| {
             fs::read_dir(format!("/proc/{}/{what}", self.pid()))
                 .expect("the VMM runs")
                 .count()
         };
-        Resources {
-            descriptors: count("fd"),
-            threads: count("task"),
-        }
+        let samples = (0..20).map(|_| {
+            thread::sleep(Duration::from_millis(5));
+            Resources {
+                descriptors: count("fd"),
+                threads: count("task"),
+            }
+        });
+        samples.min().expect("there are samples")
     }
 
     /// Its resident memory in bytes.
@@ -257,7 +263,7 @@ impl Vmm {
 }
 
 /// What a process leaks if it leaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Resources {
     pub descriptors: usize,
     pub threads: usize,
