@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{PATIENCE, Vmm, spawn, wait};
 
-fn command(vmm: &Vmm) -> Command {
+fn command(vmm: &Vmm, target: &str) -> Command {
     let mut gdb = Command::new("gdb");
     gdb.args(["-nx", "-q"])
         .args(["-ex", "set confirm off"])
@@ -17,7 +17,7 @@ fn command(vmm: &Vmm) -> Command {
         .args(["-ex", "set width 0"])
         // Not to be met by a test that waits for something else.
         .args(["-ex", "set remotetimeout 30"])
-        .args(["-ex", &format!("target remote {}", vmm.socket.display())])
+        .args(["-ex", &format!("target remote {target}")])
         .arg(&vmm.elf);
     gdb
 }
@@ -70,15 +70,25 @@ impl Transcript {
 }
 
 impl Vmm {
+    fn target(&self) -> String {
+        self.socket.display().to_string()
+    }
+
     /// Runs a script in gdb, attached; gdb detaches at its end.
     #[track_caller]
     pub fn gdb(&self, script: &str) -> Transcript {
+        self.gdb_at(&self.target(), script)
+    }
+
+    /// Runs a script in a gdb that is attached to this address.
+    #[track_caller]
+    pub fn gdb_at(&self, target: &str, script: &str) -> Transcript {
         let script_path = self.directory().join("script.gdb");
         std::fs::write(&script_path, script).unwrap();
         // A file and no pipe: nobody has to read it while gdb runs.
         let output_path = self.directory().join("gdb.out");
         let output = File::create(&output_path).unwrap();
-        let mut gdb = command(self);
+        let mut gdb = command(self, target);
         gdb.arg("-batch")
             .arg("-x")
             .arg(&script_path)
@@ -101,7 +111,7 @@ impl Vmm {
     #[track_caller]
     pub fn typing(&self) -> Typing {
         let mut child = spawn(
-            command(self)
+            command(self, &self.target())
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped()),
