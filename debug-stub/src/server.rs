@@ -1,7 +1,7 @@
 //! A session on an event-manager loop, over a Unix socket or loopback TCP.
 //!
 //! One thread, one epoll loop, no polling: the loop wakes up for a client, for bytes, and for the
-//! eventfd that says that all vCPUs have stopped. A reply is one `write`.
+//! descriptor that says that all vCPUs have stopped. A reply is one `write`.
 
 mod address;
 mod listener;
@@ -21,14 +21,17 @@ pub use address::{AddressError, ListenAddress};
 pub use listener::{ListenError, Listener};
 use stream::Stream;
 
-/// What the VMM does on the session's behalf. The calls return at once: vCPUs run on threads of
-/// their own.
+/// What the VMM does on the session's behalf. The calls return soon: vCPUs run on threads of
+/// their own, but for short steps.
 pub trait RunControl {
     /// Runs vCPUs until one of them stops for a reason of its own, or until
     /// [`interrupt`](Self::interrupt); then all are stopped, and
     /// [`take_stops`](Self::take_stops) answers. If the plan cannot be carried out, that is a
     /// stop, too.
-    fn resume(&mut self, plan: ResumePlan);
+    ///
+    /// Answers the stops if it is all over already, as it may be for a step that the VMM runs on
+    /// the calling thread; [`take_stops`](Self::take_stops) then has nothing to answer.
+    fn resume(&mut self, plan: ResumePlan) -> Option<Vec<Stop>>;
 
     /// Stops all vCPUs, then lets [`take_stops`](Self::take_stops) answer: exactly once, even if
     /// they are stopping on their own at the time, or are stopped already.
@@ -40,12 +43,12 @@ pub trait RunControl {
     /// Ends the guest.
     fn kill(&mut self);
 
-    /// An eventfd that is readable while [`take_stops`](Self::take_stops) has an answer. Always
+    /// A descriptor that is readable while [`take_stops`](Self::take_stops) has an answer. Always
     /// the same one.
     fn stopped_fd(&self) -> RawFd;
 
     /// The stops, once all vCPUs are stopped after a resume or an interrupt; each list once. It
-    /// also makes the eventfd unreadable.
+    /// also makes the descriptor unreadable.
     fn take_stops(&mut self) -> Option<Vec<Stop>>;
 
     /// Whether the guest runs, asked when a client connects.
@@ -199,7 +202,11 @@ impl<H: Host + RunControl> GdbServer<H> {
             tracing::debug!(?action, "the session asks for");
             let host = self.session.host_mut();
             match action {
-                Action::Resume(plan) => host.resume(plan),
+                Action::Resume(plan) => {
+                    if let Some(stops) = host.resume(plan) {
+                        self.session.stopped(stops);
+                    }
+                }
                 Action::Interrupt => host.interrupt(),
                 Action::Release => host.release(),
                 Action::Kill => host.kill(),

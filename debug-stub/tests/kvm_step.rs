@@ -20,7 +20,7 @@ use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, VmMemory};
+use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, OnStop, RunEnd, VmMemory};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder};
 use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
@@ -185,8 +185,15 @@ impl Guest {
         }
     }
 
-    /// Runs, and stops a vCPU that does not come back: it then answers `Interrupted`.
     fn run(&mut self, order: &VcpuOrder, armed: &Armed) -> StopReason {
+        match self.run_until(OnStop::Interrupt, order, armed) {
+            RunEnd::Stopped(reason) => reason,
+            RunEnd::Yielded => panic!("nobody asked for it"),
+        }
+    }
+
+    /// Runs, and stops a vCPU that does not come back.
+    fn run_until(&mut self, on_stop: OnStop, order: &VcpuOrder, armed: &Armed) -> RunEnd {
         register_signal_handler(SIGRTMIN(), ignore).unwrap();
         let (stop, devices, memory, vcpu) =
             (&self.stop, &self.devices, &self.memory, &mut self.vcpu);
@@ -208,6 +215,7 @@ impl Guest {
                     exits: devices,
                     memory,
                     stop,
+                    on_stop,
                 },
             );
             drop(done);
@@ -481,6 +489,30 @@ fn a_halted_vcpu_is_kicked_out_of_its_step() {
     assert_eq!(guest.step(), StopReason::Interrupted);
     assert_eq!(guest.rip(), CODE + 2);
     assert_eq!(guest.vcpu.waiting().is_some(), !is_pvm());
+}
+
+#[test]
+fn a_step_that_yields_is_gone_on_with_and_registers_written_in_between_count() {
+    // nop; inc ax; jmp $
+    let mut guest = Guest::new(&[0x90, 0x40, 0xeb, 0xfe]);
+    let order = VcpuOrder::Step(StepOrder {
+        range: None,
+        mask: true,
+    });
+    guest.step_to(CODE + 1);
+    guest.set(|file| file.core.rax = 0);
+    guest.stop.store(true, Ordering::Release);
+    let end = guest.run_until(OnStop::Yield, &order, &Armed::default());
+    assert_eq!(end, RunEnd::Yielded);
+    guest.stop.store(false, Ordering::Release);
+    assert_eq!(guest.run(&order, &Armed::default()), StopReason::Step);
+    assert_eq!((guest.rip(), guest.registers().core.rax), (CODE + 2, 1));
+    // An armed step that never ran leaves nothing to overwrite what is written now.
+    guest.stop.store(true, Ordering::Release);
+    assert_eq!(guest.step(), StopReason::Interrupted);
+    guest.stop.store(false, Ordering::Release);
+    guest.set(|file| file.core.rip = CODE);
+    guest.step_to(CODE + 1);
 }
 
 #[test]

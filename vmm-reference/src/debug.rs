@@ -1,6 +1,6 @@
 //! The machine as a debugger's session sees it.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use debug_stub::kvm::{DebugVcpu, RegistersError, VmMemory};
@@ -167,9 +167,9 @@ impl Host for MachineHost {
 }
 
 impl RunControl for MachineHost {
-    fn resume(&mut self, plan: ResumePlan) {
+    fn resume(&mut self, plan: ResumePlan) -> Option<Vec<Stop>> {
         self.attended = true;
-        self.group.resume(&plan);
+        self.group.resume(&plan)
     }
 
     fn interrupt(&mut self) {
@@ -196,7 +196,7 @@ impl RunControl for MachineHost {
     }
 
     fn stopped_fd(&self) -> RawFd {
-        self.group.stopped_event().as_raw_fd()
+        self.group.stopped_fd()
     }
 
     fn take_stops(&mut self) -> Option<Vec<Stop>> {

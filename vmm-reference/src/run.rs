@@ -182,11 +182,11 @@ fn start_vcpus(
         .zip(vcpus)
         .map(|(id, fd)| DebugVcpu::new(id, fd, plan))
         .collect();
-    let exits = Arc::new(MachineExits {
+    let exits = MachineExits {
         devices: Arc::clone(devices),
         exit: exit.clone(),
-    });
-    Ok(VcpuGroup::start(vcpus, &exits, &VmMemory(memory.clone()))?)
+    };
+    Ok(VcpuGroup::start(vcpus, exits, VmMemory(memory.clone()))?)
 }
 
 /// Standard input for the serial port; in raw mode if somebody types there.

@@ -14,4 +14,4 @@ mod vcpu;
 pub use exits::ExitHandler;
 pub use memory::VmMemory;
 pub use registers::{RegistersError, read_registers, write_registers};
-pub use vcpu::{DEBUGGER, DebugError, DebugVcpu, Environment};
+pub use vcpu::{DEBUGGER, DebugError, DebugVcpu, Environment, OnStop, RunEnd};

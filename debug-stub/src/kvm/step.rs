@@ -4,8 +4,8 @@
 //! software KVMs; [`StepPlan`] knows from the instruction what may go wrong and what to mend.
 //! This module runs the protocol around it:
 //!
-//! 1. one `KVM_SET_GUEST_DEBUG`, always: KVM captures the linear RIP there, and an emulated
-//!    instruction drops TF;
+//! 1. TF is set before every instruction, since an emulated one drops it: through the run
+//!    structure, or by `KVM_SET_GUEST_DEBUG` if something else changes, too;
 //! 2. `KVM_RUN`; a device access is served and then completed with `immediate_exit`, since an
 //!    emulated OUT or MMIO write ends *without* a trap and would take one more instruction along;
 //! 3. a trap that moved nothing though the instruction must move is spurious: step again.
@@ -13,7 +13,7 @@
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use super::exits::ExitHandler;
-use super::vcpu::{DR6_BS, DebugExit, DebugVcpu, Entry, Environment};
+use super::vcpu::{DR6_BS, DebugExit, DebugVcpu, Entry, Environment, OnStop, RunEnd};
 use crate::host::{Armed, GuestMemory, StepOrder, StopReason};
 use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepPlan};
 
@@ -22,123 +22,190 @@ use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepPlan};
 /// than ten.
 const MAX_ATTEMPTS: u32 = 64;
 
+/// An instruction whose step is armed, and not known to be done.
+#[derive(Debug)]
+pub(super) struct Begun {
+    plan: StepPlan,
+    /// [`RegisterGroups::EXPEDITED`] before it.
+    before: RegisterFile,
+}
+
+/// What became of a [`Begun`] instruction.
+enum End {
+    Done,
+    /// [`OnStop::Yield`]: it is to be gone on with.
+    Yielded,
+    Stopped(StopReason),
+}
+
 impl DebugVcpu {
-    /// Runs one instruction, or a range of them.
+    /// Runs one instruction, or a range of them; goes on with one that was begun before.
     pub(super) fn run_steps<E: ExitHandler, M: GuestMemory>(
         &mut self,
         order: &StepOrder,
         armed: &Armed,
         environment: &Environment<'_, E, M>,
-    ) -> StopReason {
-        let mut file = RegisterFile::default();
-        if let Err(error) = self.read_registers(RegisterGroups::EXPEDITED, &mut file) {
-            return StopReason::InternalError(error.to_string());
-        }
-        // A step off a breakpoint is no hit of it.
-        let mut hardware = armed
-            .hardware
-            .map(|slot| slot.filter(|b| !executes_at(b, &file)));
+    ) -> RunEnd {
+        let mut begun = match self.begun.take() {
+            Some(begun) => begun,
+            None => match self.begin(order.mask, armed, true, environment) {
+                Ok(begun) => begun,
+                Err(reason) => return RunEnd::Stopped(reason),
+            },
+        };
         loop {
-            let reason = self.step(order.mask, armed, hardware, file, environment);
-            if reason != StopReason::Step {
-                return reason;
+            match self.finish(&begun, armed, environment) {
+                End::Done => {}
+                End::Yielded => {
+                    self.begun = Some(begun);
+                    return RunEnd::Yielded;
+                }
+                End::Stopped(reason) => return RunEnd::Stopped(reason),
             }
-            file = RegisterFile::default();
-            if let Err(error) = self.read_registers(RegisterGroups::EXPEDITED, &mut file) {
-                return StopReason::InternalError(error.to_string());
+            match self.after_step(order, armed, environment) {
+                Ok(None) => {}
+                Ok(Some(reason)) | Err(reason) => return RunEnd::Stopped(reason),
             }
-            let pc = file.linear_pc();
-            // KVM reports a step onto an armed breakpoint as a plain step.
-            if armed
-                .hardware
-                .iter()
-                .flatten()
-                .any(|b| executes_at(b, &file))
-            {
-                return StopReason::HardwareBreakpoint;
-            }
-            if self.software_breakpoint_at(pc, armed, environment.memory) {
-                return StopReason::SoftwareBreakpoint;
-            }
-            if !order
-                .range
-                .as_ref()
-                .is_some_and(|range| range.contains(&pc))
-            {
-                return StopReason::Step;
-            }
-            hardware = armed.hardware;
+            begun = match self.begin(order.mask, armed, false, environment) {
+                Ok(begun) => begun,
+                Err(reason) => return RunEnd::Stopped(reason),
+            };
         }
     }
 
-    /// Runs one instruction. `before` is [`RegisterGroups::EXPEDITED`].
-    fn step<E: ExitHandler, M: GuestMemory>(
+    /// Why a step that is done ends the order, if it does.
+    fn after_step<E: ExitHandler, M: GuestMemory>(
+        &mut self,
+        order: &StepOrder,
+        armed: &Armed,
+        environment: &Environment<'_, E, M>,
+    ) -> Result<Option<StopReason>, StopReason> {
+        let file = self.expedited_now()?;
+        let pc = file.linear_pc();
+        // KVM reports a step onto an armed breakpoint as a plain step.
+        if armed
+            .hardware
+            .iter()
+            .flatten()
+            .any(|breakpoint| executes_at(breakpoint, pc))
+        {
+            return Ok(Some(StopReason::HardwareBreakpoint));
+        }
+        if self.software_breakpoint_at(pc, armed, environment.memory) {
+            return Ok(Some(StopReason::SoftwareBreakpoint));
+        }
+        let goes_on = order
+            .range
+            .as_ref()
+            .is_some_and(|range| range.contains(&pc));
+        Ok((!goes_on).then_some(StopReason::Step))
+    }
+
+    fn expedited_now(&mut self) -> Result<RegisterFile, StopReason> {
+        let mut file = RegisterFile::default();
+        self.read_registers(RegisterGroups::EXPEDITED, &mut file)
+            .map_err(|error| StopReason::InternalError(error.to_string()))?;
+        Ok(file)
+    }
+
+    /// Plans and arms the step of the instruction at the PC. The `first` of an order is stepped
+    /// off a breakpoint, which is no hit of it.
+    fn begin<E: ExitHandler, M: GuestMemory>(
         &mut self,
         mask: bool,
         armed: &Armed,
-        hardware: [Option<HwBreakpoint>; 4],
-        before: RegisterFile,
+        first: bool,
         environment: &Environment<'_, E, M>,
-    ) -> StopReason {
+    ) -> Result<Begun, StopReason> {
+        let before = self.expedited_now()?;
+        let pc = before.linear_pc();
+        let stays = |breakpoint: &HwBreakpoint| !(first && executes_at(breakpoint, pc));
+        let hardware = armed.hardware.map(|slot| slot.filter(stays));
         let plan = StepPlan::new(&before, environment.memory);
-        if let Err(error) = self.intend_step(mask, armed, hardware) {
-            return error.stop();
-        }
+        self.intend_step(mask, armed, hardware)
+            .and_then(|()| self.arm_step())
+            .map_err(|error| error.stop())?;
+        Ok(Begun { plan, before })
+    }
+
+    /// Runs the instruction to its end.
+    fn finish<E: ExitHandler, M: GuestMemory>(
+        &mut self,
+        begun: &Begun,
+        armed: &Armed,
+        environment: &Environment<'_, E, M>,
+    ) -> End {
         for _ in 0..MAX_ATTEMPTS {
-            if let Err(error) = self.intend_rearm().and_then(|()| self.arm()) {
-                return error.stop();
-            }
             let mut entry = self.enter(environment);
+            while let Entry::Nothing = entry {
+                // A signal for somebody else. TF is as it was, here or in a handler's frame.
+                entry = self.enter(environment);
+            }
             if let Entry::Served = entry {
                 entry = self.complete(environment);
             } else if let Entry::Kicked = entry {
-                return StopReason::Interrupted;
+                if environment.on_stop == OnStop::Yield {
+                    return End::Yielded;
+                }
+                // In the middle of it, in a handler that the instruction called: what KVM left
+                // there of TF is mended now, since nobody will come back to this step.
+                return match self.settle(begun, false, environment) {
+                    Ok(_) => End::Stopped(StopReason::Interrupted),
+                    Err(stop) => End::Stopped(stop),
+                };
             }
             let trapped = match entry {
-                Entry::Stop(reason) => return reason,
+                Entry::Stop(reason) => return End::Stopped(reason),
                 Entry::Debug(exit) => {
                     match self.classify(&exit, true, armed, environment.memory) {
                         DebugExit::Hit(reason) => {
                             // A watchpoint traps after the access: what the step did is mended
                             // all the same.
-                            if let Err(stop) = self.settle(&plan, &before, true, environment) {
-                                return stop;
-                            }
-                            return reason;
+                            return match self.settle(begun, true, environment) {
+                                Ok(_) => End::Stopped(reason),
+                                Err(stop) => End::Stopped(stop),
+                            };
                         }
-                        DebugExit::Guest => continue,
+                        DebugExit::Guest => {
+                            if let Err(error) = self.arm_step() {
+                                return End::Stopped(error.stop());
+                            }
+                            continue;
+                        }
                         DebugExit::Trap => true,
                     }
                 }
                 // A userspace local APIC: HLT is the instruction's end.
                 Entry::Halted => true,
-                // No trap. A completed device access has moved RIP; a signal has not.
+                // No trap: a completed device access has moved RIP, or there is more to come.
                 Entry::Served | Entry::Kicked | Entry::Nothing => false,
             };
-            match self.settle(&plan, &before, trapped, environment) {
-                Ok(Progress::Done) => return StopReason::Step,
-                Ok(Progress::NotStarted) => {}
-                Err(stop) => return stop,
+            match self.settle(begun, trapped, environment) {
+                Ok(Progress::Done) => return End::Done,
+                Ok(Progress::NotStarted) => {
+                    if let Err(error) = self.arm_step() {
+                        return End::Stopped(error.stop());
+                    }
+                }
+                Err(stop) => return End::Stopped(stop),
             }
         }
         tracing::warn!(
-            vcpu = %self.id(), pc = format_args!("{:#x}", before.linear_pc()),
+            vcpu = %self.id(), pc = format_args!("{:#x}", begun.before.linear_pc()),
             "the instruction did not move RIP in {MAX_ATTEMPTS} attempts; reported as a step"
         );
-        StopReason::Step
+        End::Done
     }
 
     /// Mends what the step left, and tells whether it got anywhere.
     fn settle<E: ExitHandler, M: GuestMemory>(
         &mut self,
-        plan: &StepPlan,
-        before: &RegisterFile,
+        begun: &Begun,
         trapped: bool,
         environment: &Environment<'_, E, M>,
     ) -> Result<Progress, StopReason> {
-        let mut after = RegisterFile::default();
-        self.read_registers(RegisterGroups::EXPEDITED, &mut after)
-            .map_err(|error| StopReason::InternalError(error.to_string()))?;
+        let Begun { plan, before } = begun;
+        let mut after = self.expedited_now()?;
         if !trapped && after.core.rip == before.core.rip {
             return Ok(Progress::NotStarted);
         }
@@ -165,7 +232,7 @@ impl DebugVcpu {
     }
 }
 
-/// Whether the vCPU is about to execute the instruction that the breakpoint is for.
-fn executes_at(breakpoint: &HwBreakpoint, file: &RegisterFile) -> bool {
-    breakpoint.kind() == HwBreakpointKind::Execute && breakpoint.address() == file.linear_pc()
+/// Whether the breakpoint is for the instruction at `pc`.
+fn executes_at(breakpoint: &HwBreakpoint, pc: u64) -> bool {
+    breakpoint.kind() == HwBreakpointKind::Execute && breakpoint.address() == pc
 }

@@ -19,6 +19,7 @@ use super::exits::{ExitHandler, place, suberror_name};
 use super::registers::{
     RegistersError, core_from_kvm, read_registers, special_from_kvm, write_registers,
 };
+use super::step::Begun;
 use crate::address::GuestVirtAddr;
 use crate::host::{Armed, GuestMemory, StopReason, VcpuOrder, WatchAccess};
 use crate::x86_64::{RegisterFile, RegisterGroups, translate};
@@ -51,6 +52,27 @@ pub struct Environment<'a, E, M> {
     /// whose handler sets `kvm_run.immediate_exit` of that thread's vCPU. In this order no kick
     /// is lost: [`DebugVcpu::run`] clears `immediate_exit` *before* it looks here.
     pub stop: &'a AtomicBool,
+    /// What `stop` means.
+    pub on_stop: OnStop,
+}
+
+/// What a set [`Environment::stop`] means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStop {
+    /// The order is over: [`StopReason::Interrupted`].
+    Interrupt,
+    /// Only this thread's turn is over: [`RunEnd::Yielded`].
+    Yield,
+}
+
+/// What a run has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunEnd {
+    /// The vCPU has stopped.
+    Stopped(StopReason),
+    /// The order is not done: call [`DebugVcpu::run`] again with the same one, on any thread, and
+    /// do not touch the vCPU before.
+    Yielded,
 }
 
 /// One KVM vCPU under a debugger.
@@ -70,6 +92,8 @@ pub struct DebugVcpu {
     /// A device access was served and KVM has not completed the instruction yet: registers are
     /// not consistent (api.rst 5, "For KVM_EXIT_IO...").
     incomplete: bool,
+    /// The instruction under way, after a run that yielded.
+    pub(super) begun: Option<Begun>,
     /// The guest is over: why. Running it again answers the same.
     over: Option<StopReason>,
 }
@@ -115,6 +139,7 @@ impl DebugVcpu {
             guest_tf: None,
             cached: None,
             incomplete: false,
+            begun: None,
             over: None,
         }
     }
@@ -168,7 +193,7 @@ impl DebugVcpu {
     }
 
     /// Runs the vCPU on the calling thread until the order is done, `environment.stop` is set, or
-    /// the guest cannot go on. Answers why.
+    /// the guest cannot go on. Answers which.
     ///
     /// On return nothing is half done: a device access is completed, and the registers are what
     /// the guest will resume with.
@@ -177,21 +202,25 @@ impl DebugVcpu {
         order: &VcpuOrder,
         armed: &Armed,
         environment: &Environment<'_, E, M>,
-    ) -> StopReason {
+    ) -> RunEnd {
         if let Some(over) = &self.over {
-            return over.clone();
+            return RunEnd::Stopped(over.clone());
         }
-        let reason = match order {
-            VcpuOrder::Stay => StopReason::Interrupted,
-            VcpuOrder::Continue => self.run_free(armed, environment),
+        let end = match order {
+            VcpuOrder::Stay => RunEnd::Stopped(StopReason::Interrupted),
+            VcpuOrder::Continue => match self.run_free(armed, environment) {
+                StopReason::Interrupted if environment.on_stop == OnStop::Yield => RunEnd::Yielded,
+                reason => RunEnd::Stopped(reason),
+            },
             VcpuOrder::Step(order) => self.run_steps(order, armed, environment),
         };
         // An internal error is not the end: a debugger may move RIP past what KVM cannot do. After
         // a triple fault kvm_amd has reset the vCPU, and there is nothing to go on with.
-        if matches!(reason, StopReason::TripleFault(_) | StopReason::Exited(_)) {
+        if let RunEnd::Stopped(reason @ (StopReason::TripleFault(_) | StopReason::Exited(_))) = &end
+        {
             self.over = Some(reason.clone());
         }
-        reason
+        end
     }
 
     /// Leaves no trace of a debugger: nothing armed, nothing held by it, the guest's own TF
@@ -251,6 +280,7 @@ impl DebugVcpu {
         file: &RegisterFile,
     ) -> Result<(), RegistersError> {
         self.cached = None;
+        self.forget_armed_step();
         if groups.contains(RegisterGroups::CORE) && self.guest_tf.is_some() {
             // TF in KVM's copy is the single step's. The guest's own is kept here.
             let mut hidden = file.clone();
@@ -315,6 +345,7 @@ impl DebugVcpu {
             self.fd.clear_sync_valid_reg(SyncReg::Register);
             self.fd.clear_sync_valid_reg(SyncReg::SystemRegister);
         }
+        self.forget_armed_step();
         apply_pending(&mut self.control, &self.fd)?;
         if !self.stepping && self.guest_tf.take() == Some(true) {
             // KVM cleared it together with its own: `kvm_arch_vcpu_ioctl_set_guest_debug` reads
@@ -371,10 +402,24 @@ impl DebugVcpu {
         Ok(self.control.set_hardware(hardware)?)
     }
 
-    /// One step more is to be armed, also if nothing else changes: KVM captures the linear RIP at
-    /// each call, and an emulated instruction drops TF.
-    pub(super) fn intend_rearm(&mut self) -> Result<(), DebugError> {
-        Ok(self.control.step()?)
+    /// Registers that were to go in with the next `KVM_RUN` do not: somebody sets others.
+    fn forget_armed_step(&mut self) {
+        self.fd.clear_sync_dirty_reg(SyncReg::Register);
+    }
+
+    /// Arms one step more: an emulated instruction drops the TF of the one before.
+    ///
+    /// If the debug state is in force and the registers came with the last exit, they go back
+    /// with TF set, and `KVM_RUN` is the step's only ioctl. Otherwise `KVM_SET_GUEST_DEBUG` sets
+    /// TF where it finds RIP.
+    pub(super) fn arm_step(&mut self) -> Result<(), DebugError> {
+        if self.cached.is_some() && self.control.pending().is_none() {
+            self.fd.sync_regs_mut().regs.rflags |= RFLAGS_TF;
+            self.fd.set_sync_dirty_reg(SyncReg::Register);
+            return Ok(());
+        }
+        self.control.step()?;
+        self.arm()
     }
 
     /// The guest's own TF, as far as it is known.

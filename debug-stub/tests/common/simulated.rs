@@ -96,8 +96,9 @@ impl Shared {
 }
 
 impl RunControl for Simulated {
-    fn resume(&mut self, plan: ResumePlan) {
+    fn resume(&mut self, plan: ResumePlan) -> Option<Vec<Stop>> {
         self.start(plan);
+        None
     }
 
     fn interrupt(&mut self) {

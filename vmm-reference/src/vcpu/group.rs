@@ -2,20 +2,28 @@
 //!
 //! The group is either *stopped* (no vCPU runs, and registers may be read and written) or in a
 //! *round*: [`VcpuGroup::resume`] gives each vCPU its order, the first one to stop for a reason
-//! of its own kicks the others, and the last one to stop signals [`VcpuGroup::stopped_event`].
+//! of its own kicks the others, and the last one to stop signals [`VcpuGroup::stopped_fd`].
 //! That is one hand-over to a vCPU's thread, and one back.
+//!
+//! A series of steps does without even these: from the second step on, the thread that asks for a
+//! step of one vCPU runs it itself, for a bounded [turn](super::kick). Waking another thread costs
+//! more than the step. The first step after a free run stays with the vCPU's thread: before Linux
+//! 6.13 KVM waits for an RCU grace period when another thread than before runs a vCPU, and a
+//! conditional breakpoint (stop, step, go on) would pay for it twice.
 
-use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::{fmt, io};
 
-use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler};
+use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, OnStop, RunEnd};
+use debug_stub::x86_64::RegisterFile;
 use debug_stub::{Armed, GuestMemory, ResumePlan, Stop, StopReason, VcpuId, VcpuOrder};
 use thiserror::Error;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::kick::{self, Kickable, VcpuThread};
+use super::bell::{Bell, Waiting};
+use super::kick::{self, Kickable, Turn, VcpuThread};
 
 /// The vCPU threads could not be started.
 #[derive(Debug, Error)]
@@ -23,9 +31,9 @@ pub enum GroupError {
     /// The signal that kicks vCPUs is not to be had.
     #[error("the signal handler that stops vCPUs could not be installed")]
     Signal(#[source] vmm_sys_util::errno::Error),
-    /// No eventfd.
-    #[error("an eventfd could not be created")]
-    EventFd(#[source] io::Error),
+    /// No descriptor.
+    #[error("the vCPU threads' socket pairs could not be created")]
+    Bell(#[source] io::Error),
     /// No thread.
     #[error("the thread of {vcpu} could not be started")]
     Thread {
@@ -52,27 +60,25 @@ struct Slot {
     /// Held by the thread while the vCPU runs.
     vcpu: Mutex<DebugVcpu>,
     mail: Mutex<Mail>,
-    arrived: Condvar,
+    bell: Bell,
     stop: AtomicBool,
     thread: OnceLock<VcpuThread>,
+    /// The last order was a step.
+    stepped: AtomicBool,
 }
 
 impl Slot {
     fn post(&self, mail: Mail) {
         *lock(&self.mail) = mail;
-        self.arrived.notify_one();
+        self.bell.ring();
     }
 
     fn wait(&self) -> Mail {
-        let mut mail = lock(&self.mail);
         loop {
-            match std::mem::take(&mut *mail) {
-                Mail::Nothing => {
-                    mail = self
-                        .arrived
-                        .wait(mail)
-                        .unwrap_or_else(PoisonError::into_inner);
-                }
+            // Not in the match: its guard would be held while the bell is waited for.
+            let mail = std::mem::take(&mut *lock(&self.mail));
+            match mail {
+                Mail::Nothing => self.bell.wait(),
                 mail => return mail,
             }
         }
@@ -98,11 +104,23 @@ struct Round {
     untold: bool,
 }
 
-#[derive(Debug)]
+/// Runs a vCPU with the machine's devices and memory.
+type Run = dyn Fn(&mut DebugVcpu, &VcpuOrder, &Armed, &AtomicBool, OnStop) -> RunEnd + Send + Sync;
+
 struct Shared {
     slots: Vec<Slot>,
     round: Mutex<Round>,
-    stopped: EventFd,
+    stopped: Bell,
+    run: Box<Run>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("slots", &self.slots)
+            .field("round", &self.round)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Shared {
@@ -129,9 +147,7 @@ impl Shared {
     }
 
     fn signal(&self) {
-        if let Err(error) = self.stopped.write(1) {
-            tracing::error!(%error, "the stop of the vCPUs could not be signalled");
-        }
+        self.stopped.ring();
     }
 }
 
@@ -140,6 +156,8 @@ impl Shared {
 pub struct VcpuGroup {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Of the thread that asks for steps.
+    turn: Mutex<Option<Turn>>,
 }
 
 impl VcpuGroup {
@@ -147,43 +165,58 @@ impl VcpuGroup {
     ///
     /// # Errors
     /// If the host lacks a thread, a signal or a descriptor.
-    pub fn start<E, M>(
-        vcpus: Vec<DebugVcpu>,
-        exits: &Arc<E>,
-        memory: &M,
-    ) -> Result<Self, GroupError>
+    pub fn start<E, M>(vcpus: Vec<DebugVcpu>, exits: E, memory: M) -> Result<Self, GroupError>
     where
         E: ExitHandler + Send + Sync + 'static,
-        M: GuestMemory + Clone + Send + 'static,
+        M: GuestMemory + Send + Sync + 'static,
     {
         kick::install().map_err(GroupError::Signal)?;
-        let stopped = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(GroupError::EventFd)?;
+        let stopped = Bell::new(Waiting::InALoop).map_err(GroupError::Bell)?;
         let ids: Vec<VcpuId> = vcpus.iter().map(DebugVcpu::id).collect();
         let slots = vcpus
             .into_iter()
-            .map(|vcpu| Slot {
-                vcpu: Mutex::new(vcpu),
-                mail: Mutex::default(),
-                arrived: Condvar::new(),
-                stop: AtomicBool::new(false),
-                thread: OnceLock::new(),
+            .map(|vcpu| {
+                Ok(Slot {
+                    vcpu: Mutex::new(vcpu),
+                    mail: Mutex::default(),
+                    bell: Bell::new(Waiting::Here)?,
+                    stop: AtomicBool::new(false),
+                    thread: OnceLock::new(),
+                    stepped: AtomicBool::new(false),
+                })
             })
-            .collect();
+            .collect::<io::Result<_>>()
+            .map_err(GroupError::Bell)?;
+        let run = move |vcpu: &mut DebugVcpu,
+                        order: &VcpuOrder,
+                        armed: &Armed,
+                        stop: &AtomicBool,
+                        on_stop| {
+            let environment = Environment {
+                exits: &exits,
+                memory: &memory,
+                stop,
+                on_stop,
+            };
+            vcpu.run(order, armed, &environment)
+        };
         let shared = Arc::new(Shared {
             slots,
             round: Mutex::default(),
             stopped,
+            run: Box::new(run),
         });
         // Dropped on an early return, it ends the threads that have begun.
         let mut group = Self {
             shared: Arc::clone(&shared),
             threads: Vec::new(),
+            turn: Mutex::default(),
         };
         for id in ids {
-            let (shared, exits, memory) = (Arc::clone(&shared), Arc::clone(exits), memory.clone());
+            let shared = Arc::clone(&shared);
             let thread = thread::Builder::new()
                 .name(id.to_string())
-                .spawn(move || vcpu_thread(id, &shared, &*exits, &memory))
+                .spawn(move || vcpu_thread(id, &shared))
                 .map_err(|source| GroupError::Thread { vcpu: id, source })?;
             group.threads.push(thread);
         }
@@ -198,39 +231,87 @@ impl VcpuGroup {
 
     /// Begins a round. The group must be stopped; orders for vCPUs that do not exist are ignored,
     /// and vCPUs without an order stay.
-    pub fn resume(&self, plan: &ResumePlan) {
-        let orders = || {
-            self.shared
-                .slots
-                .iter()
-                .zip(&plan.vcpus)
-                .filter(|(_, order)| **order != VcpuOrder::Stay)
-        };
+    ///
+    /// Answers the stops if the round is over already; [`VcpuGroup::take_stops`] has none then.
+    pub fn resume(&self, plan: &ResumePlan) -> Option<Vec<Stop>> {
+        let orders: Vec<_> = self
+            .shared
+            .slots
+            .iter()
+            .zip(&plan.vcpus)
+            .enumerate()
+            .filter(|(_, (_, order))| **order != VcpuOrder::Stay)
+            .map(|(index, (slot, order))| (index, slot, order))
+            .collect();
+        if let [(index, slot, order)] = orders.as_slice() {
+            if let Some((reason, registers)) = self.step_here(slot, order, &plan.armed) {
+                let vcpu = u16::try_from(*index).map(VcpuId).unwrap_or_default();
+                let stop = Stop {
+                    vcpu,
+                    reason,
+                    registers,
+                };
+                return Some(vec![stop]);
+            }
+        }
         let mut round = lock(&self.shared.round);
         debug_assert_eq!(round.running, 0, "a round is under way");
+        if orders.is_empty() {
+            return Some(Vec::new());
+        }
         *round = Round {
-            running: orders().count(),
+            running: orders.len(),
             stops: Vec::new(),
             untold: false,
         };
-        if round.running == 0 {
-            round.untold = true;
-            self.shared.signal();
-            return;
-        }
         drop(round);
         // All flags before the first order: a vCPU that stops at once kicks the others.
         for slot in &self.shared.slots {
             slot.stop.store(false, Ordering::Release);
         }
-        for (slot, order) in orders() {
+        for (_, slot, order) in orders {
             slot.post(Mail::Run(order.clone(), Arc::clone(&plan.armed)));
+        }
+        None
+    }
+
+    /// Runs a step on the calling thread, if the one before was a step too and it is done within a
+    /// turn; otherwise the vCPU's own thread is to be given the same order.
+    fn step_here(
+        &self,
+        slot: &Slot,
+        order: &VcpuOrder,
+        armed: &Armed,
+    ) -> Option<(StopReason, Option<Box<RegisterFile>>)> {
+        let is_step = matches!(order, VcpuOrder::Step(_));
+        if !slot.stepped.swap(is_step, Ordering::Relaxed) || !is_step {
+            return None;
+        }
+        let mut turn = lock(&self.turn);
+        if !turn.as_ref().is_some_and(Turn::is_here) {
+            *turn = Turn::new()
+                .inspect_err(|error| tracing::debug!(%error, "no turns: each step is handed over"))
+                .ok();
+        }
+        let mut vcpu = lock(&slot.vcpu);
+        let run = vcpu.kvm_run();
+        let end = turn.as_mut()?.take(run, |over| {
+            (self.shared.run)(&mut vcpu, order, armed, over, OnStop::Yield)
+        });
+        match end {
+            Ok(RunEnd::Stopped(reason)) => Some((reason, vcpu.expedited())),
+            Ok(RunEnd::Yielded) => None,
+            Err(error) => {
+                tracing::debug!(%error, "no turn: the step is handed over");
+                None
+            }
         }
     }
 
     /// Lets all vCPUs run with nothing armed.
     pub fn resume_all(&self) {
-        self.resume(&ResumePlan {
+        // Nothing is over at once: there are vCPUs, and none is stepped.
+        let _ = self.resume(&ResumePlan {
             vcpus: vec![VcpuOrder::Continue; self.count()],
             ..ResumePlan::default()
         });
@@ -255,14 +336,14 @@ impl VcpuGroup {
 
     /// Becomes readable when a round is over.
     #[must_use]
-    pub fn stopped_event(&self) -> &EventFd {
-        &self.shared.stopped
+    pub fn stopped_fd(&self) -> RawFd {
+        self.shared.stopped.as_raw_fd()
     }
 
     /// The stops of the round that is over, once; `None` if no round has ended since.
     pub fn take_stops(&self) -> Option<Vec<Stop>> {
         // Only a wake-up: what counts is the round.
-        let _ = self.shared.stopped.read();
+        self.shared.stopped.wait();
         let mut round = lock(&self.shared.round);
         if !round.untold {
             return None;
@@ -318,7 +399,7 @@ impl Drop for ReportPanic<'_> {
     }
 }
 
-fn vcpu_thread<E: ExitHandler, M: GuestMemory>(id: VcpuId, shared: &Shared, exits: &E, memory: &M) {
+fn vcpu_thread(id: VcpuId, shared: &Shared) {
     let Some(slot) = shared.slots.get(id.index()) else {
         return;
     };
@@ -339,12 +420,12 @@ fn vcpu_thread<E: ExitHandler, M: GuestMemory>(id: VcpuId, shared: &Shared, exit
             let _ = vcpu.fd().kvmclock_ctrl();
         }
         resumed = true;
-        let environment = Environment {
-            exits,
-            memory,
-            stop: &slot.stop,
+        let end = (shared.run)(&mut vcpu, &order, &armed, &slot.stop, OnStop::Interrupt);
+        let reason = match end {
+            RunEnd::Stopped(reason) => reason,
+            // Not on a thread of its own.
+            RunEnd::Yielded => StopReason::Interrupted,
         };
-        let reason = vcpu.run(&order, &armed, &environment);
         let registers = vcpu.expedited();
         drop(vcpu);
         drop(report);

@@ -5,12 +5,25 @@
 //! it return at once; one that arrives during it ends it with `EINTR`. The vCPU thread clears
 //! `immediate_exit` before it looks at the flag, so a kick is either seen in the flag or still
 //! set when `KVM_RUN` is called.
+//!
+//! A [`Turn`] uses the same handler to bound the time for which another thread than the vCPU's own
+//! runs it: there the signal is a timer's, and sets the flag itself.
 
 use std::cell::Cell;
+use std::io;
+use std::marker::PhantomData;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
 
 use kvm_bindings::kvm_run;
 use libc::{c_int, c_void, pthread_t, siginfo_t};
+use nix::sys::signal::{SigEvent, SigevNotify, Signal};
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::time::ClockId;
+use nix::unistd::gettid;
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -18,9 +31,16 @@ thread_local! {
     /// The run structure of the vCPU that this thread runs. Constant-initialised and without a
     /// destructor: a signal handler may touch it.
     static RUN: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
+    /// The flag that says that this thread's turn is over; null for a vCPU's own thread.
+    static OVER: Cell<*const AtomicBool> = const { Cell::new(ptr::null()) };
 }
 
 extern "C" fn leave_guest(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+    let over = OVER.get();
+    if !over.is_null() {
+        // SAFETY: not null, so a `Kickable` of this thread lives that borrows the flag.
+        unsafe { &*over }.store(true, Ordering::Release);
+    }
     let run = RUN.get();
     if !run.is_null() {
         // SAFETY: `run` is not null, so a `Kickable` of this thread lives, and with it the
@@ -33,24 +53,98 @@ extern "C" fn leave_guest(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
 
 /// Installs the handler for the whole process. Idempotent.
 pub(super) fn install() -> Result<(), errno::Error> {
-    register_signal_handler(SIGRTMIN(), leave_guest)
+    register_signal_handler(SIGRTMIN(), leave_guest)?;
+    register_signal_handler(TURN_OVER as c_int, leave_guest)
 }
 
 /// While it lives, the calling thread's vCPU can be kicked.
 #[derive(Debug)]
-pub(super) struct Kickable(());
+pub(super) struct Kickable<'a>(PhantomData<&'a AtomicBool>);
 
-impl Kickable {
-    /// `run` must stay mapped while the answer lives: the caller holds the vCPU.
+impl<'a> Kickable<'a> {
+    /// For the vCPU's own thread. `run` must stay mapped while the answer lives: the caller holds
+    /// the vCPU.
     pub(super) fn enter(run: *mut kvm_run) -> Self {
         RUN.set(run);
-        Self(())
+        Self(PhantomData)
+    }
+
+    /// For another thread, for as long as its turn lasts: the signal sets `over`.
+    fn for_a_turn(run: *mut kvm_run, over: &'a AtomicBool) -> Self {
+        OVER.set(over);
+        Self::enter(run)
     }
 }
 
-impl Drop for Kickable {
+impl Drop for Kickable<'_> {
     fn drop(&mut self) {
         RUN.set(ptr::null_mut());
+        OVER.set(ptr::null());
+    }
+}
+
+/// The signal of the timer. The kernel sends it to the thread whose turn it is.
+const TURN_OVER: Signal = Signal::SIGALRM;
+/// How long a turn is. A step takes some microseconds; one that takes longer is in a handler of
+/// the guest's, or waits for an interrupt.
+const TURN: Duration = Duration::from_millis(2);
+
+/// The calling thread may run a vCPU that is not its own, for a bounded time.
+#[derive(Debug)]
+pub(super) struct Turn {
+    timer: Timer,
+    /// It is this thread's timer.
+    thread: ThreadId,
+}
+
+impl Turn {
+    /// For the calling thread.
+    pub(super) fn new() -> io::Result<Self> {
+        let to_this_thread = SigEvent::new(SigevNotify::SigevThreadId {
+            signal: TURN_OVER,
+            thread_id: gettid().as_raw(),
+            si_value: 0,
+        });
+        let timer = Timer::new(ClockId::CLOCK_MONOTONIC, to_this_thread)?;
+        Ok(Self {
+            timer,
+            thread: thread::current().id(),
+        })
+    }
+
+    /// Whether it is the calling thread's.
+    pub(super) fn is_here(&self) -> bool {
+        self.thread == thread::current().id()
+    }
+
+    /// Calls `act` with a flag that is set, and the vCPU of `run` kicked, once the time is up.
+    /// `run` must stay mapped meanwhile: the caller holds the vCPU.
+    ///
+    /// # Errors
+    /// If the timer cannot be armed; `act` has not been called.
+    pub(super) fn take<T>(
+        &mut self,
+        run: *mut kvm_run,
+        act: impl FnOnce(&AtomicBool) -> T,
+    ) -> io::Result<T> {
+        let over = AtomicBool::new(false);
+        let kickable = Kickable::for_a_turn(run, &over);
+        self.timer.set(
+            Expiration::OneShot(TimeSpec::from_duration(TURN)),
+            TimerSetTimeFlags::empty(),
+        )?;
+        let result = act(&over);
+        // A signal that is under way arrives before this call returns.
+        let disarmed = self.timer.set(
+            Expiration::OneShot(TimeSpec::from_duration(Duration::ZERO)),
+            TimerSetTimeFlags::empty(),
+        );
+        if let Err(error) = disarmed {
+            // Then it rings once, for nobody.
+            tracing::error!(%error, "the timer of a turn cannot be disarmed");
+        }
+        drop(kickable);
+        Ok(result)
     }
 }
 

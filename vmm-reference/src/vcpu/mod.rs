@@ -1,5 +1,6 @@
 //! One thread per vCPU, and the group of them that starts and stops as one.
 
+mod bell;
 mod exits;
 mod group;
 mod kick;
