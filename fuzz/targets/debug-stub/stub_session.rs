@@ -22,7 +22,7 @@ mod machine;
 use std::sync::OnceLock;
 
 use debug_stub::{
-    Action, Focus, GuestPhysAddr, GuestState, ResumePlan, Session, SessionConfig, Stop, StopReason,
+    Action, GuestPhysAddr, GuestState, ResumePlan, Session, SessionConfig, Stop, StopReason,
     VcpuOrder, WatchAccess,
 };
 use libfuzzer_sys::fuzz_target;
@@ -278,12 +278,10 @@ impl Vmm {
             plan.vcpus.iter().any(|order| *order != VcpuOrder::Stay),
             "nothing is to run"
         );
-        let mut steps = false;
         for (index, order) in plan.vcpus.iter().enumerate() {
             let VcpuOrder::Step(step) = order else {
                 continue;
             };
-            steps = true;
             assert!(!step.mask || self.plan.has(Capability::MaskHwintr));
             assert!(step.range.as_ref().is_none_or(|range| !range.is_empty()));
             let pc = machine.physical_pc(index);
@@ -292,7 +290,6 @@ impl Vmm {
                 "a step begins on an INT3"
             );
         }
-        assert_eq!(plan.focus == Focus::Stepping, steps);
         for breakpoint in plan.armed.hardware.iter().flatten() {
             let watches = breakpoint.kind() != HwBreakpointKind::Execute;
             assert!(!watches || self.plan.has(Capability::Watchpoint));
