@@ -107,25 +107,12 @@ pub struct ResumePlan {
     pub vcpus: Vec<VcpuOrder>,
     /// What is armed meanwhile, on every vCPU that runs.
     pub armed: Arc<Armed>,
-    /// Which vCPUs the debugger steps or stays on: these keep `mask_hwintr` (see
-    /// [`StepOrder::mask`]) until they are continued.
-    pub focus: Focus,
-}
-
-/// Whether the plan lets the whole guest go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Focus {
-    /// Some vCPU is stepped: a vCPU that stays keeps its hold on `mask_hwintr`.
-    #[default]
-    Stepping,
-    /// A continue: holds that stepping took are lifted on the vCPUs that run.
-    Continuing,
 }
 
 /// What one vCPU does until the next stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum VcpuOrder {
-    /// It stays as it is, frozen.
+    /// It stays as it is, frozen; so does a hold on `mask_hwintr` that a step of it took.
     #[default]
     Stay,
     /// It runs until something stops it; `mask_hwintr` is lifted.

@@ -58,7 +58,7 @@ pub mod x86_64;
 pub use address::{GuestPhysAddr, GuestVirtAddr};
 pub use config::SessionConfig;
 pub use host::{
-    Action, Armed, Focus, GuestMemory, Host, Interrupts, ResumePlan, StepOrder, Stop, StopReason,
+    Action, Armed, GuestMemory, Host, Interrupts, ResumePlan, StepOrder, Stop, StopReason,
     VcpuOrder, WatchAccess,
 };
 pub use session::{GuestState, Session};

@@ -12,8 +12,7 @@ mod common;
 use common::machine::{ALIAS, ALIASED, ENTRY, Machine, RAM, code, plan};
 use common::{Rig, console, frame, hex, unframe};
 use debug_stub::{
-    Focus, GuestState, Session, SessionConfig, StepOrder, Stop, StopReason, VcpuId, VcpuOrder,
-    WatchAccess,
+    GuestState, Session, SessionConfig, StepOrder, Stop, StopReason, VcpuId, VcpuOrder, WatchAccess,
 };
 use vcpu_caps::Capability;
 
@@ -534,7 +533,6 @@ mod stepping {
         assert_eq!(rig.ask("?"), reply);
         let plan = rig.last_plan();
         assert_eq!(plan.vcpus, [VcpuOrder::Stay, step(true)]);
-        assert_eq!(plan.focus, Focus::Stepping);
     }
 
     #[test]
@@ -602,7 +600,6 @@ mod stepping {
             rig.last_plan().vcpus,
             [VcpuOrder::Continue, VcpuOrder::Continue]
         );
-        assert_eq!(rig.last_plan().focus, Focus::Continuing);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 #![allow(
     missing_docs,
     clippy::unwrap_used,
+    clippy::panic,
     clippy::expect_used,
     reason = "a bench stops where something is missing"
 )]

@@ -1,7 +1,7 @@
 //! The machine as a debugger's session sees it.
 
 use std::os::fd::RawFd;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use debug_stub::kvm::{DebugVcpu, RegistersError, VmMemory};
 use debug_stub::server::RunControl;
@@ -20,9 +20,9 @@ use crate::vcpu::VcpuGroup;
 /// The machine's vCPUs and memory, for a session or for nobody.
 #[derive(Debug)]
 pub struct MachineHost {
-    group: Arc<VcpuGroup>,
+    group: Rc<VcpuGroup>,
     memory: VmMemory<GuestRam>,
-    irqchip: Arc<KernelIrqchip<VmFd>>,
+    irqchip: KernelIrqchip<VmFd>,
     exit: ExitEvent,
     /// A session waits for the vCPUs to stop, and will tell its client why.
     attended: bool,
@@ -44,9 +44,9 @@ impl MachineHost {
     /// waits for go to `exit`.
     #[must_use]
     pub fn new(
-        group: Arc<VcpuGroup>,
+        group: Rc<VcpuGroup>,
         memory: GuestRam,
-        irqchip: Arc<KernelIrqchip<VmFd>>,
+        irqchip: KernelIrqchip<VmFd>,
         exit: ExitEvent,
     ) -> Self {
         Self {

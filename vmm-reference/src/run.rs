@@ -84,7 +84,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
 #[derive(Debug)]
 pub struct Vmm {
     events: EventLoop,
-    group: Arc<VcpuGroup>,
+    group: Rc<VcpuGroup>,
     host: MachineHost,
     plan: Plan,
     listener: Option<Listener>,
@@ -105,19 +105,14 @@ impl Vmm {
             source,
         })?;
         events.add(Box::new(signals));
-        let group = Arc::new(start_vcpus(
+        let group = Rc::new(start_vcpus(
             &machine.devices,
             machine.vcpus,
             &exit,
             &machine.memory,
             &plan,
         )?);
-        let host = MachineHost::new(
-            Arc::clone(&group),
-            machine.memory,
-            Arc::new(machine.irqchip),
-            exit,
-        );
+        let host = MachineHost::new(Rc::clone(&group), machine.memory, machine.irqchip, exit);
         Ok(Self {
             events,
             group,

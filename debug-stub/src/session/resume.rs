@@ -9,7 +9,7 @@ use vcpu_caps::VcpuId;
 
 use crate::address::GuestPhysAddr;
 use crate::guest::{Orders, errno, refused, tid};
-use crate::host::{Action, Armed, Focus, Host, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder};
+use crate::host::{Action, Armed, Host, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder};
 use crate::request::{Run, RunAction, ThreadId};
 use crate::x86_64::{RegisterGroups, translate};
 
@@ -114,12 +114,6 @@ impl<H: Host> Session<H> {
                 None => VcpuOrder::Continue,
             });
         }
-        let is_step = |order: &VcpuOrder| matches!(order, VcpuOrder::Step(_));
-        let focus = if vcpus.iter().any(is_step) {
-            Focus::Stepping
-        } else {
-            Focus::Continuing
-        };
         let mut armed = self.guest.breakpoints.armed();
         let mut lifted = Vec::new();
         if let Some((vcpu, address)) = self.step_from_breakpoint(&vcpus)? {
@@ -137,11 +131,7 @@ impl<H: Host> Session<H> {
             armed = Arc::new(without);
             lifted.push(address);
         }
-        let plan = ResumePlan {
-            vcpus,
-            armed,
-            focus,
-        };
+        let plan = ResumePlan { vcpus, armed };
         Ok((plan, lifted))
     }
 

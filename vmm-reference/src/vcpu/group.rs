@@ -11,6 +11,7 @@
 //! 6.13 KVM waits for an RCU grace period when another thread than before runs a vCPU, and a
 //! conditional breakpoint (stop, step, go on) would pay for it twice.
 
+use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -151,13 +152,14 @@ impl Shared {
     }
 }
 
-/// All vCPUs of a guest, each with its thread. Dropping it ends them.
+/// All vCPUs of a guest, each with its thread; for one thread that controls them. Dropping it ends
+/// them.
 #[derive(Debug)]
 pub struct VcpuGroup {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// Of the thread that asks for steps.
-    turn: Mutex<Option<Turn>>,
+    /// Of the thread that asks for steps: made at the first one.
+    turn: RefCell<Option<Turn>>,
 }
 
 impl VcpuGroup {
@@ -210,7 +212,7 @@ impl VcpuGroup {
         let mut group = Self {
             shared: Arc::clone(&shared),
             threads: Vec::new(),
-            turn: Mutex::default(),
+            turn: RefCell::default(),
         };
         for id in ids {
             let shared = Arc::clone(&shared);
@@ -287,8 +289,8 @@ impl VcpuGroup {
         if !slot.stepped.swap(is_step, Ordering::Relaxed) || !is_step {
             return None;
         }
-        let mut turn = lock(&self.turn);
-        if !turn.as_ref().is_some_and(Turn::is_here) {
+        let mut turn = self.turn.borrow_mut();
+        if turn.is_none() {
             *turn = Turn::new()
                 .inspect_err(|error| tracing::debug!(%error, "no turns: each step is handed over"))
                 .ok();

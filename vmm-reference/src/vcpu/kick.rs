@@ -14,7 +14,6 @@ use std::io;
 use std::marker::PhantomData;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use kvm_bindings::kvm_run;
@@ -92,9 +91,8 @@ const TURN: Duration = Duration::from_millis(2);
 /// The calling thread may run a vCPU that is not its own, for a bounded time.
 #[derive(Debug)]
 pub(super) struct Turn {
+    /// Not `Send`, and so neither is this: it signals the thread that made it.
     timer: Timer,
-    /// It is this thread's timer.
-    thread: ThreadId,
 }
 
 impl Turn {
@@ -106,15 +104,7 @@ impl Turn {
             si_value: 0,
         });
         let timer = Timer::new(ClockId::CLOCK_MONOTONIC, to_this_thread)?;
-        Ok(Self {
-            timer,
-            thread: thread::current().id(),
-        })
-    }
-
-    /// Whether it is the calling thread's.
-    pub(super) fn is_here(&self) -> bool {
-        self.thread == thread::current().id()
+        Ok(Self { timer })
     }
 
     /// Calls `act` with a flag that is set, and the vCPU of `run` kicked, once the time is up.
