@@ -197,6 +197,7 @@ impl Guest {
         register_signal_handler(SIGRTMIN(), ignore).unwrap();
         let (stop, devices, memory, vcpu) =
             (&self.stop, &self.devices, &self.memory, &mut self.vcpu);
+        // SAFETY: has no precondition.
         let runner = Runner(unsafe { libc::pthread_self() });
         let (done, watch) = mpsc::channel::<()>();
         thread::scope(|scope| {
