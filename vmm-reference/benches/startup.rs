@@ -81,7 +81,7 @@ fn ours(kernel: &Path, gdb: Option<&Path>) -> Command {
 fn qemu(kernel: &Path) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args(["-machine", "microvm", "-accel", "kvm", "-cpu", "host"])
+        .args(["-machine", "microvm", "-accel", "kvm"])
         .args(["-m", "128", "-nodefaults", "-no-user-config", "-nographic"])
         .args(["-serial", "stdio", "-kernel"])
         .arg(kernel);
