@@ -4,14 +4,17 @@
 //! `KVM_SET_GUEST_DEBUG` on it. It needs a thread to run on and a way to be kicked, both the
 //! VMM's: see [`DebugVcpu::run`].
 
+mod debug_exit;
 mod exits;
 mod fxsave;
 mod memory;
 mod registers;
+mod run;
 mod step;
 mod vcpu;
 
 pub use exits::ExitHandler;
 pub use memory::VmMemory;
 pub use registers::{RegistersError, read_registers, write_registers};
-pub use vcpu::{DEBUGGER, DebugError, DebugVcpu, Environment, OnStop, RunEnd};
+pub use run::{Environment, OnStop, RunEnd};
+pub use vcpu::{DEBUGGER, DebugError, DebugVcpu};

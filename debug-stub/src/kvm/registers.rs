@@ -141,95 +141,32 @@ fn write_msr(vcpu: &VcpuFd, msr: u32, data: u64) -> Result<(), RegistersError> {
     Ok(())
 }
 
+/// One struct's fields in another, by name. Both are named in full: a field that is left out, in
+/// either, does not compile.
+macro_rules! same_names {
+    ($value:expr, $from:ident, $to:ident: $($field:ident)*) => {{
+        let $from { $($field),* } = $value;
+        $to { $($field),* }
+    }};
+}
+
+macro_rules! same_core_registers {
+    ($value:expr, $from:ident, $to:ident) => {
+        same_names!($value, $from, $to:
+            rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags)
+    };
+}
+
 /// General-purpose registers from `struct kvm_regs`.
 #[must_use]
 pub(super) fn core_from_kvm(regs: &kvm_regs) -> CoreRegisters {
-    // Destructured, so that a register which is left out does not compile.
-    let kvm_regs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-    } = *regs;
-    CoreRegisters {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rbp,
-        rsp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-    }
+    same_core_registers!(*regs, kvm_regs, CoreRegisters)
 }
 
 /// `struct kvm_regs` from general-purpose registers.
 #[must_use]
 pub(super) fn core_to_kvm(core: &CoreRegisters) -> kvm_regs {
-    let CoreRegisters {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rbp,
-        rsp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-    } = *core;
-    kvm_regs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-    }
+    same_core_registers!(*core, CoreRegisters, kvm_regs)
 }
 
 fn segment_from_kvm(segment: &kvm_segment) -> Segment {

@@ -12,8 +12,10 @@
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
+use super::debug_exit::{DR6_BS, DebugExit};
 use super::exits::ExitHandler;
-use super::vcpu::{DR6_BS, DebugExit, DebugVcpu, Entry, Environment, OnStop, RunEnd};
+use super::run::{Entry, Environment, OnStop, RunEnd};
+use super::vcpu::DebugVcpu;
 use crate::host::{Armed, GuestMemory, StepOrder, StopReason};
 use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepPlan};
 

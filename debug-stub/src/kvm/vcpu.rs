@@ -1,129 +1,45 @@
 //! One KVM vCPU under a debugger.
 
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
-
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED,
-    KVM_MP_STATE_UNINITIALIZED, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
-    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debug_exit_arch,
+    KVM_MP_STATE_UNINITIALIZED,
 };
-use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use kvm_ioctls::{SyncReg, VcpuFd};
 use vcpu_caps::kvm::{SetGuestDebugError, apply_pending};
-use vcpu_caps::{
-    Capability, ControlError, HwBreakpoint, HwBreakpointKind, Inject, Owner, Plan, VcpuControl,
-    VcpuId,
-};
+use vcpu_caps::{Capability, ControlError, HwBreakpoint, Owner, Plan, VcpuControl, VcpuId};
 
-use super::exits::{ExitHandler, place, suberror_name};
-use super::registers::{
-    RegistersError, core_from_kvm, read_registers, special_from_kvm, write_registers,
-};
+use super::registers::{RegistersError, read_registers, write_registers};
 use super::step::Begun;
-use crate::address::GuestVirtAddr;
-use crate::host::{Armed, GuestMemory, StopReason, VcpuOrder, WatchAccess};
-use crate::x86_64::{RegisterFile, RegisterGroups, translate};
+use crate::host::{Armed, StopReason};
+use crate::x86_64::{RegisterFile, RegisterGroups};
 
 /// RFLAGS.TF (SDM 1 3.4.3.3).
 pub(super) const RFLAGS_TF: u64 = 1 << 8;
-/// DR6.B0-B3: which debug-address register hit (SDM 3B 19.2.3).
-const DR6_HITS: u64 = 0xf;
-/// DR6.BD: debug-register access under DR7.GD.
-const DR6_BD: u64 = 1 << 13;
-/// DR6.BS: single step.
-pub(super) const DR6_BS: u64 = 1 << 14;
-/// #DB's vector.
-const DEBUG_VECTOR: u32 = 1;
-/// #BP's vector.
-const BREAKPOINT_VECTOR: u32 = 3;
-
 /// The debugger, as an owner of holds on [`Capability::MaskHwintr`]. Others may hold it too: see
 /// [`DebugVcpu::control`].
 pub const DEBUGGER: Owner = Owner::new("debugger");
 
-/// What a vCPU runs in.
-#[derive(Debug)]
-pub struct Environment<'a, E, M> {
-    /// The VMM's devices.
-    pub exits: &'a E,
-    /// The guest's memory.
-    pub memory: &'a M,
-    /// Set (`Release`) by whoever wants the vCPU to stop, who then sends its thread a signal
-    /// whose handler sets `kvm_run.immediate_exit` of that thread's vCPU. In this order no kick
-    /// is lost: [`DebugVcpu::run`] clears `immediate_exit` *before* it looks here.
-    pub stop: &'a AtomicBool,
-    /// What `stop` means.
-    pub on_stop: OnStop,
-}
-
-/// What a set [`Environment::stop`] means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnStop {
-    /// The order is over: [`StopReason::Interrupted`].
-    Interrupt,
-    /// Only this thread's turn is over: [`RunEnd::Yielded`].
-    Yield,
-}
-
-/// What a run has come to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RunEnd {
-    /// The vCPU has stopped.
-    Stopped(StopReason),
-    /// The order is not done: call [`DebugVcpu::run`] again with the same one, on any thread, and
-    /// do not touch the vCPU before.
-    Yielded,
-}
-
 /// One KVM vCPU under a debugger.
 #[derive(Debug)]
 pub struct DebugVcpu {
-    id: VcpuId,
-    fd: VcpuFd,
-    control: VcpuControl,
+    pub(super) id: VcpuId,
+    pub(super) fd: VcpuFd,
+    pub(super) control: VcpuControl,
     /// Registers come through the run structure while stepping: a step costs two ioctls.
-    sync_regs: bool,
+    pub(super) sync_regs: bool,
     /// A step is under way, or was the last thing that was run.
-    stepping: bool,
+    pub(super) stepping: bool,
     /// The guest's own RFLAGS.TF, while KVM's single step hides it (`kvm_get_rflags` masks TF).
-    guest_tf: Option<bool>,
+    pub(super) guest_tf: Option<bool>,
     /// [`RegisterGroups::EXPEDITED`] as they are now, if known.
-    cached: Option<Box<RegisterFile>>,
+    pub(super) cached: Option<Box<RegisterFile>>,
     /// A device access was served and KVM has not completed the instruction yet: registers are
     /// not consistent (api.rst 5, "For KVM_EXIT_IO...").
-    incomplete: bool,
+    pub(super) incomplete: bool,
     /// The instruction under way, after a run that yielded.
     pub(super) begun: Option<Begun>,
     /// The guest is over: why. Running it again answers the same.
-    over: Option<StopReason>,
-}
-
-/// What one `KVM_RUN` came back with.
-#[derive(Debug)]
-pub(super) enum Entry {
-    /// A stop was asked for, and the registers are consistent.
-    Kicked,
-    /// A device access was served: KVM completes it on the next entry.
-    Served,
-    /// Nothing happened: a signal, or an AP that waits.
-    Nothing,
-    /// HLT left the guest: only with a userspace local APIC.
-    Halted,
-    /// `KVM_EXIT_DEBUG`.
-    Debug(kvm_debug_exit_arch),
-    /// The run is over.
-    Stop(StopReason),
-}
-
-/// Whose a `KVM_EXIT_DEBUG` is.
-#[derive(Debug)]
-pub(super) enum DebugExit {
-    /// The debugger's: a breakpoint or watchpoint.
-    Hit(StopReason),
-    /// The trap after a single step, and nothing else.
-    Trap,
-    /// The guest's own: it is given back on the next entry.
-    Guest,
+    pub(super) over: Option<StopReason>,
 }
 
 impl DebugVcpu {
@@ -190,37 +106,6 @@ impl DebugVcpu {
             KVM_MP_STATE_SIPI_RECEIVED => Some("starts"),
             _ => None,
         }
-    }
-
-    /// Runs the vCPU on the calling thread until the order is done, `environment.stop` is set, or
-    /// the guest cannot go on. Answers which.
-    ///
-    /// On return nothing is half done: a device access is completed, and the registers are what
-    /// the guest will resume with.
-    pub fn run<E: ExitHandler, M: GuestMemory>(
-        &mut self,
-        order: &VcpuOrder,
-        armed: &Armed,
-        environment: &Environment<'_, E, M>,
-    ) -> RunEnd {
-        if let Some(over) = &self.over {
-            return RunEnd::Stopped(over.clone());
-        }
-        let end = match order {
-            VcpuOrder::Stay => RunEnd::Stopped(StopReason::Interrupted),
-            VcpuOrder::Continue => match self.run_free(armed, environment) {
-                StopReason::Interrupted if environment.on_stop == OnStop::Yield => RunEnd::Yielded,
-                reason => RunEnd::Stopped(reason),
-            },
-            VcpuOrder::Step(order) => self.run_steps(order, armed, environment),
-        };
-        // An internal error is not the end: a debugger may move RIP past what KVM cannot do. After
-        // a triple fault kvm_amd has reset the vCPU, and there is nothing to go on with.
-        if let RunEnd::Stopped(reason @ (StopReason::TripleFault(_) | StopReason::Exited(_))) = &end
-        {
-            self.over = Some(reason.clone());
-        }
-        end
     }
 
     /// Leaves no trace of a debugger: nothing armed, nothing held by it, the guest's own TF
@@ -298,37 +183,6 @@ impl DebugVcpu {
         self.cached.clone()
     }
 
-    /// Runs until something stops the vCPU.
-    fn run_free<E: ExitHandler, M: GuestMemory>(
-        &mut self,
-        armed: &Armed,
-        environment: &Environment<'_, E, M>,
-    ) -> StopReason {
-        if let Err(error) = self.intend_free(armed).and_then(|()| self.arm()) {
-            return error.stop();
-        }
-        loop {
-            match self.enter(environment) {
-                Entry::Kicked => return StopReason::Interrupted,
-                Entry::Served | Entry::Nothing | Entry::Halted => {}
-                Entry::Stop(reason) => return reason,
-                Entry::Debug(exit) => {
-                    match self.classify(&exit, false, armed, environment.memory) {
-                        DebugExit::Hit(reason) => return reason,
-                        // Not asked for: KVM reports a trap only while a step is armed, or for the
-                        // guest's own TF, which `classify` tells apart.
-                        DebugExit::Trap => {}
-                        DebugExit::Guest => {
-                            if let Err(error) = self.arm() {
-                                return error.stop();
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-
     /// Puts in force what `self.control` has pending. What was written to registers must be
     /// written before: KVM captures the linear RIP here.
     pub(super) fn arm(&mut self) -> Result<(), DebugError> {
@@ -360,7 +214,7 @@ impl DebugVcpu {
     }
 
     /// Sets what [`DebugVcpu::arm`] will put in force for a free run.
-    fn intend_free(&mut self, armed: &Armed) -> Result<(), DebugError> {
+    pub(super) fn intend_free(&mut self, armed: &Armed) -> Result<(), DebugError> {
         if self.stepping {
             self.control.end_step()?;
             self.stepping = false;
@@ -428,304 +282,6 @@ impl DebugVcpu {
         if let Some(cached) = &mut self.cached {
             cached.core.rflags = (cached.core.rflags & !RFLAGS_TF) | if tf { RFLAGS_TF } else { 0 };
         }
-    }
-
-    /// One `KVM_RUN`, with what it asks for served.
-    pub(super) fn enter<E: ExitHandler, M: GuestMemory>(
-        &mut self,
-        environment: &Environment<'_, E, M>,
-    ) -> Entry {
-        self.fd.set_kvm_immediate_exit(0);
-        // The handler that sets immediate_exit runs on this thread: only the compiler could
-        // reorder the clearing with the look at `stop`.
-        compiler_fence(Ordering::SeqCst);
-        if environment.stop.load(Ordering::Acquire) {
-            return if self.incomplete {
-                self.complete(environment)
-            } else {
-                Entry::Kicked
-            };
-        }
-        self.run_once(environment)
-    }
-
-    /// Lets KVM complete a served device access without running the guest further.
-    ///
-    /// Answers [`Entry::Kicked`] once the registers are consistent, or [`Entry::Debug`] if the
-    /// completion was the end of a step.
-    pub(super) fn complete<E: ExitHandler, M: GuestMemory>(
-        &mut self,
-        environment: &Environment<'_, E, M>,
-    ) -> Entry {
-        loop {
-            self.fd.set_kvm_immediate_exit(1);
-            match self.run_once(environment) {
-                // An emulated REP INS/OUTS asks again for each chunk before it is done.
-                Entry::Served => {}
-                Entry::Nothing | Entry::Kicked => return Entry::Kicked,
-                other => return other,
-            }
-        }
-    }
-
-    fn run_once<E: ExitHandler, M: GuestMemory>(
-        &mut self,
-        environment: &Environment<'_, E, M>,
-    ) -> Entry {
-        self.cached = None;
-        self.incomplete = false;
-        let entry = match self.fd.run() {
-            Ok(VcpuExit::IoIn(..)) => self.serve_io(Direction::In, environment.exits),
-            Ok(VcpuExit::IoOut(..)) => self.serve_io(Direction::Out, environment.exits),
-            Ok(VcpuExit::MmioRead(address, data)) => {
-                environment.exits.mmio_read(address, data);
-                Entry::Served
-            }
-            Ok(VcpuExit::MmioWrite(address, data)) => {
-                environment.exits.mmio_write(address, data);
-                Entry::Served
-            }
-            Ok(VcpuExit::Debug(exit)) => Entry::Debug(exit),
-            Ok(VcpuExit::Hlt) => Entry::Halted,
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => Entry::Nothing,
-            Ok(VcpuExit::Shutdown) => Entry::Stop(StopReason::TripleFault(String::new())),
-            Ok(VcpuExit::InternalError) => Entry::Stop(StopReason::InternalError(String::new())),
-            Ok(VcpuExit::SystemEvent(event, _)) => Entry::Stop(system_event(event)),
-            Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                Entry::Stop(StopReason::InternalError(format!(
-                    "KVM_EXIT_FAIL_ENTRY: the processor refused to enter the guest \
-                     (reason {reason:#x}, host CPU {cpu})"
-                )))
-            }
-            Ok(other) => Entry::Stop(StopReason::InternalError(format!(
-                "KVM_RUN ended with an exit that this VMM does not serve: {other:?}"
-            ))),
-            // EAGAIN: an AP that has just accepted INIT or SIPI (`kvm_arch_vcpu_ioctl_run`).
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Entry::Nothing,
-            Err(error) => Entry::Stop(StopReason::InternalError(format!(
-                "KVM_RUN failed: {}",
-                io::Error::from(error)
-            ))),
-        };
-        if self.sync_regs && self.stepping {
-            self.cache_synced();
-        }
-        match entry {
-            Entry::Served => {
-                self.incomplete = true;
-                match environment.exits.exited() {
-                    Some(status) => Entry::Stop(StopReason::Exited(status)),
-                    None => Entry::Served,
-                }
-            }
-            Entry::Stop(reason) => Entry::Stop(self.explain(reason, environment.memory)),
-            other => other,
-        }
-    }
-
-    /// Takes the registers that came with the exit.
-    fn cache_synced(&mut self) {
-        let synced = self.fd.sync_regs();
-        let mut file = Box::<RegisterFile>::default();
-        file.core = core_from_kvm(&synced.regs);
-        file.special = special_from_kvm(&synced.sregs);
-        if self.guest_tf == Some(true) {
-            file.core.rflags |= RFLAGS_TF;
-        }
-        self.cached = Some(file);
-    }
-
-    /// Serves the port access that the run structure describes, one element at a time: a REP
-    /// INS/OUTS brings several of them.
-    fn serve_io(&mut self, direction: Direction, exits: &impl ExitHandler) -> Entry {
-        let run = self.fd.get_kvm_run();
-        #[expect(
-            unsafe_code,
-            reason = "kvm-ioctls does not tell the size of one element"
-        )]
-        // SAFETY: `run` is this vCPU's mapped run structure, borrowed mutably through `self`, and
-        // `io` is the active member: KVM_EXIT_IO was just answered, the precondition of this
-        // function.
-        let io = unsafe { run.__bindgen_anon_1.io };
-        let size = usize::from(io.size);
-        let total = size.saturating_mul(io.count as usize);
-        let Ok(offset) = usize::try_from(io.data_offset) else {
-            return Entry::Stop(StopReason::InternalError(format!(
-                "KVM_EXIT_IO with its data at {:#x}, outside the run structure",
-                io.data_offset
-            )));
-        };
-        #[expect(unsafe_code, reason = "the data lies behind the run structure")]
-        // SAFETY: KVM places `size * count` bytes of data `data_offset` bytes into the mapping of
-        // KVM_GET_VCPU_MMAP_SIZE bytes (api.rst 5), which lives as long as `self.fd`.
-        let start = unsafe { core::ptr::from_mut(run).cast::<u8>().add(offset) };
-        #[expect(unsafe_code, reason = "as above")]
-        // SAFETY: as above; nothing else refers to these bytes while `self` is borrowed.
-        let data = unsafe { core::slice::from_raw_parts_mut(start, total) };
-        for element in data.chunks_exact_mut(size.max(1)) {
-            match direction {
-                Direction::In => exits.io_in(io.port, element),
-                Direction::Out => exits.io_out(io.port, element),
-            }
-        }
-        Entry::Served
-    }
-
-    /// Adds to a fatal stop what is known of it, and of where the vCPU is.
-    fn explain(&mut self, reason: StopReason, memory: &impl GuestMemory) -> StopReason {
-        let mut file = RegisterFile::default();
-        let place = match self.read_registers(RegisterGroups::EXPEDITED, &mut file) {
-            Ok(()) => place(&file, memory),
-            Err(error) => format!("at an unknown place: {error}"),
-        };
-        let id = self.id;
-        match reason {
-            StopReason::TripleFault(_) => {
-                StopReason::TripleFault(format!("{id}: triple fault {place}"))
-            }
-            StopReason::InternalError(text) if text.is_empty() => {
-                let suberror = self.suberror();
-                StopReason::InternalError(format!(
-                    "{id}: KVM_EXIT_INTERNAL_ERROR suberror {suberror} ({}) {place}",
-                    suberror_name(suberror)
-                ))
-            }
-            StopReason::InternalError(text) => {
-                StopReason::InternalError(format!("{id}: {text} {place}"))
-            }
-            other => other,
-        }
-    }
-
-    /// `kvm_run.internal.suberror`, after a `KVM_EXIT_INTERNAL_ERROR`.
-    fn suberror(&mut self) -> u32 {
-        let run = self.fd.get_kvm_run();
-        #[expect(unsafe_code, reason = "kvm-ioctls does not tell the suberror")]
-        // SAFETY: `run` is this vCPU's mapped run structure, and every bit pattern of the
-        // member's integers is valid, whichever member of the union is active.
-        unsafe {
-            run.__bindgen_anon_1.internal.suberror
-        }
-    }
-
-    /// Whose a `KVM_EXIT_DEBUG` is. What is the guest's own is owed to it from here on.
-    pub(super) fn classify(
-        &mut self,
-        exit: &kvm_debug_exit_arch,
-        stepping: bool,
-        armed: &Armed,
-        memory: &impl GuestMemory,
-    ) -> DebugExit {
-        match exit.exception {
-            BREAKPOINT_VECTOR => {
-                if self.software_breakpoint_at(exit.pc, armed, memory) {
-                    return DebugExit::Hit(StopReason::SoftwareBreakpoint);
-                }
-                self.owe(Inject::Breakpoint);
-                DebugExit::Guest
-            }
-            DEBUG_VECTOR => {
-                let hits = exit.dr6 & DR6_HITS;
-                let hardware = self.control.intent().hardware;
-                for (slot, breakpoint) in hardware.iter().enumerate() {
-                    let Some(breakpoint) = breakpoint else {
-                        continue;
-                    };
-                    if hits & (1 << slot) == 0 {
-                        continue;
-                    }
-                    let reason = match breakpoint.kind() {
-                        // B bits may be set for conditions that are not enabled (SDM 3B 19.2.3).
-                        HwBreakpointKind::Execute if breakpoint.address() != exit.pc => continue,
-                        HwBreakpointKind::Execute => StopReason::HardwareBreakpoint,
-                        HwBreakpointKind::Write => StopReason::Watchpoint {
-                            address: breakpoint.address(),
-                            access: WatchAccess::Write,
-                        },
-                        HwBreakpointKind::ReadWrite => StopReason::Watchpoint {
-                            address: breakpoint.address(),
-                            access: WatchAccess::ReadWrite,
-                        },
-                    };
-                    return DebugExit::Hit(reason);
-                }
-                let own_registers = hardware.iter().all(Option::is_none);
-                let mut owed = exit.dr6 & DR6_BD;
-                if own_registers {
-                    // The guest's own DR0-DR3 were in force.
-                    owed |= hits;
-                }
-                if !stepping {
-                    // Nobody but the guest has set TF.
-                    owed |= exit.dr6 & DR6_BS;
-                }
-                if owed != 0 {
-                    self.owe_debug_exception(owed);
-                }
-                if stepping {
-                    DebugExit::Trap
-                } else {
-                    DebugExit::Guest
-                }
-            }
-            other => DebugExit::Hit(StopReason::InternalError(format!(
-                "{}: KVM_EXIT_DEBUG for exception {other}, which is neither #DB nor #BP",
-                self.id
-            ))),
-        }
-    }
-
-    /// Puts a #DB of the guest's own on the way back to it.
-    pub(super) fn owe_debug_exception(&mut self, dr6: u64) {
-        // KVM queues the exception without a payload: DR6 is ours to set.
-        if let Ok(mut registers) = self.fd.get_debug_regs() {
-            registers.dr6 |= dr6;
-            if let Err(error) = self.fd.set_debug_regs(&registers) {
-                tracing::warn!(vcpu = %self.id, %error, "KVM_SET_DEBUGREGS: the guest's DR6 lacks {dr6:#x}");
-            }
-        }
-        self.owe(Inject::Debug);
-    }
-
-    /// An exception of the guest's own goes back to it on the next entry.
-    fn owe(&mut self, exception: Inject) {
-        if let Err(error) = self.control.inject(exception) {
-            tracing::warn!(vcpu = %self.id, %error, "the guest misses an exception of its own");
-        }
-    }
-
-    /// Whether the debugger's INT3 is at this linear address.
-    pub(super) fn software_breakpoint_at(
-        &mut self,
-        pc: u64,
-        armed: &Armed,
-        memory: &impl GuestMemory,
-    ) -> bool {
-        if armed.software.is_empty() {
-            return false;
-        }
-        let mut file = RegisterFile::default();
-        self.read_registers(RegisterGroups::SPECIAL, &mut file)
-            .is_ok()
-            && translate(&file.special, memory, GuestVirtAddr(pc))
-                .is_ok_and(|at| armed.software.contains(&at.gpa))
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Direction {
-    In,
-    Out,
-}
-
-/// `KVM_EXIT_SYSTEM_EVENT` (api.rst 5): x86 KVM itself sends only crashes of Hyper-V guests.
-fn system_event(event: u32) -> StopReason {
-    match event {
-        KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET => StopReason::Exited(0),
-        KVM_SYSTEM_EVENT_CRASH => {
-            StopReason::InternalError("the guest reported that it crashed".to_owned())
-        }
-        other => StopReason::InternalError(format!("KVM_EXIT_SYSTEM_EVENT of type {other}")),
     }
 }
 
