@@ -152,7 +152,11 @@ impl Host for MachineHost {
                     .map(|vector| vector.get())
                     .collect(),
                 nmi_pending: seen.pending.nmis() != 0,
-                blocked: seen.to_string(),
+                blocked: seen
+                    .decision
+                    .blocked()
+                    .map(|blocked| blocked.why().to_string())
+                    .unwrap_or_default(),
             },
             Err(error) => {
                 tracing::warn!(vcpu = %id, %error, "the interrupts that wait cannot be read");

@@ -74,10 +74,11 @@ monitor mask status
         "steps hold mask_hwintr",
         "vcpu0: not masked",
         "steps hold mask_hwintr",
-        "vcpu0: masked, pending: 0x20",
+        "vcpu0: masked, pending: 0x20; blocked: masked by 1 hold\n",
         "steps hold mask_hwintr",
         "vcpu0: not masked",
     ]);
+    gdb.expect_not("may be injected");
     vmm.assert_rises("ticks");
 }
 
