@@ -154,7 +154,10 @@ impl Vmm {
 
 /// What the host can do for this run. A debugger's abilities are proven first; without one, the
 /// host's word does, and costs no time.
-pub(crate) fn plan(kvm: &Kvm, debugger: bool) -> Result<Plan, Error> {
+///
+/// # Errors
+/// If the host lacks something required, which the error names, or cannot be tried out.
+pub fn plan(kvm: &Kvm, debugger: bool) -> Result<Plan, Error> {
     let mut report = probe(kvm);
     let profile = if debugger {
         verify(kvm, &mut report)?;
