@@ -40,6 +40,11 @@ impl<'a> Choices<'a> {
         }
     }
 
+    /// The next byte as a distance, either way.
+    pub fn distance(&mut self) -> i64 {
+        i64::from(i8::from_ne_bytes([self.byte()]))
+    }
+
     /// The next bit 0.
     pub fn flag(&mut self) -> bool {
         self.byte() & 1 == 1

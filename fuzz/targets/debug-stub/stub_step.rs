@@ -123,17 +123,13 @@ fn bend(file: &mut RegisterFile, input: &mut Choices<'_>) {
     let bit = |index: u8| which >> index & 1 == 1;
     let core = &mut file.core;
     if bit(0) {
-        core.rsp = core
-            .rsp
-            .wrapping_add_signed(i64::from(input.byte().cast_signed()));
+        core.rsp = core.rsp.wrapping_add_signed(input.distance());
     }
     if bit(1) {
         core.rflags = input.quad() & 0x003f_7fd7 | 2;
     }
     if bit(2) {
-        core.rip = core
-            .rip
-            .wrapping_add_signed(i64::from(input.byte().cast_signed()));
+        core.rip = core.rip.wrapping_add_signed(input.distance());
     }
     if bit(3) {
         (core.rcx, core.r11) = (input.quad(), input.quad());

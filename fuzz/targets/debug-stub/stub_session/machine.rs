@@ -123,7 +123,7 @@ impl Machine {
         match bytes {
             [0x90, _] => core.rip = core.rip.wrapping_add(1),
             [0xeb, distance] => {
-                let distance = i64::from(distance.cast_signed());
+                let distance = i64::from(i8::from_ne_bytes([distance]));
                 core.rip = core.rip.wrapping_add(2).wrapping_add_signed(distance);
             }
             // INC AL
