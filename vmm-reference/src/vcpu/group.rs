@@ -9,9 +9,11 @@
 //! step of one vCPU runs it itself, for a bounded [turn](super::kick). Waking another thread costs
 //! more than the step. The first step after a free run stays with the vCPU's thread: before Linux
 //! 6.13 KVM waits for an RCU grace period when another thread than before runs a vCPU, and a
-//! conditional breakpoint (stop, step, go on) would pay for it twice.
+//! conditional breakpoint (stop, step, go on) would pay for it twice. There the period is longer
+//! than a turn too, so that each turn would be lost to it: after a lost turn the vCPU's thread
+//! keeps the steps to come, twice as many each time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -152,6 +154,31 @@ impl Shared {
     }
 }
 
+/// Turns that ended before the step did, in a row, and what follows from it.
+#[derive(Clone, Copy, Debug, Default)]
+struct LostTurns {
+    in_a_row: u32,
+    /// How many steps the vCPU's thread keeps.
+    kept: u32,
+}
+
+impl LostTurns {
+    /// Doubling up to here: then a machine that has become faster is noticed within seconds.
+    const MOST: u32 = 16;
+
+    /// Whether to try a turn for the next step.
+    fn next_step(&mut self) -> bool {
+        let try_it = self.kept == 0;
+        self.kept = self.kept.saturating_sub(1);
+        try_it
+    }
+
+    fn lose(&mut self) {
+        self.in_a_row = (self.in_a_row + 1).min(Self::MOST);
+        self.kept = 1 << self.in_a_row;
+    }
+}
+
 /// All vCPUs of a guest, each with its thread; for one thread that controls them. Dropping it ends
 /// them.
 #[derive(Debug)]
@@ -160,6 +187,7 @@ pub struct VcpuGroup {
     threads: Vec<JoinHandle<()>>,
     /// Of the thread that asks for steps: made at the first one.
     turn: RefCell<Option<Turn>>,
+    lost: Cell<LostTurns>,
 }
 
 impl VcpuGroup {
@@ -213,6 +241,7 @@ impl VcpuGroup {
             shared: Arc::clone(&shared),
             threads: Vec::new(),
             turn: RefCell::default(),
+            lost: Cell::default(),
         };
         for id in ids {
             let shared = Arc::clone(&shared);
@@ -289,6 +318,12 @@ impl VcpuGroup {
         if !slot.stepped.swap(is_step, Ordering::Relaxed) || !is_step {
             return None;
         }
+        let mut lost = self.lost.get();
+        let worth_a_turn = lost.next_step();
+        self.lost.set(lost);
+        if !worth_a_turn {
+            return None;
+        }
         let mut turn = self.turn.borrow_mut();
         if turn.is_none() {
             *turn = Turn::new()
@@ -301,8 +336,15 @@ impl VcpuGroup {
             (self.shared.run)(&mut vcpu, order, armed, over, OnStop::Yield)
         });
         match end {
-            Ok(RunEnd::Stopped(reason)) => Some((reason, vcpu.expedited())),
-            Ok(RunEnd::Yielded) => None,
+            Ok(RunEnd::Stopped(reason)) => {
+                self.lost.set(LostTurns::default());
+                Some((reason, vcpu.expedited()))
+            }
+            Ok(RunEnd::Yielded) => {
+                lost.lose();
+                self.lost.set(lost);
+                None
+            }
             Err(error) => {
                 tracing::debug!(%error, "no turn: the step is handed over");
                 None
@@ -442,4 +484,41 @@ fn vcpu_thread(id: VcpuId, shared: &Shared) {
 /// Locks, also after a panic elsewhere: what these mutexes guard is whole between statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::LostTurns;
+
+    fn tries(lost: &mut LostTurns, steps: u32, turn_is_enough: bool) -> u32 {
+        (0..steps)
+            .filter(|_| {
+                let tried = lost.next_step();
+                if tried && turn_is_enough {
+                    *lost = LostTurns::default();
+                } else if tried {
+                    lost.lose();
+                }
+                tried
+            })
+            .count()
+            .try_into()
+            .unwrap()
+    }
+
+    /// Before Linux 6.13 a turn always is: seen as 30 ms for each step under Linux 6.1.
+    #[test]
+    fn where_every_turn_is_lost_few_are_tried() {
+        let mut lost = LostTurns::default();
+        assert_eq!(tries(&mut lost, 2000, false), 10);
+        assert!(tries(&mut lost, 1_000_000, false) < 25);
+    }
+
+    #[test]
+    fn one_lost_turn_costs_two_hand_overs() {
+        let mut lost = LostTurns::default();
+        assert_eq!(tries(&mut lost, 1, false), 1);
+        assert_eq!(tries(&mut lost, 100, true), 98);
+        assert_eq!(tries(&mut lost, 100, true), 100);
+    }
 }
