@@ -12,6 +12,7 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -325,10 +326,13 @@ fn a_client_that_comes_right_after_another_has_gone_is_served() {
         let mut gone = server.connect();
         // It is heard of together with the next one, and with input before its end.
         gone.write_all(&frame(b"qAttached")).unwrap();
+        // Before the drop: a process that another test starts may have a copy of the descriptor.
+        gone.shutdown(Shutdown::Both).unwrap();
         drop(gone);
         let mut next = server.connect();
         next.write_all(&frame(b"qC")).unwrap();
         assert!(expect(&mut next, "$QC1#c5").starts_with('+'), "{round}");
+        next.shutdown(Shutdown::Both).unwrap();
     }
 }
 

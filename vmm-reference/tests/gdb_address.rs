@@ -123,7 +123,7 @@ fn gdb_debugs_over_loopback_tcp_too() {
     let port = port(&vmm);
     let mut client = RemoteClient::tcp(port).unwrap();
     assert!(client.request("vCont;s:1").unwrap().starts_with("T05"));
-    drop(client);
+    assert_eq!(client.request("D").unwrap(), "OK");
     let gdb = vmm.gdb_at(
         &format!("127.0.0.1:{port}"),
         "hbreak *loop_start\ncontinue\nstepi\nprintf \"pc=%#lx\\n\", $pc\nkill",

@@ -346,8 +346,61 @@ fn ctrl_c_stops_a_halted_guest_that_nothing_wakes() {
         let stop = client.reply().unwrap();
         assert!(stop.starts_with("T02"), "{stop}");
     }
-    drop(client);
+    assert_eq!(client.request("D").unwrap(), "OK");
     vmm.gdb("info threads").expect(&["CPU#0 [halted]"]);
+}
+
+/// A step that does not end by itself: a range without end, and one of a vCPU that is halted for
+/// good.
+const ENDLESS: [(&str, &str); 2] = [
+    ("spin", "vCont;r0,ffffffffffffffff:1"),
+    ("halt", "vCont;s:1"),
+];
+
+#[test]
+fn ctrl_c_ends_a_step_that_does_not_end() {
+    for (cmdline, step) in ENDLESS {
+        let vmm = Setup::new(&FAULT).with(&["--cmdline", cmdline]).start();
+        eventually("the guest boots", || vmm.serial() == "fault guest\n");
+        let mut client = vmm.client();
+        // On some hosts a step gets out of HLT; then to where the next one is.
+        for _ in 0..10 {
+            client.send(step).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            client.interrupt().unwrap();
+            let stop = client.reply().unwrap();
+            assert!(
+                stop.starts_with("T02") || (cmdline == "halt" && stop.starts_with("T05")),
+                "{cmdline}: {stop}"
+            );
+        }
+        assert_eq!(client.request("qAttached").unwrap(), "1", "{cmdline}");
+    }
+}
+
+#[test]
+fn a_signal_ends_the_machine_in_a_step_that_does_not_end() {
+    for (cmdline, step) in ENDLESS {
+        let mut vmm = Setup::new(&FAULT).with(&["--cmdline", cmdline]).start();
+        eventually("the guest boots", || vmm.serial() == "fault guest\n");
+        let mut client = vmm.client();
+        client.send(step).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let pid = libc::pid_t::try_from(vmm.pid()).unwrap();
+        // SAFETY: `kill` touches no memory, and the child has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        assert_eq!(vmm.wait(), 128 + libc::SIGTERM, "{cmdline}");
+    }
+}
+
+#[test]
+fn a_client_that_vanishes_in_a_step_that_does_not_end_leaves_a_guest_that_runs() {
+    let vmm = Setup::new(&FAULT).with(&["--cmdline", "spin"]).start();
+    eventually("the guest boots", || vmm.serial() == "fault guest\n");
+    for _ in 0..20 {
+        vmm.client().send("vCont;r0,ffffffffffffffff:1").unwrap();
+    }
+    vmm.assert_rises("spins");
 }
 
 #[test]

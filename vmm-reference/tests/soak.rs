@@ -103,6 +103,7 @@ fn soak(vmm: &mut Vmm, counters: &[&str]) {
                 !status.contains(": masked"),
                 "round {round}, {name}: {status}"
             );
+            assert_eq!(client.request("D").unwrap(), "OK");
         }
     }
     println!("{ROUNDS} clients vanished in {:?}", start.elapsed());

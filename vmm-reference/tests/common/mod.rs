@@ -11,6 +11,7 @@ pub mod gdb;
 pub mod raw;
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -184,9 +185,25 @@ impl Vmm {
     }
 
     /// A client of the remote protocol, attached.
+    ///
+    /// It may have to come again: while a test beside this one starts a process, that has a copy
+    /// of each descriptor until it executes, and an earlier client that was dropped here is still
+    /// connected.
     #[track_caller]
     pub fn client(&self) -> RemoteClient<UnixStream> {
-        RemoteClient::unix(&self.socket).expect("the stub answers")
+        let start = Instant::now();
+        loop {
+            match RemoteClient::unix(&self.socket) {
+                Ok(client) => return client,
+                Err(error) if start.elapsed() > PATIENCE => panic!("the stub answers: {error}"),
+                Err(error) => match error.kind() {
+                    ErrorKind::ConnectionReset
+                    | ErrorKind::BrokenPipe
+                    | ErrorKind::UnexpectedEof => thread::sleep(Duration::from_millis(1)),
+                    _ => panic!("the stub answers: {error}"),
+                },
+            }
+        }
     }
 
     /// A connection, with nothing sent.

@@ -1,6 +1,7 @@
 //! A connection to the stub on which anything may be sent.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -80,5 +81,13 @@ impl Raw {
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         seen
+    }
+}
+
+impl Drop for Raw {
+    /// Hangs up, even if a process that is being started has a copy of the descriptor.
+    fn drop(&mut self) {
+        // The stub may have done so first.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
