@@ -9,19 +9,27 @@ from .errors import RigError
 from .paths import WORKSPACE
 
 TARGET = "x86_64-unknown-linux-gnu"
+ENVIRONMENT = {
+    # There is no C library in a rig. With --target this is not for build scripts.
+    "RUSTFLAGS": "-C target-feature=+crt-static",
+    # An emulated CPU feels the difference, and has to load what there is.
+    "CARGO_PROFILE_DEV_OPT_LEVEL": "1",
+    "CARGO_PROFILE_DEV_DEBUG": "line-tables-only",
+}
 CRATES = ["vcpu-caps", "intr-controller", "debug-stub", "vmm-reference"]
 
 
 def build():
     """Builds all tests and programs. Returns them by name: `debug-stub:kvm_step` for a test,
     `debug-stub:lib` for the tests in the library itself, `vmm-reference` for the program."""
-    command = ["cargo", "test", "--no-run", "--target", TARGET, "--all-features", "--message-format=json"]
+    command = ["cargo", "test", "--no-run", "--target", TARGET, "--all-features"]
+    command += ["--lib", "--bins", "--tests", "--message-format=json"]
     for crate in CRATES:
         command += ["-p", crate]
     done = subprocess.run(
         command,
         cwd=WORKSPACE,
-        env={**os.environ, "RUSTFLAGS": "-C target-feature=+crt-static"},
+        env={**os.environ, **ENVIRONMENT},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

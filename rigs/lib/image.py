@@ -5,6 +5,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import tempfile
 
 from .errors import RigError
 from .packages import only, program
@@ -72,14 +73,14 @@ def initramfs(root, path, settings, parts, files):
 
 def stripped(path):
     """The file without debug information, which is most of a test and has to be loaded."""
-    data = path.read_bytes()
     strip = shutil.which("strip")
-    if not strip or not data.startswith(b"\x7fELF") or not path.stat().st_mode & 0o111:
-        return data
-    done = subprocess.run(
-        [strip, "--strip-debug", "-o", "/dev/stdout", path], capture_output=True, check=False
-    )
-    return done.stdout if done.returncode == 0 and done.stdout else data
+    if strip and path.stat().st_mode & 0o111:
+        with tempfile.NamedTemporaryFile() as copy:
+            # Refused for what is no ELF file: then it stays as it is.
+            command = [strip, "--strip-debug", "-o", copy.name, path]
+            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+                return pathlib.Path(copy.name).read_bytes()
+    return path.read_bytes()
 
 
 def iso(root, path, kernel, initrd, command_line, work):

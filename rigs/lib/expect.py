@@ -1,0 +1,151 @@
+"""What the matrix runs, and what is expected of it where a KVM cannot."""
+
+import dataclasses
+import json
+import re
+
+from .paths import RIGS
+
+GOLDEN = RIGS / "golden"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A program of the matrix. `caps` comes first: the others are judged by what it finds."""
+
+    name: str
+    binary: str
+    arguments: tuple[str, ...]
+    #: Seconds, by KVM: on the machine's own clock for `host`, on the rig's own for the others.
+    limit: dict[str, int]
+
+
+def _limits(host, svm, vmx):
+    return {"host": host, "svm": svm, "vmx": vmx}
+
+
+#: What passed tests print is wanted too: it holds their refusals.
+TESTS = ("--show-output",)
+
+JOBS = [
+    Job("caps", "vmm-reference", ("caps", "--json"), _limits(30, 60, 60)),
+    # 0 landings and 0 runs of the handler, or it fails.
+    Job("demo", "vmm-reference", ("demo", "--steps", "20000"), _limits(60, 240, 240)),
+    Job("vcpu-caps verify", "vcpu-caps:lib", ("kvm::", *TESTS), _limits(60, 120, 120)),
+    Job("vcpu-caps kvm", "vcpu-caps:kvm", TESTS, _limits(60, 120, 120)),
+    Job("vcpu-caps leaks", "vcpu-caps:leaks", TESTS, _limits(60, 120, 120)),
+    Job("intr-controller kvm_kernel", "intr-controller:kvm_kernel", TESTS, _limits(60, 120, 120)),
+    Job("debug-stub kvm_step", "debug-stub:kvm_step", TESTS, _limits(60, 120, 120)),
+    Job("vmm-reference boot", "vmm-reference:boot", TESTS, _limits(60, 120, 120)),
+]
+
+#: Tests that use an ability which some KVM has not. Where `caps` refutes it they say
+#: `expected refusal: ABILITY: why`, and nowhere else.
+USES = {
+    "debug-stub kvm_step": {
+        "a_watchpoint_stops_behind_the_access_and_tells_its_address": {"watchpoint"},
+        "an_int3_of_the_debugger_stops_at_it_and_one_of_the_guest_goes_back_to_it": {"bpt_exit"},
+    },
+}
+
+
+@dataclasses.dataclass
+class Row:
+    """One test on one KVM."""
+
+    job: str
+    test: str
+    verdict: str  # passed, refused, FAILED
+    why: str = ""
+
+
+def evidence(caps):
+    """Ability to evidence, of the output of `caps --json`."""
+    return {ability: finding["evidence"] for ability, finding in caps["report"]["findings"].items()}
+
+
+def judge_tests(job, text, status, found):
+    """The rows of a test program, by its output and by what `caps` found on that KVM."""
+    rows = []
+    refusals = _refusals(text)
+    uses = USES.get(job, {})
+    for test, outcome in re.findall(r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)", text, re.M):
+        said = refusals.get(test, {})
+        wanted = {ability for ability in uses.get(test, ()) if found.get(ability) == "refuted"}
+        if outcome == "ignored":
+            continue
+        if outcome == "FAILED":
+            rows.append(Row(job, test, "FAILED", _reason(text, test)))
+        elif unexpected := set(said) - wanted:
+            rows.append(Row(job, test, "FAILED", f"unexpected refusal: {', '.join(sorted(unexpected))}"))
+        elif missing := wanted - set(said):
+            rows.append(Row(job, test, "FAILED", f"unexpected success without {', '.join(sorted(missing))}"))
+        elif said:
+            why = "; ".join(f"{ability}: {reason}" for ability, reason in sorted(said.items()))
+            rows.append(Row(job, test, "refused", why))
+        else:
+            rows.append(Row(job, test, "passed"))
+    announced = sum(map(int, re.findall(r"^running (\d+) tests?$", text, re.M)))
+    ignored = len(re.findall(r"^test \S+ \.\.\. ignored", text, re.M))
+    if announced != len(rows) + ignored or not announced:
+        rows.append(Row(job, "(all)", "FAILED", f"{announced} tests began, {len(rows) + ignored} ended"))
+    for test in uses.keys() - {row.test for row in rows}:
+        rows.append(Row(job, test, "FAILED", "is in rigs/lib/expect.py and was not run"))
+    if status and all(row.verdict != "FAILED" for row in rows):
+        rows.append(Row(job, "(all)", "FAILED", f"exit status {status}"))
+    return rows
+
+
+def _refusals(text):
+    found = {}
+    test = None
+    for line in text.splitlines():
+        if head := re.fullmatch(r"---- (\S+) stdout ----", line):
+            test = head[1]
+        elif refusal := re.fullmatch(r"expected refusal: (\w+): (.*)", line):
+            found.setdefault(test, {})[refusal[1]] = refusal[2]
+    return found
+
+
+def _reason(text, test):
+    found = re.search(rf"^thread '{re.escape(test)}'.* panicked at (.*)\n(.*)", text, re.M)
+    return f"{found[1]} {found[2]}" if found else "see the log"
+
+
+def normal(caps):
+    """`caps --json` without what differs between two machines of one kind."""
+    text = json.dumps(caps)
+    facts = caps["report"]["facts"]
+    # Processors and patch level are the machine's, not the KVM's.
+    for volatile in ["kernel", "max_vcpus", "recommended_vcpus", "memory_slots"]:
+        facts = {**facts, volatile: f"({volatile})"}
+    caps = json.loads(text)
+    caps["report"]["facts"] = facts
+    return json.dumps(caps, indent=2, sort_keys=True) + "\n"
+
+
+def judge_caps(kvm, caps, update):
+    """Compares with the golden file of this KVM."""
+    flavour = caps["report"]["flavour"]
+    path = GOLDEN / f"caps-{kvm}-{flavour}.json"
+    text = normal(caps)
+    if update:
+        GOLDEN.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return Row("caps", flavour, "passed", f"written to {path.relative_to(RIGS.parent)}")
+    if not path.exists():
+        if kvm == "host":
+            # Somebody's own machine: there is nothing to compare with.
+            return Row("caps", flavour, "passed", f"not compared: there is no {path.name}")
+        return Row("caps", flavour, "FAILED", f"there is no {path.name}")
+    golden = path.read_text(encoding="utf-8")
+    if golden == text:
+        return Row("caps", flavour, "passed")
+    before, after = evidence(json.loads(golden)), evidence(caps)
+    changes = [
+        f"{ability}: {before.get(ability, 'absent')} -> {after.get(ability, 'absent')}"
+        for ability in sorted(before.keys() | after.keys())
+        if before.get(ability) != after.get(ability)
+    ]
+    why = ", ".join(changes) or "the details differ"
+    return Row("caps", flavour, "FAILED", f"differs from {path.name}: {why}")
