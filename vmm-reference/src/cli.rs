@@ -36,7 +36,7 @@ pub enum Command {
     /// Show what this host's KVM can do for a debugger, and how each ability is met.
     Caps(CapsArgs),
     /// Step an embedded guest beside its timer, with and without the mask, and compare.
-    Demo,
+    Demo(DemoArgs),
 }
 
 /// `run`.
@@ -97,6 +97,15 @@ pub struct CapsArgs {
     /// Show what the host claims, without running the micro-guests that prove it.
     #[arg(long)]
     pub no_verify: bool,
+}
+
+/// `demo`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct DemoArgs {
+    /// How many steps to make with the mask on. With the mask off it is this or 2000, whichever is
+    /// less: they show the difference, and prove nothing.
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
 }
 
 /// Whose interrupt chips the guest has.
@@ -179,7 +188,7 @@ mod tests {
             .chain(arguments);
         match Cli::try_parse_from(all)?.command {
             Command::Run(run) => Ok(run),
-            other @ (Command::Caps(_) | Command::Demo) => panic!("{other:?}"),
+            other @ (Command::Caps(_) | Command::Demo(_)) => panic!("{other:?}"),
         }
     }
 
@@ -267,6 +276,22 @@ mod tests {
         );
         for wrong in ["", "1234", ":1234", "tcp:1234", "tcp:host:1", "unix:"] {
             assert_eq!(gdb(wrong).expect_err(wrong).exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_demo_makes_2000_steps_or_as_many_as_asked() {
+        let steps = |arguments: &[&str]| {
+            let all = ["vmm-reference", "demo"].iter().chain(arguments);
+            Cli::try_parse_from(all).map(|cli| match cli.command {
+                Command::Demo(demo) => demo.steps,
+                other => panic!("{other:?}"),
+            })
+        };
+        assert_eq!(steps(&[]).unwrap(), 2000);
+        assert_eq!(steps(&["--steps", "20000"]).unwrap(), 20000);
+        for wrong in ["0", "-1", "x", "4294967296"] {
+            assert_eq!(steps(&["--steps", wrong]).expect_err(wrong).exit_code(), 2);
         }
     }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use debug_stub::server::{ListenAddress, Listener};
 use thiserror::Error;
 
+use crate::cli::DemoArgs;
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::guests::TIMER;
@@ -21,8 +22,8 @@ use crate::machine::{Machine, MachineConfig};
 use crate::remote::{RemoteClient, expedited, register};
 use crate::run::{Vmm, plan};
 
-/// Steps each way.
-const STEPS: u32 = 2000;
+/// Steps with the mask off, at most.
+const UNMASKED_STEPS: u32 = 2000;
 /// How long the guest runs before the first step, and after the last.
 const FREE_RUN: Duration = Duration::from_millis(100);
 /// GDB's number of RIP, in QEMU's order.
@@ -55,6 +56,8 @@ pub enum DemoError {
 /// What one series of steps came to.
 #[derive(Clone, Copy, Debug, Default)]
 struct Series {
+    /// How many steps.
+    steps: u32,
     /// Steps that ended in the timer's handler.
     landings: u32,
     /// How often the handler ran meanwhile.
@@ -73,7 +76,7 @@ struct Series {
 ///
 /// # Errors
 /// If the host cannot, or the mask did not hold.
-pub fn demo(out: &mut impl Write) -> Result<(), Error> {
+pub fn demo(args: DemoArgs, out: &mut impl Write) -> Result<(), Error> {
     let machine = Machine::new(&MachineConfig::new(TIMER.image()))?;
     let plan = plan(&machine.kvm, true)?;
     let system = |what| move |source: io::Error| Error::System { what, source };
@@ -85,7 +88,7 @@ pub fn demo(out: &mut impl Write) -> Result<(), Error> {
     vmm.listen(Listener::bind(&ListenAddress::Unix(socket.clone()), false)?);
     vmm.start();
     let client = thread::spawn(move || {
-        let result = both_series(&socket);
+        let result = both_series(&socket, args.steps);
         // Whatever became of it, the other thread's loop has to end.
         exit.request(ExitReason::DebuggerKill);
         result
@@ -116,8 +119,8 @@ fn judge(off: &Series, on: &Series) -> Result<(), DemoError> {
     let not_held = |text: String| Err(DemoError::NotHeld(text));
     if on.landings != 0 || on.handler_runs != 0 {
         return not_held(format!(
-            "{} of {STEPS} masked steps ended in the handler, which ran {} times",
-            on.landings, on.handler_runs
+            "{} of {} masked steps ended in the handler, which ran {} times",
+            on.landings, on.steps, on.handler_runs
         ));
     }
     if !on.pending || !on.delivered_first {
@@ -135,7 +138,7 @@ struct Places {
     ticks: u64,
 }
 
-fn both_series(socket: &Path) -> Result<(Series, Series), DemoError> {
+fn both_series(socket: &Path, steps: u32) -> Result<(Series, Series), DemoError> {
     let places = Places {
         handler: TIMER
             .function("timer_handler")
@@ -145,14 +148,19 @@ fn both_series(socket: &Path) -> Result<(Series, Series), DemoError> {
     // The guest runs already: its timer must tick before it is stopped.
     thread::sleep(FREE_RUN);
     let mut client = RemoteClient::unix(socket)?;
-    let off = series(&mut client, &places, false)?;
-    let on = series(&mut client, &places, true)?;
+    let off = series(&mut client, &places, steps.min(UNMASKED_STEPS), false)?;
+    let on = series(&mut client, &places, steps, true)?;
     Ok((off, on))
 }
 
 type Client = RemoteClient<std::os::unix::net::UnixStream>;
 
-fn series(client: &mut Client, places: &Places, mask: bool) -> Result<Series, DemoError> {
+fn series(
+    client: &mut Client,
+    places: &Places,
+    steps: u32,
+    mask: bool,
+) -> Result<Series, DemoError> {
     // QEMU's SSTEP_ENABLE, and SSTEP_NOIRQ for the mask.
     expect(
         client,
@@ -163,7 +171,10 @@ fn series(client: &mut Client, places: &Places, mask: bool) -> Result<Series, De
         },
         "OK",
     )?;
-    let mut series = Series::default();
+    let mut series = Series {
+        steps,
+        ..Series::default()
+    };
     // Begin in the loop.
     let mut rip = client.read_rip()?;
     while places.handler.contains(&rip) {
@@ -171,11 +182,11 @@ fn series(client: &mut Client, places: &Places, mask: bool) -> Result<Series, De
     }
     let before = client.read_u64(places.ticks)?;
     let start = Instant::now();
-    for _ in 0..STEPS {
+    for _ in 0..steps {
         rip = step(client)?;
         series.landings += u32::from(places.handler.contains(&rip));
     }
-    series.step_us = start.elapsed().as_secs_f64() * 1e6 / f64::from(STEPS);
+    series.step_us = start.elapsed().as_secs_f64() * 1e6 / f64::from(steps);
     series.handler_runs = client.read_u64(places.ticks)? - before;
     series.pending = client.monitor("mask status")?.contains("pending: 0x20");
     let ticks = client.read_u64(places.ticks)?;
@@ -234,7 +245,7 @@ impl fmt::Display for Table {
         writeln!(
             f,
             "A guest counts in a loop while its timer interrupts it 1000 times a second.\n\
-             A debugger steps it {STEPS} times, one instruction at a time, over GDB's protocol.\n"
+             A debugger steps it, one instruction at a time, over GDB's protocol.\n"
         )?;
         let (off, on) = (&self.off, &self.on);
         let yes = |yes| if yes { "yes" } else { "no" };
@@ -247,7 +258,7 @@ impl fmt::Display for Table {
             )
         };
         row("", &"mask off", &"mask on")?;
-        row("steps", &STEPS, &STEPS)?;
+        row("steps", &off.steps, &on.steps)?;
         row(
             "steps that ended in the timer's handler",
             &off.landings,

@@ -41,8 +41,8 @@ fn execute(command: Command) -> Result<ExitStatus, Error> {
             caps::caps(args, &mut io::stdout().lock())?;
             Ok(ExitStatus::Success)
         }
-        Command::Demo => {
-            demo::demo(&mut io::stdout().lock())?;
+        Command::Demo(args) => {
+            demo::demo(args, &mut io::stdout().lock())?;
             Ok(ExitStatus::Success)
         }
     }
