@@ -22,11 +22,14 @@ use std::time::Duration;
 
 use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, OnStop, RunEnd, VmMemory};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups};
-use debug_stub::{Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder};
+use debug_stub::{
+    Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder, WatchAccess,
+};
 use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
 use vcpu_caps::{
-    Capability, DebugIntent, HostReport, HwBreakpoint, Minimum, Owner, Plan, Profile, negotiate,
+    Capability, DebugIntent, Evidence, HostReport, HwBreakpoint, HwBreakpointKind, Minimum, Owner,
+    Plan, Profile, Way, negotiate,
 };
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -625,4 +628,83 @@ fn floating_point_registers_are_written_and_read_back_mxcsr_among_them() {
     let after = guest.registers();
     assert_eq!(after.fpu, file.fpu);
     assert_eq!(after.kernel_gs_base, 0x1234_5678);
+}
+
+/// What this host was seen not to do is refused, with these words. `rigs/matrix` reads the line.
+fn assert_refused(capability: Capability, reason: &StopReason, words: &str) {
+    let finding = report().finding(capability);
+    assert_eq!(finding.evidence, Evidence::Refuted, "{capability}");
+    let StopReason::InternalError(text) = reason else {
+        panic!("{reason:?}, though {capability} is refuted")
+    };
+    assert!(text.contains(words), "{text}");
+    println!("expected refusal: {capability}: {}", finding.detail);
+}
+
+#[test]
+fn a_watchpoint_stops_behind_the_access_and_tells_its_address() {
+    // mov ax, [0x5000]; mov [0x5000], ax; jmp $
+    let mut guest = Guest::new(&[0xa1, 0x00, 0x50, 0xa3, 0x00, 0x50, 0xeb, 0xfe]);
+    for (kind, access, next) in [
+        (HwBreakpointKind::ReadWrite, WatchAccess::ReadWrite, 3),
+        (HwBreakpointKind::Write, WatchAccess::Write, 6),
+    ] {
+        guest.set(|file| file.core.rip = CODE);
+        let armed = Armed {
+            hardware: [
+                None,
+                None,
+                Some(HwBreakpoint::watch(0x5000, 2, kind).unwrap()),
+                None,
+            ],
+            ..Armed::default()
+        };
+        let reason = guest.run(&VcpuOrder::Continue, &armed);
+        if !plan().has(Capability::Watchpoint) {
+            assert_refused(
+                Capability::Watchpoint,
+                &reason,
+                "watchpoint is not in the plan",
+            );
+            assert_eq!(guest.rip(), CODE, "nothing was run without it");
+            continue;
+        }
+        let address = 0x5000;
+        assert_eq!(reason, StopReason::Watchpoint { address, access });
+        assert_eq!(guest.rip(), CODE + next);
+    }
+}
+
+#[test]
+fn an_int3_of_the_debugger_stops_at_it_and_one_of_the_guest_goes_back_to_it() {
+    // nop; int3 (the debugger's); int3 (the guest's); jmp $
+    let mut guest = Guest::new(&[0x90, 0xcc, 0xcc, 0xeb, 0xfe]);
+    let armed = Armed {
+        software: [GuestPhysAddr(CODE + 1)].into(),
+        ..Armed::default()
+    };
+    let reason = guest.run(&VcpuOrder::Continue, &armed);
+    if plan().way(Capability::BptExit) != Some(Way::Host) {
+        assert_refused(
+            Capability::BptExit,
+            &reason,
+            "INT3 does not leave the guest",
+        );
+        assert_eq!(guest.rip(), CODE, "nothing was run without it");
+        return;
+    }
+    assert_eq!(reason, StopReason::SoftwareBreakpoint);
+    assert_eq!(guest.rip(), CODE + 1);
+    // The handler of vector 3 counts, and returns behind the INT3 that is the guest's own.
+    guest.set(|file| file.core.rip = CODE + 2);
+    let armed = Armed {
+        hardware: [Some(HwBreakpoint::execute(CODE + 3)), None, None, None],
+        ..armed
+    };
+    assert_eq!(
+        guest.run(&VcpuOrder::Continue, &armed),
+        StopReason::HardwareBreakpoint
+    );
+    assert_eq!(guest.rip(), CODE + 3);
+    assert_eq!(guest.word(COUNTER), 1);
 }
