@@ -47,18 +47,20 @@ struct Known {
 
 fn known(flavour: &str) -> Option<Known> {
     use Capability as C;
-    const ALL_BUT_BPT: &[Capability] = &[
+    const ALL_BUT_BP: &[Capability] = &[
         C::SingleStep,
         C::MaskHwintr,
         C::HwBreakpoint,
         C::Watchpoint,
-        C::InjectBp,
         C::InjectDb,
         C::ImmediateExit,
         C::SyncRegs,
         C::HaltExit,
+        C::TscOffset,
+        C::ClockCtrl,
         C::UserIrqchip,
         C::SplitIrqchip,
+        C::UserMsrExit,
     ];
     const ALL: &[Capability] = &[
         C::SingleStep,
@@ -71,8 +73,11 @@ fn known(flavour: &str) -> Option<Known> {
         C::ImmediateExit,
         C::SyncRegs,
         C::HaltExit,
+        C::TscOffset,
+        C::ClockCtrl,
         C::UserIrqchip,
         C::SplitIrqchip,
+        C::UserMsrExit,
     ];
     match flavour {
         // The software KVM: its emulator takes INT3 to the guest itself and knows no watchpoints,
@@ -98,10 +103,15 @@ fn known(flavour: &str) -> Option<Known> {
                 (C::TscOffset, "KVM_VCPU_TSC_OFFSET"),
             ],
         }),
-        // QEMU's emulation of AMD-V does not intercept #BP.
+        // QEMU's emulation of AMD-V does not intercept #BP, and has no NRIP save: kvm_amd then moves
+        // RIP behind the instruction by its emulator before it injects a #BP, and the exception is
+        // lost on the way (seen with Linux 6.1).
         "kvm_amd" if under_hypervisor(b"TCGTCGTCGTCG") => Some(Known {
-            verified: ALL_BUT_BPT,
-            refuted: &[(C::BptExit, "the guest's own vector 3")],
+            verified: ALL_BUT_BP,
+            refuted: &[
+                (C::BptExit, "the guest's own vector 3"),
+                (C::InjectBp, "KVM_EXIT_HLT in place of KVM_EXIT_IO"),
+            ],
         }),
         "kvm_amd" | "kvm_intel" => Some(Known {
             verified: ALL,
