@@ -18,6 +18,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 use std::{fmt, io};
 
 use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, OnStop, RunEnd};
@@ -26,7 +27,7 @@ use debug_stub::{Armed, GuestMemory, ResumePlan, Stop, StopReason, VcpuId, VcpuO
 use thiserror::Error;
 
 use super::bell::{Bell, Waiting};
-use super::kick::{self, Kickable, Turn, VcpuThread};
+use super::kick::{self, Kickable, TURN, Turn, VcpuThread};
 
 /// The vCPU threads could not be started.
 #[derive(Debug, Error)]
@@ -332,9 +333,17 @@ impl VcpuGroup {
         }
         let mut vcpu = lock(&slot.vcpu);
         let run = vcpu.kvm_run();
-        let end = turn.as_mut()?.take(run, |over| {
-            (self.shared.run)(&mut vcpu, order, armed, over, OnStop::Yield)
-        });
+        let turn = turn.as_mut()?;
+        let start = Instant::now();
+        let end = loop {
+            let end = turn.take(run, |over| {
+                (self.shared.run)(&mut vcpu, order, armed, over, OnStop::Yield)
+            });
+            // The timer may ring for a turn before this one.
+            if !matches!(end, Ok(RunEnd::Yielded)) || start.elapsed() >= TURN {
+                break end;
+            }
+        };
         match end {
             Ok(RunEnd::Stopped(reason)) => {
                 self.lost.set(LostTurns::default());
