@@ -136,7 +136,8 @@ impl<'a> Kernel<'a> {
 ///
 /// # Errors
 /// A [`LoadError`] that names the file, the value and what to do. The memory is untouched if the
-/// kernel, the initrd or the command line cannot be used.
+/// kernel, the initrd or the command line cannot be used, but for [`LoadError::Loader`]:
+/// linux-loader writes segments before it has looked at all headers.
 pub fn load(
     memory: &GuestRam,
     layout: MemoryLayout,
