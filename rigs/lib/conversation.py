@@ -30,3 +30,8 @@ class Conversation:
         if begun:
             yield self._held[:begun]
             self._held = self._held[begun:]
+
+    def rest(self):
+        """What looked like the beginning of a mark, when nothing more will come."""
+        rest, self._held = self._held, b""
+        return rest

@@ -42,6 +42,8 @@ class Machine:
         self.kernel = packages.only(root, "boot/vmlinuz-*")
         self.conversation = Line()
         self.debugger = Line()
+        #: For an emulator that insists on a terminal. What it shows is read and forgotten.
+        self.screen = Line()
         self.child = None
 
     def start(self):
@@ -51,8 +53,8 @@ class Machine:
     def close(self):
         if self.child:
             process.end(self.child)
-        self.conversation.close()
-        self.debugger.close()
+        for line in (self.conversation, self.debugger, self.screen):
+            line.close()
 
     def _start(self, log):
         raise NotImplementedError
@@ -121,7 +123,6 @@ class Vmx(Machine):
         plugins = self.root / "usr/lib/x86_64-linux-gnu/bochs/plugins"
         environment = {**os.environ, "LTDL_LIBRARY_PATH": str(plugins), "TERM": "vt100"}
         command = packages.program(self.root, "usr/bin/bochs-bin", *arguments)
-        self.screen = Line()
         with open(self.screen.name, "r+b", buffering=0) as screen:
             # Bochs keeps paths in buffers of fixed size, so they are relative.
             return process.start(

@@ -22,7 +22,7 @@ GDB_PORT = 1234
 #: What a part finds beside its own variables.
 ENVIRONMENT = {"RUST_BACKTRACE": "1", "HOME": "/root", "PATH": "/bin"}
 #: Lines of a log that are shown.
-TAIL = 25
+TAIL = 60
 
 
 @dataclasses.dataclass
@@ -111,6 +111,8 @@ class Rig:
         self._work = pathlib.Path(tempfile.mkdtemp(dir=CACHE / "runs", prefix=f"{kind}-"))
         self._mark = f"@rig-{secrets.token_hex(8)}"
         self._gdb = gdb
+        self._part_begun = None
+        #: Seconds from the start to a usable /dev/kvm.
         self.ready_after = None
         try:
             self.machine = model(root, self._work, cpus, memory or 512)
@@ -135,50 +137,59 @@ class Rig:
         """Boots, runs all parts and returns their results.
 
         `output(bytes)` gets what they print, `part_ended(Result)` each result at once."""
+        conversation = Conversation(self._mark)
+        try:
+            return self._converse(conversation, limit, output, part_ended)
+        finally:
+            if self._part_begun:
+                output(conversation.rest())
+
+    def _converse(self, conversation, limit, output, part_ended):
         results = []
         begun = time.monotonic()
         end = begun + limit
         boot_end = begun + min(limit, self.machine.boot_limit)
-        conversation = Conversation(self._mark)
         self.machine.start()
         fd = self.machine.conversation.fd
-        part_begun = None
         while True:
             deadline = end if self.ready_after is not None else boot_end
             left = deadline - time.monotonic()
             if left <= 0:
                 if self.ready_after is None:
                     raise RigError(f"{self.kind} did not boot in {boot_end - begun:.0f} s{self.tail()}")
-                where = f" in {part_begun[0]}" if part_begun else ""
+                where = f" in {self._part_begun[0]}" if self._part_begun else ""
                 raise TimedOut(f"{limit:.0f} s have passed{where}{self.tail()}")
-            watched = [fd, *self._watched()]
-            ready = select.select(watched, [], [], min(left, 1))[0]
+            screen = self.machine.screen.fd
+            ready = select.select([fd, screen, *self._watched()], [], [], min(left, 1))[0]
             self._relay(ready)
+            if screen in ready:
+                os.read(screen, 65536)
             if fd not in ready:
-                if self.machine.child.poll() is not None:
-                    raise RigError(f"{self.kind} ended by itself{self.tail()}")
+                ended = self.machine.child.poll() is not None
                 if self.machine.console.exists() and b"Kernel panic" in self.machine.console.read_bytes():
                     raise RigError(f"the kernel of {self.kind} panicked{self.tail()}")
+                if ended:
+                    raise RigError(f"{self.kind} ended by itself{self.tail()}")
                 continue
             for item in conversation.feed(os.read(fd, 65536)):
                 match item:
-                    case bytes() if part_begun:
+                    case bytes() if self._part_begun:
                         output(item)
                     case bytes():
                         self._note(item)
                     case ["ready", _]:
                         self.ready_after = time.monotonic() - begun
                     case ["begin", name, at]:
-                        part_begun = (name, time.monotonic(), float(at))
-                    case ["end", name, status, at] if part_begun:
-                        inside = float(at) - part_begun[2]
-                        result = Result(name, int(status), time.monotonic() - part_begun[1], inside)
+                        self._part_begun = (name, time.monotonic(), float(at))
+                    case ["end", name, status, at] if self._part_begun:
+                        inside = float(at) - self._part_begun[2]
+                        result = Result(name, int(status), time.monotonic() - self._part_begun[1], inside)
                         asked = next(part for part in self.parts if part.name == name)
                         # 137 is SIGKILL's.
                         result.timed_out = result.status == 137 and inside >= asked.limit
                         results.append(result)
                         part_ended(result)
-                        part_begun = None
+                        self._part_begun = None
                     case ["done", _]:
                         return results
                     case ["broken", *why]:
@@ -189,10 +200,11 @@ class Rig:
                         raise RigError(f"{self.kind} said {item!r}, which makes no sense{self.tail()}")
 
     def _watched(self):
-        return self._gdb.watched(self.machine) if self._gdb else []
+        # Before that nobody is there to be told of a debugger.
+        return self._gdb.watched(self.machine) if self._gdb and self.ready_after is not None else []
 
     def _relay(self, ready):
-        if self._gdb:
+        if self._gdb and self.ready_after is not None:
             self._gdb.relay(self.machine, ready)
 
     def _note(self, data):
