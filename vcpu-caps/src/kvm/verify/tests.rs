@@ -12,8 +12,10 @@ use crate::guest_debug::DebugIntent;
 use crate::kvm::{open, probe};
 use crate::way::IrqchipMode;
 
+/// With interrupts enabled: Bochs lets nothing end a guest that spins without.
 const SPIN: &[u8] = &[
-    0xeb, 0xfe, // 1000: jmp 0x1000
+    0xfb, //       1000: sti
+    0xeb, 0xfe, // 1001: jmp 0x1001
 ];
 const HALT: &[u8] = &[
     0xf4, //       1000: hlt
