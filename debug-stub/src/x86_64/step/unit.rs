@@ -7,6 +7,7 @@ use super::frame::{self, Expected, Place};
 use super::machine::Machine;
 use super::{Mends, StepClass};
 use crate::GuestMemory;
+use crate::x86_64::Segment;
 use crate::x86_64::bits::{RFLAGS_RF, RFLAGS_TF};
 
 /// A place where the instruction may leave a frame, and the TF that was there before.
@@ -92,15 +93,17 @@ impl Unit {
         }
     }
 
-    /// Nothing has happened to the vCPU's registers. KVM sets and clears RF and TF as it steps.
+    /// Nothing has happened to the vCPU's registers. KVM sets and clears RF and TF as it steps, and
+    /// the first entry of VMX may change what a segment that userspace has set is shown with: its
+    /// accessed bit, its type.
     pub(super) fn is_untouched(&self, after: &Machine) -> bool {
         let ignore = |core: &crate::x86_64::CoreRegisters| crate::x86_64::CoreRegisters {
             rflags: core.rflags & !(RFLAGS_TF | RFLAGS_RF),
             ..*core
         };
         ignore(&self.machine.core) == ignore(&after.core)
-            && self.machine.special.cs == after.special.cs
-            && self.machine.special.ss == after.special.ss
+            && same_place(&self.machine.special.cs, &after.special.cs)
+            && same_place(&self.machine.special.ss, &after.special.ss)
     }
 
     /// RIP is where the instruction, completed, would leave it.
@@ -263,4 +266,9 @@ impl Unit {
         let right = (after.core.r11 & !RFLAGS_TF) | (self.machine.core.rflags & RFLAGS_TF);
         (right != after.core.r11).then_some(right)
     }
+}
+
+/// The addresses in the segment mean the same.
+fn same_place(before: &Segment, after: &Segment) -> bool {
+    (before.selector, before.base) == (after.selector, after.base)
 }
