@@ -38,6 +38,12 @@ fn under_hypervisor(signature: &[u8; 12]) -> bool {
         .eq(*signature)
 }
 
+/// Whether this machine keeps its time by the time-stamp counter, which it does if it trusts it.
+fn tsc_is_stable() -> bool {
+    let path = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    std::fs::read_to_string(path).unwrap().trim() == "tsc"
+}
+
 /// What is known of the KVMs that the tests are run on.
 struct Known {
     verified: &'static [Capability],
@@ -57,6 +63,22 @@ fn known(flavour: &str) -> Option<Known> {
         C::SyncRegs,
         C::HaltExit,
         C::TscOffset,
+        C::ClockCtrl,
+        C::UserIrqchip,
+        C::SplitIrqchip,
+        C::UserMsrExit,
+    ];
+    const ALL_BUT_TSC: &[Capability] = &[
+        C::SingleStep,
+        C::MaskHwintr,
+        C::BptExit,
+        C::HwBreakpoint,
+        C::Watchpoint,
+        C::InjectBp,
+        C::InjectDb,
+        C::ImmediateExit,
+        C::SyncRegs,
+        C::HaltExit,
         C::ClockCtrl,
         C::UserIrqchip,
         C::SplitIrqchip,
@@ -112,6 +134,12 @@ fn known(flavour: &str) -> Option<Known> {
                 (C::BptExit, "the guest's own vector 3"),
                 (C::InjectBp, "KVM_EXIT_HLT in place of KVM_EXIT_IO"),
             ],
+        }),
+        // Without a stable time-stamp counter KVM sets the offset anew each time that it loads the
+        // vCPU (x86.c, `kvm_arch_vcpu_load`): what was written does not read back.
+        "kvm_amd" | "kvm_intel" if !tsc_is_stable() => Some(Known {
+            verified: ALL_BUT_TSC,
+            refuted: &[(C::TscOffset, "KVM_VCPU_TSC_OFFSET")],
         }),
         "kvm_amd" | "kvm_intel" => Some(Known {
             verified: ALL,
