@@ -17,14 +17,14 @@ class Line:
     """A pseudo-terminal: `fd` is our end, `name` what an emulator opens."""
 
     def __init__(self):
-        self.fd, self._far = pty.openpty()
-        tty.setraw(self._far)
-        # Kept open, so that reading never fails before the emulator has opened its end.
-        self.name = os.ttyname(self._far)
+        # The far end is kept open, so that reading never fails before the emulator has opened it.
+        self.fd, self.far = pty.openpty()
+        tty.setraw(self.far)
+        self.name = os.ttyname(self.far)
 
     def close(self):
         os.close(self.fd)
-        os.close(self._far)
+        os.close(self.far)
 
 
 class Machine:
@@ -123,11 +123,12 @@ class Vmx(Machine):
         plugins = self.root / "usr/lib/x86_64-linux-gnu/bochs/plugins"
         environment = {**os.environ, "LTDL_LIBRARY_PATH": str(plugins), "TERM": "vt100"}
         command = packages.program(self.root, "usr/bin/bochs-bin", *arguments)
-        with open(self.screen.name, "r+b", buffering=0) as screen:
-            # Bochs keeps paths in buffers of fixed size, so they are relative.
-            return process.start(
-                command, cwd=self.work, stdin=screen, stdout=screen, stderr=log, env=environment
-            )
+        # Bochs keeps paths in buffers of fixed size, so they are relative. The terminal is not opened
+        # anew here: it would become that of our session, which would end with it.
+        screen = self.screen.far
+        return process.start(
+            command, cwd=self.work, stdin=screen, stdout=screen, stderr=log, env=environment
+        )
 
 
 MACHINES = {"svm": Svm, "vmx": Vmx}
