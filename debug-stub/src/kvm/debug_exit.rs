@@ -101,11 +101,12 @@ impl DebugVcpu {
     /// Puts a #DB of the guest's own on the way back to it.
     pub(super) fn owe_debug_exception(&mut self, dr6: u64) {
         // KVM queues the exception without a payload: DR6 is ours to set.
-        if let Ok(mut registers) = self.fd.get_debug_regs() {
+        let set = self.fd.get_debug_regs().and_then(|mut registers| {
             registers.dr6 |= dr6;
-            if let Err(error) = self.fd.set_debug_regs(&registers) {
-                tracing::warn!(vcpu = %self.id, %error, "KVM_SET_DEBUGREGS: the guest's DR6 lacks {dr6:#x}");
-            }
+            self.fd.set_debug_regs(&registers)
+        });
+        if let Err(error) = set {
+            tracing::warn!(vcpu = %self.id, %error, "the guest's DR6 lacks {dr6:#x}");
         }
         self.owe(Inject::Debug);
     }

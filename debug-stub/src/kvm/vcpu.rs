@@ -25,7 +25,8 @@ pub struct DebugVcpu {
     pub(super) id: VcpuId,
     pub(super) fd: VcpuFd,
     pub(super) control: VcpuControl,
-    /// Registers come through the run structure while stepping: a step costs two ioctls.
+    /// Registers come and go through the run structure while stepping: a step in a series costs
+    /// one ioctl.
     pub(super) sync_regs: bool,
     /// A step is under way, or was the last thing that was run.
     pub(super) stepping: bool,

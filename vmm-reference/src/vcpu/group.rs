@@ -302,6 +302,8 @@ impl VcpuGroup {
             slot.stop.store(false, Ordering::Release);
         }
         for (_, slot, order) in orders {
+            let is_step = matches!(order, VcpuOrder::Step(_));
+            slot.stepped.store(is_step, Ordering::Relaxed);
             slot.post(Mail::Run(order.clone(), Arc::clone(&plan.armed)));
         }
         None

@@ -94,7 +94,7 @@ pub(super) const TURN: Duration = Duration::from_millis(50);
 pub(super) struct Turn {
     /// Not `Send`, and so neither is this: it signals the thread that made it.
     timer: Timer,
-    /// When the timer rings, or rang.
+    /// The timer does not ring before this, once armed; afterwards it may have rung.
     rings: Option<Instant>,
 }
 
@@ -128,11 +128,14 @@ impl Turn {
         // Before the look at the clock: a ring from here on sets the flag.
         let _kickable = Kickable::for_a_turn(run, &over);
         let now = Instant::now();
+        // Armed if there is any doubt: `now` was read before the timer was set, so what is still
+        // to come by it cannot have rung yet. The other way round a turn could begin without a
+        // timer, and a step that blocks would never end.
         if self.rings.is_none_or(|rings| rings <= now) {
+            self.rings = None;
             let once = Expiration::OneShot(TimeSpec::from_duration(TURN));
             self.timer.set(once, TimerSetTimeFlags::empty())?;
-            // Not before it does ring: it is armed by now.
-            self.rings = Some(Instant::now() + TURN);
+            self.rings = Some(now + TURN);
         }
         Ok(act(&over))
     }
@@ -162,5 +165,53 @@ impl VcpuThread {
 unsafe impl Killable for VcpuThread {
     fn pthread_handle(&self) -> pthread_t {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long a turn lasts that nobody ends: only the timer sets the flag.
+    fn wait_for_the_end(turn: &mut Turn, run: *mut kvm_run) -> Duration {
+        let start = Instant::now();
+        turn.take(run, |over| {
+            while !over.load(Ordering::Acquire) {
+                assert!(start.elapsed() < 40 * TURN, "a turn that never ends");
+                std::hint::spin_loop();
+            }
+        })
+        .unwrap();
+        start.elapsed()
+    }
+
+    #[test]
+    fn each_turn_ends_wherever_in_the_timers_time_it_begins() {
+        install().unwrap();
+        let mut run = Box::new(kvm_run::default());
+        let run = &raw mut *run;
+        let mut turn = Turn::new().unwrap();
+        for late_us in 0..24 {
+            // Arms the timer, and ends at once.
+            turn.rings = None;
+            turn.take(run, |_| ()).unwrap();
+            let begin =
+                Instant::now() + TURN - Duration::from_micros(12) + Duration::from_micros(late_us);
+            while Instant::now() < begin {
+                std::hint::spin_loop();
+            }
+            wait_for_the_end(&mut turn, run);
+        }
+    }
+
+    #[test]
+    fn a_ring_kicks_the_vcpu_of_the_turn_and_of_no_other() {
+        install().unwrap();
+        let mut kicked = Box::new(kvm_run::default());
+        let mut other = Box::new(kvm_run::default());
+        let mut turn = Turn::new().unwrap();
+        turn.take(&raw mut *other, |_| ()).unwrap();
+        wait_for_the_end(&mut turn, &raw mut *kicked);
+        assert_eq!((kicked.immediate_exit, other.immediate_exit), (1, 0));
     }
 }
