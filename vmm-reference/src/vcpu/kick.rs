@@ -205,6 +205,24 @@ mod tests {
     }
 
     #[test]
+    fn the_timer_is_not_believed_armed_for_longer_than_it_is() {
+        install().unwrap();
+        let mut run = Box::new(kvm_run::default());
+        let run = &raw mut *run;
+        let mut turn = Turn::new().unwrap();
+        for _ in 0..1000 {
+            turn.rings = None;
+            turn.take(run, |_| ()).unwrap();
+            let Ok(Some(Expiration::OneShot(left))) = turn.timer.get() else {
+                panic!("the timer is armed, once")
+            };
+            // Not before it rings, since some time has passed since `left` was read.
+            let rings = Instant::now() + Duration::from(left);
+            assert!(turn.rings.unwrap() <= rings);
+        }
+    }
+
+    #[test]
     fn a_ring_kicks_the_vcpu_of_the_turn_and_of_no_other() {
         install().unwrap();
         let mut kicked = Box::new(kvm_run::default());
