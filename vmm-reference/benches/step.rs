@@ -1,8 +1,10 @@
-//! What one remote step costs: ours, QEMU's on the same guest and the same KVM, and the floor.
+//! What one remote step costs: ours, as it comes and with `--gdb-busy-poll`, QEMU's on the same
+//! guest and the same KVM, and the floor.
 //!
-//! `cargo bench -p vmm-reference --bench step` runs the rounds of all three in turn, so that the
-//! ratios hold on a machine whose speed drifts, and prints medians. QEMU is needed for its row:
-//! install qemu-system-x86.
+//! `cargo bench -p vmm-reference --bench step` runs the rounds of all of them in turn, so that the
+//! ratios hold on a machine whose speed drifts, and prints medians. QEMU is needed for its column:
+//! install qemu-system-x86. Under `taskset -c 0` no processor has to be woken, and the costs of the
+//! stubs themselves are compared.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -27,6 +29,8 @@ const STEPS: u32 = 1000;
 /// Bytes in one memory read: what QEMU takes.
 const READ: usize = 2048;
 const READS: u32 = 200;
+/// Microseconds: more than a client that answers at once takes to wake up.
+const BUSY_POLL: &str = "200";
 
 type Client = RemoteClient<std::os::unix::net::UnixStream>;
 
@@ -131,13 +135,14 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn ours(kernel: &Path, socket: &Path) -> Stub {
+fn ours(kernel: &Path, socket: &Path, arguments: &[&str]) -> Stub {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmm-reference"));
     command
         .args(["run", "--serial", "none", "--kernel"])
         .arg(kernel)
         .arg("--gdb")
-        .arg(format!("unix:{}", socket.display()));
+        .arg(format!("unix:{}", socket.display()))
+        .args(arguments);
     Stub::start(command, socket)
 }
 
@@ -170,12 +175,18 @@ fn main() {
     let directory = tempfile::tempdir().unwrap();
     let kernel = TIMER.write_to(directory.path()).unwrap();
     let socket = |name: &str| -> PathBuf { directory.path().join(name) };
-    let mut ours = ours(&kernel, &socket("ours"));
+    let mut ours = [
+        ours(&kernel, &socket("ours"), &[]),
+        ours(&kernel, &socket("busy"), &["--gdb-busy-poll", BUSY_POLL]),
+    ];
     let mut qemu = qemu(&kernel, &socket("qemu"));
     let mut floor = Floor::new();
-    let (mut of_ours, mut of_qemu, mut of_floor) = (Vec::new(), Vec::new(), Vec::new());
+    let mut of_ours = [Vec::new(), Vec::new()];
+    let (mut of_qemu, mut of_floor) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        of_ours.push(ours.round());
+        for (stub, rounds) in ours.iter_mut().zip(&mut of_ours) {
+            rounds.push(stub.round());
+        }
         of_qemu.extend(qemu.as_mut().map(Stub::round));
         of_floor.push(floor.round());
     }
@@ -187,28 +198,33 @@ fn main() {
                 .collect(),
         )
     };
-    println!("medians of {ROUNDS} rounds of {STEPS} steps; the floor is KVM_RUN alone");
+    println!("medians of {ROUNDS} rounds of {STEPS} steps; busy: --gdb-busy-poll {BUSY_POLL};");
+    println!("the floor is KVM_RUN alone; ratios are to QEMU");
     println!(
-        "{:<28}{:>10}{:>10}{:>10}{:>8}",
-        "", "ours", "QEMU", "floor", "ratio"
+        "{:<24}{:>10}{:>8}{:>10}{:>8}{:>10}{:>8}",
+        "", "ours", "", "busy", "", "QEMU", "floor"
     );
+    let [sleeping, busy] = &of_ours;
     let rows = [
         ("step, µs", 0, Some(median(of_floor))),
         ("step and registers, µs", 1, None),
         ("memory, MB/s", 2, None),
     ];
     for (label, what, floor) in rows {
-        let mine = column(&of_ours, what);
         let theirs = column(&of_qemu, what);
-        let ratio = if what == 2 {
-            mine / theirs
-        } else {
-            theirs / mine
+        let [mine, awake] = [column(sleeping, what), column(busy, what)];
+        let ratio = |value: f64| match what {
+            2 => value / theirs,
+            _ => theirs / value,
         };
         let floor = floor.map(|us| format!("{us:.1}")).unwrap_or_default();
-        println!("{label:<28}{mine:>10.1}{theirs:>10.1}{floor:>10}{ratio:>7.1}x");
+        println!(
+            "{label:<24}{mine:>10.1}{:>7.1}x{awake:>10.1}{:>7.1}x{theirs:>10.1}{floor:>8}",
+            ratio(mine),
+            ratio(awake)
+        );
     }
     if qemu.is_none() {
-        println!("no row for QEMU: install qemu-system-x86");
+        println!("no column for QEMU: install qemu-system-x86");
     }
 }

@@ -83,6 +83,16 @@ pub struct RunArgs {
     /// Let --gdb listen on other than loopback addresses: whoever can connect owns the guest.
     #[arg(long, requires = "gdb")]
     pub gdb_allow_remote: bool,
+    /// After each event, look for GDB's next packet for this long before sleeping, at most 10000.
+    /// It saves a wake-up per packet where clients answer at once, and costs a processor meanwhile.
+    #[arg(
+        long,
+        value_name = "MICROSECONDS",
+        requires = "gdb",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(u64).range(..=10_000),
+    )]
+    pub gdb_busy_poll: u64,
     /// Add the debug-exit port 0xf4 of test images.
     #[arg(long)]
     pub testdev: bool,
@@ -299,6 +309,11 @@ mod tests {
     fn debugger_options_need_a_debugger() {
         assert!(run(&["--gdb-pause"]).is_err());
         assert!(run(&["--gdb-allow-remote"]).is_err());
+        assert!(run(&["--gdb-busy-poll", "50"]).is_err());
+        let busy = |time| run(&["--gdb", "unix:x", "--gdb-busy-poll", time]);
+        assert_eq!(busy("50").unwrap().gdb_busy_poll, 50);
+        assert!(busy("10001").is_err());
+        assert_eq!(run(&["--gdb", "unix:x"]).unwrap().gdb_busy_poll, 0);
         assert!(run(&["--gdb", "unix:x", "--gdb-pause", "--gdb-allow-remote"]).is_ok());
     }
 }

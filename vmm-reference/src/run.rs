@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use debug_stub::SessionConfig;
 use debug_stub::kvm::{DebugVcpu, VmMemory};
@@ -73,6 +74,8 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     }
     if let Some(listener) = listener {
         vmm.listen(listener);
+        vmm.events
+            .set_busy_poll(Duration::from_micros(args.gdb_busy_poll));
     }
     if !args.gdb_pause {
         vmm.start();
