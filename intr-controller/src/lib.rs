@@ -20,7 +20,6 @@
 #![no_std]
 #![deny(unsafe_code)]
 #![cfg_attr(not(feature = "kvm"), forbid(unsafe_code))]
-#[cfg(any(test, feature = "arbitrary"))]
 extern crate alloc;
 // `arbitrary`'s derive names it.
 #[cfg(feature = "arbitrary")]
@@ -30,6 +29,7 @@ mod counters;
 mod decision;
 mod event;
 mod hold;
+pub mod ioapic;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 mod message;
@@ -37,9 +37,12 @@ mod mode;
 #[cfg(any(test, feature = "arbitrary"))]
 #[doc(hidden)]
 pub mod model;
+mod msi;
 mod pending;
+pub mod pic;
 mod policy;
 mod readiness;
+pub mod routing;
 mod state;
 mod time;
 mod vector_set;
@@ -50,6 +53,7 @@ pub use event::{Event, EventClass, IllegalVector, Vector};
 pub use hold::{Holds, HostMask, NotHeld};
 pub use message::{DeliveryMode, DestinationMode, Gsi, InterruptMessage, MsiMessage, TriggerMode};
 pub use mode::{IrqchipMode, UnknownIrqchipMode};
+pub use msi::{DestinationFormat, MsiError};
 pub use pending::{Arrival, NMI_LIMIT, Pending};
 pub use policy::{Delivery, InjectionPolicy, NotPending};
 pub use readiness::{Activity, ProcessorPriority, Readiness};

@@ -1,0 +1,114 @@
+//! The saved form of the IOAPIC.
+
+use thiserror::Error;
+
+use super::{IoApicPins, IoApicVersion, PIN_COUNT, RedirectionEntry};
+use crate::DestinationFormat;
+
+/// The IOAPIC's state as plain data, for a snapshot or a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+pub struct IoApicState {
+    /// The layout, [`IoApicState::VERSION`].
+    pub version: u16,
+    /// Which IOAPIC it is.
+    pub model: IoApicVersion,
+    /// Which destinations its entries have.
+    pub destination_format: DestinationFormat,
+    /// IOAPICID, 0 to 15.
+    pub id: u8,
+    /// IOREGSEL.
+    pub select: u8,
+    /// The pins that are asserted.
+    pub lines: IoApicPins,
+    /// The redirection table.
+    pub entries: [RedirectionEntry; PIN_COUNT as usize],
+}
+
+/// A saved state was refused; the IOAPIC is as it was. The state is damaged, or from a version
+/// that this crate does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum IoApicRestoreError {
+    /// `version`.
+    #[error(
+        "version: {found} is unknown, this build reads {}",
+        IoApicState::VERSION
+    )]
+    Version {
+        /// What the state says.
+        found: u16,
+    },
+    /// `id`.
+    #[error("id: {found:#x} has more than four bits")]
+    Id {
+        /// What the state says.
+        found: u32,
+    },
+    /// `select`.
+    #[error("select: {found:#x} has more than eight bits")]
+    Select {
+        /// What the state says.
+        found: u32,
+    },
+    /// `lines`.
+    #[error("lines: {found:#x} has pins above 23")]
+    Lines {
+        /// What the state says.
+        found: u32,
+    },
+    /// `entries`.
+    #[error("entries[{pin}]: {bits:#x} has a reserved bit, or remote IRR without level trigger")]
+    Entry {
+        /// The pin.
+        pin: usize,
+        /// What the state says.
+        bits: u64,
+    },
+    /// `entries` and `lines`: an unmasked level that is up has been sent.
+    #[error("entries[{pin}]: {bits:#x}: its line is up and unmasked, but remote IRR is clear")]
+    Unsent {
+        /// The pin.
+        pin: usize,
+        /// What the state says.
+        bits: u64,
+    },
+}
+
+impl IoApicState {
+    /// The layout that this build writes and reads.
+    pub const VERSION: u16 = 1;
+
+    pub(super) fn validate(&self) -> Result<(), IoApicRestoreError> {
+        let Self {
+            version,
+            model: IoApicVersion::V11 | IoApicVersion::V20,
+            destination_format,
+            id,
+            select: _,
+            lines,
+            entries,
+        } = self;
+        if *version != Self::VERSION {
+            return Err(IoApicRestoreError::Version { found: *version });
+        }
+        if *id > 0xf {
+            return Err(IoApicRestoreError::Id {
+                found: u32::from(*id),
+            });
+        }
+        if lines.0 & !IoApicPins::ALL.0 != 0 {
+            return Err(IoApicRestoreError::Lines { found: lines.0 });
+        }
+        for (pin, entry) in entries.iter().enumerate() {
+            let bits = entry.bits();
+            if !entry.is_valid(*destination_format) {
+                return Err(IoApicRestoreError::Entry { pin, bits });
+            }
+            if lines.0 >> pin & 1 != 0 && entry.owes_level() {
+                return Err(IoApicRestoreError::Unsent { pin, bits });
+            }
+        }
+        Ok(())
+    }
+}
