@@ -18,7 +18,8 @@ pub struct Counters {
     /// Events that a reset discarded.
     pub dropped: u64,
     /// ExtINTs injected although the line had fallen: the 8259A answers such an acknowledge with
-    /// its spurious vector. They are not part of the sum, because nothing arrived.
+    /// its spurious vector; and acknowledges that a local APIC answered with its own. They are not
+    /// part of the sum, because nothing arrived.
     pub spurious: u64,
     /// Events that a hold met: they waited when it was taken, or were accepted under it.
     pub withheld: u64,

@@ -27,11 +27,14 @@ extern crate std;
 
 mod counters;
 mod decision;
+mod destinations;
 mod event;
 mod hold;
 pub mod ioapic;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
+mod lapic;
+mod lapics;
 mod message;
 mod mode;
 #[cfg(any(test, feature = "arbitrary"))]
@@ -49,8 +52,17 @@ mod vector_set;
 
 pub use counters::Counters;
 pub use decision::{BlockReasons, Blocked, Decision, Windows, decide};
+pub use destinations::{
+    Destination, Destinations, DestinationsError, Ipi, IpiTargets, LogicalModel, NoSuchVcpu,
+    VcpuIndex,
+};
 pub use event::{Event, EventClass, IllegalVector, Vector};
 pub use hold::{Holds, HostMask, NotHeld};
+pub use lapic::{
+    Acceptance, Acknowledge, ApicMode, Effect, GeneralProtection, Lapic, LapicConfig,
+    LapicRestoreError, LapicState, LocalSource, LvtEntry, Refusal, Startup, TimerMode,
+};
+pub use lapics::Lapics;
 pub use message::{DeliveryMode, DestinationMode, Gsi, InterruptMessage, MsiMessage, TriggerMode};
 pub use mode::{IrqchipMode, UnknownIrqchipMode};
 pub use msi::{DestinationFormat, MsiError};

@@ -109,6 +109,28 @@ impl InjectionPolicy {
         self.holds.release()
     }
 
+    /// This many more arrived like the one that was merged or accepted last: a periodic timer after
+    /// a long stop.
+    pub(crate) fn merged(&mut self, count: u64) {
+        add(&mut self.counters.arrived, count);
+        add(&mut self.counters.merged, count);
+    }
+
+    /// The spurious vector was delivered.
+    pub(crate) fn spurious(&mut self) {
+        add(&mut self.counters.spurious, 1);
+    }
+
+    /// An NMI handler runs: of the NMIs that wait a processor keeps one (SDM 3A, "Handling
+    /// Multiple NMIs"; KVM: x86.c, `process_nmi`). [`NMI_LIMIT`](crate::NMI_LIMIT) counts as if
+    /// none ran, because an arrival does not know; whoever sees [`Readiness::nmi_blocked`] knows.
+    pub fn merge_nmis(&mut self) {
+        while self.pending.nmis() > 1 {
+            self.pending.remove(Event::Nmi);
+            add(&mut self.counters.merged, 1);
+        }
+    }
+
     /// The vCPU is reset: what waits is discarded. Holds stay, because they belong to the
     /// debugger and not to the guest.
     pub fn reset(&mut self) {

@@ -1,0 +1,392 @@
+//! Register accesses of the guest: in memory (xAPIC mode) and as MSRs (x2APIC mode).
+
+use super::registers::{
+    Command, DIVIDE_WRITABLE, Errors, Lvt, Register, Spurious, TimerMode, high_byte, low_byte,
+    low_word, version,
+};
+use super::{ApicMode, Effect, GeneralProtection, Lapic, LvtEntry};
+use crate::destinations::{Ipi, IpiTargets};
+use crate::{DeliveryMode, DestinationMode, GuestTime, InterruptMessage, TriggerMode, VectorSet};
+
+/// IA32_APIC_BASE.
+const MSR_APIC_BASE: u32 = 0x1b;
+/// IA32_TSC_DEADLINE.
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// The first MSR of the x2APIC range, which has 256.
+const MSR_X2APIC: u32 = 0x800;
+
+/// Word 0 to 7 of a 256-bit register.
+fn word(set: &VectorSet, index: u8) -> u32 {
+    let pair = set.words().get(usize::from(index / 2)).copied();
+    low_word(pair.unwrap_or(0) >> (32 * u32::from(index & 1)))
+}
+
+impl Lapic {
+    /// Whether the MSR is this APIC's: IA32_APIC_BASE, IA32_TSC_DEADLINE, the x2APIC range.
+    #[must_use]
+    pub const fn owns_msr(msr: u32) -> bool {
+        matches!(msr, MSR_APIC_BASE | MSR_TSC_DEADLINE | 0x800..=0x8ff)
+    }
+
+    /// The offset into the registers' page, if the address is in it and the registers are in
+    /// memory. In x2APIC mode and while the APIC is disabled the page is not the APIC's.
+    #[must_use]
+    pub fn mmio_offset(&self, address: u64) -> Option<u16> {
+        let offset = address.checked_sub(self.base_address())?;
+        (self.mode() == ApicMode::XApic && offset < 0x1000)
+            .then(|| u16::try_from(offset).ok())
+            .flatten()
+    }
+
+    /// A load from the registers' page. Where the page is not the APIC's
+    /// ([`Self::mmio_offset`]) it reads as an empty bus does, all ones.
+    pub fn mmio_read(&mut self, offset: u16, data: &mut [u8], now: GuestTime) {
+        data.fill(0);
+        if self.mode() != ApicMode::XApic {
+            data.fill(0xff);
+            return;
+        }
+        let first = usize::from(offset & 0xf);
+        if data.is_empty() || first.saturating_add(data.len()) > 4 {
+            return;
+        }
+        let value = match self.xapic_register(offset) {
+            Some(register) => self.read_register(register, now),
+            None => {
+                self.report(Errors::ILLEGAL_REGISTER);
+                0
+            }
+        };
+        for (to, from) in data.iter_mut().zip(value.to_le_bytes().iter().skip(first)) {
+            *to = *from;
+        }
+    }
+
+    /// A store to the registers' page.
+    pub fn mmio_write(&mut self, offset: u16, data: &[u8], now: GuestTime) -> Effect {
+        if self.mode() != ApicMode::XApic || offset & 0xf != 0 {
+            return Effect::None;
+        }
+        let Ok(bytes) = <[u8; 4]>::try_from(data) else {
+            return Effect::None;
+        };
+        match self.xapic_register(offset) {
+            Some(register) => self.write_register(register, u32::from_le_bytes(bytes), now),
+            None => {
+                self.report(Errors::ILLEGAL_REGISTER);
+                Effect::None
+            }
+        }
+    }
+
+    fn xapic_register(&self, offset: u16) -> Option<Register> {
+        match Register::from_slot(u8::try_from(offset >> 4).ok()?)? {
+            // SDM 3A, "x2APIC Register Address Space": x2APIC mode only.
+            Register::SelfIpi => None,
+            Register::Lvt(LvtEntry::Cmci) if !self.config.cmci => None,
+            register => Some(register),
+        }
+    }
+
+    /// SDM 3A, table "Local APIC Register Address Map Supported by x2APIC".
+    fn x2apic_register(&self, msr: u32) -> Result<Register, GeneralProtection> {
+        let slot = msr
+            .checked_sub(MSR_X2APIC)
+            .filter(|_| self.mode() == ApicMode::X2Apic);
+        let slot = slot.and_then(|slot| u8::try_from(slot).ok());
+        match slot.and_then(Register::from_slot) {
+            None
+            | Some(
+                Register::ArbitrationPriority
+                | Register::RemoteRead
+                | Register::DestinationFormat
+                | Register::CommandHigh,
+            ) => Err(GeneralProtection),
+            Some(Register::Lvt(LvtEntry::Cmci)) if !self.config.cmci => Err(GeneralProtection),
+            Some(register) => Ok(register),
+        }
+    }
+
+    /// RDMSR of an MSR that this APIC [owns](Self::owns_msr).
+    ///
+    /// # Errors
+    /// #GP for one that does not exist in the present mode or cannot be read.
+    pub fn read_msr(&mut self, msr: u32, now: GuestTime) -> Result<u64, GeneralProtection> {
+        match msr {
+            MSR_APIC_BASE => return Ok(self.apic_base()),
+            MSR_TSC_DEADLINE if self.config.tsc_deadline => {
+                self.advance(now);
+                return Ok(self.timer.deadline);
+            }
+            _ => {}
+        }
+        match self.x2apic_register(msr)? {
+            Register::EndOfInterrupt | Register::SelfIpi => Err(GeneralProtection),
+            Register::Command => Ok(self.command.0),
+            register => Ok(u64::from(self.read_register(register, now))),
+        }
+    }
+
+    /// WRMSR of an MSR that this APIC [owns](Self::owns_msr).
+    ///
+    /// # Errors
+    /// #GP for one that does not exist in the present mode or cannot be written, and for a reserved
+    /// bit (SDM 3A, "Reserved Bit Checking").
+    pub fn write_msr(
+        &mut self,
+        msr: u32,
+        value: u64,
+        now: GuestTime,
+    ) -> Result<Effect, GeneralProtection> {
+        match msr {
+            MSR_APIC_BASE => return self.set_apic_base(value, now),
+            MSR_TSC_DEADLINE if self.config.tsc_deadline => {
+                self.advance(now);
+                if self.mode() != ApicMode::Disabled {
+                    self.timer.set_deadline(self.timer_mode(), value);
+                    // One in the past fires at once.
+                    self.advance(now);
+                }
+                return Ok(Effect::None);
+            }
+            _ => {}
+        }
+        let register = self.x2apic_register(msr)?;
+        let legal = self.x2apic_writable(register).ok_or(GeneralProtection)?;
+        if value & !legal != 0 {
+            return Err(GeneralProtection);
+        }
+        if register == Register::Command {
+            self.command = Command(value & Command::WRITABLE);
+            return Ok(self.send());
+        }
+        Ok(self.write_register(register, low_word(value), now))
+    }
+
+    /// The bits that may be one in a write. `None` if the register is read-only.
+    fn x2apic_writable(&self, register: Register) -> Option<u64> {
+        Some(match register {
+            Register::TaskPriority | Register::SelfIpi => 0xff,
+            Register::EndOfInterrupt | Register::ErrorStatus => 0,
+            Register::Spurious => Spurious::writable(self.config.eoi_suppression).into(),
+            Register::Command => Command::WRITABLE | Command::IGNORED,
+            Register::Lvt(entry) => {
+                let writable = Lvt::writable(entry, self.config.tsc_deadline);
+                (writable | Lvt::read_only(entry)).into()
+            }
+            Register::InitialCount => u32::MAX.into(),
+            Register::DivideConfiguration => DIVIDE_WRITABLE.into(),
+            _ => return None,
+        })
+    }
+
+    /// How the timer counts.
+    #[must_use]
+    pub fn timer_mode(&self) -> TimerMode {
+        self.lvt(LvtEntry::Timer).timer_mode()
+    }
+
+    fn read_register(&mut self, register: Register, now: GuestTime) -> u32 {
+        let x2apic = self.mode() == ApicMode::X2Apic;
+        match register {
+            Register::Id if x2apic => self.config.apic_id,
+            Register::Id => u32::from(self.xapic_id) << 24,
+            Register::Version => version(self.config.cmci, self.config.eoi_suppression),
+            Register::TaskPriority => self.tpr.into(),
+            Register::ProcessorPriority => self.priority().get().into(),
+            Register::LogicalDestination if x2apic => {
+                crate::destinations::x2apic_logical_id(self.config.apic_id)
+            }
+            Register::LogicalDestination => u32::from(self.ldr) << 24,
+            Register::DestinationFormat => u32::from(self.dfr) << 28 | 0x0fff_ffff,
+            Register::Spurious => self.spurious.0,
+            Register::InService(index) => word(&self.in_service, index),
+            Register::TriggerMode(index) => word(&self.level_triggered, index),
+            Register::Request(index) => word(self.policy.pending().fixed(), index),
+            Register::ErrorStatus => self.error_status.bits(),
+            Register::Command => self.command.low(),
+            Register::CommandHigh => self.command.high(),
+            Register::Lvt(entry) => self.lvt(entry).0,
+            Register::InitialCount => self.timer.initial,
+            Register::CurrentCount => {
+                self.advance(now);
+                self.timer
+                    .current(self.timer_mode(), self.config.bus_cycle_ns.get(), now)
+            }
+            Register::DivideConfiguration => self.timer.divide.into(),
+            // Write-only, or gone (see the module).
+            Register::EndOfInterrupt
+            | Register::SelfIpi
+            | Register::ArbitrationPriority
+            | Register::RemoteRead => 0,
+        }
+    }
+
+    /// A write in either mode; read-only and reserved bits are ignored. x2APIC mode has refused
+    /// what it refuses before.
+    fn write_register(&mut self, register: Register, value: u32, now: GuestTime) -> Effect {
+        match register {
+            Register::Id => {
+                let id = high_byte(value);
+                return self.identity(|lapic| lapic.xapic_id = id);
+            }
+            Register::TaskPriority => self.tpr = low_byte(value),
+            Register::EndOfInterrupt => return self.end_of_interrupt(),
+            Register::LogicalDestination => {
+                let ldr = high_byte(value);
+                return self.identity(|lapic| lapic.ldr = ldr);
+            }
+            Register::DestinationFormat => {
+                let dfr = high_byte(value) >> 4;
+                return self.identity(|lapic| lapic.dfr = dfr);
+            }
+            Register::Spurious => {
+                self.advance(now);
+                return self.identity(|lapic| lapic.write_spurious(value));
+            }
+            Register::ErrorStatus => {
+                self.error_status = core::mem::take(&mut self.errors);
+            }
+            Register::Command => {
+                self.command = self.command.with_low(value);
+                return self.send();
+            }
+            Register::CommandHigh => self.command = self.command.with_high(value & 0xff00_0000),
+            Register::Lvt(entry) => self.write_lvt(entry, value, now),
+            Register::InitialCount => {
+                self.advance(now);
+                let mode = self.timer_mode();
+                self.timer
+                    .set_initial(mode, self.config.bus_cycle_ns.get(), value, now);
+            }
+            Register::DivideConfiguration => {
+                self.advance(now);
+                self.timer
+                    .set_divide(low_byte(value & DIVIDE_WRITABLE), now);
+            }
+            Register::SelfIpi => {
+                return self.send_self(low_byte(value));
+            }
+            // Read-only.
+            Register::Version
+            | Register::ArbitrationPriority
+            | Register::ProcessorPriority
+            | Register::RemoteRead
+            | Register::InService(_)
+            | Register::TriggerMode(_)
+            | Register::Request(_)
+            | Register::CurrentCount => {}
+        }
+        Effect::None
+    }
+
+    /// A write that may change how others reach this APIC.
+    fn identity(&mut self, write: impl FnOnce(&mut Self)) -> Effect {
+        let before = self.destination();
+        write(self);
+        if self.destination() == before {
+            Effect::None
+        } else {
+            Effect::IdentityChanged
+        }
+    }
+
+    fn write_spurious(&mut self, value: u32) {
+        self.spurious = Spurious(value & Spurious::writable(self.config.eoi_suppression));
+        if !self.spurious.enabled() {
+            // SDM 3A, "Local APIC State After It Has Been Software Disabled": the mask bits are
+            // set, and cannot be cleared until it is enabled again, which does not clear them.
+            self.lvt = self.lvt.map(Lvt::masked);
+            let _ = self.update_ext_int();
+        }
+    }
+
+    fn write_lvt(&mut self, entry: LvtEntry, value: u32, now: GuestTime) {
+        if entry == LvtEntry::Timer {
+            self.advance(now);
+        }
+        let old = self.lvt(entry);
+        let writable = Lvt::writable(entry, self.config.tsc_deadline);
+        let mut new = Lvt(old.0 & Lvt::read_only(entry) | value & writable);
+        if !self.software_enabled() {
+            new = new.masked();
+        }
+        match entry {
+            LvtEntry::Timer => self.timer.change_mode(old.timer_mode(), new.timer_mode()),
+            LvtEntry::Lint0 | LvtEntry::Lint1 => new = Self::normalise_lint(new),
+            _ => {}
+        }
+        self.set_lvt(entry, new);
+        if entry == LvtEntry::Lint0 {
+            let _ = self.update_ext_int();
+            if new.trigger_mode() == TriggerMode::Level
+                && new.delivery_mode() == Some(DeliveryMode::Fixed)
+            {
+                // A level that stands is seen when the entry is unmasked.
+                let _ = self.service_level_lint0();
+            }
+        }
+    }
+
+    fn send_self(&mut self, vector: u8) -> Effect {
+        if vector < 16 {
+            self.report(Errors::SEND_ILLEGAL_VECTOR);
+        } else {
+            let _ = self.accept_vector(vector, TriggerMode::Edge);
+        }
+        Effect::None
+    }
+
+    /// Sends what ICR says (SDM 3A, "Issuing Interprocessor Interrupts").
+    fn send(&mut self) -> Effect {
+        let command = self.command;
+        let delivery_mode = match command.delivery_mode() {
+            Some(mode) if mode != DeliveryMode::ExtInt => mode,
+            Some(mode) => {
+                return Effect::NotSent {
+                    delivery_mode: mode.bits(),
+                };
+            }
+            None => {
+                return Effect::NotSent {
+                    delivery_mode: 0b011,
+                };
+            }
+        };
+        let has_vector = matches!(
+            delivery_mode,
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority
+        );
+        if has_vector && command.vector() < 16 {
+            self.report(Errors::SEND_ILLEGAL_VECTOR);
+            return Effect::None;
+        }
+        // "Trigger mode: selects the trigger mode when using the INIT level de-assert delivery
+        // mode. It is ignored for all other delivery modes": an IPI is an edge, and its EOI is not
+        // broadcast.
+        let deasserts = delivery_mode == DeliveryMode::Init && command.deasserts();
+        let x2apic = self.mode() == ApicMode::X2Apic;
+        let message = InterruptMessage {
+            destination: if x2apic {
+                command.high()
+            } else {
+                command.high() >> 24
+            },
+            destination_mode: DestinationMode::from_bit(command.logical()),
+            delivery_mode,
+            trigger_mode: TriggerMode::from_bit(deasserts),
+            level: !deasserts,
+            vector: command.vector(),
+        };
+        let targets = match command.shorthand() {
+            0b00 => IpiTargets::Destination,
+            0b01 => {
+                let _ = self.accept(&message);
+                return Effect::None;
+            }
+            0b10 => IpiTargets::All,
+            _ => IpiTargets::Others,
+        };
+        Effect::Ipi(Ipi { message, targets })
+    }
+}

@@ -1,0 +1,130 @@
+//! What enters the vCPU, and how it ends.
+
+use super::{ApicMode, Effect, Lapic, LvtEntry};
+use crate::{
+    Activity, Decision, Delivery, Event, HostMask, NotHeld, NotPending, Pending, Readiness, Vector,
+    VectorSet, decide,
+};
+
+/// The answer to an interrupt-acknowledge cycle of the vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Acknowledge {
+    /// This vector; it is in service now, until EOI.
+    Vector(Vector),
+    /// Nothing may be delivered any more: the spurious vector, to be delivered without a bit in
+    /// ISR and without EOI (SDM 3A, "Spurious Interrupt"). It need not be above 15.
+    Spurious(u8),
+}
+
+impl Lapic {
+    /// What to do now. Changes nothing.
+    ///
+    /// [`Readiness::activity`] need not say [`Activity::WaitForSipi`]; this APIC knows.
+    pub fn decide(&self, vcpu: &Readiness) -> Decision {
+        if self.mode() == ApicMode::Disabled || self.waiting_for_sipi {
+            return self.decide_unusual(vcpu);
+        }
+        self.policy.decide(vcpu, self.priority())
+    }
+
+    fn decide_unusual(&self, vcpu: &Readiness) -> Decision {
+        let mut vcpu = *vcpu;
+        if self.waiting_for_sipi {
+            vcpu.activity = Activity::WaitForSipi;
+        }
+        let mut pending = *self.policy.pending();
+        if self.mode() == ApicMode::Disabled {
+            // IRR delivers nothing, NMI, SMI and INTR are the processor's.
+            pending = Pending::new(
+                VectorSet::EMPTY,
+                pending.nmis(),
+                pending.smi(),
+                pending.ext_int(),
+            );
+        }
+        decide(&pending, &vcpu, self.priority(), self.policy.holds())
+    }
+
+    /// The host took the event. A fixed interrupt moves from IRR to ISR (SDM 3A, "Interrupt
+    /// Acceptance for Fixed Interrupts"): from here on it cannot be recalled, so call this when the
+    /// host call has succeeded and not when it is planned.
+    ///
+    /// For [`Event::ExtInt`]: acknowledge the 8259A pair for the vector, hand it to the host, call
+    /// this, then report the pair's INTR with [`Self::set_lint0`] again. Until then the pin counts
+    /// as low, because the acknowledge answered the request that was there.
+    ///
+    /// # Errors
+    /// If the event did not wait; nothing changed.
+    pub fn injected(&mut self, event: Event) -> Result<Delivery, NotPending> {
+        let delivery = self.policy.injected(event)?;
+        match event {
+            Event::Fixed(vector) => {
+                self.in_service.insert(vector);
+            }
+            Event::ExtInt => self.ext_int_acknowledged(),
+            Event::Smi | Event::Nmi => {}
+        }
+        Ok(delivery)
+    }
+
+    /// The interrupt-acknowledge cycle, for a host that signals first and asks for the vector
+    /// later, when the task priority may have risen. Not for a vCPU that is held:
+    /// [`Self::decide`] knows about holds, this does not.
+    pub fn acknowledge(&mut self) -> Acknowledge {
+        let deliverable =
+            self.policy.pending().fixed().highest().filter(|vector| {
+                self.mode() != ApicMode::Disabled && self.priority().admits(*vector)
+            });
+        match deliverable.map(|vector| (vector, self.injected(Event::Fixed(vector)))) {
+            Some((vector, Ok(_))) => Acknowledge::Vector(vector),
+            _ => {
+                self.policy.spurious();
+                Acknowledge::Spurious(self.spurious.vector())
+            }
+        }
+    }
+
+    /// A write to the EOI register: ends the most urgent interrupt in service. If none is, nothing
+    /// happens (SDM 3A, "Signaling Interrupt Servicing Completion").
+    pub fn end_of_interrupt(&mut self) -> Effect {
+        let Some(vector) = self.in_service.highest() else {
+            return Effect::None;
+        };
+        self.in_service.remove(vector);
+        if !self.level_triggered.contains(vector) {
+            return Effect::None;
+        }
+        let lint0 = self.lvt(LvtEntry::Lint0);
+        if lint0.remote_irr() && lint0.vector() == vector.get() {
+            self.set_lvt(LvtEntry::Lint0, lint0.with_remote_irr(false));
+            // Still asserted: again.
+            let _ = self.service_level_lint0();
+        }
+        // SDM 3A, "EOI-broadcast suppression": software tells the IOAPIC itself then.
+        if self.spurious.suppresses_eoi() {
+            Effect::None
+        } else {
+            Effect::EoiBroadcast(vector)
+        }
+    }
+
+    /// The vCPU runs an NMI handler: of the NMIs that wait, a processor keeps one (SDM 3A,
+    /// "Handling Multiple NMIs"). Call it when the host reports that NMIs are blocked; KVM does the
+    /// same (x86.c, `process_nmi`). What it drops counts as merged.
+    pub fn merge_nmis(&mut self) {
+        self.policy.merge_nmis();
+    }
+
+    /// Withholds injection until as many calls of [`Self::release`].
+    pub fn hold(&mut self) -> HostMask {
+        self.policy.hold()
+    }
+
+    /// One hold less.
+    ///
+    /// # Errors
+    /// If there was none.
+    pub fn release(&mut self) -> Result<HostMask, NotHeld> {
+        self.policy.release()
+    }
+}

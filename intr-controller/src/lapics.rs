@@ -1,0 +1,133 @@
+//! All local APICs of a machine under one owner.
+
+use alloc::vec::Vec;
+
+use crate::{
+    Acceptance, Destinations, DestinationsError, Effect, GuestTime, InterruptMessage, Lapic,
+    LapicConfig, NoSuchVcpu, VcpuIndex, Vector,
+};
+
+/// The local APICs and the table that routes between them, for a VMM that keeps them under one
+/// lock or on one thread. One that gives each vCPU its own lock uses [`Destinations`] and its
+/// [`Lapic`]s by themselves; this is nothing more than the two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lapics {
+    lapics: Vec<Lapic>,
+    destinations: Destinations,
+}
+
+impl Lapics {
+    /// One for each vCPU, as after power-up.
+    ///
+    /// # Errors
+    /// If two have the same APIC id, or there are too many.
+    pub fn new(configs: impl IntoIterator<Item = LapicConfig>) -> Result<Self, DestinationsError> {
+        let lapics: Vec<_> = configs.into_iter().map(Lapic::new).collect();
+        let rows = lapics.iter().map(Lapic::destination).collect();
+        Ok(Self {
+            destinations: Destinations::new(rows)?,
+            lapics,
+        })
+    }
+
+    /// All, by vCPU.
+    #[must_use]
+    pub fn lapics(&self) -> &[Lapic] {
+        &self.lapics
+    }
+
+    /// The routing table.
+    #[must_use]
+    pub const fn destinations(&self) -> &Destinations {
+        &self.destinations
+    }
+
+    /// One vCPU's.
+    #[must_use]
+    pub fn get(&self, vcpu: VcpuIndex) -> Option<&Lapic> {
+        self.lapics.get(vcpu.get())
+    }
+
+    /// One vCPU's. Give the [`Effect`] of a register access to [`Self::apply`], and call
+    /// [`Self::refresh`] after a reset, an INIT ([`Lapic::take_startup`]) and a restore.
+    pub fn get_mut(&mut self, vcpu: VcpuIndex) -> Option<&mut Lapic> {
+        self.lapics.get_mut(vcpu.get())
+    }
+
+    /// Brings the routing table up to date with one APIC.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn refresh(&mut self, vcpu: VcpuIndex) -> Result<(), NoSuchVcpu> {
+        let row = self.get(vcpu).ok_or(NoSuchVcpu(vcpu.get()))?.destination();
+        self.destinations.update(vcpu, row)
+    }
+
+    /// Delivers a message of a device. `arrived` hears what became of it at each target: wake the
+    /// vCPU where it was accepted. How many targets there were.
+    pub fn deliver(
+        &mut self,
+        message: &InterruptMessage,
+        mut arrived: impl FnMut(VcpuIndex, Acceptance),
+    ) -> usize {
+        let Self {
+            lapics,
+            destinations,
+        } = self;
+        destinations.route(message, |vcpu| {
+            if let Some(lapic) = lapics.get_mut(vcpu.get()) {
+                arrived(vcpu, lapic.accept(message));
+            }
+        })
+    }
+
+    /// Does what one vCPU's register access asked for. The vector whose EOI the IOAPICs are to
+    /// hear, if there is one.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn apply(
+        &mut self,
+        vcpu: VcpuIndex,
+        effect: Effect,
+        mut arrived: impl FnMut(VcpuIndex, Acceptance),
+    ) -> Result<Option<Vector>, NoSuchVcpu> {
+        match effect {
+            Effect::None | Effect::NotSent { .. } => {}
+            Effect::EoiBroadcast(vector) => return Ok(Some(vector)),
+            Effect::IdentityChanged => self.refresh(vcpu)?,
+            Effect::Ipi(ipi) => {
+                let Self {
+                    lapics,
+                    destinations,
+                } = self;
+                destinations.route_ipi(vcpu, &ipi, |target| {
+                    if let Some(lapic) = lapics.get_mut(target.get()) {
+                        arrived(target, lapic.accept(&ipi.message));
+                    }
+                });
+            }
+        }
+        Ok(None)
+    }
+
+    /// Lets every timer come to `now`; `expired` hears of those that had something to deliver.
+    pub fn advance(&mut self, now: GuestTime, mut expired: impl FnMut(VcpuIndex)) {
+        for (vcpu, lapic) in (0..).map(VcpuIndex).zip(&mut self.lapics) {
+            if lapic.advance(now) > 0 {
+                expired(vcpu);
+            }
+        }
+    }
+
+    /// When to call [`Self::advance`] next.
+    #[must_use]
+    pub fn next_deadline(&self, now: GuestTime) -> Option<GuestTime> {
+        let deadlines = self.lapics.iter();
+        deadlines.filter_map(|lapic| lapic.next_deadline(now)).min()
+    }
+}
+
+#[cfg(test)]
+#[path = "lapics_tests.rs"]
+mod tests;
