@@ -1,0 +1,172 @@
+//! Software and hardware breakpoints, and what a client sees of memory under them.
+
+use super::*;
+
+#[test]
+fn the_guest_is_shown_as_it_is_while_stopped_and_patched_only_while_it_runs() {
+    let mut rig = nops(1);
+    let at = ENTRY + 3;
+    assert_eq!(rig.ask(format!("Z0,{at:x},1")), "OK");
+    assert_eq!(rig.ask(format!("m{at:x},1")), "90");
+    let reply = rig.ask("vCont;c");
+    assert!(reply.starts_with("T05thread:01;swbreak:;"), "{reply}");
+    assert!(reply.contains(&format!("10:{};", hex(at.to_le_bytes()))));
+    assert_eq!(rig.machine().peek(at, 1), [0x90]);
+    assert_eq!(rig.last_plan().armed.software.len(), 1);
+}
+
+#[test]
+fn a_step_from_a_breakpoint_lifts_it_and_runs_alone() {
+    let mut rig = nops(2);
+    rig.ask(format!("Z0,{ENTRY:x},1"));
+    rig.ask("vCont;s:1;c");
+    let plan = rig.last_plan();
+    assert_eq!(plan.vcpus, [step(true), VcpuOrder::Stay]);
+    assert!(plan.armed.software.is_empty());
+    assert_eq!(rig.machine().vcpus[0].core.rip, ENTRY + 1);
+    rig.ask("vCont;s:1");
+    assert_eq!(rig.last_plan().armed.software.len(), 1, "it is back");
+}
+
+#[test]
+fn a_range_from_a_breakpoint_stops_after_one_instruction() {
+    let mut rig = nops(1);
+    rig.ask(format!("Z0,{ENTRY:x},1"));
+    rig.ask(format!("vCont;r{:x},{:x}:1", ENTRY, ENTRY + 9));
+    assert_eq!(rig.last_plan().vcpus, [step(true)]);
+}
+
+#[test]
+fn one_physical_page_at_two_addresses_is_one_breakpoint() {
+    let mut rig = nops(1);
+    rig.ask(format!("Z0,{ALIASED:x},1"));
+    rig.ask(format!("Z0,{ALIAS:x},1"));
+    rig.send("vCont;c");
+    assert_eq!(rig.last_plan().armed.software.len(), 1);
+    rig.bytes(b"\x03");
+    rig.ask(format!("z0,{ALIASED:x},1"));
+    rig.send("vCont;c");
+    assert_eq!(
+        rig.last_plan().armed.software.len(),
+        1,
+        "the other needs it"
+    );
+    rig.bytes(b"\x03");
+    rig.ask(format!("z0,{ALIAS:x},1"));
+    rig.send("vCont;c");
+    assert!(rig.last_plan().armed.software.is_empty());
+}
+
+#[test]
+fn a_breakpoint_that_the_guest_overwrote_stays_overwritten() {
+    let mut rig = spinning(1);
+    let at = ENTRY + 8;
+    rig.ask(format!("Z0,{at:x},1"));
+    rig.send("vCont;c");
+    rig.machine().poke(at, &[0x55]);
+    rig.bytes(b"\x03");
+    assert_eq!(rig.machine().peek(at, 1), [0x55]);
+}
+
+#[test]
+fn the_guests_own_int3_is_the_guests() {
+    let mut rig = Rig::new(Machine::new(1, &[code::INT3, code::SPIN]));
+    rig.ask("Z0,9000,1");
+    assert_eq!(rig.send("vCont;c"), [""; 0]);
+    assert_eq!(rig.machine().own_breakpoints, 1);
+}
+
+#[test]
+fn a_breakpoint_that_cannot_be_written_at_resume_is_reported_and_nothing_runs() {
+    let mut rig = nops(1);
+    rig.ask("Z0,9000,1");
+    rig.ask("Z0,9001,1");
+    rig.machine().read_only.push(0x9001..0x9002);
+    let replies = rig.send("vCont;c");
+    assert!(console(&replies[0]).contains("0x9001"), "{replies:?}");
+    assert!(replies[1].starts_with("T05thread:01;"));
+    assert!(rig.plans.is_empty());
+    assert_eq!(rig.machine().peek(0x9000, 1), [0], "none is left");
+}
+
+#[test]
+fn rom_and_unmapped_addresses_take_a_debug_register_and_the_client_is_told() {
+    let mut rig = nops(1);
+    rig.machine().read_only.push(0x9000..0xa000);
+    rig.ask("Z0,9000,1");
+    rig.ask("Z0,ffff800000000000,1");
+    let replies = rig.send("vCont;c");
+    let text = console(&replies[0]);
+    assert!(
+        text.contains("0x9000 takes one of the four debug registers"),
+        "{text}"
+    );
+    let armed = &rig.last_plan().armed;
+    assert!(armed.software.is_empty());
+    assert_eq!(armed.hardware.iter().flatten().count(), 2);
+}
+
+#[test]
+fn without_int3_exits_breakpoints_take_debug_registers_shared_with_hardware_ones() {
+    let mut rig = without(
+        &[Capability::BptExit],
+        Machine::new(1, &[code::NOP, code::NOP, code::SPIN]),
+    );
+    let at = ENTRY + 1;
+    assert_eq!(rig.ask(format!("Z0,{at:x},1")), "OK");
+    assert_eq!(rig.ask(format!("Z1,{at:x},1")), "OK");
+    assert_eq!(
+        rig.ask(format!("Z0,{at:x},1")),
+        "OK",
+        "again is no second one"
+    );
+    let replies = rig.send("vCont;c");
+    assert!(console(&replies[0]).contains("monitor caps"));
+    assert!(replies[1].contains("hwbreak:;"), "{replies:?}");
+    assert_eq!(rig.last_plan().armed.hardware.iter().flatten().count(), 1);
+    assert_eq!(rig.ask(format!("z0,{at:x},1")), "OK");
+    assert_eq!(rig.ask(format!("Z0,{at:x},1")), "OK");
+    rig.ask("vCont;s:1"); // The client is told once.
+    assert_eq!(rig.ask(format!("z0,{at:x},1")), "OK");
+    rig.ask("vCont;s:1");
+    assert_eq!(rig.last_plan().armed.hardware.iter().flatten().count(), 1);
+    assert_eq!(rig.ask(format!("z1,{at:x},1")), "OK");
+    assert_eq!(
+        rig.ask(format!("z1,{at:x},1")),
+        "OK",
+        "of what is not there"
+    );
+    rig.ask("vCont;s:1");
+    assert_eq!(rig.last_plan().armed.hardware.iter().flatten().count(), 0);
+}
+
+#[test]
+fn hardware_breakpoints_stay_armed_while_stepping() {
+    let mut rig = nops(2);
+    rig.ask(format!("Z1,{:x},1", ENTRY + 1));
+    rig.ask("vCont;s:1");
+    assert_eq!(rig.last_plan().armed.hardware.iter().flatten().count(), 1);
+}
+
+#[test]
+fn the_fifth_hardware_breakpoint_is_refused_with_a_reason() {
+    let mut rig = nops(1);
+    for at in 0..4 {
+        assert_eq!(rig.ask(format!("Z1,{:x},1", 0x9000 + at)), "OK");
+    }
+    assert_eq!(rig.ask("Z1,9004,1"), "E1c");
+    let replies = rig.send(format!("qRcmd,{}", hex("caps")));
+    assert!(
+        console(&replies[0]).contains("0 free debug registers"),
+        "{replies:?}"
+    );
+    assert_eq!(rig.ask("z1,9000,1"), "OK");
+    assert_eq!(rig.ask("Z1,9004,1"), "OK");
+}
+
+#[test]
+fn a_refused_ability_is_not_supported_rather_than_failed() {
+    let mut rig = without(&[Capability::Watchpoint], Machine::new(1, &[code::SPIN]));
+    assert_eq!(rig.ask("Z2,9000,4"), "");
+    assert_eq!(rig.ask("Z4,9000,4"), "");
+}

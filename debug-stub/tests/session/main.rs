@@ -1,0 +1,56 @@
+//! A session as a client and a VMM see it, on a simulated machine.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests stop where what must hold does not"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod breakpoints;
+mod connecting;
+mod ends;
+mod framing;
+mod maintenance;
+mod memory;
+mod properties;
+mod registers;
+mod stepping;
+mod watchpoints;
+
+use common::machine::{ALIAS, ALIASED, ENTRY, Machine, RAM, code, plan};
+use common::{Rig, console, frame, hex, unframe};
+use debug_stub::{
+    GuestState, Session, SessionConfig, StepOrder, Stop, StopReason, VcpuId, VcpuOrder, WatchAccess,
+};
+use vcpu_caps::Capability;
+
+fn spinning(vcpus: usize) -> Rig {
+    Rig::new(Machine::new(vcpus, &[code::SPIN]))
+}
+
+fn nops(vcpus: usize) -> Rig {
+    let mut program = vec![code::NOP; 64];
+    program.push(code::SPIN);
+    Rig::new(Machine::new(vcpus, &program))
+}
+
+/// Without INT3 exits, as on a host that does not intercept them.
+fn without(absent: &[Capability], machine: Machine) -> Rig {
+    Rig::with(machine, SessionConfig::new(plan(absent)))
+}
+
+fn step(mask: bool) -> VcpuOrder {
+    VcpuOrder::Step(StepOrder { range: None, mask })
+}
+
+fn stop(vcpu: u16, reason: StopReason) -> Stop {
+    Stop {
+        vcpu: VcpuId(vcpu),
+        reason,
+        registers: None,
+    }
+}

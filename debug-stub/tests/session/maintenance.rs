@@ -1,0 +1,72 @@
+//! `monitor`, and QEMU's maintenance packets.
+
+use super::*;
+
+#[test]
+fn the_step_bits_are_qemus() {
+    let mut rig = nops(1);
+    assert_eq!(rig.ask("qqemu.Supported"), "sstepbits;sstep;PhyMemMode");
+    assert_eq!(rig.ask("qqemu.sstepbits"), "ENABLE=1,NOIRQ=2");
+    assert_eq!(rig.ask("qqemu.sstep"), "0x3");
+    assert_eq!(
+        rig.ask("Qqemu.sstep=0x7"),
+        "E22",
+        "NOTIMER is not supported"
+    );
+    assert_eq!(rig.ask("qqemu.sstep"), "0x3");
+    assert_eq!(rig.ask("Qqemu.sstep=0x1"), "OK");
+    rig.ask("vCont;s:1");
+    assert_eq!(rig.last_plan().vcpus, [step(false)]);
+    assert_eq!(rig.ask("Qqemu.sstep=0"), "OK");
+    rig.send("vCont;s:1");
+    assert_eq!(rig.last_plan().vcpus, [VcpuOrder::Continue]);
+}
+
+#[test]
+fn without_the_mask_its_bit_is_not_offered_and_the_monitor_says_why() {
+    let mut rig = without(
+        &[Capability::MaskHwintr],
+        Machine::new(1, &[code::NOP, code::SPIN]),
+    );
+    assert_eq!(rig.ask("qqemu.sstepbits"), "ENABLE=1");
+    assert_eq!(rig.ask("Qqemu.sstep=0x3"), "E22");
+    rig.ask("vCont;s:1");
+    assert_eq!(rig.last_plan().vcpus, [step(false)]);
+    let text = monitor(&mut rig, "mask on");
+    assert!(
+        text.contains("refused") && text.contains("left out by the test"),
+        "{text}"
+    );
+}
+
+fn monitor(rig: &mut Rig, command: &str) -> String {
+    let mut replies = rig.send(format!("qRcmd,{}", hex(command)));
+    assert_eq!(replies.pop().as_deref(), Some("OK"));
+    replies.iter().map(|packet| console(packet)).collect()
+}
+
+#[test]
+fn the_monitor_answers_and_explains() {
+    let mut rig = nops(1);
+    rig.machine().interrupts.pending = vec![0x20, 0xec];
+    rig.machine().interrupts.blocked = "mask_hwintr".into();
+    rig.machine().interrupts.masked = true;
+    assert!(monitor(&mut rig, "help").contains("monitor mask status"));
+    assert!(monitor(&mut rig, "caps").contains("mask_hwintr"));
+    let status = monitor(&mut rig, "mask status");
+    assert!(
+        status.contains("vcpu0: masked, pending: 0x20 0xec; blocked: mask_hwintr"),
+        "{status}"
+    );
+    assert!(monitor(&mut rig, "mask off").contains("do not mask"));
+    rig.ask("vCont;s:1");
+    assert_eq!(rig.last_plan().vcpus, [step(false)]);
+    assert!(monitor(&mut rig, "mask on").contains("hold mask_hwintr"));
+    rig.ask("vCont;s:1");
+    assert_eq!(rig.last_plan().vcpus, [step(true)]);
+    let unknown = monitor(&mut rig, "frobnicate \x1b[31m");
+    assert!(
+        unknown.contains("unknown command") && !unknown.contains('\x1b'),
+        "{unknown}"
+    );
+}

@@ -1,0 +1,106 @@
+//! `m`, `M`, `x`, `X`.
+
+use super::*;
+
+#[test]
+fn a_read_across_the_end_of_a_mapping_answers_what_there_is() {
+    let mut rig = spinning(1);
+    rig.machine().poke(ALIASED + 0xffe, &[0xab, 0xcd]);
+    assert_eq!(rig.ask(format!("m{:x},10", ALIAS + 0xffe)), "abcd");
+    assert_eq!(rig.ask(format!("x{:x},10", ALIAS + 0xffe)), "b\u{ab}\u{cd}");
+    assert_eq!(
+        rig.ask(format!("m{:x},10", ALIAS + 0x1000)),
+        "E0e",
+        "a failed read is no success"
+    );
+    assert_eq!(rig.ask("m0,0"), "");
+    assert_eq!(rig.ask("mffffffffffffffff,10"), "E0e");
+}
+
+#[test]
+fn a_write_that_does_not_fit_changes_nothing() {
+    let mut rig = spinning(1);
+    assert_eq!(rig.ask(format!("M{:x},4:01020304", ALIAS + 0xffe)), "E0e");
+    assert_eq!(rig.machine().peek(ALIASED + 0xffe, 2), [0, 0]);
+    assert_eq!(rig.ask(format!("M{:x},2:0102", ALIAS + 0xffe)), "OK");
+    assert_eq!(rig.machine().peek(ALIASED + 0xffe, 2), [1, 2]);
+}
+
+#[test]
+fn binary_writes_and_reads_carry_every_byte() {
+    let mut rig = spinning(1);
+    let data: Vec<u8> = (0..=255).collect();
+    let mut packet = b"X9000,100:".to_vec();
+    for &byte in &data {
+        if matches!(byte, b'#' | b'$' | b'}') {
+            packet.extend([b'}', byte ^ 0x20]);
+        } else {
+            packet.push(byte);
+        }
+    }
+    assert_eq!(rig.ask(packet), "OK");
+    assert_eq!(rig.machine().peek(0x9000, 256), data);
+    let reply = rig.ask("x9000,100");
+    let mut read = Vec::new();
+    let mut bytes = reply
+        .chars()
+        .map(|c| u8::try_from(u32::from(c)).unwrap())
+        .skip(1);
+    while let Some(byte) = bytes.next() {
+        read.push(if byte == b'}' {
+            bytes.next().unwrap() ^ 0x20
+        } else {
+            byte
+        });
+    }
+    assert_eq!(read, data);
+}
+
+#[test]
+fn a_reply_fits_in_a_packet_whatever_is_asked_for() {
+    let mut rig = spinning(1);
+    let limit = SessionConfig::DEFAULT_MAX_PACKET;
+    for packet in ["m0,ffffffffffffffff", "x0,ffffffffffffffff"] {
+        let reply = rig.ask(packet);
+        assert!(
+            reply.len() <= limit && reply.len() > limit / 3,
+            "{}",
+            reply.len()
+        );
+    }
+}
+
+#[test]
+fn physical_mode_reads_and_writes_physical_addresses() {
+    let mut rig = spinning(1);
+    rig.machine().poke(ALIASED, &[0x77]);
+    assert_eq!(rig.ask("qqemu.PhyMemMode"), "0");
+    assert_eq!(rig.ask(format!("m{ALIAS:x},1")), "77");
+    assert_eq!(rig.ask("Qqemu.PhyMemMode:1"), "OK");
+    assert_eq!(rig.ask("qqemu.PhyMemMode"), "1");
+    assert_eq!(rig.ask(format!("m{ALIAS:x},1")), "E0e", "RAM ends there");
+    assert_eq!(rig.ask(format!("M{ALIASED:x},1:78")), "OK");
+    assert_eq!(rig.machine().peek(ALIASED, 1), [0x78]);
+}
+
+#[test]
+fn a_search_finds_what_lies_across_chunks_and_stops_where_memory_does() {
+    let mut rig = spinning(1);
+    rig.machine().poke(0x1_fffe, b"needle");
+    assert_eq!(rig.ask("qSearch:memory:10000;60000;needle"), "1,1fffe");
+    assert_eq!(rig.ask("qSearch:memory:20000;1000;needle"), "0");
+    assert_eq!(
+        rig.ask(format!("qSearch:memory:{ALIAS:x};2000;needle")),
+        "E0e"
+    );
+    assert_eq!(rig.ask("qSearch:memory:0;ffffffffffff;needle"), "E1b");
+}
+
+#[test]
+fn the_checksum_is_gdbs() {
+    let mut rig = spinning(1);
+    rig.machine().poke(0x9000, b"123456789");
+    // CRC-32/MPEG-2's check value: GDB's algorithm has its parameters.
+    assert_eq!(rig.ask("qCRC:9000,9"), "C376e6e7");
+    assert_eq!(rig.ask(format!("qCRC:{ALIAS:x},2000")), "E0e");
+}
