@@ -4,8 +4,8 @@
 //! |---|---|---|
 //! | `0x0` | `0x5000` | left to the guest: real-mode vectors, BIOS data area |
 //! | `0x5000` | `0x3_0000` | boot data: GDT, boot parameters, memory map, page tables, command line |
-//! | `0x9_d000` | `0xa_0000` | reserved: Intel MP table, and its pointer in the last KiB |
-//! | `0xa_0000` | `0x10_0000` | no memory: the legacy hole |
+//! | `0xa_0000` | `0xe_0000` | no memory: the legacy hole |
+//! | `0xe_0000` | `0x10_0000` | reserved: ACPI tables, Intel MP table |
 //! | `0x10_0000` | 3 GiB at most | memory: kernel, initrd |
 //! | 3 GiB | 4 GiB | no memory: IOAPIC, local APICs, KVM's own pages |
 //! | 4 GiB | … | the rest of the memory |
@@ -38,14 +38,18 @@ pub const BOOT_DATA_START: u64 = 0x5000;
 /// One past its last byte.
 pub const BOOT_DATA_END: u64 = 0x3_0000;
 
-/// Where usable low memory ends and the firmware's tables begin.
-pub const LOW_MEMORY_END: u64 = 0x9_d000;
-/// The MP configuration table.
-pub const MP_TABLE: GuestAddress = GuestAddress(LOW_MEMORY_END);
-/// The MP floating pointer: it must be in the last KiB of base memory (MP spec 1.4, section 4).
-pub const MP_POINTER: GuestAddress = GuestAddress(0x9_fc00);
 /// One past the memory below the legacy hole.
-pub const LEGACY_HOLE_START: u64 = 0xa_0000;
+pub const LOW_MEMORY_END: u64 = 0xa_0000;
+/// Where the firmware's tables begin: in the area that kernels scan for the RSDP (ACPI 6.5,
+/// 5.2.5.1), on a 16-byte boundary.
+pub const RSDP: GuestAddress = GuestAddress(0xe_0000);
+/// One past the last byte that ACPI tables may have.
+pub const ACPI_END: u64 = 0xf_e000;
+/// The MP configuration table.
+pub const MP_TABLE: GuestAddress = GuestAddress(ACPI_END);
+/// The MP floating pointer: in the BIOS's area from 0xf0000 on, where kernels scan for it too (MP
+/// spec 1.4, section 4).
+pub const MP_POINTER: GuestAddress = GuestAddress(0xf_fff0);
 /// Where memory goes on above the legacy hole.
 pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 

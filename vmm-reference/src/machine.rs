@@ -9,7 +9,7 @@ use vcpu_caps::VcpuId;
 use vcpu_caps::kvm::OpenError;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::boot::{self, Entry, MpTableError, SetupError};
+use crate::boot::{self, AcpiError, Entry, MpTableError, SetupError};
 use crate::devices::{DeviceError, Devices, SerialOutput};
 use crate::exit::ExitEvent;
 use crate::exit_status::ExitStatus;
@@ -87,6 +87,9 @@ pub enum MachineError {
     /// The devices.
     #[error(transparent)]
     Devices(#[from] DeviceError),
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
     /// The MP table.
     #[error(transparent)]
     MpTable(#[from] MpTableError),
@@ -109,6 +112,7 @@ impl MachineError {
             | Self::Memory(MemoryError::Size(_))
             | Self::Load(_)
             | Self::Devices(_)
+            | Self::Acpi(_)
             | Self::MpTable(_) => ExitStatus::Usage,
         }
     }
@@ -158,6 +162,7 @@ impl Machine {
             config.initrd.as_ref(),
             &config.cmdline,
         )?;
+        boot::write_acpi(&memory, config.cpus)?;
         boot::write_mp_table(&memory, config.cpus)?;
         boot::prepare_memory(&memory, entry)?;
 

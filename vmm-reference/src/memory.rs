@@ -109,7 +109,7 @@ impl MemoryLayout {
 
     /// What the guest is told: sorted, without overlaps.
     ///
-    /// The legacy hole from 0xa0000 to 1 MiB is backed, so that a kernel that writes to a VGA text
+    /// The legacy hole from 0xa0000 to 0xe0000 is backed, so that a kernel that writes to a VGA text
     /// screen does no harm, but it is not in the map.
     #[must_use]
     pub fn map(self) -> Vec<MapEntry> {
@@ -119,7 +119,7 @@ impl MemoryLayout {
                 kind: MapKind::Ram,
             },
             MapEntry {
-                range: layout::LOW_MEMORY_END..layout::LEGACY_HOLE_START,
+                range: layout::RSDP.0..layout::HIGH_MEMORY_START,
                 kind: MapKind::Reserved,
             },
             MapEntry {
@@ -182,7 +182,7 @@ mod tests {
             .filter(|entry| entry.kind == MapKind::Ram)
             .map(|entry| entry.range.end - entry.range.start)
             .sum();
-        assert_eq!(ram, 5 * GIB - (0x10_0000 - 0x9_d000));
+        assert_eq!(ram, 5 * GIB - (0x10_0000 - 0xa_0000));
     }
 
     #[test]
@@ -197,8 +197,8 @@ mod tests {
         let layout = MemoryLayout::new(4 * GIB).unwrap();
         assert!(layout.is_ram(&(0x10_0000..0xc000_0000)));
         assert!(!layout.is_ram(&(0xbfff_f000..0xc000_0001)));
-        assert!(!layout.is_ram(&(0x9_0000..0x9_d001)));
-        assert!(!layout.is_ram(&(0x9_d000..0xa_0000)));
+        assert!(!layout.is_ram(&(0x9_0000..0xa_0001)));
+        assert!(!layout.is_ram(&(0xe_0000..0x10_0000)));
         assert!(!layout.is_ram(&(0xb_8000..0xb_9000)));
         assert!(layout.is_ram(&(0x1_0000_0000..0x1_4000_0000)));
         assert!(!layout.is_ram(&(0x1_0000_0000..0x1_4000_1000)));

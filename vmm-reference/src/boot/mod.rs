@@ -1,11 +1,13 @@
 //! How a vCPU starts: the state each boot protocol asks for, the tables that it needs in memory,
-//! the CPUID it sees, and the MP table that tells a kernel of the other vCPUs.
+//! the CPUID it sees, and the ACPI tables that tell a kernel of the other vCPUs and the devices.
 
+mod acpi;
 mod cpuid;
 mod mp_table;
 mod state;
 mod vcpu;
 
+pub use acpi::{AcpiError, tables as acpi_tables, write_acpi};
 pub use mp_table::{MAX_CPUS, MpTableError, write_mp_table};
 pub use state::Entry;
 pub use vcpu::{SetupError, prepare_memory};

@@ -69,14 +69,12 @@ fn table(cpus: u8) -> Vec<u8> {
     let mut ioapic = vec![IOAPIC, ioapic_id, IOAPIC_VERSION, ENABLED];
     ioapic.extend(layout::IOAPIC.to_le_bytes());
     entries.push(ioapic);
-    // ISA interrupt n is wired to pin n, as KVM's chips route it; except that the PIT's interrupt
-    // 0 arrives at pin 2, where pin 0 is the 8259's (4.3.4 and KVM's default routing).
+    // ISA interrupt n arrives at pin n, as KVM's default routing has it, the PIT's 0 included
+    // (KVM_CREATE_IRQCHIP in api.rst). 2 is the second 8259's.
     for irq in (0..ISA_IRQS).filter(|&irq| irq != 2) {
-        let pin = if irq == 0 { 2 } else { irq };
         // Polarity and trigger "conform to the bus": high and edge for ISA.
-        entries.push(vec![IO_INTERRUPT, INT, 0, 0, 0, irq, ioapic_id, pin]);
+        entries.push(vec![IO_INTERRUPT, INT, 0, 0, 0, irq, ioapic_id, irq]);
     }
-    entries.push(vec![IO_INTERRUPT, EXT_INT, 0, 0, 0, 0, ioapic_id, 0]);
     // LINT0 is the 8259's interrupt on the bootstrap processor, LINT1 the NMI on all (4.3.5).
     entries.push(vec![LOCAL_INTERRUPT, EXT_INT, 0, 0, 0, 0, 0, 0]);
     entries.push(vec![LOCAL_INTERRUPT, NMI, 0, 0, 0, 0, ALL_APICS, 1]);
@@ -147,15 +145,15 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_scans_base_memory_finds_every_processor() {
+    fn a_kernel_that_scans_the_bios_area_finds_every_processor() {
         let memory = MemoryLayout::new(4 << 20).unwrap().allocate().unwrap();
         write_mp_table(&memory, 3).unwrap();
-        // As Linux's `mpf_scan` does: the last KiB of base memory, every 16 bytes.
-        let mut base = vec![0; 1024];
+        // As Linux's `mpf_scan` does: the BIOS's 64 KiB, every 16 bytes.
+        let mut bios = vec![0; 0x1_0000];
         memory
-            .read_slice(&mut base, vm_memory::GuestAddress(639 * 1024))
+            .read_slice(&mut bios, vm_memory::GuestAddress(0xf_0000))
             .unwrap();
-        let found = base
+        let found = bios
             .chunks(16)
             .find(|chunk| chunk.starts_with(b"_MP_"))
             .expect("a floating pointer");

@@ -1,4 +1,4 @@
-//! The registers by which a guest ends itself: i8042, port 0xcf9 and ACPI PM1a.
+//! The registers by which a guest resets itself: i8042 and port 0xcf9.
 
 use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
@@ -58,7 +58,10 @@ pub(super) struct ResetControl {
 
 /// Bit 1, system reset (hard rather than soft); bit 2, reset the processor; bit 3, full reset.
 const RESET_BITS: u8 = 0b1110;
+const RESET_SYSTEM: u8 = 0b0010;
 const RESET_CPU: u8 = 0b0100;
+/// A hard reset, whatever was in the register before.
+pub(super) const RESET_HARD: u8 = RESET_SYSTEM | RESET_CPU;
 
 impl ResetControl {
     pub(super) fn new(exit: ExitEvent) -> Self {
@@ -83,47 +86,5 @@ impl DevicePio for ResetControl {
             self.exit.request(ExitReason::Reset);
         }
         *value = byte & RESET_BITS;
-    }
-}
-
-/// The ACPI PM1a control register (ACPI 6.5, 4.8.3.2.1), 16 bits.
-pub(super) struct Pm1a {
-    value: Mutex<[u8; 2]>,
-    exit: ExitEvent,
-}
-
-/// SCI_EN, bit 0: this machine is always in ACPI mode.
-const SCI_ENABLED: [u8; 2] = [1, 0];
-/// SLP_EN, bit 13, is bit 5 of the high byte. It is write-only.
-const SLEEP_ENABLE: u8 = 1 << 5;
-
-impl Pm1a {
-    pub(super) fn new(exit: ExitEvent) -> Self {
-        Self {
-            value: Mutex::new(SCI_ENABLED),
-            exit,
-        }
-    }
-}
-
-impl DevicePio for Pm1a {
-    fn pio_read(&self, _: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
-        let value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
-        for (byte, register) in data.iter_mut().zip(value.iter().skip(usize::from(offset))) {
-            *byte = *register;
-        }
-    }
-
-    fn pio_write(&self, _: PioAddress, offset: PioAddressOffset, data: &[u8]) {
-        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
-        for (byte, register) in data.iter().zip(value.iter_mut().skip(usize::from(offset))) {
-            *register = *byte;
-        }
-        let [low, high] = *value;
-        *value = [low | SCI_ENABLED[0], high & !SLEEP_ENABLE];
-        // S5 is the only sleep that there is, so SLP_TYP (bits 10 to 12) is not looked at.
-        if high & SLEEP_ENABLE != 0 {
-            self.exit.request(ExitReason::PowerOff);
-        }
     }
 }

@@ -5,6 +5,7 @@
 //! | 0x3f8–0x3ff | 16550A serial port, interrupt 4 |
 //! | 0x60–0x64 | i8042, of which only the reset command works |
 //! | 0xcf9 | reset control |
+//! | 0x600–0x603 | ACPI PM1a event, in which nothing happens |
 //! | 0x604–0x605 | ACPI PM1a control, for powering off |
 //! | 0xf4–0xf7 | debug exit, with `--testdev` only |
 //!
@@ -12,6 +13,7 @@
 //! IOAPIC. What no device claims reads as all-ones and takes writes without effect, as on a real
 //! bus. So does an access that reaches beyond the device's last port.
 
+mod acpi;
 mod control;
 mod debug_exit;
 mod serial;
@@ -37,8 +39,14 @@ pub const SERIAL_IRQ: u32 = 4;
 pub const I8042_PORT: u16 = 0x60;
 /// The PCI host bridge's reset control register.
 pub const RESET_PORT: u16 = 0xcf9;
+/// What resets the machine when it is written there.
+pub const RESET_VALUE: u8 = control::RESET_HARD;
+/// ACPI PM1a event, where QEMU has it: status and, two ports above, enable.
+pub const PM1_EVENT_PORT: u16 = 0x600;
 /// ACPI PM1a control, where QEMU has it.
-pub const PM1A_PORT: u16 = 0x604;
+pub const PM1_CONTROL_PORT: u16 = 0x604;
+/// The interrupt of ACPI events, which never comes: there are none.
+pub const SCI_IRQ: u8 = 9;
 /// The debug-exit port, where QEMU's users put it.
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 
@@ -121,7 +129,7 @@ impl Devices {
             1,
             Arc::new(control::ResetControl::new(exit.clone())),
         )?;
-        devices.add(PM1A_PORT, 2, Arc::new(control::Pm1a::new(exit.clone())))?;
+        devices.add(PM1_EVENT_PORT, 6, Arc::new(acpi::Pm1::new(exit.clone())))?;
         if testdev {
             let debug_exit = debug_exit::DebugExit::new(exit.clone());
             devices.add(DEBUG_EXIT_PORT, 4, Arc::new(debug_exit))?;

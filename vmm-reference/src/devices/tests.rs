@@ -69,11 +69,13 @@ fn a_pci_configuration_address_is_no_reset() {
 }
 
 #[test]
-fn sleep_enable_powers_off_as_word_and_as_high_byte() {
+fn sleep_enable_powers_off_whatever_the_width() {
     for (port, data) in [
         (0x604, &[0x00, 0x20][..]),
         (0x605, &[0x34]),
         (0x604, &[0x01, 0x3c]),
+        // Enable and control at once.
+        (0x602, &[0, 0, 0, 0x34]),
     ] {
         let (devices, exit) = devices(false);
         // Sleep type without the enable bit, and the enable bit's position in the low byte.
@@ -86,6 +88,36 @@ fn sleep_enable_powers_off_as_word_and_as_high_byte() {
         assert_eq!(low & 1, 1, "ACPI mode is always on");
         assert_eq!(high & 0x20, 0, "write-only");
     }
+}
+
+#[test]
+fn acpi_events_can_be_enabled_and_never_happen() {
+    let (devices, exit) = devices(false);
+    write(&devices, 0x600, [0xff; 4]);
+    // Status, and what of enable exists: GBL_EN, PWRBTN_EN, SLPBTN_EN and RTC_EN.
+    assert_eq!(read(&devices, 0x600), [0, 0, 0x20, 0x07]);
+    // The same by words, one of them twice.
+    write(&devices, 0x602, [0x20, 0x00]);
+    write(&devices, 0x600, [0x20, 0x01]);
+    assert_eq!(read::<2>(&devices, 0x600), [0, 0]);
+    assert_eq!(read::<2>(&devices, 0x602), [0x20, 0x00]);
+    write(&devices, 0x602, [0, 0]);
+    assert_eq!(read::<2>(&devices, 0x602), [0, 0]);
+    // 0x2000 is SLP_EN one register further.
+    write(&devices, 0x602, [0x00, 0x20]);
+    assert_eq!(exit.reason(), None);
+}
+
+#[test]
+fn only_the_sleep_type_of_acpi_control_is_kept() {
+    let (devices, exit) = devices(false);
+    assert_eq!(read(&devices, 0x604), [0x01, 0x00]);
+    write(&devices, 0x604, [0xfe, 0xdf]);
+    assert_eq!(read(&devices, 0x604), [0x03, 0x1c]);
+    write(&devices, 0x604, [0x00, 0x00]);
+    assert_eq!(read(&devices, 0x604), [0x01, 0x00]);
+    assert_eq!(exit.reason(), None);
+    assert_eq!(read(&devices, 0x606), [0xff], "nothing behind it");
 }
 
 #[test]

@@ -112,6 +112,7 @@ fn finish(
         hdr: header,
         ..Default::default()
     };
+    params.acpi_rsdp_addr = layout::RSDP.0;
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.cmd_line_ptr = low(layout::CMDLINE.0);
     params.hdr.cmdline_size = low(cmdline.len() as u64 - 1);

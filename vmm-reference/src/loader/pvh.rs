@@ -66,6 +66,7 @@ pub(super) fn load(
             layout::MODULES.0
         },
         cmdline_paddr: layout::CMDLINE.0,
+        rsdp_paddr: layout::RSDP.0,
         memmap_paddr: layout::MEMORY_MAP.0,
         memmap_entries: u32::try_from(map.len()).unwrap_or(u32::MAX),
         ..Default::default()

@@ -289,7 +289,8 @@ fn segments_outside_memory_are_refused() {
         (16 * MIB - 1, 2),      // across its end
         (0xc000_0000, 1),       // in the hole below 4 GiB
         (0xa_0000, 1),          // in the legacy hole
-        (0x9_cfff, 2),          // into the MP table
+        (0x9_ffff, 2),          // into the legacy hole
+        (0xe_0000, 0x2_0000),   // in the ACPI tables
         (u64::MAX - 0x1000, 1), // anywhere
     ] {
         assert_eq!(
@@ -422,6 +423,7 @@ fn a_pvh_kernel_gets_its_start_information() {
             b"module"
         );
         let cmdline = u64_at(&memory, 0x6018);
+        assert_eq!(u64_at(&memory, 0x6020), 0xe_0000, "rsdp_paddr");
         assert_eq!(bytes(&memory, cmdline, 12), b"hello world\0");
         let (map, count) = (u64_at(&memory, 0x6028), u32_at(&memory, 0x6030));
         let entries: Vec<_> = (0..u64::from(count))
@@ -437,8 +439,8 @@ fn a_pvh_kernel_gets_its_start_information() {
         assert_eq!(
             entries,
             [
-                (0, 0x9_d000, 1),
-                (0x9_d000, 0x3000, 2),
+                (0, 0xa_0000, 1),
+                (0xe_0000, 0x2_0000, 2),
                 (0x10_0000, 15 * MIB, 1)
             ]
         );
@@ -498,7 +500,7 @@ fn a_multiboot_kernel_gets_its_information() {
         );
         let field = |offset: u64| u32_at(&memory, 0x6000 + offset);
         assert_eq!(field(0), 0b10_0100_1101);
-        assert_eq!((field(4), field(8)), (0x9_d000 / 1024, 15 * 1024));
+        assert_eq!((field(4), field(8)), (640, 15 * 1024));
         assert_eq!(bytes(&memory, u64::from(field(16)), 11), b"kernel a b\0");
         assert_eq!(field(20), 1);
         let module = u64::from(field(24));
@@ -615,6 +617,11 @@ fn a_bzimage_goes_where_it_wants_to_be_with_its_zero_page() {
         "its header allows no more than 8 MiB"
     );
     assert!(initrd >= 0x30_0000, "above what the kernel needs");
+    assert_eq!(
+        u64_at(&memory, zero_page + 0x70),
+        0xe_0000,
+        "acpi_rsdp_addr"
+    );
     assert_eq!(bytes(&memory, zero_page + 0x1e8, 1), [3], "e820 entries");
     // The third entry, of 20 bytes each.
     assert_eq!(u64_at(&memory, zero_page + 0x2d0 + 40), 0x10_0000);
