@@ -37,6 +37,13 @@ pub static FAULT: Guest = Guest {
     elf: include_bytes!(concat!(env!("OUT_DIR"), "/fault.elf")),
 };
 
+/// Runs tables of operations that the host has written into its memory, on up to 32 processors:
+/// for the conformance suite, whose `wire` module has the format. Prints "script guest".
+pub static SCRIPT: Guest = Guest {
+    name: "script",
+    elf: include_bytes!(concat!(env!("OUT_DIR"), "/script.elf")),
+};
+
 impl Guest {
     /// The guest as a kernel for [`crate::MachineConfig`].
     #[must_use]
@@ -91,7 +98,7 @@ mod tests {
 
     #[test]
     fn every_guest_is_a_pvh_kernel_that_starts_at_1_mib() {
-        for guest in [TIMER, SMP, FAULT] {
+        for guest in [TIMER, SMP, FAULT, SCRIPT] {
             let Ok(Kernel::Pvh { entry, .. }) = Kernel::parse(guest.elf) else {
                 panic!("{} is not a PVH kernel", guest.name);
             };

@@ -1,0 +1,169 @@
+//! The host's side of a running script: a machine, its vCPUs, and the lines of its devices.
+
+use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use debug_stub::kvm::{DebugVcpu, ExitHandler, VmMemory};
+use debug_stub::{Stop, StopReason};
+use intr_controller::kvm::{KernelIrqchip, MsiOutcome};
+use intr_controller::{Gsi, MsiMessage};
+use kvm_ioctls::{Kvm, VmFd};
+use vcpu_caps::{Plan, VcpuId};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_reference::guests::SCRIPT;
+use vmm_reference::memory::GuestRam;
+use vmm_reference::run::plan;
+use vmm_reference::vcpu::{MachineExits, VcpuGroup};
+use vmm_reference::{Machine, MachineConfig};
+
+use super::mode::Mode;
+use super::wire::{self, HostCall};
+
+/// What a host call answers that failed.
+pub const REFUSED: u64 = u64::MAX;
+/// Longer than any script takes: only a hang meets it.
+const PATIENCE_MS: libc::c_int = 60_000;
+/// What [`Exits::done`] is until the end.
+const RUNNING: u16 = u16::MAX;
+
+/// A machine that has not begun.
+pub fn machine(mode: Mode, cpus: u16) -> Machine {
+    let mut config = MachineConfig::new(SCRIPT.image());
+    config.cpus = cpus;
+    config.memory = wire::MEMORY;
+    match mode {
+        Mode::Kernel => {}
+    }
+    Machine::new(&config).unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+/// Cycles of a vCPU's TSC in a millisecond.
+pub fn tsc_khz() -> u64 {
+    static KHZ: OnceLock<u64> = OnceLock::new();
+    *KHZ.get_or_init(|| {
+        let vm = Kvm::new().unwrap().create_vm().unwrap();
+        let khz = vm.create_vcpu(0).unwrap().get_tsc_khz().unwrap();
+        assert_ne!(khz, 0, "KVM_GET_TSC_KHZ");
+        khz.into()
+    })
+}
+
+/// Runs it until the guest says that it has ended, and answers its memory.
+///
+/// # Errors
+/// How it ended otherwise; the log may tell more.
+pub fn run(machine: Machine) -> (GuestRam, Result<(), String>) {
+    static PLAN: OnceLock<Plan> = OnceLock::new();
+    let plan = PLAN.get_or_init(|| plan(&machine.kvm, false).unwrap());
+    let memory = machine.memory;
+    let exits = Exits {
+        machine: MachineExits {
+            devices: machine.devices,
+            exit: machine.exit,
+        },
+        irqchip: machine.irqchip,
+        memory: memory.clone(),
+        done: AtomicU16::new(RUNNING),
+    };
+    let vcpus = (0..)
+        .map(VcpuId)
+        .zip(machine.vcpus)
+        .map(|(id, fd)| DebugVcpu::new(id, fd, plan))
+        .collect();
+    let group = VcpuGroup::start(vcpus, exits, VmMemory(memory.clone())).unwrap();
+    group.resume_all();
+    if !stops_in_time(&group) {
+        group.interrupt();
+        assert!(stops_in_time(&group), "a vCPU cannot be stopped");
+        return (memory, Err("the script does not end".to_owned()));
+    }
+    let stops = group.take_stops().unwrap_or_default();
+    let end = match stops.as_slice() {
+        [
+            Stop {
+                reason: StopReason::Exited(0),
+                ..
+            },
+        ] => Ok(()),
+        stops => Err(format!("{stops:?}")),
+    };
+    (memory, end)
+}
+
+fn stops_in_time(group: &VcpuGroup) -> bool {
+    // SAFETY: the group lives, and with it its descriptor.
+    let fd = unsafe { BorrowedFd::borrow_raw(group.stopped_fd()) };
+    let mut poll = libc::pollfd {
+        fd: std::os::fd::AsRawFd::as_raw_fd(&fd),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry, which lives through the call.
+    unsafe { libc::poll(&raw mut poll, 1, PATIENCE_MS) == 1 }
+}
+
+/// The machine's devices, and the ports of the script guest.
+///
+/// The fields drop in this order: the VM before the memory.
+struct Exits {
+    machine: MachineExits,
+    irqchip: KernelIrqchip<VmFd>,
+    memory: GuestRam,
+    done: AtomicU16,
+}
+
+impl Exits {
+    fn call(&self, operation: u64) {
+        let read = |offset| {
+            let address = GuestAddress(operation + offset);
+            self.memory.read_obj::<u64>(address).unwrap()
+        };
+        let answer = match HostCall::decode(read(8), read(16)) {
+            HostCall::Line { gsi, level } => match self.irqchip.set_irq_line(Gsi(gsi), level) {
+                Ok(()) => 0,
+                Err(_) => REFUSED,
+            },
+            HostCall::Msi { address, data } => {
+                match self.irqchip.signal_msi(MsiMessage { address, data }) {
+                    Ok(MsiOutcome::Accepted) => 1,
+                    Ok(MsiOutcome::NotAccepted) => 0,
+                    Err(_) => REFUSED,
+                }
+            }
+        };
+        let place = GuestAddress(operation + wire::ANSWER);
+        self.memory.write_obj(answer, place).unwrap();
+    }
+}
+
+impl ExitHandler for Exits {
+    fn io_in(&self, port: u16, data: &mut [u8]) {
+        self.machine.io_in(port, data);
+    }
+
+    fn io_out(&self, port: u16, data: &[u8]) {
+        match (port, <[u8; 4]>::try_from(data)) {
+            (wire::HOST_PORT, Ok(address)) => self.call(u32::from_le_bytes(address).into()),
+            (wire::DONE_PORT, Ok([status, ..])) => {
+                self.done.store(status.into(), Ordering::Release);
+            }
+            _ => self.machine.io_out(port, data),
+        }
+    }
+
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        self.machine.mmio_read(address, data);
+    }
+
+    fn mmio_write(&self, address: u64, data: &[u8]) {
+        self.machine.mmio_write(address, data);
+    }
+
+    fn exited(&self) -> Option<u8> {
+        match self.done.load(Ordering::Acquire) {
+            RUNNING => self.machine.exited(),
+            status => Some(status.to_le_bytes()[0]),
+        }
+    }
+}

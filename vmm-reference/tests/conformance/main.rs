@@ -1,0 +1,59 @@
+//! What a guest sees of the interrupt controllers, one behaviour per test, in every mode of
+//! `--irqchip`.
+//!
+//! Each test writes a [script](script::Script) of port, memory and register accesses per vCPU, runs
+//! it in a machine, and compares what the guest read and which vectors it took, in their order. A
+//! test is named after its rule and runs once per mode, as `kernel::lapic_priority::…`. The
+//! architecture's answer is asserted for all of them, with three exceptions that say so in the test
+//! and in its output:
+//!
+//! - `deviation: kernel: …` ([`mode::Mode::deviates`]): KVM's own chip does something else, which is
+//!   asserted for the modes that have that chip, with the function of KVM that does it;
+//! - `this KVM: …` ([`mode::this_kvm`]): so does one KVM only, whatever the chips;
+//! - `no deviation here: …`: a deviation of some versions of KVM, which this one has not.
+//!
+//! Nothing here waits for a length of time to pass a test: what happens in one access has happened
+//! before the next, a line of a device is moved by an access of the script, and vCPUs meet at
+//! barriers. Only timers are waited for, and for those a bound is asserted that no machine exceeds.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "helpers of tests stop the test, as the tests themselves do"
+)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the registers and operations are listed whole, used or not"
+)]
+
+mod chips;
+mod host;
+mod log;
+mod mode;
+mod prelude;
+mod program;
+mod registers;
+mod script;
+mod wire;
+
+/// The tests, once for each mode.
+macro_rules! in_modes {
+    ($($module:ident: $mode:ident),* $(,)?) => {
+        $(
+            #[path = "."]
+            mod $module {
+                /// The mode of the tests in this module.
+                pub const MODE: crate::mode::Mode = crate::mode::Mode::$mode;
+
+                mod lapic_priority;
+            }
+        )*
+    };
+}
+
+in_modes! {
+    kernel: Kernel,
+}

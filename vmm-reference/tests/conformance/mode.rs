@@ -1,0 +1,100 @@
+//! The modes of `--irqchip`, whose chips each has, and where KVM's are not as the architecture says.
+
+use std::fmt;
+use std::panic::UnwindSafe;
+use std::path::Path;
+
+/// Where the interrupt controllers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// All are KVM's.
+    Kernel,
+}
+
+/// A part that is KVM's in some modes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chip {
+    LocalApic,
+    Ioapic,
+    Pic,
+    Pit,
+}
+
+impl Mode {
+    /// Whether the chip is KVM's.
+    pub fn is_kvms(self, chip: Chip) -> bool {
+        match self {
+            Self::Kernel => match chip {
+                Chip::LocalApic | Chip::Ioapic | Chip::Pic | Chip::Pit => true,
+            },
+        }
+    }
+
+    /// Whether this chip is KVM's, which does `what` instead of what the architecture says. `what`
+    /// ends with where it does: `(file, function)`.
+    pub fn deviates(self, chip: Chip, what: &str) -> bool {
+        let deviates = self.is_kvms(chip);
+        if deviates {
+            println!("deviation: {self}: {what}");
+        }
+        deviates
+    }
+
+    /// As [`Self::deviates`], for what only some KVMs do: those of which `here` holds.
+    pub fn deviates_if(self, here: bool, chip: Chip, what: &str) -> bool {
+        if !here && self.is_kvms(chip) {
+            println!("no deviation here: {self}: {what}");
+        }
+        here && self.deviates(chip, what)
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+        })
+    }
+}
+
+/// Whether this is the software KVM of the build machines, which emulates kernel code
+/// (instruction by instruction) and lacks some of it.
+pub fn is_pvm() -> bool {
+    Path::new("/sys/module/kvm_pvm").exists()
+}
+
+/// Whether the host runs this Linux or a later one.
+pub fn linux_is_at_least(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse().unwrap());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
+/// Whether `here`, one KVM among others, does `what` instead of what the architecture says, with
+/// whatever chips.
+pub fn this_kvm(here: bool, what: &str) -> bool {
+    if here {
+        println!("this KVM: {what}");
+    }
+    here
+}
+
+/// A test that needs vectors to stay in service until EOI, which is the state behind priorities.
+///
+/// kvm_pvm's local APIC moves a vector out of IRR when it delivers it, and never into ISR. Where
+/// that is the chip the test must fail, so that a kvm_pvm which learns it is noticed.
+pub fn with_in_service(mode: Mode, test: impl FnOnce() + UnwindSafe) {
+    if this_kvm(
+        is_pvm() && mode.is_kvms(Chip::LocalApic),
+        "kvm_pvm keeps no vector in service: this test has to fail",
+    ) {
+        assert!(
+            std::panic::catch_unwind(test).is_err(),
+            "it has passed, although kvm_pvm keeps no vector in service"
+        );
+    } else {
+        test();
+    }
+}
