@@ -1,0 +1,251 @@
+"""The checks of rigs/stock_gdb, from inside gdb: `STOCK_GDB` says where the stub is."""
+
+import json
+import os
+import pathlib
+import re
+import sys
+
+import gdb
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from linux import Log, Tasks, caller, jiffies, memory, name_at, pt_regs, register, rflags, string, symbol
+from session import Checks, ctrl_c_after, expect, refused, run
+
+SETTINGS = json.loads(os.environ["STOCK_GDB"])
+#: What the stub says of a breakpoint that is none in memory.
+IN_SLOT = "takes one of the four debug registers"
+RFLAGS_TF, RFLAGS_IF = 1 << 8, 1 << 9
+USER_CS = 0x33
+SYSCALL, SYSRETQ, IRETQ = b"\x0f\x05", b"\x48\x0f\x07", b"\x48\xcf"
+#: The init script waits until it reads this in /proc/sys/kernel/panic.
+GO_ON = 4242
+
+
+class Stock:
+    """The stock kernel, stopped before its first instruction."""
+
+    def __init__(self):
+        self.caps = {}
+        self.tasks = None
+
+    def connect(self):
+        run(f"target remote {SETTINGS['address']}")
+        for line in run("monitor caps").splitlines():
+            if found := re.match(r"(\w+) +(\w+|-) +(verified|refuted|absent|claimed) ", line):
+                self.caps[found[1]] = found[3]
+        expect({"bpt_exit", "watchpoint", "mask_hwintr"} <= set(self.caps), f"monitor caps says {self.caps}")
+        expect(self.caps["mask_hwintr"] == "verified", "the mask is not verified")
+        expect(register("rip") < symbol("_text"), f"RIP is {register('rip'):#x}")
+        threads = run("info threads")
+        expect(threads.count("CPU#") == SETTINGS["cpus"], threads)
+        return f"software breakpoints {self.caps['bpt_exit']}, watchpoints {self.caps['watchpoint']}"
+
+    def continue_to_stop(self):
+        """Continues, and returns gdb's event."""
+        stops = []
+        gdb.events.stop.connect(stops.append)
+        try:
+            run("continue")
+        finally:
+            gdb.events.stop.disconnect(stops.append)
+        return stops[-1]
+
+    def has(self, ability):
+        return self.caps[ability] == "verified"
+
+    def go_to(self, place, condition=lambda: True, most=200):
+        """Continues to a breakpoint there, until the condition holds. Returns what was said."""
+        breakpoint = gdb.Breakpoint(f"*{place}", internal=False)
+        try:
+            said = ""
+            for _ in range(most):
+                said += run("continue")
+                expect(register("rip") == int(gdb.parse_and_eval(f"(unsigned long) {place}")), f"stopped at {where()}: {said}")
+                if condition():
+                    return said
+            expect(False, f"{place} was hit {most} times, and never as meant")
+        finally:
+            breakpoint.delete()
+
+    def before_paging(self):
+        """A breakpoint at an address that nothing maps yet, in code that is not unpacked yet."""
+        said = self.go_to("&start_kernel")
+        why = "nothing is mapped there yet" if self.has("bpt_exit") else "does not hand breakpoint instructions"
+        expect(IN_SLOT in said and why in said, f"the stub said {said!r}")
+        expect(string(symbol("linux_banner")).startswith("Linux version"), "no banner")
+        return f"start_kernel, called by {caller()}"
+
+    def system_call(self):
+        said = self.go_to("&__x64_sys_umask")
+        if self.has("bpt_exit"):
+            expect(IN_SLOT not in said, f"the stub said {said!r}")
+        else:
+            expect(IN_SLOT in said and "does not hand breakpoint instructions" in said, f"the stub said {said!r}")
+        regs = pt_regs(register("rdi"))
+        expect(regs["cs"] == USER_CS and regs["orig_rax"] == 95, f"not umask from user space: {regs}")
+        expect(regs["rdi"] in (0, 0o22), f"umask({regs['rdi']:o})")
+        place = "in memory" if self.has("bpt_exit") else "in a debug register, as the stub says"
+        return f"{place}; umask called at user {regs['rip']:#x}"
+
+    def backtrace(self):
+        said = run("bt 3")
+        names = re.findall(r"in (\w+) \(\)", said)
+        expect(names[:3] == ["__x64_sys_umask", "do_syscall_64", "entry_SYSCALL_64_after_hwframe"], said)
+        stack, top = register("rsp"), register("rdi") + 8 * 21
+        expect(top % 0x1000 == 0 and 0 < top - stack < 16 << 10, f"RSP {stack:#x}, the stack's top {top:#x}")
+        expect(register("gs_base") >> 47 == 0x1FFFF, f"GS base {register('gs_base'):#x}")
+        expect(register("cs") == 0x10 and not rflags() & RFLAGS_TF, "CS or RFLAGS")
+        return " <- ".join(names)
+
+    def current_task(self):
+        self.tasks = Tasks()
+        comm = self.tasks.comm()
+        expect(comm == "init", f"current is {comm!r}")
+        idle = self.tasks.comm(symbol("init_task"))
+        expect(idle.startswith("swapper"), f"init_task is {idle!r}")
+        return f"current is {comm!r} at {self.tasks.current():#x}"
+
+    def many_breakpoints(self):
+        """More than there are debug registers."""
+        places = ["umask", "openat", "read", "write", "close", "chdir"]
+        points = [gdb.Breakpoint(f"*&__x64_sys_{place}") for place in places]
+        try:
+            if not self.has("bpt_exit"):
+                said = refused("continue")
+                expect("Command aborted" in said or "Cannot insert" in said, said)
+                told = run("monitor mask status")
+                expect("needs 1 of the 0 free debug registers" in told, told)
+                return "refused by name: there are four debug registers"
+            before = [memory(symbol(f"__x64_sys_{place}"), 1) for place in places]
+            hits = set()
+            for _ in range(40):
+                run("continue")
+                hits.add(name_at(register("rip")).removeprefix("__x64_sys_"))
+            expect({"umask", "openat", "read", "write"} <= hits <= set(places), f"hits {hits}")
+            expect([memory(symbol(f"__x64_sys_{place}"), 1) for place in places] == before, "the INT3s are seen")
+            return f"hit {', '.join(sorted(hits))}; none is seen in memory"
+        finally:
+            for point in points:
+                point.delete()
+
+    def tick(self):
+        self.go_to("&update_process_times")
+        first, who = jiffies(), caller()
+        expect(who.startswith("tick_"), f"called by {who}")
+        self.go_to("&update_process_times")
+        expect(jiffies() > first, f"jiffies stay at {first}")
+        return f"called by {who}; jiffies {first} -> {jiffies()}"
+
+    def watchpoint(self):
+        address = symbol("jiffies_64")
+        run(f"watch *(unsigned long *) {address:#x}")
+        try:
+            if not self.has("watchpoint"):
+                return refused("continue")
+            before = jiffies()
+            stop = self.continue_to_stop()
+            expect(isinstance(stop, gdb.BreakpointEvent) and stop.breakpoint.type == gdb.BP_HARDWARE_WATCHPOINT, f"{stop}")
+            now, writer = jiffies(), name_at(register("rip"))
+            expect(now > before, f"{before} -> {now}")
+            expect(re.match("tick_|do_timer", writer), f"written by {writer}")
+            return f"{before} -> {now} by {writer}"
+        finally:
+            run("delete")
+
+    def log_buffer(self):
+        records = Log().records()
+        texts = [text for _, _, text in records]
+        banner = string(symbol("linux_banner"), 1024).strip()
+        expect(texts[0] == banner, f"the log begins {texts[:2]}")
+        expect(any("Run /init" in text for text in texts), "no start of init in the log")
+        expect(any(text.startswith("Command line: ") for text in texts), "no command line in the log")
+        # Not those that only this log has (KERN_DEBUG).
+        shown = "".join(f"{text}\n" for _, level, text in records if level < 7)
+        pathlib.Path(SETTINGS["log"]).write_text(shown, encoding="utf-8")
+        return f"{len(records)} records; {texts[0][:60]}..."
+
+    def steps(self):
+        count = SETTINGS["steps"]
+        self.go_to("&do_sys_openat2", lambda: string(register("rsi")) == "/proc/uptime")
+        handlers = range(symbol("__irqentry_text_start"), symbol("__irqentry_text_end"))
+        text = range(symbol("_text"), symbol("_etext"))
+        task, begun, top = self.tasks.current(), jiffies(), register("rsp")
+        functions = {}
+        run("set scheduler-locking on")
+        try:
+            for step in range(count):
+                run("stepi")
+                pc = register("rip")
+                at = f"step {step} at {where()}"
+                expect(pc in text and pc not in handlers, f"{at}: no code of the system call")
+                name = name_at(pc)
+                expect(not re.search("sysvec_|common_interrupt|exc_|_nmi|tick_", name), at)
+                expect(0 <= top - register("rsp") < 16 << 10, f"{at}: RSP {register('rsp'):#x} has left the system call's stack")
+                expect(not rflags() & RFLAGS_TF, f"{at}: TF is seen")
+                functions[name] = functions.get(name, 0) + 1
+            expect(self.tasks.current() == task, "another task runs")
+            if SETTINGS["cpus"] == 1:
+                expect(jiffies() == begun, f"jiffies have moved: {begun} -> {jiffies()}")
+            status = run("monitor mask status")
+            expect(": masked" in status, status)
+            waiting = re.search(r"pending:.*", status)[0]
+        finally:
+            run("set scheduler-locking off")
+        self.go_to("&update_process_times")
+        expect(jiffies() >= begun, "time goes back")
+        run("tbreak *&__x64_sys_umask")
+        run("continue")
+        expect(jiffies() > begun, f"jiffies stay at {begun}")
+        return f"{count} steps in {len(functions)} functions, 0 in handlers; {waiting}; then the tick, jiffies {begun} -> {jiffies()}"
+
+    def interrupt(self):
+        typed = ctrl_c_after(2)
+        try:
+            stop = self.continue_to_stop()
+        finally:
+            typed.cancel()
+        expect(isinstance(stop, gdb.SignalEvent) and stop.stop_signal == "SIGINT", f"{stop}")
+        return f"at {where()}"
+
+    def farewell(self):
+        """Lets the guest go, and tells its init script so."""
+        run("delete")
+        run(f"set *(int *) {symbol('panic_timeout'):#x} = {GO_ON}")
+        said = run("detach")
+        expect("detached" in said, said)
+
+
+def where():
+    pc = register("rip")
+    try:
+        return f"{pc:#x} ({name_at(pc)})"
+    except gdb.error:
+        return f"{pc:#x}"
+
+
+def main():
+    for setting in ["confirm off", "pagination off", "suppress-cli-notifications on", "width 0", "remotetimeout 60", "tcp connect-timeout 300"]:
+        run(f"set {setting}")
+    stock, checks = Stock(), Checks()
+    plan = [
+        ("connect", stock.connect),
+        ("breakpoint before paging", stock.before_paging),
+        ("breakpoint in a system call", stock.system_call),
+        ("backtrace", stock.backtrace),
+        ("current task", stock.current_task),
+        ("six breakpoints", stock.many_breakpoints),
+        ("breakpoint in the tick", stock.tick),
+        ("watchpoint on jiffies_64", stock.watchpoint),
+        ("kernel log", stock.log_buffer),
+        ("steps through a system call", stock.steps),
+        ("Ctrl-C", stock.interrupt),
+        ("detach", stock.farewell),
+    ]
+    for index, (name, act) in enumerate(plan):
+        if not checks.check(name, act) and index == 0:
+            break
+    gdb.execute(f"quit {1 if checks.failed else 0}")
+
+
+main()
