@@ -34,6 +34,9 @@ pub mod ioapic;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 mod lapic;
+#[cfg(any(test, feature = "arbitrary"))]
+#[doc(hidden)]
+pub mod lapic_model;
 mod lapics;
 mod message;
 mod mode;
@@ -43,6 +46,7 @@ pub mod model;
 mod msi;
 mod pending;
 pub mod pic;
+pub mod pit;
 mod policy;
 mod readiness;
 pub mod routing;

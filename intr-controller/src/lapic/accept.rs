@@ -263,7 +263,8 @@ impl Lapic {
     /// ([`Self::injected`]).
     pub fn set_lint0(&mut self, asserted: bool) -> Acceptance {
         let [lint0, _] = &mut self.lint;
-        let rose = asserted && !core::mem::replace(lint0, asserted);
+        let was = core::mem::replace(lint0, asserted);
+        let rose = asserted && !was;
         let ext_int = self.update_ext_int();
         let lvt = self.lvt(LvtEntry::Lint0);
         if lvt.passes_ext_int() || self.mode() == ApicMode::Disabled {
@@ -283,8 +284,8 @@ impl Lapic {
     /// set the trigger mode in the LVT LINT1 register to 0").
     pub fn set_lint1(&mut self, asserted: bool) -> Acceptance {
         let [_, lint1] = &mut self.lint;
-        if !asserted || core::mem::replace(lint1, asserted) {
-            *lint1 = asserted;
+        let was = core::mem::replace(lint1, asserted);
+        if was || !asserted {
             return Acceptance::Refused(Refusal::Deasserted);
         }
         if self.mode() == ApicMode::Disabled {
