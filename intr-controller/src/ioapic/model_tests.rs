@@ -1,1 +1,201 @@
+//! A naive IOAPIC beside the real one: booleans, and each rule once.
 
+use alloc::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{DestinationFormat, InterruptMessage};
+
+#[derive(Clone, Debug, Default)]
+struct Pin {
+    line: bool,
+    masked: bool,
+    level: bool,
+    awaits_eoi: bool,
+    mode: u8,
+    vector: u8,
+    destination: u8,
+    logical: bool,
+    polarity: bool,
+}
+
+impl Pin {
+    fn has_levels(&self) -> bool {
+        self.level && self.mode < 2
+    }
+
+    /// (pin's vector, destination), if something is sent.
+    fn send(&mut self, sent: &mut Vec<(u8, u8, bool)>) {
+        if self.masked || self.mode == 3 || self.mode == 6 {
+            return;
+        }
+        if self.has_levels() {
+            if self.awaits_eoi {
+                return;
+            }
+            self.awaits_eoi = true;
+        }
+        sent.push((self.vector, self.destination, self.has_levels()));
+    }
+
+    fn bits(&self) -> u64 {
+        u64::from(self.vector)
+            | u64::from(self.mode) << 8
+            | u64::from(self.logical) << 11
+            | u64::from(self.polarity) << 13
+            | u64::from(self.awaits_eoi) << 14
+            | u64::from(self.level) << 15
+            | u64::from(self.masked) << 16
+            | u64::from(self.destination) << 56
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Line(u8, bool),
+    Pulse(u8),
+    Low(u8, u32),
+    High(u8, u32),
+    Eoi(u8),
+    EoiRegister(u8),
+    SaveRestore,
+}
+
+/// Few pins and vectors, so that they meet.
+fn action() -> impl Strategy<Value = Action> {
+    let pin = || prop_oneof![4 => 0u8..4, 1 => 0u8..24];
+    let vector = || prop_oneof![4 => 0x41u8..0x44, 1 => any::<u8>()];
+    let low = (
+        vector(),
+        prop_oneof![3 => Just(0u32), 1 => any::<u32>()],
+        any::<u32>(),
+    )
+        .prop_map(|(vector, mode, flags)| {
+            u32::from(vector) | mode & 0x700 | flags & 0xffff_f800 & !0x4000
+        });
+    prop_oneof![
+        6 => (pin(), any::<bool>()).prop_map(|(pin, up)| Action::Line(pin, up)),
+        1 => pin().prop_map(Action::Pulse),
+        4 => (pin(), low).prop_map(|(pin, value)| Action::Low(pin, value)),
+        2 => (pin(), any::<u32>()).prop_map(|(pin, value)| Action::Low(pin, value)),
+        2 => (pin(), any::<u32>()).prop_map(|(pin, value)| Action::High(pin, value)),
+        5 => vector().prop_map(Action::Eoi),
+        1 => vector().prop_map(Action::EoiRegister),
+        1 => Just(Action::SaveRestore),
+    ]
+}
+
+fn write(ioapic: &mut IoApic, index: u8, value: u32, sent: &mut Vec<InterruptMessage>) {
+    let _ = ioapic.write(0, &[index], |message| sent.push(message));
+    let _ = ioapic.write(0x10, &value.to_le_bytes(), |message| sent.push(message));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_ioapic_is_the_model(actions in proptest::collection::vec(action(), 0..150)) {
+        let mut ioapic = IoApic::new(IoApicVersion::V20, DestinationFormat::Xapic);
+        let mut pins: Vec<Pin> = (0..24).map(|_| Pin { masked: true, ..Pin::default() }).collect();
+        for action in actions {
+            let mut sent = Vec::new();
+            let mut expected = Vec::new();
+            match action {
+                Action::Line(n, up) => {
+                    sent.extend(ioapic.set_line(IoApicPin::new(n).unwrap(), up));
+                    let pin = &mut pins[usize::from(n)];
+                    let rise = up && !pin.line;
+                    pin.line = up;
+                    if rise {
+                        pin.send(&mut expected);
+                    }
+                }
+                Action::Pulse(n) => {
+                    sent.extend(ioapic.pulse(IoApicPin::new(n).unwrap()));
+                    let pin = &mut pins[usize::from(n)];
+                    if !pin.line {
+                        pin.send(&mut expected);
+                    }
+                }
+                Action::Low(n, value) => {
+                    write(&mut ioapic, 0x10 + 2 * n, value, &mut sent);
+                    let pin = &mut pins[usize::from(n)];
+                    let bit = |n: u32| value >> n & 1 != 0;
+                    pin.vector = value as u8;
+                    pin.mode = (value >> 8 & 7) as u8;
+                    pin.logical = bit(11);
+                    pin.polarity = bit(13);
+                    pin.level = bit(15);
+                    pin.masked = bit(16);
+                    pin.awaits_eoi &= pin.level;
+                    if pin.line && pin.has_levels() {
+                        pin.send(&mut expected);
+                    }
+                }
+                Action::High(n, value) => {
+                    write(&mut ioapic, 0x11 + 2 * n, value, &mut sent);
+                    let pin = &mut pins[usize::from(n)];
+                    pin.destination = (value >> 24) as u8;
+                    if pin.line && pin.has_levels() {
+                        pin.send(&mut expected);
+                    }
+                }
+                Action::Eoi(vector) | Action::EoiRegister(vector) => {
+                    if matches!(action, Action::Eoi(_)) {
+                        let _ = ioapic.eoi(vector, |message| sent.push(message));
+                    } else {
+                        let _ = ioapic.write(0x40, &[vector], |message| sent.push(message));
+                    }
+                    for pin in &mut pins {
+                        if pin.awaits_eoi && pin.vector == vector {
+                            pin.awaits_eoi = false;
+                            if pin.line {
+                                pin.send(&mut expected);
+                            }
+                        }
+                    }
+                }
+                Action::SaveRestore => {
+                    let mut restored = IoApic::default();
+                    prop_assert_eq!(restored.restore(&ioapic.save()), Ok(()));
+                    prop_assert_eq!(restored, ioapic);
+                    ioapic = restored;
+                }
+            }
+            let sent: Vec<_> = sent
+                .iter()
+                .map(|message| {
+                    let level = message.trigger_mode == crate::TriggerMode::Level;
+                    (message.vector, message.destination as u8, level)
+                })
+                .collect();
+            prop_assert_eq!(sent, expected, "{:?}", action);
+            for (n, pin) in (0u8..).zip(&pins) {
+                let entry = ioapic.entry(IoApicPin::new(n).unwrap());
+                prop_assert_eq!(entry.bits(), pin.bits(), "pin {} after {:?}", n, action);
+            }
+        }
+    }
+
+    #[test]
+    fn no_access_panics_and_the_state_stays_valid(
+        accesses in proptest::collection::vec(
+            (prop_oneof![Just(0u64), Just(0x10), Just(0x40), 0u64..0x50, any::<u64>()],
+             proptest::collection::vec(any::<u8>(), 0..20), 0u8..24, any::<bool>()),
+            0..100,
+        ),
+        extended in any::<bool>(),
+    ) {
+        let format = if extended { DestinationFormat::Extended } else { DestinationFormat::Xapic };
+        let mut ioapic = IoApic::new(IoApicVersion::V20, format);
+        for (offset, data, pin, up) in accesses {
+            let mut sent = 0;
+            let _ = ioapic.write(offset, &data, |_| sent += 1);
+            prop_assert!(sent <= 24);
+            ioapic.read(offset, &mut data.clone());
+            let _ = ioapic.set_line(IoApicPin::new(pin).unwrap(), up);
+            prop_assert_eq!(IoApic::default().restore(&ioapic.save()), Ok(()));
+        }
+    }
+}
