@@ -1,4 +1,4 @@
-//! Features that depend on who implements the interrupt controllers.
+//! Features that depend on who implements the interrupt controllers, or on a guest that stops.
 
 use super::entry::{CpuidEntry, set_bit};
 use crate::way::IrqchipMode;
@@ -38,6 +38,10 @@ pub(super) fn adapt(entry: &mut CpuidEntry, irqchip: IrqchipMode, apic: LocalApi
             // There is a local APIC. KVM follows IA32_APIC_BASE.EN from here on.
             set_bit(&mut entry.edx, 9, true);
         }
+        // An invariant TSC (SDM 3B 18.17.1) never stops, and this guest's does or jumps: a debugger
+        // stops the guest, and not every host can shift its TSC. Linux takes kvmclock without it,
+        // which KVM_KVMCLOCK_CTRL tells of a stop, and the bare TSC with it.
+        0x8000_0007 => set_bit(&mut entry.edx, 8, false),
         0x4000_0001 if irqchip == IrqchipMode::User => {
             for bit in NEEDS_KERNEL_APIC {
                 set_bit(&mut entry.eax, bit, false);

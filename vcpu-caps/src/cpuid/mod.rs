@@ -3,7 +3,7 @@
 //! A hypervisor reports what it supports (`KVM_GET_SUPPORTED_CPUID`), with the APIC id of whatever
 //! host CPU answered and with features of *its* local APIC. [`for_vcpu`] makes one vCPU's table of
 //! it: its own ids, one package of single-threaded cores, and only features that the chosen
-//! irqchip has.
+//! irqchip has and that a guest which a debugger stops can rely on.
 //!
 //! Unsupported: several packages, several threads per core, NUMA nodes.
 

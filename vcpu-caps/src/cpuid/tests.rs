@@ -171,6 +171,17 @@ fn intel_has_no_core_count_in_leaf_80000008() {
 }
 
 #[test]
+fn a_guest_that_can_be_stopped_has_no_invariant_tsc() {
+    let host = [entry(0x8000_0007, 0, [0, 1, 2, 0x0000_0fff])];
+    for irqchip in [IrqchipMode::Kernel, IrqchipMode::Split, IrqchipMode::User] {
+        assert_eq!(
+            for_vcpu(&host, irqchip, ALL_OF_IT, place(0, 1)),
+            [entry(0x8000_0007, 0, [0, 1, 2, 0x0000_0eff])]
+        );
+    }
+}
+
+#[test]
 fn kvm_features_of_its_own_apic_go_with_it() {
     let host = [
         entry(
@@ -220,6 +231,7 @@ fn any_leaf() -> impl Strategy<Value = u32> {
             0x1f,
             0x4000_0001,
             0x8000_0001,
+            0x8000_0007,
             0x8000_0008,
             0x8000_001d,
             0x8000_001e,

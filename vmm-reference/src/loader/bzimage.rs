@@ -14,8 +14,8 @@ const OLDEST: u16 = 0x020c;
 const LOADED_HIGH: u8 = 1;
 /// `xloadflags` bit 0: there is a 64-bit entry, 0x200 after the start.
 const XLF_KERNEL_64: u16 = 1;
-/// The header's last field that we read ends here.
-const HEADER_END: u64 = 0x264;
+/// The header's last field that we read ends here; protocol 2.12 has it.
+pub(super) const HEADER_END: u64 = 0x264;
 /// The 64-bit entry, from the start of the protected-mode code ("64-bit Boot Protocol").
 const ENTRY_64: u64 = 0x200;
 

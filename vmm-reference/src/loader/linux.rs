@@ -7,9 +7,9 @@ use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use linux_loader::loader::{BzImage as BzImageLoader, Elf as ElfLoader, KernelLoader};
-use vm_memory::GuestAddress;
+use vm_memory::{ByteValued, GuestAddress};
 
-use super::bzimage::BzImage;
+use super::bzimage::{self, BzImage};
 use super::elf::{ElfClass, ElfImage, Segment};
 use super::error::{ImageError, LoadError};
 use super::{Request, placement};
@@ -19,10 +19,13 @@ use crate::layout;
 /// `HdrS`.
 const HEADER_MAGIC: u32 = 0x5372_6448;
 const BOOT_FLAG: u16 = 0xaa55;
+/// Where the header begins in the file, and where its jump ends.
+const HEADER_START: u64 = 0x1f1;
+const JUMP_END: u64 = 0x202;
 /// "Undefined" boot loader: none of the assigned numbers.
 const LOADER_UNDEFINED: u8 = 0xff;
 /// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero; an ELF file does not tell it.
-const COMMAND_LINE_SIZE: u64 = 2048;
+const COMMAND_LINE_SIZE: u32 = 2048;
 /// `kernel_alignment` for an ELF file, which is loaded where it was linked: 16 MiB is the default.
 const KERNEL_ALIGNMENT: u32 = 0x0100_0000;
 
@@ -48,11 +51,24 @@ pub(super) fn load_bzimage(request: &Request<'_>, image: &BzImage) -> Result<Ent
     .map_err(|source| loader_error(request, source))?;
     finish(
         request,
-        loaded.setup_header.unwrap_or_default(),
+        own_fields(loaded.setup_header.unwrap_or_default()),
         &cmdline,
         initrd,
         image.entry(),
     )
+}
+
+/// The header without what is behind its end in the file, which is code already: older kernels have
+/// fewer fields ("Details of Header Fields", `jump`: the offset of a two-byte jump over the rest).
+fn own_fields(mut header: setup_header) -> setup_header {
+    let [_, jump] = header.jump.to_le_bytes();
+    let end = (JUMP_END + u64::from(jump)).max(bzimage::HEADER_END);
+    for (at, byte) in (HEADER_START..).zip(header.as_mut_slice()) {
+        if at >= end {
+            *byte = 0;
+        }
+    }
+    header
 }
 
 /// Loads an ELF `vmlinux` at the physical addresses in its headers.
@@ -60,7 +76,7 @@ pub(super) fn load_elf(request: &Request<'_>, elf: &ElfImage<'_>) -> Result<Entr
     let entry = elf.physical_entry().map_err(|e| request.kernel_error(e))?;
     let ranges: Vec<Range<u64>> = elf.segments.iter().map(Segment::range).collect();
     placement::check_segments(request.layout, &ranges).map_err(|e| request.kernel_error(e))?;
-    let cmdline = placement::cmdline(request.cmdline, COMMAND_LINE_SIZE - 1)?;
+    let cmdline = placement::cmdline(request.cmdline, u64::from(COMMAND_LINE_SIZE - 1))?;
     let kernel_end = placement::end_of(&ranges);
     let initrd = placement::below(request, kernel_end, layout::MMIO_HOLE_START)?;
 
@@ -69,6 +85,7 @@ pub(super) fn load_elf(request: &Request<'_>, elf: &ElfImage<'_>) -> Result<Entr
         header: HEADER_MAGIC,
         boot_flag: BOOT_FLAG,
         kernel_alignment: KERNEL_ALIGNMENT,
+        cmdline_size: COMMAND_LINE_SIZE - 1,
         ..Default::default()
     };
     finish(request, header, &cmdline, initrd, entry)
@@ -115,7 +132,6 @@ fn finish(
     params.acpi_rsdp_addr = layout::RSDP.0;
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.cmd_line_ptr = low(layout::CMDLINE.0);
-    params.hdr.cmdline_size = low(cmdline.len() as u64 - 1);
     if let Some(range) = initrd {
         params.hdr.ramdisk_image = low(range.start);
         params.hdr.ramdisk_size = low(range.end - range.start);

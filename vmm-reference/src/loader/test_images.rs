@@ -150,6 +150,10 @@ pub(super) fn bzimage() -> Vec<u8> {
     put(0x1f1, &[1]);
     put(0x1f4, &0x40_u32.to_le_bytes());
     put(0x1fe, &0xaa55_u16.to_le_bytes());
+    // A jump to 0x268: the header of protocol 2.12 ends there, and code begins.
+    put(0x200, &[0xeb, 0x66]);
+    put(0x264, &0x1a0_u32.to_le_bytes());
+    put(0x268, &[0xcc; 0x20]);
     put(0x202, b"HdrS");
     put(0x206, &0x020f_u16.to_le_bytes());
     put(0x211, &[1]);

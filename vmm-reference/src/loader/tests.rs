@@ -630,6 +630,18 @@ fn a_bzimage_goes_where_it_wants_to_be_with_its_zero_page() {
 }
 
 #[test]
+fn a_header_that_lies_about_its_end_keeps_the_fields_of_protocol_2_12() {
+    for jump in [0, 0x10, 0xff] {
+        let mut image = bzimage();
+        image[0x201] = jump;
+        let (memory, entry) = boot(&image, None, "");
+        assert!(entry.is_ok());
+        assert_eq!(bytes(&memory, 0x7202, 4), b"HdrS");
+        assert_eq!(u32_at(&memory, 0x7260), 0x10_0000, "init_size");
+    }
+}
+
+#[test]
 fn bzimages_that_cannot_be_entered_are_refused() {
     let with = |at: usize, value: &[u8]| {
         let mut image = bzimage();
@@ -677,6 +689,7 @@ fn a_vmlinux_starts_in_64_bit_mode() {
     );
     assert_eq!(bytes(&memory, 0x10_0000, 12), b"\xf4kernel code");
     assert_eq!(bytes(&memory, 0x7000 + 0x1fe, 2), [0x55, 0xaa]);
+    assert_eq!(u32_at(&memory, 0x7000 + 0x238), 2047, "cmdline_size");
 }
 
 // Command lines and initrds.
