@@ -15,9 +15,11 @@
 //! whole VM.
 
 mod chip;
+mod convert_lapic;
 mod lapic;
 mod observe;
 mod pic;
 
 pub use chip::{CreateError, IrqfdError, KernelIrqchip, LineError, MsiError, MsiOutcome};
+pub use convert_lapic::{KvmLapic, X2ApicFormat};
 pub use observe::{Observation, ObserveError, VcpuInterrupts};

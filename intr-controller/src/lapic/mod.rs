@@ -41,6 +41,8 @@ mod accept;
 mod access;
 mod base;
 mod inject;
+#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+pub(crate) mod kvm_parts;
 mod registers;
 mod state;
 mod timer;

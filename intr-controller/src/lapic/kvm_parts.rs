@@ -1,0 +1,78 @@
+//! What a conversion to and from another implementation's register page needs of this module's
+//! inside: the meaning of bits, so that no mask is written twice.
+
+use super::base::ApicMode;
+use super::registers::{Command, Lvt, LvtEntry, TimerMode, version};
+use super::timer::Timer;
+use super::{Lapic, LapicConfig, LapicState};
+use crate::GuestTime;
+
+/// Registers that are computed, at a time to which the timer has been brought.
+pub(crate) struct View {
+    pub(crate) x2apic: bool,
+    pub(crate) version: u32,
+    pub(crate) logical_destination: u32,
+    pub(crate) current_count: u32,
+    /// An unmasked one-shot timer that has counted to zero.
+    pub(crate) idle_one_shot: bool,
+}
+
+pub(crate) fn view(lapic: &Lapic, now: GuestTime) -> View {
+    let x2apic = lapic.mode() == ApicMode::X2Apic;
+    let row = lapic.destination();
+    let entry = lapic.lvt(LvtEntry::Timer);
+    let (mode, cycle) = (entry.timer_mode(), lapic.config.bus_cycle_ns.get());
+    View {
+        x2apic,
+        version: version(lapic.config.cmci, lapic.config.eoi_suppression),
+        logical_destination: if x2apic {
+            row.logical_id
+        } else {
+            row.logical_id << 24
+        },
+        current_count: lapic.timer.current(mode, cycle, now),
+        idle_one_shot: mode == TimerMode::OneShot
+            && !entry.is_masked()
+            && lapic.timer.expires.is_none(),
+    }
+}
+
+pub(crate) const fn is_x2apic(apic_base: u64) -> bool {
+    apic_base & 0xc00 == 0xc00
+}
+
+pub(crate) const fn is_enabled(apic_base: u64) -> bool {
+    apic_base & 0x800 != 0
+}
+
+/// Without what software cannot write: this side has no such history.
+pub(crate) const fn writable_lvt(entry: LvtEntry, value: u32) -> u32 {
+    value & !Lvt::read_only(entry)
+}
+
+pub(crate) fn writable_command(low: u32, high: u32, x2apic: bool) -> u64 {
+    let high = if x2apic { high } else { high & 0xff00_0000 };
+    (u64::from(high) << 32 | u64::from(low)) & Command::WRITABLE
+}
+
+/// When a timer expires that reads `count` now. A periodic one that reads 0 is about to reload.
+pub(crate) fn expiry(
+    state: &LapicState,
+    config: &LapicConfig,
+    count: u32,
+    now: GuestTime,
+) -> Option<GuestTime> {
+    let [entry, ..] = state.lvt;
+    let count = match Lvt(entry).timer_mode() {
+        TimerMode::OneShot => count,
+        TimerMode::Periodic if count == 0 => state.timer_initial,
+        TimerMode::Periodic => count,
+        TimerMode::TscDeadline | TimerMode::Reserved => return None,
+    };
+    let timer = Timer {
+        initial: state.timer_initial,
+        divide: state.timer_divide,
+        ..Timer::default()
+    };
+    timer.expiry_of_count(count, config.bus_cycle_ns.get(), now)
+}
