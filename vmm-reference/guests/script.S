@@ -62,7 +62,7 @@ operations:
     .quad op_end, op_out, op_in, op_write, op_read, op_wrmsr, op_rdmsr, op_write_cr8
     .quad op_read_cr8, op_sti, op_cli, op_halt, op_window, op_barrier, op_host, op_wait
     .quad op_deadline, op_spin, op_poll, op_mark, op_sti_cli, op_halt_for, op_cpuid, op_count
-    .quad op_sync
+    .quad op_sync, op_write_until
     .set OPERATION_COUNT, (. - operations) / 8
 
     .bss
@@ -193,6 +193,19 @@ op_write:
 2:  movl %edi, (%rsi)
     jmp advance
 4:  movb %dil, (%rsi)
+    jmp advance
+
+# 32-bit memory write, again and again until somebody has come to barrier C: A the address, B the
+# value.
+op_write_until:
+    movl %edi, (%rsi)
+    movl $1000, %ecx
+1:  pause
+    decl %ecx
+    jnz 1b
+    movq C(%rbx), %rax
+    cmpl $0, BARRIERS(, %rax, 4)
+    je op_write_until
     jmp advance
 
 # Memory read: size, A the address.

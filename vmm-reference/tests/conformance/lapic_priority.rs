@@ -5,6 +5,16 @@ use crate::prelude::*;
 
 use super::MODE;
 
+/// What is left of a value that was written to TPR.
+fn tpr(value: u64) -> u64 {
+    let kvm = MODE.deviates_if(
+        is_amd(),
+        Chip::LocalApic,
+        "kvm_amd loses bits 3:0 of TPR at each exit (svm.c, sync_cr8_to_lapic)",
+    );
+    if kvm { value & 0xf0 } else { value }
+}
+
 /// Handlers that leave what they handle in service.
 fn without_eoi() -> Program {
     let mut p = Program::new(MODE);
@@ -90,7 +100,7 @@ fn ppr_is_tpr_while_nothing_is_in_service() {
     p.lapic_write(TPR, 0x37);
     let ppr = p.lapic_read(PPR);
     let log = p.run();
-    assert_eq!(log[ppr], 0x37);
+    assert_eq!(log[ppr], tpr(0x37));
 }
 
 #[test]
@@ -116,8 +126,8 @@ fn ppr_is_tpr_if_its_class_is_that_in_service() {
     p.lapic_write(TPR, 0x63);
     let above = p.lapic_read(PPR);
     let log = p.run();
-    assert_eq!(log[ppr], 0x57);
-    assert_eq!(log[above], 0x63);
+    assert_eq!(log[ppr], tpr(0x57));
+    assert_eq!(log[above], tpr(0x63));
 }
 
 #[test]
@@ -129,7 +139,7 @@ fn ppr_cannot_be_written() {
     let ppr = p.lapic_read(PPR);
     let tpr = p.lapic_read(TPR);
     let log = p.run();
-    assert_eq!((log[ppr], log[tpr]), (0x21, 0x21));
+    assert_eq!((log[ppr], log[tpr]), (self::tpr(0x21), self::tpr(0x21)));
 }
 
 #[test]
@@ -139,7 +149,7 @@ fn tpr_keeps_eight_bits() {
     p.lapic_write(TPR, 0xffff_ff9a);
     let tpr = p.lapic_read(TPR);
     let log = p.run();
-    assert_eq!(log[tpr], 0x9a);
+    assert_eq!(log[tpr], self::tpr(0x9a));
 }
 
 #[test]
@@ -294,8 +304,15 @@ fn reserved_bits_of_cr8_fault() {
     let high = p.write_cr8(1 << 63);
     let cr8 = p.read_cr8();
     let log = p.run();
-    assert!(log.faults(reserved) && log.faults(high));
-    assert_eq!(log[cr8], 0x3);
+    if this_kvm(
+        is_tcg(),
+        "QEMU's TCG lets a guest write any bits to CR8, and keeps the low four",
+    ) {
+        assert!(!log.faults(reserved) && !log.faults(high));
+    } else {
+        assert!(log.faults(reserved) && log.faults(high));
+        assert_eq!(log[cr8], 0x3);
+    }
 }
 
 #[test]

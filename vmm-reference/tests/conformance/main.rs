@@ -48,7 +48,18 @@ macro_rules! in_modes {
                 /// The mode of the tests in this module.
                 pub const MODE: crate::mode::Mode = crate::mode::Mode::$mode;
 
+                mod apic_base;
+                mod ipi;
+                mod ipi_logical;
+                mod lapic_errors;
                 mod lapic_priority;
+                mod lapic_registers;
+                mod lapic_timer;
+                mod msi;
+                mod nmi;
+                mod startup;
+                mod x2apic;
+                mod x2apic_ipi;
             }
         )*
     };

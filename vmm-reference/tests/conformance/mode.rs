@@ -63,6 +63,27 @@ pub fn is_pvm() -> bool {
     Path::new("/sys/module/kvm_pvm").exists()
 }
 
+/// Whether KVM is kvm_amd.
+pub fn is_amd() -> bool {
+    Path::new("/sys/module/kvm_amd").exists()
+}
+
+/// Whether the processor under KVM is QEMU's TCG.
+pub fn is_tcg() -> bool {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    info.contains("QEMU TCG") || cpuid_signature() == *b"TCGTCGTCGTCG"
+}
+
+/// Of the hypervisor that this machine runs under (CPUID leaf 0x4000_0000).
+fn cpuid_signature() -> [u8; 12] {
+    let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
+    let mut signature = [0; 12];
+    for (place, register) in signature.chunks_mut(4).zip([leaf.ebx, leaf.ecx, leaf.edx]) {
+        place.copy_from_slice(&register.to_le_bytes());
+    }
+    signature
+}
+
 /// Whether the host runs this Linux or a later one.
 pub fn linux_is_at_least(major: u32, minor: u32) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();

@@ -75,6 +75,14 @@ impl Program {
         &mut self.scripts[script]
     }
 
+    /// It does the same at each further start.
+    pub fn restart_all(&mut self, cpu: u16) {
+        let starts = &mut self.starts[usize::from(cpu)];
+        if let Some(last) = starts.last().copied() {
+            starts.resize(wire::STARTS, last);
+        }
+    }
+
     /// What a vector's handler does, with interrupts disabled; nothing so far.
     pub fn on(&mut self, vector: u8) -> &mut Script {
         let script = self.add();

@@ -89,6 +89,9 @@ pub const APIC_BASE_EN: u64 = 1 << 11;
 /// IA32_TSC_DEADLINE.
 pub const TSC_DEADLINE: u32 = 0x6e0;
 
+/// IA32_TIME_STAMP_COUNTER.
+pub const TSC: u32 = 0x10;
+
 /// x2APIC registers (SDM 3A, table 11-6): the MSR of an xAPIC register.
 pub const fn x2(register: u64) -> u32 {
     0x800 + register.to_le_bytes()[0] as u32 / 0x10 + (register.to_le_bytes()[1] as u32) * 0x10

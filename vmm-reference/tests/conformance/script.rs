@@ -81,6 +81,17 @@ impl Script {
         self.push(Opcode::Write, size, address, value, 0);
     }
 
+    /// 32 bits, again and again until a vCPU has come to the barrier.
+    pub fn write_until(&mut self, address: u64, value: u32, barrier: u64) {
+        self.push(
+            Opcode::WriteUntil,
+            Size::Dword,
+            address,
+            value.into(),
+            barrier,
+        );
+    }
+
     pub fn read(&mut self, size: Size, address: u64) -> Handle {
         self.push(Opcode::Read, size, address, 0, 0)
     }

@@ -60,6 +60,7 @@ pub enum Opcode {
     Cpuid,
     Count,
     Sync,
+    WriteUntil,
 }
 
 /// An operation.
