@@ -1,7 +1,6 @@
 //! The cost of one event through the policy: arrive, decide, injected.
 //!
-//! There is no allocation on this path: without the `arbitrary` feature the core does not link
-//! `alloc` at all.
+//! There is no allocation on this path.
 
 use std::hint::black_box;
 

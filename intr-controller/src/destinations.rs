@@ -302,8 +302,9 @@ impl Destinations {
 
     /// The one of the candidates that takes a lowest-priority interrupt (SDM 3A, "Lowest Priority
     /// Delivery Mode", leaves the choice among equals open, and current processors do not look at
-    /// the task priority at all): of those that are enabled by software, in the order of the table,
-    /// the one with the number vector modulo their count. This is KVM's rule (vector hashing,
+    /// the task priority at all): of those that are enabled by software, in the order in which they
+    /// are visited (x2APIC logical ones by id, others by vCPU), the one with the number vector
+    /// modulo their count. This is KVM's rule (vector hashing,
     /// lapic.c `kvm_vector_to_index`): it spreads vectors over vCPUs, keeps each at one place, and
     /// needs no look into any APIC. Unlike KVM, which does so for id 0xff, a broadcast is no
     /// exception: one is chosen.
