@@ -340,7 +340,7 @@ impl IoApic {
 
 impl RedirectionEntry {
     /// Whether an asserted line would have to be sent now, as a level that is not in service.
-    pub(super) const fn owes_level(self) -> bool {
+    pub(crate) const fn owes_level(self) -> bool {
         !self.masked() && !self.remote_irr() && self.trigger_mode().bit()
     }
 

@@ -49,7 +49,7 @@ impl RedirectionEntry {
     }
 
     /// Whether a state may have these bits.
-    pub(super) const fn is_valid(self, format: DestinationFormat) -> bool {
+    pub(crate) const fn is_valid(self, format: DestinationFormat) -> bool {
         let known = self.0 & !(Self::writable(format) | REMOTE_IRR) == 0;
         known && (self.trigger_bit() || !self.remote_irr())
     }

@@ -15,11 +15,17 @@
 //! whole VM.
 
 mod chip;
+mod convert;
+mod convert_ioapic;
 mod convert_lapic;
+mod convert_pic;
+mod convert_pit;
 mod lapic;
 mod observe;
 mod pic;
 
 pub use chip::{CreateError, IrqfdError, KernelIrqchip, LineError, MsiError, MsiOutcome};
+pub use convert::{FromKvmError, ToKvmError};
+pub use convert_ioapic::IoApicFromKvm;
 pub use convert_lapic::{KvmLapic, X2ApicFormat};
 pub use observe::{Observation, ObserveError, VcpuInterrupts};

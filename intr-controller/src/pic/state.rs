@@ -86,6 +86,12 @@ impl Pic8259State {
         poll: false,
     };
 
+    /// The INT output of a slave in this state.
+    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+    pub(crate) fn slave_int(self) -> bool {
+        Chip::from_state(Role::Slave, self).int()
+    }
+
     fn validate(self, role: Role) -> Result<Chip, PicRestoreError> {
         let chip = Chip::from_state(role, self);
         let refuse = |field, value, rule| {
