@@ -5,7 +5,7 @@
 //! benches can make a [`Machine`] of their own.
 //!
 //! - [`loader`]: kernels (bzImage, vmlinux, PVH, multiboot) into memory.
-//! - [`boot`]: the first state of a vCPU, CPUID, the MP table.
+//! - [`boot`]: the first state of a vCPU, CPUID, the ACPI and MP tables.
 //! - [`devices`]: serial port, keyboard controller, power control, debug exit.
 //! - [`machine`]: all of these together, ready to run.
 //! - [`vcpu`] and [`debug`]: the vCPUs' threads, and the machine as a debugger's host.
