@@ -127,7 +127,7 @@ fn the_fixed_registers_are_where_the_devices_are() {
     // System I/O, width in bits, offset, access size, address.
     let register = |offset| {
         let [space, width, bit, access] = *tables.at(fadt + offset, 4) else {
-            unreachable!()
+            panic!("4 bytes")
         };
         (space, width, bit, access, tables.u64(fadt + offset + 4))
     };
@@ -276,7 +276,7 @@ proptest! {
         let mut ranges: Vec<_> = [xsdt, dsdt, fadt, madt, facs]
             .map(|table| table..table + u64::from(tables.u32(table + 4)))
             .into_iter()
-            .chain([BASE..BASE + 36])
+            .chain(std::iter::once(BASE..BASE + 36))
             .collect();
         ranges.sort_by_key(|range| range.start);
         for pair in ranges.windows(2) {
