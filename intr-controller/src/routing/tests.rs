@@ -1,8 +1,13 @@
 use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::ioapic::IoApicPin;
+use crate::pic::PicPin;
+use crate::{DestinationFormat, Gsi, MsiMessage};
 
 const GOOD_MSI: MsiMessage = MsiMessage {
     address: 0xfee0_1000,

@@ -1,50 +1,12 @@
-//! GSI routing: where a global system interrupt goes, and lines that several sources share.
-//!
-//! A [`Gsi`] goes to a pin of the 8259A pair, a pin of the IOAPIC, both, or to an MSI, as in KVM's
-//! `KVM_SET_GSI_ROUTING`. A shared line is up as long as one of its sources holds it up; what comes
-//! back from here is what has changed, for the caller to pass on to the chips.
-//!
-//! A table is checked whole, when it is made: a route to a pin that does not exist, a second route
-//! to the same chip, an MSI that is no interrupt, two GSIs on one pin (their levels would overwrite
-//! each other) are refused. Nothing after that can fail but a GSI without a route.
+//! Lines, their sources, and the table they follow.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 use thiserror::Error;
 
-use crate::ioapic::{IoApicPin, PIN_COUNT};
-use crate::pic::PicPin;
-use crate::{DestinationFormat, Gsi, InterruptMessage, MsiError, MsiMessage};
-
-/// GSIs are 0 to 4095, as many as KVM routes.
-pub const GSI_LIMIT: u32 = 4096;
-/// Entries of a table: at most two pins for each GSI.
-const ENTRY_LIMIT: usize = 2 * GSI_LIMIT as usize;
-
-/// Where a GSI goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-pub enum RouteTarget {
-    /// An input of the 8259A pair. Not its number 2: see [`PicPin`].
-    Pic(u8),
-    /// A pin of the IOAPIC, 0 to 23.
-    IoApic(u8),
-    /// A message, sent at each rise of the line.
-    Msi(MsiMessage),
-}
-
-/// An entry of a routing table. A GSI that goes to two pins has two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
-pub struct RouteEntry {
-    /// The GSI, below [`GSI_LIMIT`].
-    pub gsi: Gsi,
-    /// Where it goes.
-    pub target: RouteTarget,
-}
+use super::table::{Line, RouteEntry, RouteError, RouteTarget, Targets, check};
+use crate::ioapic::PIN_COUNT;
+use crate::{DestinationFormat, Gsi};
 
 /// One of up to 64 sources of a shared line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,102 +28,10 @@ impl SourceId {
     }
 }
 
-/// A table or a state was refused, and the one before it stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum RouteError {
-    /// `version` of a saved state.
-    #[error(
-        "version: {found} is unknown, this build reads {}",
-        RoutingState::VERSION
-    )]
-    Version {
-        /// What the state says.
-        found: u16,
-    },
-    /// Too many entries.
-    #[error("entries: {found}, at most {ENTRY_LIMIT} can be")]
-    TooMany {
-        /// How many there are.
-        found: usize,
-    },
-    /// A GSI out of range.
-    #[error("entries[{index}].gsi: {found} is not below {GSI_LIMIT}")]
-    Gsi {
-        /// The entry.
-        index: usize,
-        /// The GSI.
-        found: u32,
-    },
-    /// A pin of the 8259A pair that does not exist.
-    #[error("entries[{index}].target: the 8259A pair has no input {pin} (0, 1, 3 to 15)")]
-    PicPin {
-        /// The entry.
-        index: usize,
-        /// The pin.
-        pin: u8,
-    },
-    /// A pin of the IOAPIC that does not exist.
-    #[error("entries[{index}].target: the IOAPIC has no pin {pin} (0 to 23)")]
-    IoApicPin {
-        /// The entry.
-        index: usize,
-        /// The pin.
-        pin: u8,
-    },
-    /// An MSI that is no interrupt.
-    #[error("entries[{index}].target: {source}")]
-    Msi {
-        /// The entry.
-        index: usize,
-        /// Why.
-        source: MsiError,
-    },
-    /// Two routes of one GSI to one chip, or an MSI beside another route.
-    #[error("entries[{index}].target: GSI {gsi} has such a route already, or an MSI")]
-    Duplicate {
-        /// The entry.
-        index: usize,
-        /// The GSI.
-        gsi: u32,
-    },
-    /// Two GSIs that go to one pin.
-    #[error("entries[{index}].target: another GSI goes to this pin")]
-    SharedPin {
-        /// The entry.
-        index: usize,
-    },
-    /// `asserted` of a saved state: a GSI without a route, one that is there twice, or one that
-    /// nobody asserts.
-    #[error("asserted[{index}]: GSI {gsi} has no route, is there twice, or has no source")]
-    Asserted {
-        /// The entry.
-        index: usize,
-        /// The GSI.
-        gsi: u32,
-    },
-}
-
 /// The GSI has no route: it is dropped, as KVM does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("{0} has no route")]
 pub struct NoRoute(pub Gsi);
-
-/// Where a GSI goes, in full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Targets {
-    /// An input of the 8259A pair.
-    pub pic: Option<PicPin>,
-    /// A pin of the IOAPIC.
-    pub ioapic: Option<IoApicPin>,
-    /// A message.
-    pub msi: Option<InterruptMessage>,
-}
-
-impl Targets {
-    const fn is_empty(&self) -> bool {
-        self.pic.is_none() && self.ioapic.is_none() && self.msi.is_none()
-    }
-}
 
 /// What became of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -182,12 +52,6 @@ pub struct PinLevel {
     pub target: Targets,
     /// Its level from now on.
     pub up: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Line {
-    targets: Targets,
-    sources: u64,
 }
 
 /// Routes and shared lines.
@@ -392,69 +256,6 @@ impl RoutingState {
     pub const VERSION: u16 = 1;
 }
 
-/// Builds the lines of a table, with all its mistakes found.
-fn check(entries: &[RouteEntry], format: DestinationFormat) -> Result<Vec<Line>, RouteError> {
-    if entries.len() > ENTRY_LIMIT {
-        return Err(RouteError::TooMany {
-            found: entries.len(),
-        });
-    }
-    let gsi_count = entries.iter().map(|entry| entry.gsi.0.saturating_add(1));
-    let gsi_count = gsi_count.max().unwrap_or(0).min(GSI_LIMIT);
-    let mut lines = vec![Line::default(); usize::try_from(gsi_count).unwrap_or(0)];
-    let mut pic_pins = 0u16;
-    let mut ioapic_pins = 0u32;
-    for (
-        index,
-        RouteEntry {
-            gsi: Gsi(gsi),
-            target,
-        },
-    ) in entries.iter().enumerate()
-    {
-        let line = usize::try_from(*gsi)
-            .ok()
-            .and_then(|gsi| lines.get_mut(gsi));
-        let Some(Line { targets, .. }) = line else {
-            return Err(RouteError::Gsi { index, found: *gsi });
-        };
-        let duplicate = RouteError::Duplicate { index, gsi: *gsi };
-        match *target {
-            RouteTarget::Pic(pin) => {
-                let pin = PicPin::new(pin).map_err(|_| RouteError::PicPin { index, pin })?;
-                if targets.msi.is_some() || targets.pic.replace(pin).is_some() {
-                    return Err(duplicate);
-                }
-                let bit = 1 << pin.get();
-                if pic_pins & bit != 0 {
-                    return Err(RouteError::SharedPin { index });
-                }
-                pic_pins |= bit;
-            }
-            RouteTarget::IoApic(pin) => {
-                let pin = IoApicPin::new(pin).map_err(|_| RouteError::IoApicPin { index, pin })?;
-                if targets.msi.is_some() || targets.ioapic.replace(pin).is_some() {
-                    return Err(duplicate);
-                }
-                let bit = 1 << pin.get();
-                if ioapic_pins & bit != 0 {
-                    return Err(RouteError::SharedPin { index });
-                }
-                ioapic_pins |= bit;
-            }
-            RouteTarget::Msi(msi) => {
-                let message = msi.decode(format);
-                let message = message.map_err(|source| RouteError::Msi { index, source })?;
-                if !targets.is_empty() {
-                    return Err(duplicate);
-                }
-                targets.msi = Some(message);
-            }
-        }
-    }
-    Ok(lines)
-}
-
 /// The pins of lines that are up, one by one.
 fn pins_up(lines: &[Line]) -> Vec<Targets> {
     let up = lines.iter().filter(|line| line.sources != 0);
@@ -471,7 +272,3 @@ fn pins_up(lines: &[Line]) -> Vec<Targets> {
     });
     pins.collect()
 }
-
-#[cfg(test)]
-#[path = "routing_tests.rs"]
-mod tests;
