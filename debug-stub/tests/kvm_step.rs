@@ -25,7 +25,7 @@ use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder, WatchAccess,
 };
-use kvm_bindings::{kvm_msi, kvm_userspace_memory_region};
+use kvm_bindings::{Msrs, kvm_msi, kvm_msr_entry, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
 use vcpu_caps::{
     Capability, DebugIntent, Evidence, HostReport, HwBreakpoint, HwBreakpointKind, Minimum, Owner,
@@ -274,6 +274,7 @@ impl Guest {
         );
     }
 
+    #[track_caller]
     fn step_to(&mut self, rip: u64) {
         assert_eq!(self.step(), StopReason::Step);
         assert_eq!(self.rip(), rip, "RIP after the step");
@@ -707,4 +708,127 @@ fn an_int3_of_the_debugger_stops_at_it_and_one_of_the_guest_goes_back_to_it() {
     );
     assert_eq!(guest.rip(), CODE + 3);
     assert_eq!(guest.word(COUNTER), 1);
+}
+
+#[test]
+fn a_breakpoint_that_the_guest_has_not_enabled_is_no_hit_of_its_own() {
+    // nop x4; jmp $
+    let mut guest = Guest::new(&[0x90, 0x90, 0x90, 0x90, 0xeb, 0xfe]);
+    let fd = guest.vcpu.fd();
+    let mut registers = fd.get_debug_regs().unwrap();
+    // DR0, not enabled, is where the step ends: some processors set DR6.B0 for it. DR1 is enabled,
+    // so that KVM loads all of them.
+    registers.db = [CODE + 1, 0xfff0, 0, 0];
+    registers.dr7 = 0x408;
+    fd.set_debug_regs(&registers).unwrap();
+    for n in 1..=4 {
+        guest.step_to(CODE + n);
+    }
+    assert_eq!(guest.word(COUNTER), 0, "the guest took no #DB");
+}
+
+/// MSRs of SYSCALL and SYSRET (SDM 4, table 2-2).
+const STAR: u32 = 0xc000_0081;
+const LSTAR: u32 = 0xc000_0082;
+const FMASK: u32 = 0xc000_0084;
+
+fn msr(index: u32, data: u64) -> Msrs {
+    Msrs::from_entries(&[kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    }])
+    .unwrap()
+}
+
+impl Guest {
+    /// A kernel in 64-bit mode about to execute `code`: pages one to one, which user code may
+    /// use; system calls come in at [`HANDLER`] and clear what `mask` has.
+    fn in_long_mode(code: &[u8], handler: &[u8], mask: u64) -> Self {
+        let guest = Self::new(code);
+        let put = |at: u64, bytes: &[u8]| {
+            guest.memory.write_memory(GuestPhysAddr(at), bytes);
+        };
+        put(HANDLER, handler);
+        // Present, writable, user; the last one is a page of 2 MiB.
+        for (at, entry) in [(0x9000, 0xa007_u64), (0xa000, 0xb007), (0xb000, 0x87)] {
+            put(at, &entry.to_le_bytes());
+        }
+        let fd = guest.vcpu.fd();
+        let mut sregs = fd.get_sregs().unwrap();
+        (sregs.cr0, sregs.cr3, sregs.cr4) = (0x8000_0011, 0x9000, 0x20);
+        // SCE, LME, LMA.
+        sregs.efer = 0x501;
+        sregs.cs = kvm_segment {
+            selector: 0x10,
+            limit: u32::MAX,
+            type_: 11,
+            present: 1,
+            s: 1,
+            l: 1,
+            g: 1,
+            ..Default::default()
+        };
+        sregs.ss = kvm_segment {
+            selector: 0x18,
+            type_: 3,
+            l: 0,
+            db: 1,
+            ..sregs.cs
+        };
+        (sregs.ds, sregs.es) = (sregs.ss, sregs.ss);
+        fd.set_sregs(&sregs).unwrap();
+        // SYSCALL to CS 0x10, SYSRET to CS 0x33.
+        for (index, data) in [(STAR, 0x0023_0010 << 32), (LSTAR, HANDLER), (FMASK, mask)] {
+            assert_eq!(fd.set_msrs(&msr(index, data)).unwrap(), 1);
+        }
+        guest
+    }
+
+    fn fmask(&self) -> u64 {
+        let mut msrs = msr(FMASK, 0);
+        assert_eq!(self.vcpu.fd().get_msrs(&mut msrs).unwrap(), 1);
+        msrs.as_slice()[0].data
+    }
+}
+
+#[test]
+fn a_step_of_syscall_ends_in_the_kernel_though_fmask_clears_tf() {
+    // As Linux has it: every system call would run to its end, and one that sleeps would sleep
+    // with interrupts masked.
+    let mask = 0x25_7fd5;
+    // syscall; jmp $; at the handler: nop; jmp $
+    let mut guest = Guest::in_long_mode(&[0x0f, 0x05, 0xeb, 0xfe], &[0x90, 0xeb, 0xfe], mask);
+    guest.step_to(HANDLER);
+    let core = guest.registers().core;
+    assert_eq!((core.rcx, core.r11 & (TF | IF)), (CODE + 2, 0));
+    assert_eq!(core.rflags & TF, 0);
+    assert_eq!(guest.fmask(), mask, "as the guest has set it");
+    guest.step_to(HANDLER + 1);
+    guest.step_to(HANDLER + 1);
+}
+
+#[test]
+fn a_step_of_sysret_ends_in_user_space_though_r11_has_no_tf() {
+    // sysretq; in user space: nop; jmp $
+    let mut guest = Guest::in_long_mode(&[0x48, 0x0f, 0x07], &[0x90, 0xeb, 0xfe], TF);
+    guest.set(|file| {
+        file.core.rcx = HANDLER;
+        file.core.r11 = 0x2;
+    });
+    let stop = guest.step();
+    if is_pvm() {
+        assert!(
+            matches!(stop, StopReason::TripleFault(_)),
+            "a trap in user code goes to the guest, which has no handler: {stop:?}"
+        );
+        return;
+    }
+    assert_eq!(stop, StopReason::Step);
+    let registers = guest.registers();
+    assert_eq!(registers.core.rip, HANDLER);
+    assert_eq!(registers.special.cs.selector, 0x33);
+    assert_eq!((registers.core.r11, registers.core.rflags), (0x2, 0x2));
+    guest.step_to(HANDLER + 1);
+    assert_eq!(guest.registers().core.r11, 0x2);
 }

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import struct
 import sys
 
 import gdb
@@ -17,7 +18,7 @@ SETTINGS = json.loads(os.environ["STOCK_GDB"])
 IN_SLOT = "takes one of the four debug registers"
 RFLAGS_TF, RFLAGS_IF = 1 << 8, 1 << 9
 USER_CS = 0x33
-SYSCALL, SYSRETQ, IRETQ = b"\x0f\x05", b"\x48\x0f\x07", b"\x48\xcf"
+SYSCALL, SYSRETQ, IRETQ, HLT = b"\x0f\x05", b"\x48\x0f\x07", b"\x48\xcf", b"\xf4"
 #: The init script waits until it reads this in /proc/sys/kernel/panic.
 GO_ON = 4242
 
@@ -199,6 +200,86 @@ class Stock:
         expect(jiffies() > begun, f"jiffies stay at {begun}")
         return f"{count} steps in {len(functions)} functions, 0 in handlers; {waiting}; then the tick, jiffies {begun} -> {jiffies()}"
 
+    def unmasked_steps(self):
+        """The same without the mask: ticks run inside steps, which is what the mask is for."""
+        run("maintenance packet Qqemu.sstep=0x1")
+        try:
+            self.go_to("&do_sys_openat2", lambda: string(register("rsi")) == "/proc/uptime")
+            begun = jiffies()
+            for step in range(200):
+                run("stepi")
+                if jiffies() != begun:
+                    return f"jiffies {begun} -> {jiffies()} in step {step}, now {where()}"
+            expect(False, "no tick in 200 steps: the check above could not have failed")
+        finally:
+            run("maintenance packet Qqemu.sstep=0x7")
+
+    def step_to(self, address, what):
+        run("stepi")
+        expect(register("rip") == address, f"{what} led to {where()}, not {address:#x}")
+        expect(not rflags() & RFLAGS_TF, f"after {what} TF is seen")
+
+    def into_system_call(self):
+        """SYSCALL, of which IA32_FMASK takes TF, then SWAPGS and the switch of page tables."""
+        self.go_to("&__x64_sys_umask")
+        after = pt_regs(register("rdi"))["rip"]
+        self.go_to(f"{after - 2:#x}")
+        expect(memory(after - 2, 2) == SYSCALL and register("cs") == USER_CS, f"no SYSCALL at {where()}")
+        self.step_to(symbol("entry_SYSCALL_64"), "SYSCALL")
+        expect(register("rcx") == after and not register("r11") & RFLAGS_TF, "RCX or R11")
+        steps = 0
+        while name_at(register("rip")) != "do_syscall_64":
+            run("stepi")
+            steps += 1
+            expect(steps < 200, f"not in do_syscall_64 but {where()}")
+        saved = pt_regs(register("rdi"))
+        expect(saved["rip"] == after and not saved["eflags"] & RFLAGS_TF, f"saved: {saved}")
+        return f"from user {after - 2:#x} through entry_SYSCALL_64 to do_syscall_64 in {steps + 1} steps"
+
+    def out_of_system_call(self):
+        """SYSRET, which takes TF from R11."""
+        code = symbol("syscall_return_via_sysret")
+        sysret = code + memory(code, 0x100).index(SYSRETQ)
+        self.go_to(f"{sysret:#x}")
+        target, flags = register("rcx"), register("r11")
+        self.step_to(target, "SYSRET")
+        expect(register("cs") == USER_CS and register("r11") == flags, f"CS or R11 {register('r11'):#x}, not {flags:#x}")
+        for _ in range(3):
+            run("stepi")
+            expect(register("cs") == USER_CS and register("rip") >> 47 == 0, f"no user code: {where()}")
+        return f"to user {target:#x}, and on to {register('rip'):#x}"
+
+    def interrupt_return(self):
+        iretq = symbol("native_irq_return_iret")
+        expect(memory(iretq, 2) == IRETQ, "no IRETQ")
+        self.go_to(f"{iretq:#x}")
+        target, selector, flags = struct.unpack("<3Q", memory(register("rsp"), 24))
+        self.step_to(target, "IRETQ")
+        expect(register("cs") == selector and (rflags() ^ flags) & RFLAGS_IF == 0, "CS or IF")
+        return f"to {where()}"
+
+    def idle(self):
+        """STI; HLT: the wake-up is not lost between them, and a masked HLT ends with Ctrl-C."""
+        self.go_to("&native_safe_halt")
+        for _ in range(8):
+            if memory(register("rip"), 1) == HLT:
+                break
+            run("stepi")
+        expect(memory(register("rip"), 1) == HLT and rflags() & RFLAGS_IF, f"no HLT at {where()}")
+        halted = register("rip") + 1
+        self.step_to(halted, "HLT")
+        begun, threads = jiffies(), run("info threads")
+        typed = ctrl_c_after(2)
+        try:
+            run("stepi")
+        finally:
+            typed.cancel()
+        waited = where()
+        self.go_to("&update_process_times")
+        expect(jiffies() > begun, f"jiffies stay at {begun}")
+        state = "halted" if "halted" in threads else "not halted"
+        return f"{state} at {halted:#x}; the next step ends at {waited}; then the tick comes"
+
     def interrupt(self):
         typed = ctrl_c_after(2)
         try:
@@ -208,10 +289,70 @@ class Stock:
         expect(isinstance(stop, gdb.SignalEvent) and stop.stop_signal == "SIGINT", f"{stop}")
         return f"at {where()}"
 
+    def all_stop_at_one_breakpoint(self):
+        """A breakpoint that every vCPU hits."""
+        seen = {}
+        point = gdb.Breakpoint("*&__schedule")
+        try:
+            for _ in range(200):
+                run("continue")
+                expect(register("rip") == symbol("__schedule"), f"stopped at {where()}")
+                seen.setdefault(gdb.selected_thread().num, self.tasks.comm())
+                if len(seen) == SETTINGS["cpus"]:
+                    return ", ".join(f"vCPU {number} in {comm!r}" for number, comm in sorted(seen.items()))
+        finally:
+            point.delete()
+        expect(False, f"only vCPUs {seen} have hit it in 200 stops")
+
+    def step_one_freeze_others(self):
+        """With scheduler-locking the others do not move; without it they run during the steps."""
+        self.go_to("&__x64_sys_umask")
+        stepped = gdb.selected_thread()
+        others = [thread for thread in gdb.selected_inferior().threads() if thread.num != stepped.num]
+
+        def states():
+            found = []
+            for thread in others:
+                thread.switch()
+                found.append(run("info registers"))
+            stepped.switch()
+            return found
+
+        handlers = range(symbol("__irqentry_text_start"), symbol("__irqentry_text_end"))
+
+        def steps(count):
+            for _ in range(count):
+                run("stepi")
+                expect(gdb.selected_thread().num == stepped.num, f"thread {gdb.selected_thread().num} has stopped")
+                expect(register("rip") not in handlers, f"in a handler: {where()}")
+
+        before, at, begun = states(), register("rip"), jiffies()
+        run("set scheduler-locking on")
+        try:
+            steps(20)
+        finally:
+            run("set scheduler-locking off")
+        expect(states() == before, "a frozen vCPU has moved")
+        expect(jiffies() == begun, f"jiffies {begun} -> {jiffies()} with all vCPUs frozen or masked")
+        expect(register("rip") != at, "nothing was stepped")
+        moved = 0
+        for _ in range(20):
+            before = states()
+            steps(1)
+            moved += states() != before
+        expect(moved, "no other vCPU has run during 20 steps")
+        return f"frozen through 20 steps; the others moved in {moved} of 20 steps"
+
     def farewell(self):
         """Lets the guest go, and tells its init script so."""
         run("delete")
-        run(f"set *(int *) {symbol('panic_timeout'):#x} = {GO_ON}")
+        # Not in user space: with page-table isolation the kernel's data are not mapped there.
+        self.go_to("&update_process_times")
+        timeout = symbol("panic_timeout")
+        before = struct.unpack("<i", memory(timeout, 4))[0]
+        run(f"set variable *(int *) {timeout:#x} = {GO_ON}")
+        now = struct.unpack("<i", memory(timeout, 4))[0]
+        expect(before == -1 and now == GO_ON, f"panic_timeout {before} -> {now}")
         said = run("detach")
         expect("detached" in said, said)
 
@@ -225,9 +366,10 @@ def where():
 
 
 def main():
-    for setting in ["confirm off", "pagination off", "suppress-cli-notifications on", "width 0", "remotetimeout 60", "tcp connect-timeout 300"]:
+    for setting in ["confirm off", "pagination off", "suppress-cli-notifications on", "width 0", "remotetimeout 600"]:
         run(f"set {setting}")
     stock, checks = Stock(), Checks()
+    alone = SETTINGS["cpus"] == 1
     plan = [
         ("connect", stock.connect),
         ("breakpoint before paging", stock.before_paging),
@@ -239,11 +381,18 @@ def main():
         ("watchpoint on jiffies_64", stock.watchpoint),
         ("kernel log", stock.log_buffer),
         ("steps through a system call", stock.steps),
+        ("steps without the mask", stock.unmasked_steps if alone else None),
+        ("a breakpoint all vCPUs hit", None if alone else stock.all_stop_at_one_breakpoint),
+        ("step one vCPU, freeze the others", None if alone else stock.step_one_freeze_others),
+        ("steps into a system call", stock.into_system_call),
+        ("step over SYSRET", stock.out_of_system_call),
+        ("step over IRETQ", stock.interrupt_return),
+        ("steps to sleep", stock.idle),
         ("Ctrl-C", stock.interrupt),
         ("detach", stock.farewell),
     ]
     for index, (name, act) in enumerate(plan):
-        if not checks.check(name, act) and index == 0:
+        if act and not checks.check(name, act) and index == 0:
             break
     gdb.execute(f"quit {1 if checks.failed else 0}")
 

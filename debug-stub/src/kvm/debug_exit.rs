@@ -19,6 +19,13 @@ const DEBUG_VECTOR: u32 = 1;
 /// #BP's vector.
 const BREAKPOINT_VECTOR: u32 = 3;
 
+/// The bits of DR6 for the breakpoints that L0-L3 or G0-G3 of DR7 enable (SDM 3B 19.2.4).
+fn enabled(dr7: u64) -> u64 {
+    (0..4).fold(0, |bits, slot| {
+        bits | (u64::from(dr7 >> (2 * slot) & 3 != 0) << slot)
+    })
+}
+
 /// Whose a `KVM_EXIT_DEBUG` is.
 #[derive(Debug)]
 pub(super) enum DebugExit {
@@ -74,9 +81,9 @@ impl DebugVcpu {
                 }
                 let own_registers = hardware.iter().all(Option::is_none);
                 let mut owed = exit.dr6 & DR6_BD;
-                if own_registers {
-                    // The guest's own DR0-DR3 were in force.
-                    owed |= hits;
+                if own_registers && hits != 0 {
+                    // The guest's own DR0-DR3 were in force, if anybody's.
+                    owed |= hits & self.enabled_by_guest();
                 }
                 if !stepping {
                     // Nobody but the guest has set TF.
@@ -95,6 +102,21 @@ impl DebugVcpu {
                 "{}: KVM_EXIT_DEBUG for exception {other}, which is neither #DB nor #BP",
                 self.id
             ))),
+        }
+    }
+
+    /// The bits of DR6 for the breakpoints that the guest's own DR7 enables.
+    ///
+    /// The others mean nothing, and are set all the same: QEMU's TCG compares RIP with all four
+    /// registers at each single step, and what is in them may be of another guest, since KVM loads
+    /// them only for a guest that uses them.
+    fn enabled_by_guest(&self) -> u64 {
+        match self.fd.get_debug_regs() {
+            Ok(registers) => enabled(registers.dr7),
+            Err(error) => {
+                tracing::warn!(vcpu = %self.id, %error, "a breakpoint of the guest's own is lost");
+                0
+            }
         }
     }
 
@@ -133,5 +155,27 @@ impl DebugVcpu {
             .is_ok()
             && translate(&file.special, memory, GuestVirtAddr(pc))
                 .is_ok_and(|at| armed.software.contains(&at.gpa))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::enabled;
+
+    #[test]
+    fn a_breakpoint_is_enabled_locally_or_globally() {
+        for (dr7, bits) in [
+            (0x400, 0),
+            (0x401, 0b0001),
+            (0x402, 0b0001),
+            (0x404, 0b0010),
+            (0x420, 0b0100),
+            (0x440, 0b1000),
+            // Types and lengths of others, LE, GE and GD enable nothing.
+            (0xffff_2700, 0),
+            (0xffff_27ff, 0b1111),
+        ] {
+            assert_eq!(enabled(dr7), bits, "DR7 {dr7:#x}");
+        }
     }
 }

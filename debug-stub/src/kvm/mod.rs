@@ -11,6 +11,7 @@ mod memory;
 mod registers;
 mod run;
 mod step;
+mod system_call;
 mod vcpu;
 
 pub use exits::ExitHandler;

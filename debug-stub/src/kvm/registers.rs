@@ -114,7 +114,7 @@ fn one_msr(index: u32, data: u64) -> Option<Msrs> {
     .ok()
 }
 
-fn read_msr(vcpu: &VcpuFd, msr: u32) -> Result<u64, RegistersError> {
+pub(super) fn read_msr(vcpu: &VcpuFd, msr: u32) -> Result<u64, RegistersError> {
     const NAME: &str = "KVM_GET_MSRS";
     let refused = RegistersError::Msr { ioctl: NAME, msr };
     let Some(mut msrs) = one_msr(msr, 0) else {
@@ -129,7 +129,7 @@ fn read_msr(vcpu: &VcpuFd, msr: u32) -> Result<u64, RegistersError> {
         .ok_or(refused)
 }
 
-fn write_msr(vcpu: &VcpuFd, msr: u32, data: u64) -> Result<(), RegistersError> {
+pub(super) fn write_msr(vcpu: &VcpuFd, msr: u32, data: u64) -> Result<(), RegistersError> {
     const NAME: &str = "KVM_SET_MSRS";
     let refused = RegistersError::Msr { ioctl: NAME, msr };
     let Some(msrs) = one_msr(msr, data) else {

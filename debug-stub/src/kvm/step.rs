@@ -8,13 +8,15 @@
 //!    structure, or by `KVM_SET_GUEST_DEBUG` if something else changes, too;
 //! 2. `KVM_RUN`; a device access is served and then completed with `immediate_exit`, since an
 //!    emulated OUT or MMIO write ends *without* a trap and would take one more instruction along;
-//! 3. a trap that moved nothing though the instruction must move is spurious: step again.
+//! 3. SYSCALL and SYSRET are helped to a trap at all ([`system_call`](super::system_call));
+//! 4. a trap that moved nothing though the instruction must move is spurious: step again.
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use super::debug_exit::{DR6_BS, DebugExit};
 use super::exits::ExitHandler;
 use super::run::{Entry, Environment, OnStop, RunEnd};
+use super::system_call::Lent;
 use super::vcpu::DebugVcpu;
 use crate::host::{Armed, GuestMemory, StepOrder, StopReason};
 use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepPlan};
@@ -30,6 +32,8 @@ pub(super) struct Begun {
     plan: StepPlan,
     /// [`RegisterGroups::EXPEDITED`] before it.
     before: RegisterFile,
+    /// To be taken back when it is done.
+    lent: Lent,
 }
 
 /// What became of a [`Begun`] instruction.
@@ -56,13 +60,16 @@ impl DebugVcpu {
             },
         };
         loop {
-            match self.finish(&begun, armed, environment) {
-                End::Done => {}
-                End::Yielded => {
-                    self.begun = Some(begun);
-                    return RunEnd::Yielded;
-                }
-                End::Stopped(reason) => return RunEnd::Stopped(reason),
+            let end = self.finish(&begun, armed, environment);
+            if let End::Yielded = end {
+                self.begun = Some(begun);
+                return RunEnd::Yielded;
+            }
+            if let Err(error) = self.take_back(begun.lent) {
+                return RunEnd::Stopped(StopReason::InternalError(error.to_string()));
+            }
+            if let End::Stopped(reason) = end {
+                return RunEnd::Stopped(reason);
             }
             match self.after_step(order, armed, environment) {
                 Ok(None) => {}
@@ -124,10 +131,19 @@ impl DebugVcpu {
         let stays = |breakpoint: &HwBreakpoint| !(first && executes_at(breakpoint, pc));
         let hardware = armed.hardware.map(|slot| slot.filter(stays));
         let plan = StepPlan::new(&before, environment.memory);
-        self.intend_step(mask, armed, hardware)
+        let lent = self.lend(plan.class(), &before).unwrap_or_else(|error| {
+            tracing::warn!(vcpu = %self.id(), %error, "a system call is stepped over, not into");
+            Lent::Nothing
+        });
+        if let Err(error) = self
+            .intend_step(mask, armed, hardware)
             .and_then(|()| self.arm_step())
-            .map_err(|error| error.stop())?;
-        Ok(Begun { plan, before })
+        {
+            // What stops the vCPU is the first error.
+            let _ = self.take_back(lent);
+            return Err(error.stop());
+        }
+        Ok(Begun { plan, before, lent })
     }
 
     /// Runs the instruction to its end.
@@ -206,8 +222,9 @@ impl DebugVcpu {
         trapped: bool,
         environment: &Environment<'_, E, M>,
     ) -> Result<Progress, StopReason> {
-        let Begun { plan, before } = begun;
+        let Begun { plan, before, lent } = begun;
         let mut after = self.expedited_now()?;
+        lent.hide(&mut after);
         if !trapped && after.core.rip == before.core.rip {
             return Ok(Progress::NotStarted);
         }
