@@ -146,10 +146,7 @@ impl Timer {
     }
 
     /// For a restored count that is not the initial one: expires after `count` ticks.
-    #[cfg(any(
-        test,
-        all(feature = "kvm", target_os = "linux", target_arch = "x86_64")
-    ))]
+    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
     pub(super) fn expiry_of_count(
         &self,
         count: u32,

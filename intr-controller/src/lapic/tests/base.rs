@@ -26,10 +26,10 @@ fn after_reset_it_is_in_xapic_mode_at_the_default_address() {
 fn every_transition_is_taken_or_refused_as_in_the_figure() {
     for from in [DISABLED, XAPIC, X2APIC] {
         for to in [DISABLED, XAPIC, X2APIC, INVALID] {
-            let legal = match (from, to) {
-                (_, INVALID) | (X2APIC, XAPIC) | (DISABLED, X2APIC) => false,
-                _ => true,
-            };
+            let legal = !matches!(
+                (from, to),
+                (_, INVALID) | (X2APIC, XAPIC) | (DISABLED, X2APIC)
+            );
             let mut lapic = in_state(from);
             let before = lapic.clone();
             assert_eq!(
