@@ -6,9 +6,10 @@ import pathlib
 import subprocess
 
 from .errors import RigError
-from .paths import WORKSPACE
+from .paths import CACHE, WORKSPACE
 
 TARGET = "x86_64-unknown-linux-gnu"
+#: The pipeline's jobs have the same, so that neither builds what the other has built.
 ENVIRONMENT = {
     # There is no C library in a rig. With --target this is not for build scripts.
     "RUSTFLAGS": "-C target-feature=+crt-static",
@@ -17,15 +18,37 @@ ENVIRONMENT = {
     "CARGO_PROFILE_DEV_DEBUG": "line-tables-only",
 }
 CRATES = ["vcpu-caps", "intr-controller", "debug-stub", "vmm-reference"]
+#: What was built last.
+LIST = CACHE / "programs.json"
 
 
-def build():
-    """Builds all tests and programs. Returns them by name: `debug-stub:kvm_step` for a test,
-    `debug-stub:lib` for the tests in the library itself, `vmm-reference` for the program."""
-    command = ["cargo", "test", "--no-run", "--target", TARGET, "--all-features"]
+def build(crates=None):
+    """Builds the tests and programs of all crates, or of these. Returns them by name:
+    `debug-stub:kvm_step` for a test, `debug-stub:lib` for the tests in the library itself,
+    `vmm-reference` for the program.
+
+    With RIGS_BUILT=1 it returns what was built last for all, without asking cargo: in the pipeline,
+    which has just built it, cargo would wait for other jobs."""
+    if os.environ.get("RIGS_BUILT") == "1":
+        try:
+            return {name: pathlib.Path(path) for name, path in json.loads(LIST.read_text()).items()}
+        except FileNotFoundError as error:
+            raise RigError("RIGS_BUILT is 1, and nothing was built: run rigs/matrix --prepare") from error
+    found = {}
+    for crate in crates or CRATES:
+        found |= _build(crate)
+    if not crates:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        part = LIST.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps({name: str(path) for name, path in found.items()}), encoding="utf-8")
+        part.rename(LIST)
+    return found
+
+
+def _build(crate):
+    # One by one, as the pipeline tests them: together they would have other features.
+    command = ["cargo", "test", "--no-run", "--target", TARGET, "--all-features", "-p", crate]
     command += ["--lib", "--bins", "--tests", "--message-format=json"]
-    for crate in CRATES:
-        command += ["-p", crate]
     done = subprocess.run(
         command,
         cwd=WORKSPACE,
@@ -54,18 +77,20 @@ def build():
         elif "test" in kinds:
             found[f"{crate}:{name}"] = path
     if done.returncode:
-        raise RigError("cargo could not build the tests")
+        raise RigError(f"cargo could not build the tests of {crate}")
     return found
 
 
 def find(binary):
-    """A path as it is; one of our names built first."""
+    """A path as it is; one of our names built first. Returns it, and what it runs itself."""
     path = pathlib.Path(binary)
     if path.is_file():
-        return path.resolve()
+        return path.resolve(), []
     if "/" in binary:
         raise RigError(f"{binary} does not exist")
-    programs = build()
+    crate = binary.split(":")[0]
+    programs = build([crate] if crate in CRATES else None)
     if binary not in programs:
         raise RigError(f"{binary} is neither a file nor one of:\n  " + "\n  ".join(sorted(programs)))
-    return programs[binary]
+    # The tests of a program run it, by the path at which cargo has put it.
+    return programs[binary], [programs[crate]] if crate != binary and crate in programs else []

@@ -18,11 +18,18 @@ class Job:
     arguments: tuple[str, ...]
     #: Seconds, by KVM: on the machine's own clock for `host`, on the rig's own for the others.
     limit: dict[str, int]
+    #: Starts gdb.
+    gdb: bool = False
+    #: Is about vCPUs that run at once: gets as many processors as a rig can have.
+    smp: bool = False
 
 
 def _limits(host, svm, vmx):
     return {"host": host, "svm": svm, "vmx": vmx}
 
+
+#: Processors for a job that is `smp`. Others get one: with two, the TSC of svm is unstable.
+SMP = {"host": 1, "svm": 2, "vmx": 1}
 
 #: What passed tests print is wanted too: it holds their refusals.
 TESTS = ("--show-output",)
@@ -34,10 +41,27 @@ JOBS = [
     Job("vcpu-caps verify", "vcpu-caps:lib", ("kvm::", *TESTS), _limits(60, 120, 120)),
     Job("vcpu-caps kvm", "vcpu-caps:kvm", TESTS, _limits(60, 120, 120)),
     Job("vcpu-caps leaks", "vcpu-caps:leaks", TESTS, _limits(60, 120, 120)),
+    Job("intr-controller lib", "intr-controller:lib", ("kvm::", *TESTS), _limits(60, 120, 120)),
+    Job("intr-controller kvm_chips", "intr-controller:kvm_chips", TESTS, _limits(60, 120, 120)),
     Job("intr-controller kvm_kernel", "intr-controller:kvm_kernel", TESTS, _limits(60, 120, 120)),
     Job("debug-stub kvm_step", "debug-stub:kvm_step", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference boot", "vmm-reference:boot", TESTS, _limits(60, 120, 120)),
+    Job("vmm-reference conformance", "vmm-reference:conformance", TESTS, _limits(120, 240, 240)),
+    Job("vmm-reference kernels", "vmm-reference:kernels", TESTS, _limits(60, 120, 120)),
+    Job("vmm-reference command", "vmm-reference:command", TESTS, _limits(60, 120, 120)),
+    Job("vmm-reference kvm_missing", "vmm-reference:kvm_missing", TESTS, _limits(60, 120, 120)),
+    Job("vmm-reference gdb_mask", "vmm-reference:gdb_mask", TESTS, _limits(120, 240, 240), gdb=True),
+    Job("vmm-reference gdb_session", "vmm-reference:gdb_session", TESTS, _limits(120, 240, 240), gdb=True),
+    Job("vmm-reference gdb_smp", "vmm-reference:gdb_smp", TESTS, _limits(120, 240, 240), gdb=True, smp=True),
+    Job("vmm-reference gdb_end", "vmm-reference:gdb_end", TESTS, _limits(120, 240, 240), gdb=True),
+    Job("vmm-reference gdb_abuse", "vmm-reference:gdb_abuse", TESTS, _limits(120, 240, 240)),
+    Job("vmm-reference gdb_address", "vmm-reference:gdb_address", TESTS, _limits(120, 240, 240), gdb=True),
+    Job("vmm-reference soak", "vmm-reference:soak", TESTS, _limits(120, 240, 240), smp=True),
 ]
+
+#: Tests that never open /dev/kvm. (Of the unit tests of vcpu-caps and intr-controller JOBS has
+#: those that do.)
+WITHOUT_KVM = {"debug-stub:lib", "debug-stub:session", "debug-stub:gdb", "vmm-reference:lib"}
 
 #: Tests that use an ability which some KVM has not. Where `caps` refutes it they say
 #: `expected refusal: ABILITY: why`, and nowhere else.
@@ -47,6 +71,17 @@ USES = {
         "an_int3_of_the_debugger_stops_at_it_and_one_of_the_guest_goes_back_to_it": {"bpt_exit"},
     },
 }
+
+
+def unlisted(programs):
+    """Tests that somebody has written and the matrix does not know of."""
+    known = {job.binary for job in JOBS} | WITHOUT_KVM
+    return sorted(name for name in programs if name not in known and ":example:" not in name)
+
+
+def absent(jobs, programs):
+    """Jobs whose program does not exist."""
+    return sorted(job.binary for job in jobs if job.binary not in programs)
 
 
 @dataclasses.dataclass

@@ -32,6 +32,8 @@ PROGRAMS = [
     "syslinux-common",
     "genisoimage",
     "busybox-static",
+    # For tests in a rig that drive one: the smallest.
+    "gdb-minimal",
 ]
 #: Depends on the current kernel, which is unpacked without what it depends on in turn.
 KERNEL = "linux-image-cloud-amd64"

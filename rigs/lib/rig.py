@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 
-from . import elf, image, packages, process
+from . import debugger, elf, image, packages, process
 from .conversation import Conversation
 from .errors import RigError, TimedOut
 from .machine import MACHINES
@@ -34,6 +34,8 @@ class Part:
     arguments: list[str]
     #: In seconds: the rig's own inside, ours outside.
     limit: float
+    #: Starts gdb, which a rig has not otherwise.
+    gdb: bool = False
 
     def line(self):
         """As in the init's script."""
@@ -106,6 +108,8 @@ class Rig:
         for path in files or []:
             self._files[str(path)] = path
         root = packages.sysroot()
+        if any(part.gdb for part in parts):
+            self._files |= debugger.files(root)
         (CACHE / "runs").mkdir(parents=True, exist_ok=True)
         # A folder of its own, so that two runs side by side share nothing.
         self._work = pathlib.Path(tempfile.mkdtemp(dir=CACHE / "runs", prefix=f"{kind}-"))
@@ -120,6 +124,7 @@ class Rig:
                 "MARK": self._mark,
                 "KVM_MODULE": model.kvm_module,
                 "GDB_PORT": GDB_PORT if gdb else "",
+                "TEST_PERCENT": model.test_percent,
             }
             image.initramfs(root, self.machine.initrd, settings, parts, self._files)
         except BaseException:

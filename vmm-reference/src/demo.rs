@@ -13,12 +13,13 @@ use std::time::{Duration, Instant};
 
 use debug_stub::server::{ListenAddress, Listener};
 use thiserror::Error;
+use vcpu_caps::kvm::OpenError;
 
 use crate::cli::DemoArgs;
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::guests::TIMER;
-use crate::machine::{Machine, MachineConfig};
+use crate::machine::{Machine, MachineConfig, MachineError};
 use crate::remote::{RemoteClient, expedited, register};
 use crate::run::{Vmm, plan};
 
@@ -34,6 +35,12 @@ const RSP: u8 = 7;
 /// The demo could not be carried through, or showed that the mask does not hold.
 #[derive(Debug, Error)]
 pub enum DemoError {
+    /// `/dev/kvm` cannot be used: the demo can be had all the same.
+    #[error(
+        "{0}; without KVM, `rigs/run --on svm vmm-reference demo`, in the source tree, runs the \
+         demo on an emulated processor"
+    )]
+    NoKvm(OpenError),
     /// The session failed.
     #[error("the session with the stub failed")]
     Session(#[from] io::Error),
@@ -77,7 +84,11 @@ struct Series {
 /// # Errors
 /// If the host cannot, or the mask did not hold.
 pub fn demo(args: DemoArgs, out: &mut impl Write) -> Result<(), Error> {
-    let machine = Machine::new(&MachineConfig::new(TIMER.image()))?;
+    let machine =
+        Machine::new(&MachineConfig::new(TIMER.image())).map_err(|error| match error {
+            MachineError::OpenKvm(error) => DemoError::NoKvm(error).into(),
+            other => Error::from(other),
+        })?;
     let plan = plan(&machine.kvm, true)?;
     let system = |what| move |source: io::Error| Error::System { what, source };
     let directory =

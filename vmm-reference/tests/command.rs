@@ -91,13 +91,16 @@ fn what_cannot_be_used_is_named_with_status_2() {
     let cut = directory.path().join("cut");
     std::fs::write(&cut, &TIMER.elf[..1000]).unwrap();
     let cut = cut.to_str().unwrap();
+    let script = directory.path().join("script");
+    std::fs::write(&script, b"#!/bin/sh\nexit 0\n").unwrap();
+    let script = script.to_str().unwrap();
     let occupied = format!("unix:{empty}");
     for (arguments, message) in [
         (&["run"][..], "--kernel"),
         (&["run", "--kernel", "/no/such/file"], "/no/such/file"),
         (&["run", "--kernel", empty], "the file is empty"),
         (&["run", "--kernel", cut], "truncated"),
-        (&["run", "--kernel", "/bin/sh"], "not a kernel"),
+        (&["run", "--kernel", script], "not a kernel"),
         (&["run", "--kernel", timer, "--initrd", empty], "initrd"),
         (&["run", "--kernel", timer, "--memory", "1K"], "2M to 1T"),
         (

@@ -36,15 +36,20 @@ fn without_a_debugger_a_failure_is_explained() {
 #[test]
 fn gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest() {
     let mut vmm = fault("triple").paused().start();
-    vmm.gdb("continue\nx/2xb $pc\ninfo registers cr3\nbt")
-        .expect(&[
-            "triple fault at 0x",
-            "Program received signal SIGSEGV",
-            // UD2.
-            ":\t0x0f\t0x0b",
-            "cr3",
-            "in start64 ()",
-        ]);
+    let gdb = vmm.gdb("monitor caps\ncontinue\nx/2xb $pc\ninfo registers cr3\nbt");
+    gdb.expect(&[
+        "triple fault at 0x",
+        "Program received signal SIGSEGV",
+        "cr3",
+    ]);
+    if gdb.0.contains("host kvm_amd") {
+        // AMD's processors leave the guest's state undefined at a shutdown (APM 2, 15.14.3), so
+        // that KVM resets the vCPU before it tells of it (svm.c, shutdown_interception).
+        gdb.expect(&["SIGSEGV", "0x000000000000fff0 in ?? ()"]);
+    } else {
+        // UD2.
+        gdb.expect(&["SIGSEGV", ":\t0x0f\t0x0b", "cr3", "in start64 ()"]);
+    }
     // gdb has gone, and the guest is at its end.
     assert_eq!(vmm.wait(), 4);
     assert!(vmm.log().contains("triple fault"), "{}", vmm.log());

@@ -11,13 +11,15 @@
 mod common;
 
 use common::gdb::Transcript;
-use common::{Setup, Vmm};
+use common::{Setup, Vmm, rounds};
 use vmm_reference::guests::TIMER;
 
+/// At full speed.
 const STEPS: usize = 1000;
 
 /// Steps from the loop's start, and prints where each step ended.
 fn script(policy: &str, after: &str) -> String {
+    let steps = rounds(STEPS);
     format!(
         r#"
 {policy}
@@ -26,7 +28,7 @@ continue
 delete
 printf "before=%ld\n", (long)ticks
 set $i = 0
-while $i < {STEPS}
+while $i < {steps}
   stepi
   printf "pc=%#lx\n", $pc
   set $i = $i + 1
@@ -41,7 +43,7 @@ monitor mask status
 fn landings(vmm: &Vmm, gdb: &Transcript) -> usize {
     let inside = vmm.symbol("loop_start")..vmm.symbol("loop_end");
     let pcs = gdb.values("pc");
-    assert_eq!(pcs.len(), STEPS);
+    assert_eq!(pcs.len(), rounds(STEPS));
     pcs.iter().filter(|pc| !inside.contains(pc)).count()
 }
 
@@ -93,7 +95,10 @@ fn without_the_mask_the_same_steps_land_in_the_handler() {
     ]);
     let landings = landings(&vmm, &gdb);
     let runs = gdb.value("after") - gdb.value("before");
-    println!("{landings} of {STEPS} steps ended in the handler, which ran {runs} times");
+    println!(
+        "{landings} of {} steps ended in the handler, which ran {runs} times",
+        rounds(STEPS)
+    );
     assert!(runs > 0, "{}", gdb.0);
     let caps = vmm.gdb("monitor caps").0;
     if caps.contains("host kvm_pvm") {
@@ -115,25 +120,26 @@ fn the_next_client_finds_the_mask_on_again() {
 fn the_flags_that_a_stepped_guest_stores_have_no_trap_flag() {
     let vmm = Setup::new(&TIMER).start();
     // Several rounds of the loop, in which PUSHFQ, POPFQ and the handler's IRETQ are stepped.
-    let gdb = vmm.gdb(
+    let steps = rounds(400);
+    let gdb = vmm.gdb(&format!(
         r#"
 monitor mask off
 hbreak *loop_start
 continue
 delete
 set $i = 0
-while $i < 400
+while $i < {steps}
   stepi
   printf "flags=%#lx\n", (long)flags_image
   printf "eflags=%#lx\n", $eflags + 0
   set $i = $i + 1
 end
-"#,
-    );
+"#
+    ));
     let trap_flag = 1 << 8;
     for name in ["flags", "eflags"] {
         let images = gdb.values(name);
-        assert_eq!(images.len(), 400);
+        assert_eq!(images.len(), steps);
         assert!(images.iter().all(|flags| flags & trap_flag == 0), "{name}");
     }
     vmm.assert_rises("iterations");

@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Random, Setup, Vmm, eventually};
+use common::{Random, Setup, Vmm, eventually, rounds};
 use vmm_reference::guests::SMP;
 use vmm_reference::remote::{RemoteClient, expedited};
 
@@ -150,7 +150,7 @@ fn both_vcpus_hit_one_breakpoint_once_at_each_pass() {
     let (set, clear) = (format!("Z1,{at:x},1"), format!("z1,{at:x},1"));
     assert_eq!(client.request(&set).unwrap(), "OK");
     let mut hits = Hits::default();
-    for _ in 0..300 {
+    for _ in 0..rounds(300) {
         let stop = client.request("vCont;c").unwrap();
         assert!(stop.contains("hwbreak"), "{stop}");
         assert_eq!(expedited(&stop, 0x10), Some(at), "{stop}");
@@ -171,11 +171,12 @@ fn both_vcpus_hit_one_breakpoint_once_at_each_pass() {
 #[test]
 fn gdb_sees_hits_of_both_vcpus_and_loses_none() {
     let vmm = booted();
-    let gdb = vmm.gdb(
+    let stops = rounds(60);
+    let gdb = vmm.gdb(&format!(
         r#"
 break shared_work
 set $i = 0
-while $i < 60
+while $i < {stops}
   continue
   printf "thread=%ld\n", $_thread
   printf "bsp=%ld\n", (long)bsp_counter
@@ -183,10 +184,10 @@ while $i < 60
   set $i = $i + 1
 end
 info breakpoints
-"#,
-    );
+"#
+    ));
     let threads = gdb.values("thread");
-    assert_eq!(threads.len(), 60);
+    assert_eq!(threads.len(), stops);
     let mut hits = Hits::default();
     for ((thread, bsp), ap) in threads.iter().zip(gdb.values("bsp")).zip(gdb.values("ap")) {
         match thread {
@@ -197,7 +198,7 @@ info breakpoints
     }
     hits.assert_each_pass_hit_once();
     assert!(hits.counts.iter().all(|counts| !counts.is_empty()));
-    gdb.expect(&["already hit 60 times"]);
+    gdb.expect(&[&format!("already hit {stops} times")]);
 }
 
 #[test]
@@ -208,7 +209,7 @@ fn a_breakpoint_is_hit_by_every_vcpu_that_passes_while_another_is_stepped() {
     assert_eq!(client.request(&format!("Z1,{at:x},1")).unwrap(), "OK");
     // The other one runs on while the first steps: it has to stop at the breakpoint, and be told.
     let mut seen = [false; 2];
-    for _ in 0..200 {
+    for _ in 0..rounds(200) {
         let stop = client.request("vCont;s:1;c").unwrap();
         let thread = stopped_thread(&stop);
         if stop.contains("hwbreak") {
@@ -240,7 +241,8 @@ fn five_hundred_random_operations_never_lock_up() {
     let work = vmm.symbol("shared_work");
     let point = format!("1,{work:x},1");
     let start = Instant::now();
-    for round in 0..500 {
+    let operations = rounds(500);
+    for round in 0..operations {
         let thread = random.below(2) + 1;
         let wait = Duration::from_micros(u64::try_from(random.below(3000)).unwrap());
         let result = match random.below(10) {
@@ -270,7 +272,7 @@ fn five_hundred_random_operations_never_lock_up() {
         let reply = result.unwrap_or_else(|error| panic!("round {round}: {error}"));
         assert!(!reply.starts_with('E'), "round {round}: {reply}");
     }
-    println!("500 operations in {:?}", start.elapsed());
+    println!("{operations} operations in {:?}", start.elapsed());
     // The replies still belong to their requests.
     assert_eq!(client.request("qAttached").unwrap(), "1");
     assert_eq!(client.request("D").unwrap(), "OK");

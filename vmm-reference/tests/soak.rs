@@ -14,9 +14,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::raw::frame;
-use common::{Random, Setup, Vmm};
+use common::{Random, Setup, Vmm, rounds};
 use vmm_reference::guests::{SMP, TIMER};
 
+/// At full speed.
 const ROUNDS: usize = 100;
 
 /// A client's life.
@@ -92,11 +93,12 @@ fn soak(vmm: &mut Vmm, counters: &[&str]) {
     let memory = vmm.resident();
     let mut random = Random::new(0xdead_c0de);
     let start = Instant::now();
-    for round in 0..ROUNDS {
+    let rounds = rounds(ROUNDS);
+    for round in 0..rounds {
         let (name, ending) = ENDINGS[(round + random.below(2)) % ENDINGS.len()];
         ending(vmm, &mut random);
         assert!(vmm.is_alive(), "round {round}, {name}");
-        if round % 10 == 9 {
+        if round % 10 == 9 || round + 1 == rounds {
             let mut client = vmm.client();
             let status = client.monitor("mask status").unwrap();
             assert!(
@@ -106,7 +108,7 @@ fn soak(vmm: &mut Vmm, counters: &[&str]) {
             assert_eq!(client.request("D").unwrap(), "OK");
         }
     }
-    println!("{ROUNDS} clients vanished in {:?}", start.elapsed());
+    println!("{rounds} clients vanished in {:?}", start.elapsed());
     for counter in counters {
         vmm.assert_rises(counter);
     }

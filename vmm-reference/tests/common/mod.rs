@@ -26,6 +26,17 @@ use vmm_reference::remote::RemoteClient;
 /// Longer than anything here takes on a loaded machine: only a hang meets it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// `full` rounds of something, or so many of a hundred as TEST_PERCENT says: the rigs set it where
+/// a machine is emulated so slowly that all of them would take minutes. At least one.
+pub fn rounds(full: usize) -> usize {
+    let percent = match std::env::var("TEST_PERCENT") {
+        Ok(text) => text.parse().expect("TEST_PERCENT is a number"),
+        Err(_) => 100,
+    };
+    assert!((1..=100).contains(&percent), "TEST_PERCENT is {percent}");
+    (full * percent).div_ceil(100)
+}
+
 /// Waits for something that another process does.
 #[track_caller]
 pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
