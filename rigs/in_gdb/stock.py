@@ -202,7 +202,7 @@ class Stock:
 
     def unmasked_steps(self):
         """The same without the mask: ticks run inside steps, which is what the mask is for."""
-        run("maintenance packet Qqemu.sstep=0x1")
+        expect('received: "OK"' in run("maintenance packet Qqemu.sstep=0x1"), "Qqemu.sstep=1")
         try:
             self.go_to("&do_sys_openat2", lambda: string(register("rsi")) == "/proc/uptime")
             begun = jiffies()
@@ -212,7 +212,7 @@ class Stock:
                     return f"jiffies {begun} -> {jiffies()} in step {step}, now {where()}"
             expect(False, "no tick in 200 steps: the check above could not have failed")
         finally:
-            run("maintenance packet Qqemu.sstep=0x7")
+            expect('received: "OK"' in run("maintenance packet Qqemu.sstep=0x3"), "Qqemu.sstep=3")
 
     def step_to(self, address, what):
         run("stepi")

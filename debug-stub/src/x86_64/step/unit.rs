@@ -10,11 +10,13 @@ use crate::GuestMemory;
 use crate::x86_64::Segment;
 use crate::x86_64::bits::{RFLAGS_RF, RFLAGS_TF};
 
-/// A place where the instruction may leave a frame, and the TF that was there before.
+/// A place where the instruction may leave a frame.
 #[derive(Clone, Copy, Debug)]
 struct Watched {
     place: Place,
-    tf_before: bool,
+    /// What lies there already looks like one, with TF set: a dead one of the guest's own, from
+    /// when it was last here. TF alone says nothing: the stack's old contents are as they are.
+    stale: bool,
 }
 
 /// One instruction, before it is executed.
@@ -52,19 +54,24 @@ impl Outcome {
 
 impl Unit {
     pub(super) fn new(machine: Machine, memory: &impl GuestMemory, guessed: bool) -> Self {
+        let mut unit = Self {
+            machine,
+            decoded: decode(&machine, memory),
+            watched: ArrayVec::new(),
+            guessed,
+        };
+        let ips = [machine.core.rip, unit.next()];
+        let expected = unit.expected(&ips);
         let watched = frame::candidates(&machine, memory)
             .filter_map(|place| {
-                let tf_before = place.tf(&machine, memory)?;
-                Some(Watched { place, tf_before })
+                let tf = place.tf(&machine, memory)?;
+                let stale = tf && place.matches(&machine, memory, &expected);
+                Some(Watched { place, stale })
             })
             .take(2)
             .collect();
-        Self {
-            machine,
-            decoded: decode(&machine, memory),
-            watched,
-            guessed,
-        }
+        unit.watched = watched;
+        unit
     }
 
     pub(super) fn class(&self) -> StepClass {
@@ -189,8 +196,8 @@ impl Unit {
         }
     }
 
-    /// Frames that a handler which ran inside the step, to its end or not, was entered through:
-    /// TF was clear there before and is set now. `completed` says that the instruction itself has
+    /// Frames that a handler which ran inside the step, to its end or not, was entered through,
+    /// with TF set: they were not there before. `completed` says that the instruction itself has
     /// completed since.
     pub(super) fn mend_passed_frames(
         &self,
@@ -205,7 +212,7 @@ impl Unit {
         let ips = [self.machine.core.rip, self.next()];
         let expected = self.expected(&ips);
         for watched in &self.watched {
-            if watched.tf_before || watched.place.tf(after, memory) != Some(true) {
+            if watched.stale || watched.place.tf(after, memory) != Some(true) {
                 continue;
             }
             if completed && !watched.place.is_free(after) {

@@ -133,6 +133,21 @@ fn a_step_that_ends_in_the_middle_of_a_handler_is_mended() {
 }
 
 #[test]
+fn a_frame_is_mended_whatever_the_stack_held_before() {
+    // Seen in Linux's idle loop: bit 8 was set where the flags came to be.
+    let memory = ram();
+    let file = long(&memory, &[0x90]);
+    memory.put_u64(STACK - 24, 0xffff_ffff_81a0_df80);
+    let plan = StepPlan::new(&file, &memory);
+    let mut after = deliver_long(&file, &memory, STACK, CODE, 0x302, None);
+    after.core.rip = 0x5044;
+    after.core.rsp -= 0x38;
+    let settlement = settle(&plan, &after, &memory);
+    assert_eq!(mended(&settlement), [(STACK - 23, 0x02)]);
+    assert_eq!(memory.get_u64(STACK - 24), 0x202);
+}
+
+#[test]
 fn old_frames_are_none_of_this_step() {
     // A dead frame of the same instruction, in which the guest's own TF was set.
     let memory = ram();
