@@ -1,4 +1,8 @@
 //! A naive IOAPIC beside the real one: booleans, and each rule once.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "registers are cut into halves and bytes"
+)]
 
 use alloc::vec::Vec;
 

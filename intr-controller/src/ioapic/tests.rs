@@ -1,3 +1,8 @@
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "registers are cut into halves and bytes"
+)]
+
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
