@@ -117,10 +117,12 @@ pub fn rte_high(pin: u8) -> u8 {
 /// The 8259As.
 impl Script {
     /// Both in the usual way: vectors from [`PIC1_BASE`] and [`PIC2_BASE`], the second at input 2,
-    /// no automatic EOI, nothing masked; and the way to the processor is open.
+    /// no automatic EOI, nothing masked; and the way to the processor is open, through a local APIC
+    /// that is enabled.
     pub fn init_pics(&mut self) {
         self.init_pic1(ICW4_8086);
         self.init_pic2(ICW4_8086);
+        self.enable_lapic();
         self.lapic_write(LVT_LINT0, LVT_EXTINT);
     }
 

@@ -49,6 +49,9 @@ macro_rules! in_modes {
                 pub const MODE: crate::mode::Mode = crate::mode::Mode::$mode;
 
                 mod apic_base;
+                mod extint;
+                mod ioapic;
+                mod ioapic_delivery;
                 mod ipi;
                 mod ipi_logical;
                 mod lapic_errors;
@@ -57,6 +60,9 @@ macro_rules! in_modes {
                 mod lapic_timer;
                 mod msi;
                 mod nmi;
+                mod pic;
+                mod pic_modes;
+                mod pit;
                 mod startup;
                 mod x2apic;
                 mod x2apic_ipi;
