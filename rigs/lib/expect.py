@@ -50,13 +50,13 @@ JOBS = [
     Job("vmm-reference kernels", "vmm-reference:kernels", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference command", "vmm-reference:command", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference kvm_missing", "vmm-reference:kvm_missing", TESTS, _limits(60, 120, 120)),
-    Job("vmm-reference gdb_mask", "vmm-reference:gdb_mask", TESTS, _limits(120, 240, 240), gdb=True),
-    Job("vmm-reference gdb_session", "vmm-reference:gdb_session", TESTS, _limits(120, 240, 240), gdb=True),
-    Job("vmm-reference gdb_smp", "vmm-reference:gdb_smp", TESTS, _limits(120, 240, 240), gdb=True, smp=True),
-    Job("vmm-reference gdb_end", "vmm-reference:gdb_end", TESTS, _limits(120, 240, 240), gdb=True),
-    Job("vmm-reference gdb_abuse", "vmm-reference:gdb_abuse", TESTS, _limits(120, 240, 240)),
-    Job("vmm-reference gdb_address", "vmm-reference:gdb_address", TESTS, _limits(120, 240, 240), gdb=True),
-    Job("vmm-reference soak", "vmm-reference:soak", TESTS, _limits(120, 240, 240), smp=True),
+    Job("vmm-reference gdb_mask", "vmm-reference:gdb_mask", TESTS, _limits(300, 600, 900), gdb=True),
+    Job("vmm-reference gdb_session", "vmm-reference:gdb_session", TESTS, _limits(300, 600, 900), gdb=True),
+    Job("vmm-reference gdb_smp", "vmm-reference:gdb_smp", TESTS, _limits(300, 600, 900), gdb=True, smp=True),
+    Job("vmm-reference gdb_end", "vmm-reference:gdb_end", TESTS, _limits(300, 600, 900), gdb=True),
+    Job("vmm-reference gdb_abuse", "vmm-reference:gdb_abuse", TESTS, _limits(300, 600, 900)),
+    Job("vmm-reference gdb_address", "vmm-reference:gdb_address", TESTS, _limits(300, 600, 900), gdb=True),
+    Job("vmm-reference soak", "vmm-reference:soak", TESTS, _limits(300, 600, 900), smp=True),
 ]
 
 #: Tests that never open /dev/kvm. (Of the unit tests of vcpu-caps and intr-controller JOBS has

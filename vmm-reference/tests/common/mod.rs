@@ -24,7 +24,7 @@ use vmm_reference::guests::Guest;
 use vmm_reference::remote::RemoteClient;
 
 /// Longer than anything here takes on a loaded machine: only a hang meets it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// `full` rounds of something, or so many of a hundred as TEST_PERCENT says: the rigs set it where
 /// a machine is emulated so slowly that all of them would take minutes. At least one.
