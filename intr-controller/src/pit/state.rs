@@ -153,7 +153,8 @@ impl PitChannelState {
             ("cycle", !(running && self.periodic()) || cycle <= limit),
             ("phase", phase < cycle),
             ("count", count < BINARY_BASE),
-            ("count", !running || count < self.base()),
+            // Modes 2 and 3 keep their place in `phase`.
+            ("count", !running || self.periodic() || count < self.base()),
             ("remaining", remaining <= limit),
             ("remaining", remaining == 0 || (running && !self.periodic())),
             (

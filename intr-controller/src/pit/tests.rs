@@ -560,6 +560,18 @@ fn no_access_of_any_size_at_any_port_panics() {
 }
 
 #[test]
+fn a_binary_count_left_behind_by_a_bcd_period_is_a_valid_state() {
+    let mut pit = Pit::new();
+    pit.write(at(0), 0x41, &[0]);
+    pit.write(at(0), 0x41, &[40]);
+    // BCD, mode 2: the counting element still holds 10240.
+    pit.write(at(1), 0x43, &[0x55]);
+    pit.write(at(1), 0x41, &[0]);
+    let _ = pit.irq0(at(2));
+    assert_eq!(Pit::new().restore(&pit.save()), Ok(()));
+}
+
+#[test]
 fn restore_refuses_what_a_counter_cannot_be_and_changes_nothing() {
     type Break = fn(&mut PitState);
     let cases: [(&str, Break); 14] = [
