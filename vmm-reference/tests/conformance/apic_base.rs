@@ -144,7 +144,7 @@ fn an_apic_that_was_disabled_is_as_after_reset() {
     let log = p.run();
     let expected = if MODE.deviates(
         Chip::LocalApic,
-        "the registers survive IA32_APIC_BASE.EN = 0 (lapic.c, kvm_lapic_set_base)",
+        "the registers survive IA32_APIC_BASE.EN = 0 (lapic.c, __kvm_apic_set_base)",
     ) {
         [0x1ff, 0x0100_0000, 0x45]
     } else {

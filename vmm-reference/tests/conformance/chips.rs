@@ -45,12 +45,12 @@ impl Script {
 
     /// From xAPIC to x2APIC mode; the local APIC is then enabled by software.
     pub fn enable_x2apic(&mut self) {
-        self.to_x2apic();
+        self.switch_to_x2apic();
         self.wrmsr(x2(SVR), u64::from(SVR_ENABLE | u32::from(SPURIOUS)));
     }
 
     /// From xAPIC to x2APIC mode, on the first vCPU.
-    pub fn to_x2apic(&mut self) -> Handle {
+    pub fn switch_to_x2apic(&mut self) -> Handle {
         self.wrmsr(
             APIC_BASE,
             APIC_PAGE | APIC_BASE_BSP | APIC_BASE_EN | APIC_BASE_X2,

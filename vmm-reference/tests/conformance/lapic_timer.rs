@@ -12,6 +12,8 @@ const TIMER: u8 = 0x45;
 const LONG: u32 = 0xffff_ffff;
 /// At 1 GHz, a millisecond.
 const SHORT: u32 = 1_000_000;
+/// At 1 GHz, 300 milliseconds: the next operations come before its end.
+const MEDIUM: u32 = 300 * SHORT;
 
 /// With the divider at 1 and the timer's vector in this mode.
 fn with_timer(lvt: u32) -> Program {
@@ -121,7 +123,7 @@ fn a_new_initial_count_starts_over() {
 #[test]
 fn a_masked_timer_counts_and_does_not_ring() {
     let mut p = with_timer(LVT_MASKED);
-    p.lapic_write(TMICT, 20 * SHORT);
+    p.lapic_write(TMICT, MEDIUM);
     let first = p.lapic_read(TMCCT);
     let end = p.poll(APIC_PAGE + TMCCT, 0xffff_ffff, 0);
     p.window();
@@ -141,7 +143,7 @@ fn a_masked_timer_counts_and_does_not_ring() {
 #[test]
 fn a_timer_that_is_unmasked_in_time_rings() {
     let mut p = with_timer(LVT_MASKED);
-    p.lapic_write(TMICT, 50 * SHORT);
+    p.lapic_write(TMICT, MEDIUM);
     p.lapic_write(LVT_TIMER, TIMER.into());
     let rung = p.wait(TIMER, 1);
     let log = p.run();
@@ -151,7 +153,7 @@ fn a_timer_that_is_unmasked_in_time_rings() {
 #[test]
 fn the_vector_is_that_at_the_time_it_rings() {
     let mut p = with_timer(0);
-    p.lapic_write(TMICT, 50 * SHORT);
+    p.lapic_write(TMICT, MEDIUM);
     p.lapic_write(LVT_TIMER, 0x46);
     let rung = p.wait(0x46, 1);
     let log = p.run();
@@ -162,7 +164,7 @@ fn the_vector_is_that_at_the_time_it_rings() {
 #[test]
 fn to_become_periodic_does_not_disarm() {
     let mut p = with_timer(0);
-    p.lapic_write(TMICT, 10 * SHORT);
+    p.lapic_write(TMICT, MEDIUM);
     p.lapic_write(LVT_TIMER, LVT_PERIODIC | u32::from(TIMER));
     let rung = p.wait(TIMER, 2);
     let log = p.run();
@@ -172,10 +174,10 @@ fn to_become_periodic_does_not_disarm() {
 #[test]
 fn to_become_one_shot_does_not_disarm() {
     let mut p = with_timer(LVT_PERIODIC);
-    p.lapic_write(TMICT, 10 * SHORT);
+    p.lapic_write(TMICT, MEDIUM);
     p.lapic_write(LVT_TIMER, TIMER.into());
     p.wait(TIMER, 1);
-    p.wait_ms(TIMER, 2, 30);
+    p.wait_ms(TIMER, 2, 350);
     let log = p.run();
     assert_eq!(log.vectors(), [TIMER]);
 }
@@ -298,10 +300,10 @@ fn a_deadline_in_the_past_rings_at_once() {
 #[test]
 fn a_deadline_of_0_disarms() {
     let mut p = with_deadline();
-    p.deadline_in_ms(30);
+    p.deadline_in_ms(300);
     p.wrmsr(TSC_DEADLINE, 0);
     let deadline = p.rdmsr(TSC_DEADLINE);
-    p.wait_ms(TIMER, 1, 60);
+    p.wait_ms(TIMER, 1, 350);
     let log = p.run();
     assert_eq!(log[deadline], 0);
     assert_eq!(log.vectors(), NOTHING);
@@ -342,10 +344,10 @@ fn in_deadline_mode_the_initial_count_is_ignored() {
 #[test]
 fn to_enter_deadline_mode_disarms() {
     let mut p = with_timer(0);
-    p.lapic_write(TMICT, 30 * SHORT);
+    p.lapic_write(TMICT, MEDIUM);
     p.lapic_write(LVT_TIMER, LVT_DEADLINE | u32::from(TIMER));
     let current = p.lapic_read(TMCCT);
-    p.wait_ms(TIMER, 1, 60);
+    p.wait_ms(TIMER, 1, 350);
     let log = p.run();
     assert_eq!(log[current], 0);
     assert_eq!(log.vectors(), NOTHING);
@@ -354,11 +356,11 @@ fn to_enter_deadline_mode_disarms() {
 #[test]
 fn to_leave_deadline_mode_disarms() {
     let mut p = with_deadline();
-    p.deadline_in_ms(30);
+    p.deadline_in_ms(300);
     p.lapic_write(LVT_TIMER, TIMER.into());
     p.lapic_write(LVT_TIMER, LVT_DEADLINE | u32::from(TIMER));
     let deadline = p.rdmsr(TSC_DEADLINE);
-    p.wait_ms(TIMER, 1, 60);
+    p.wait_ms(TIMER, 1, 350);
     let log = p.run();
     assert_eq!(log[deadline], 0);
     assert_eq!(log.vectors(), NOTHING);
@@ -368,8 +370,8 @@ fn to_leave_deadline_mode_disarms() {
 fn a_masked_deadline_does_not_ring() {
     let mut p = with_timer(LVT_DEADLINE | LVT_MASKED);
     // Long enough to be armed in time, which is another path in KVM.
-    p.deadline_in_ms(40);
-    p.wait_ms(TIMER, 1, 60);
+    p.deadline_in_ms(300);
+    p.wait_ms(TIMER, 1, 350);
     p.mark(1);
     p.lapic_write(LVT_TIMER, LVT_DEADLINE | u32::from(TIMER));
     p.wait_ms(TIMER, 1, 10);

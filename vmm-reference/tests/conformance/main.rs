@@ -28,6 +28,10 @@
     unreachable_pub,
     reason = "the registers and operations are listed whole, used or not"
 )]
+#![allow(
+    clippy::duplicate_mod,
+    reason = "the files with the tests are modules of every mode"
+)]
 
 mod chips;
 mod host;
@@ -52,8 +56,10 @@ macro_rules! in_modes {
                 mod extint;
                 mod ioapic;
                 mod ioapic_delivery;
+                mod ioapic_level;
                 mod ipi;
                 mod ipi_logical;
+                mod lapic_eoi;
                 mod lapic_errors;
                 mod lapic_priority;
                 mod lapic_registers;

@@ -37,6 +37,22 @@ fn channel_2() -> Program {
     p
 }
 
+/// What channel 2 answered before its count, which lasts 55 ms, can have come to its end. Where the
+/// machine was too slow, it is asked again.
+fn in_time<T>(write: impl Fn(&mut Program) -> T) -> (crate::log::Log, T) {
+    for _ in 0..20 {
+        let mut p = channel_2();
+        let begin = p.rdmsr(TSC);
+        let handles = write(&mut p);
+        let end = p.rdmsr(TSC);
+        let log = p.run();
+        if log[end] - log[begin] < 50 * crate::host::tsc_khz() {
+            return (log, handles);
+        }
+    }
+    panic!("this machine never does in 50 ms what takes 5");
+}
+
 /// The low byte and the high byte.
 fn read_count(script: &mut Script, channel: u8) -> [Handle; 2] {
     let port = PIT0 + u16::from(channel);
@@ -107,7 +123,7 @@ fn a_control_word_stops_the_interrupts() {
     p.outb(PIT_CONTROL, 0x30);
     p.window();
     let before = p.count(VECTOR);
-    p.wait_ms(VECTOR, 1000, 10);
+    p.wait_ms(VECTOR, 1000, 200);
     let after = p.count(VECTOR);
     let log = p.run();
     if MODE.deviates(
@@ -124,13 +140,14 @@ fn a_control_word_stops_the_interrupts() {
 #[test]
 fn it_does_not_interrupt_early() {
     let mut p = with_pic();
+    let begin = p.rdmsr(TSC);
+    // 50 ms.
     p.pit(0, 0, 59_659);
-    let came = p.wait(VECTOR, 1);
+    p.wait(VECTOR, 1);
+    let end = p.rdmsr(TSC);
     let log = p.run();
-    // 50 ms, less the millisecond before the wait began.
-    let cycles = crate::host::tsc_khz() * 40;
-    assert!(log.second(came) > cycles || log[came] != 1);
-    assert_eq!(log[came], 1);
+    assert_eq!(log.vectors(), [VECTOR]);
+    assert!(log[end] - log[begin] >= 49 * crate::host::tsc_khz());
 }
 
 #[test]
@@ -148,30 +165,28 @@ fn the_pit_reaches_the_ioapic() {
 
 #[test]
 fn a_count_is_latched() {
-    let mut p = channel_2();
-    p.pit(2, 0, 0xffff);
-    p.outb(PIT_CONTROL, 2 << 6);
-    p.spin_ms(2);
-    // A second latch command is ignored while the first has not been read.
-    p.outb(PIT_CONTROL, 2 << 6);
-    let first = read_count(&mut p, 2);
-    let second = latched(&mut p, 2);
-    let log = p.run();
+    let (log, (first, second)) = in_time(|p| {
+        p.pit(2, 0, 0xffff);
+        p.outb(PIT_CONTROL, 2 << 6);
+        p.spin_ms(2);
+        // A second latch command is ignored while the first has not been read.
+        p.outb(PIT_CONTROL, 2 << 6);
+        (read_count(p, 2), latched(p, 2))
+    });
     let (first, second) = (count(&log, first), count(&log, second));
-    assert!(second < first, "{first} {second}");
-    assert!(first - second >= 2 * 1193, "{first} {second}");
+    assert!(second + 2 * 1193 <= first, "{first} {second}");
 }
 
 #[test]
 fn a_count_goes_down_in_real_time() {
-    let mut p = channel_2();
-    p.pit(2, 0, 0xffff);
-    let first = latched(&mut p, 2);
-    p.spin_ms(5);
-    let second = latched(&mut p, 2);
-    let log = p.run();
+    let (log, (first, second)) = in_time(|p| {
+        p.pit(2, 0, 0xffff);
+        let first = latched(p, 2);
+        p.spin_ms(5);
+        (first, latched(p, 2))
+    });
     let (first, second) = (count(&log, first), count(&log, second));
-    assert!(first.wrapping_sub(second) & 0xffff >= 5 * 1193);
+    assert!(second + 5 * 1193 <= first, "{first} {second}");
 }
 
 #[test]
@@ -194,13 +209,13 @@ fn the_closed_gate_stops_the_count() {
 
 #[test]
 fn the_output_of_channel_2_is_low_until_mode_0_has_counted() {
-    let mut p = channel_2();
-    p.pit(2, 0, 0xffff);
-    let before = p.inb(PORT_B);
-    p.pit(2, 0, 100);
-    p.spin_ms(2);
-    let after = p.inb(PORT_B);
-    let log = p.run();
+    let (log, (before, after)) = in_time(|p| {
+        p.pit(2, 0, 0xffff);
+        let before = p.inb(PORT_B);
+        p.pit(2, 0, 100);
+        p.spin_ms(2);
+        (before, p.inb(PORT_B))
+    });
     assert_eq!(log[before] & u64::from(OUT), 0);
     assert_ne!(log[after] & u64::from(OUT), 0);
 }
@@ -232,13 +247,13 @@ fn the_status_shows_mode_and_access() {
 
 #[test]
 fn the_status_shows_the_output() {
-    let mut p = channel_2();
-    p.pit(2, 0, 0xffff);
-    let low = status(&mut p, 2);
-    p.pit(2, 0, 100);
-    p.spin_ms(2);
-    let high = status(&mut p, 2);
-    let log = p.run();
+    let (log, (low, high)) = in_time(|p| {
+        p.pit(2, 0, 0xffff);
+        let low = status(p, 2);
+        p.pit(2, 0, 100);
+        p.spin_ms(2);
+        (low, status(p, 2))
+    });
     assert_eq!(log[low] & STATUS_OUT, 0);
     assert_ne!(log[high] & STATUS_OUT, 0);
 }
@@ -275,14 +290,14 @@ fn read_back_latches_status_before_count() {
 
 #[test]
 fn read_back_of_no_status_latches_the_count() {
-    let mut p = channel_2();
-    p.pit(2, 0, 0xffff);
-    p.outb(PIT_CONTROL, READ_BACK | NO_STATUS | channel(2));
-    p.spin_ms(2);
-    let first = read_count(&mut p, 2);
-    let second = latched(&mut p, 2);
-    let log = p.run();
-    assert!(count(&log, second) + 2 * 1193 <= count(&log, first));
+    let (log, (first, second)) = in_time(|p| {
+        p.pit(2, 0, 0xffff);
+        p.outb(PIT_CONTROL, READ_BACK | NO_STATUS | channel(2));
+        p.spin_ms(2);
+        (read_count(p, 2), latched(p, 2))
+    });
+    let (first, second) = (count(&log, first), count(&log, second));
+    assert!(second + 2 * 1193 <= first, "{first} {second}");
 }
 
 #[test]
@@ -299,14 +314,14 @@ fn the_low_byte_alone_can_be_written_and_read() {
 
 #[test]
 fn a_count_of_0_is_65536() {
-    let mut p = channel_2();
-    p.pit(2, 0, 0);
-    let early = p.inb(PORT_B);
-    let first = latched(&mut p, 2);
-    let log = p.run();
+    let (log, (early, bytes)) = in_time(|p| {
+        p.pit(2, 0, 0);
+        p.spin_ms(1);
+        (p.inb(PORT_B), latched(p, 2))
+    });
     assert_eq!(log[early] & u64::from(OUT), 0, "it has counted already");
-    let first = count(&log, first);
-    assert!(first == 0 || first > 0x8000, "{first:#x}");
+    let count = count(&log, bytes);
+    assert!(count > 0 && count <= 0x1_0000 - 1193, "{count:#x}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What every test uses.
 
 pub use crate::chips::{bit, rte_high, rte_low};
-pub use crate::log::Event::{self, Got, Mark, Started};
+pub use crate::log::Event::{Got, Mark, Started};
 pub use crate::mode::{Chip, is_amd, is_pvm, is_tcg, linux_is_at_least, this_kvm, with_in_service};
 pub use crate::program::Program;
 pub use crate::registers::*;
