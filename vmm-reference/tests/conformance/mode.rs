@@ -102,6 +102,14 @@ pub fn this_kvm(here: bool, what: &str) -> bool {
     here
 }
 
+/// Whether an amount of time by the TSC is the same amount by the timers of KVM.
+pub fn clocks_agree() -> bool {
+    !this_kvm(
+        is_tcg(),
+        "under QEMU's TCG the clock of a busy kernel falls behind the TSC: amounts are not compared",
+    )
+}
+
 /// A test that needs vectors to stay in service until EOI, which is the state behind priorities.
 ///
 /// kvm_pvm's local APIC moves a vector out of IRR when it delivers it, and never into ISR. Where
