@@ -118,8 +118,9 @@ do_halt:
 
     .globl do_spin
 do_spin:
-    incq spins(%rip)
-    jmp do_spin
+    sti                             # as in smp.S
+1:  incq spins(%rip)
+    jmp 1b
 
 do_echo:
     movl $COM1_LSR, %edx

@@ -1,5 +1,7 @@
 # Two processors that spin in one function. The second is started as real firmware does it: INIT,
-# then a startup IPI with the page of a real-mode trampoline (SDM 3A 9.4.4).
+# then a startup IPI with the page of a real-mode trampoline (SDM 3A 9.4.4). They spin with interrupts
+# enabled, though none come: under Bochs nothing ends kvm_intel's entry into a guest that spins
+# without.
 
 #include "common.inc"
 
@@ -49,6 +51,7 @@ main64:
     movl $ICR_STARTUP, %ecx
     call send_to_ap
     movl $bsp_counter, %edi
+    sti
     .globl bsp_spin
 bsp_spin:
     call shared_work
@@ -122,6 +125,7 @@ ap64:
     movl $ap_banner, %esi
     call puts
     movl $ap_counter, %edi
+    sti
     .globl ap_spin
 ap_spin:
     call shared_work
