@@ -112,7 +112,7 @@ class Rig:
             self._files |= debugger.files(root)
         (CACHE / "runs").mkdir(parents=True, exist_ok=True)
         # A folder of its own, so that two runs side by side share nothing.
-        self._work = pathlib.Path(tempfile.mkdtemp(dir=CACHE / "runs", prefix=f"{kind}-"))
+        self._work = pathlib.Path(tempfile.mkdtemp(dir=CACHE / "runs", prefix=f"{kind}-{os.getpid()}-"))
         self._mark = f"@rig-{secrets.token_hex(8)}"
         self._gdb = gdb
         self._part_begun = None
