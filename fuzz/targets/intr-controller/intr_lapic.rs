@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|actions: Vec<LapicAction>| {
     let mut pair = LapicPair::default();
-    let mut apply = |pair: &mut LapicPair, action| {
+    let apply = |pair: &mut LapicPair, action| {
         if let Err(what) = pair.apply(action) {
             panic!("{what} differs after {action:?}");
         }
