@@ -131,6 +131,22 @@ fn a_timer_that_was_due_when_saved_fires_once_afterwards() {
     assert_eq!(other.advance(at(9000)), 0);
 }
 
+#[test]
+fn a_start_up_ipi_that_waits_while_the_guest_makes_itself_the_bootstrap_processor_is_saved() {
+    let mut lapic = with(|config| config.bootstrap = false);
+    let _ = lapic.accept(&message(DeliveryMode::Init, 0));
+    let _ = lapic.accept(&message(DeliveryMode::StartUp, 8));
+    lapic.set_apic_base(0xfee0_0900, at(0)).unwrap();
+    let mut other = with(|config| config.bootstrap = false);
+    other.restore(&lapic.save()).unwrap();
+    assert_eq!(other, lapic);
+    let init = Startup::Init {
+        wait_for_sipi: false,
+    };
+    assert_eq!(other.take_startup(), Some(init));
+    assert_eq!(other.take_startup(), None);
+}
+
 /// A field's change, and the name that the refusal must give.
 type Damage = (&'static str, fn(&mut LapicState));
 
@@ -173,7 +189,10 @@ fn openvmm_defect_a_hostile_state_is_refused_by_field_and_changes_nothing() {
         ("policy.ext_int", |s| {
             s.ext_int_message = false;
         }),
-        ("sipi_pending", |s| s.sipi_pending = Some(1)),
+        ("sipi_pending", |s| {
+            s.init_pending = false;
+            s.sipi_pending = Some(1);
+        }),
     ];
     for (field, damage) in damages {
         let mut state = busy().save();
