@@ -7,7 +7,7 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("{place}{field}: {value:#x}: {rule}")]
 pub struct FromKvmError {
-    /// Which part of the structure: "master.", "channels[0].", or nothing.
+    /// Which part of the structure: "master.", `channels[0].`, or nothing.
     pub place: &'static str,
     /// The field, by KVM's name.
     pub field: &'static str,

@@ -1,6 +1,6 @@
 //! GSI routing: where a global system interrupt goes, and lines that several sources share.
 //!
-//! A [`Gsi`] goes to a pin of the 8259A pair, a pin of the IOAPIC, both, or to an MSI, as in KVM's
+//! A [`Gsi`](crate::Gsi) goes to a pin of the 8259A pair, a pin of the IOAPIC, both, or to an MSI, as in KVM's
 //! `KVM_SET_GSI_ROUTING`. A shared line is up as long as one of its sources holds it up; what comes
 //! back from here is what has changed, for the caller to pass on to the chips.
 //!

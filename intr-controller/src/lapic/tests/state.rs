@@ -136,7 +136,7 @@ fn a_start_up_ipi_that_waits_while_the_guest_makes_itself_the_bootstrap_processo
     let mut lapic = with(|config| config.bootstrap = false);
     let _ = lapic.accept(&message(DeliveryMode::Init, 0));
     let _ = lapic.accept(&message(DeliveryMode::StartUp, 8));
-    lapic.set_apic_base(0xfee0_0900, at(0)).unwrap();
+    let _ = lapic.set_apic_base(0xfee0_0900, at(0)).unwrap();
     let mut other = with(|config| config.bootstrap = false);
     other.restore(&lapic.save()).unwrap();
     assert_eq!(other, lapic);
