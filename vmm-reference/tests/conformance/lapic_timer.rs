@@ -379,11 +379,13 @@ fn a_masked_deadline_does_not_ring() {
     p.lapic_write(LVT_TIMER, LVT_DEADLINE | u32::from(TIMER));
     p.wait_ms(TIMER, 1, 10);
     let log = p.run();
-    if kvm_keeps_what_was_masked() {
-        assert_eq!(log.events(), [Mark(1), Got(TIMER)]);
-    } else {
-        assert_eq!(log.events(), [Mark(1)], "unmasked too late");
-    }
+    // KVM rings late or not at all, by whether its timer had expired on the vCPU's own thread.
+    let late = kvm_keeps_what_was_masked() && log.events() == [Mark(1), Got(TIMER)];
+    assert!(
+        late || log.events() == [Mark(1)],
+        "unmasked too late: {:?}",
+        log.events()
+    );
 }
 
 #[test]
