@@ -16,8 +16,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_reference::guests::TIMER;
+
+/// Held while a program is written and while one is started: a child that is forked meanwhile has
+/// the file open for writing until it executes its own, and the kernel refuses to execute such a file.
+static FORKS: Mutex<()> = Mutex::new(());
+
+fn no_forks() -> MutexGuard<'static, ()> {
+    FORKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A directory with the command, the libraries that it needs, and a kernel, as a root directory.
 struct Root {
@@ -26,6 +35,7 @@ struct Root {
 
 impl Root {
     fn new() -> Self {
+        let _lock = no_forks();
         let root = Self {
             directory: tempfile::tempdir().unwrap(),
         };
@@ -56,6 +66,7 @@ impl Root {
 
     /// Runs the command in there, without the capabilities that let root ignore a file's mode.
     fn run(&self, arguments: &[&str]) -> Output {
+        let _lock = no_forks();
         let root = CString::new(self.path().as_os_str().as_bytes()).unwrap();
         let mut command = Command::new("/vmm-reference");
         command.args(arguments).stdin(Stdio::null());
