@@ -25,6 +25,7 @@ extern crate alloc;
 #[cfg(feature = "arbitrary")]
 extern crate std;
 
+pub mod board;
 mod counters;
 mod decision;
 mod destinations;

@@ -71,6 +71,17 @@ impl InjectionPolicy {
         decide(&self.pending, vcpu, priority, self.holds)
     }
 
+    /// The host has given an event back that it had taken and that had not reached the guest: it
+    /// waits again, as if [`injected`](Self::injected) had not been called. Not for an
+    /// [`Event::ExtInt`], whose acknowledge cannot be taken back.
+    pub(crate) fn retract(&mut self, event: Event) {
+        self.counters.delivered = self.counters.delivered.saturating_sub(1);
+        if self.pending.insert(event) == Arrival::Merged {
+            // Another one came meanwhile.
+            add(&mut self.counters.merged, 1);
+        }
+    }
+
     /// The host took the event: it no longer waits here.
     ///
     /// A hold does not refuse this: the host has the event, and the books follow.

@@ -14,7 +14,7 @@ mod step;
 mod system_call;
 mod vcpu;
 
-pub use exits::ExitHandler;
+pub use exits::{Entering, ExitHandler, Permit, UserInterrupts};
 pub use memory::VmMemory;
 pub use registers::{RegistersError, read_registers, write_registers};
 pub use run::{Environment, OnStop, RunEnd};

@@ -9,7 +9,9 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuExit;
 
 use super::debug_exit::DebugExit;
-use super::exits::{ExitHandler, place, suberror_name};
+use super::exits::{
+    Entering, ExitHandler, Permit, UserInterrupts, place, suberror_name,
+};
 use super::registers::{core_from_kvm, special_from_kvm};
 use super::vcpu::{DebugVcpu, RFLAGS_TF};
 use crate::host::{Armed, GuestMemory, StopReason, VcpuOrder};
@@ -60,6 +62,8 @@ pub(super) enum Entry {
     Nothing,
     /// HLT left the guest: only with a userspace local APIC.
     Halted,
+    /// INIT or a start-up IPI has replaced the registers: only with a userspace local APIC.
+    Restarted,
     /// `KVM_EXIT_DEBUG`.
     Debug(kvm_debug_exit_arch),
     /// The run is over.
@@ -72,7 +76,7 @@ impl DebugVcpu {
     ///
     /// On return nothing is half done: a device access is completed, and the registers are what
     /// the guest will resume with.
-    pub fn run<E: ExitHandler, M: GuestMemory>(
+    pub fn run<E: ExitHandler + UserInterrupts, M: GuestMemory>(
         &mut self,
         order: &VcpuOrder,
         armed: &Armed,
@@ -99,7 +103,7 @@ impl DebugVcpu {
     }
 
     /// Runs until something stops the vCPU.
-    fn run_free<E: ExitHandler, M: GuestMemory>(
+    fn run_free<E: ExitHandler + UserInterrupts, M: GuestMemory>(
         &mut self,
         armed: &Armed,
         environment: &Environment<'_, E, M>,
@@ -110,7 +114,7 @@ impl DebugVcpu {
         loop {
             match self.enter(environment) {
                 Entry::Kicked => return StopReason::Interrupted,
-                Entry::Served | Entry::Nothing | Entry::Halted => {}
+                Entry::Served | Entry::Nothing | Entry::Halted | Entry::Restarted => {}
                 Entry::Stop(reason) => return reason,
                 Entry::Debug(exit) => {
                     match self.classify(&exit, false, armed, environment.memory) {
@@ -130,7 +134,7 @@ impl DebugVcpu {
     }
 
     /// One `KVM_RUN`, with what it asks for served.
-    pub(super) fn enter<E: ExitHandler, M: GuestMemory>(
+    pub(super) fn enter<E: ExitHandler + UserInterrupts, M: GuestMemory>(
         &mut self,
         environment: &Environment<'_, E, M>,
     ) -> Entry {
@@ -145,14 +149,40 @@ impl DebugVcpu {
                 Entry::Kicked
             };
         }
-        self.run_once(environment)
+        let entering = Entering {
+            masked: self.is_masked(),
+            stepping: self.stepping,
+            incomplete: self.incomplete,
+        };
+        let exits = environment.exits;
+        match exits.before_entry(self.id, &mut self.fd, entering) {
+            Permit::Enter => self.run_once(environment),
+            // Its own thread waits, not the one whose turn it is.
+            Permit::Wait if environment.on_stop == OnStop::Yield => Entry::Kicked,
+            Permit::Wait => {
+                exits.wait(self.id, environment.stop);
+                Entry::Nothing
+            }
+            Permit::Complete => match self.complete(environment) {
+                Entry::Kicked => Entry::Nothing,
+                other => other,
+            },
+            Permit::Restarted => {
+                self.forget_registers();
+                Entry::Restarted
+            }
+            Permit::Failed(text) => {
+                let reason = StopReason::InternalError(text);
+                Entry::Stop(self.explain(reason, environment.memory))
+            }
+        }
     }
 
     /// Lets KVM complete a served device access without running the guest further.
     ///
     /// Answers [`Entry::Kicked`] once the registers are consistent, or [`Entry::Debug`] if the
     /// completion was the end of a step.
-    pub(super) fn complete<E: ExitHandler, M: GuestMemory>(
+    pub(super) fn complete<E: ExitHandler + UserInterrupts, M: GuestMemory>(
         &mut self,
         environment: &Environment<'_, E, M>,
     ) -> Entry {
@@ -167,26 +197,53 @@ impl DebugVcpu {
         }
     }
 
-    fn run_once<E: ExitHandler, M: GuestMemory>(
+    fn run_once<E: ExitHandler + UserInterrupts, M: GuestMemory>(
         &mut self,
         environment: &Environment<'_, E, M>,
     ) -> Entry {
         self.cached = None;
         self.incomplete = false;
+        let exits = environment.exits;
+        let mut written = None;
         let entry = match self.fd.run() {
             Ok(VcpuExit::IoIn(..)) => self.serve_io(Direction::In, environment.exits),
             Ok(VcpuExit::IoOut(..)) => self.serve_io(Direction::Out, environment.exits),
             Ok(VcpuExit::MmioRead(address, data)) => {
-                environment.exits.mmio_read(address, data);
+                if !exits.local_read(self.id, address, data) {
+                    exits.mmio_read(address, data);
+                }
                 Entry::Served
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                environment.exits.mmio_write(address, data);
+                if !exits.local_write(self.id, address, data) {
+                    exits.mmio_write(address, data);
+                }
                 Entry::Served
             }
+            Ok(VcpuExit::X86Rdmsr(read)) => {
+                match exits.read_msr(self.id, read.index) {
+                    Some(value) => *read.data = value,
+                    None => *read.error = 1,
+                }
+                Entry::Served
+            }
+            Ok(VcpuExit::X86Wrmsr(write)) => {
+                written = Some((write.index, write.data));
+                Entry::Served
+            }
+            Ok(VcpuExit::IoapicEoi(vector)) => {
+                exits.end_of_interrupt(vector);
+                Entry::Nothing
+            }
             Ok(VcpuExit::Debug(exit)) => Entry::Debug(exit),
-            Ok(VcpuExit::Hlt) => Entry::Halted,
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => Entry::Nothing,
+            Ok(VcpuExit::Hlt) => {
+                exits.halted(self.id);
+                Entry::Halted
+            }
+            // In place of the trap of a stepped MOV to CR8 (vmx.c, `handle_cr`): as after a device
+            // access, RIP tells that it is done.
+            Ok(VcpuExit::SetTpr) => Entry::Served,
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen) => Entry::Nothing,
             Ok(VcpuExit::Shutdown) => Entry::Stop(StopReason::TripleFault(String::new())),
             Ok(VcpuExit::InternalError) => Entry::Stop(StopReason::InternalError(String::new())),
             Ok(VcpuExit::SystemEvent(event, _)) => Entry::Stop(system_event(event)),
@@ -206,6 +263,11 @@ impl DebugVcpu {
                 io::Error::from(error)
             ))),
         };
+        exits.after_exit(self.id, &mut self.fd);
+        if let Some((index, value)) = written {
+            let taken = exits.write_msr(self.id, &self.fd, index, value);
+            self.answer_wrmsr(taken);
+        }
         if self.sync_regs && self.stepping {
             self.cache_synced();
         }
@@ -220,6 +282,16 @@ impl DebugVcpu {
             Entry::Stop(reason) => Entry::Stop(self.explain(reason, environment.memory)),
             other => other,
         }
+    }
+
+    /// Answers a `KVM_EXIT_X86_WRMSR`: with #GP if the write is not taken.
+    fn answer_wrmsr(&mut self, taken: bool) {
+        let run = self.fd.get_kvm_run();
+        #[expect(unsafe_code, reason = "kvm-ioctls lends the vCPU to the exit")]
+        // SAFETY: `run` is this vCPU's mapped run structure, borrowed mutably through `self`; `msr` is
+        // the active member, since KVM_EXIT_X86_WRMSR was just answered, and is made of integers.
+        let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+        msr.error = u8::from(!taken);
     }
 
     /// Takes the registers that came with the exit.

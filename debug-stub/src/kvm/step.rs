@@ -14,7 +14,7 @@
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use super::debug_exit::{DR6_BS, DebugExit};
-use super::exits::ExitHandler;
+use super::exits::{ExitHandler, UserInterrupts};
 use super::run::{Entry, Environment, OnStop, RunEnd};
 use super::system_call::Lent;
 use super::vcpu::DebugVcpu;
@@ -46,7 +46,7 @@ enum End {
 
 impl DebugVcpu {
     /// Runs one instruction, or a range of them; goes on with one that was begun before.
-    pub(super) fn run_steps<E: ExitHandler, M: GuestMemory>(
+    pub(super) fn run_steps<E: ExitHandler + UserInterrupts, M: GuestMemory>(
         &mut self,
         order: &StepOrder,
         armed: &Armed,
@@ -83,7 +83,7 @@ impl DebugVcpu {
     }
 
     /// Why a step that is done ends the order, if it does.
-    fn after_step<E: ExitHandler, M: GuestMemory>(
+    fn after_step<E: ExitHandler + UserInterrupts, M: GuestMemory>(
         &mut self,
         order: &StepOrder,
         armed: &Armed,
@@ -119,7 +119,7 @@ impl DebugVcpu {
 
     /// Plans and arms the step of the instruction at the PC. The `first` of an order is stepped
     /// off a breakpoint, which is no hit of it.
-    fn begin<E: ExitHandler, M: GuestMemory>(
+    fn begin<E: ExitHandler + UserInterrupts, M: GuestMemory>(
         &mut self,
         mask: bool,
         armed: &Armed,
@@ -147,7 +147,7 @@ impl DebugVcpu {
     }
 
     /// Runs the instruction to its end.
-    fn finish<E: ExitHandler, M: GuestMemory>(
+    fn finish<E: ExitHandler + UserInterrupts, M: GuestMemory>(
         &mut self,
         begun: &Begun,
         armed: &Armed,
@@ -195,6 +195,8 @@ impl DebugVcpu {
                 }
                 // A userspace local APIC: HLT is the instruction's end.
                 Entry::Halted => true,
+                // The instruction is no more, and nothing of it is to be mended.
+                Entry::Restarted => return End::Stopped(StopReason::Step),
                 // No trap: a completed device access has moved RIP, or there is more to come.
                 Entry::Served | Entry::Kicked | Entry::Nothing => false,
             };
@@ -216,7 +218,7 @@ impl DebugVcpu {
     }
 
     /// Mends what the step left, and tells whether it got anywhere.
-    fn settle<E: ExitHandler, M: GuestMemory>(
+    fn settle<E: ExitHandler + UserInterrupts, M: GuestMemory>(
         &mut self,
         begun: &Begun,
         trapped: bool,

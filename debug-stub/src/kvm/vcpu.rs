@@ -15,6 +15,8 @@ use crate::x86_64::{RegisterFile, RegisterGroups};
 
 /// RFLAGS.TF (SDM 1 3.4.3.3).
 pub(super) const RFLAGS_TF: u64 = 1 << 8;
+/// RFLAGS.IF.
+const RFLAGS_IF: u64 = 1 << 9;
 /// The debugger, as an owner of holds on [`Capability::MaskHwintr`]. Others may hold it too: see
 /// [`DebugVcpu::control`].
 pub const DEBUGGER: Owner = Owner::new("debugger");
@@ -167,6 +169,12 @@ impl DebugVcpu {
     ) -> Result<(), RegistersError> {
         self.cached = None;
         self.forget_armed_step();
+        if groups.contains(RegisterGroups::CORE) {
+            // What KVM said with the last exit. With the chips in userspace it decides what enters.
+            let run = self.fd.get_kvm_run();
+            run.if_flag = u8::from(file.core.rflags & RFLAGS_IF != 0);
+            run.ready_for_interrupt_injection = 0;
+        }
         if groups.contains(RegisterGroups::CORE) && self.guest_tf.is_some() {
             // TF in KVM's copy is the single step's. The guest's own is kept here.
             let mut hidden = file.clone();
@@ -255,6 +263,14 @@ impl DebugVcpu {
             self.control.set(Capability::BptExit, software)?;
         }
         Ok(self.control.set_hardware(hardware)?)
+    }
+
+    /// INIT or a start-up IPI has replaced them.
+    pub(super) fn forget_registers(&mut self) {
+        self.cached = None;
+        self.forget_armed_step();
+        // RFLAGS after it has no TF.
+        self.guest_tf = self.guest_tf.map(|_| false);
     }
 
     /// Registers that were to go in with the next `KVM_RUN` do not: somebody sets others.

@@ -187,7 +187,7 @@ impl<V: Borrow<VmFd>> KernelIrqchip<V> {
 }
 
 /// The low and the high half.
-fn halves(value: u64) -> [u32; 2] {
+pub(super) fn halves(value: u64) -> [u32; 2] {
     let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
     [
         u32::from_le_bytes([a, b, c, d]),

@@ -14,6 +14,7 @@
 //! rather than toggle it per step: since Linux 5.16 each change inhibits or allows APICv for the
 //! whole VM.
 
+mod calls;
 mod chip;
 mod convert;
 mod convert_ioapic;
@@ -23,9 +24,16 @@ mod convert_pit;
 mod lapic;
 mod observe;
 mod pic;
+mod split;
+mod startup;
+mod user;
 
 pub use chip::{CreateError, IrqfdError, KernelIrqchip, LineError, MsiError, MsiOutcome};
 pub use convert::{FromKvmError, ToKvmError};
 pub use convert_ioapic::IoApicFromKvm;
 pub use convert_lapic::{KvmLapic, X2ApicFormat};
+pub use calls::CallError;
 pub use observe::{Observation, ObserveError, VcpuInterrupts};
+pub use split::{SplitEntry, SplitIrqchip, SplitVcpu};
+pub use startup::apply_startup;
+pub use user::{UserEntry, UserVcpu};

@@ -126,6 +126,22 @@ impl VcpuInterrupts {
         vcpu: &VcpuFd,
         chip: &KernelIrqchip<V>,
     ) -> Result<Observation, ObserveError> {
+        self.observe_with(vcpu, || chip.pic_asserts_intr().map_err(ObserveError::Pic))
+    }
+
+    /// As [`Self::observe`] for a split irqchip, whose 8259A pair, with this INTR, is not KVM's.
+    ///
+    /// # Errors
+    /// If an ioctl fails.
+    pub fn observe_split(&self, vcpu: &VcpuFd, intr: bool) -> Result<Observation, ObserveError> {
+        self.observe_with(vcpu, || Ok(intr))
+    }
+
+    fn observe_with(
+        &self,
+        vcpu: &VcpuFd,
+        intr: impl FnOnce() -> Result<bool, ObserveError>,
+    ) -> Result<Observation, ObserveError> {
         let mp_state = vcpu.get_mp_state().map_err(ObserveError::MpState)?;
         let activity = activity(mp_state.mp_state)?;
         let regs = vcpu.get_regs().map_err(ObserveError::Regs)?;
@@ -136,8 +152,7 @@ impl VcpuInterrupts {
 
         let readiness = readiness(activity, regs.rflags, &events);
         let apic_enabled = sregs.apic_base & APIC_BASE_ENABLE != 0;
-        let ext_int = (!apic_enabled || lapic.lint0_passes_ext_int())
-            && chip.pic_asserts_intr().map_err(ObserveError::Pic)?;
+        let ext_int = (!apic_enabled || lapic.lint0_passes_ext_int()) && intr()?;
         let pending = Pending::new(
             // A disabled APIC delivers nothing (lapic.c, `kvm_apic_has_interrupt`); one that is
             // disabled by software only still delivers what it accepted before (SDM 3A, "Local
@@ -178,7 +193,7 @@ fn activity(mp_state: u32) -> Result<Activity, ObserveError> {
     }
 }
 
-fn readiness(activity: Activity, rflags: u64, events: &kvm_vcpu_events) -> Readiness {
+pub(super) fn readiness(activity: Activity, rflags: u64, events: &kvm_vcpu_events) -> Readiness {
     let kvm_vcpu_events {
         exception,
         interrupt,

@@ -67,6 +67,20 @@ impl Lapic {
         Ok(delivery)
     }
 
+    /// The host has given back an event that it had taken ([`Self::injected`]) and that had not
+    /// reached the guest: a hold was taken in between, and the host can recall it. It waits again. An
+    /// ExtINT cannot be recalled, since its acknowledge cannot: nothing changes.
+    pub fn retract(&mut self, event: Event) {
+        match event {
+            Event::ExtInt => return,
+            Event::Fixed(vector) => {
+                self.in_service.remove(vector);
+            }
+            Event::Smi | Event::Nmi => {}
+        }
+        self.policy.retract(event);
+    }
+
     /// The interrupt-acknowledge cycle, for a host that signals first and asks for the vector
     /// later, when the task priority may have risen. Not for a vCPU that is held:
     /// [`Self::decide`] knows about holds, this does not.

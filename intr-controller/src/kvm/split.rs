@@ -1,0 +1,171 @@
+//! The local APICs in the kernel, all else in userspace
+//! ([`IrqchipMode::Split`](crate::IrqchipMode::Split)).
+//!
+//! Messages of the IOAPIC go to KVM as MSIs. KVM tells of the EOIs of those vectors that it knows to
+//! be level-triggered, from a routing table that has the IOAPIC's entries ([`SplitIrqchip::route`]); and
+//! INTR, the 8259A pair's line, is handed over vector by vector ([`SplitVcpu`]).
+
+use core::borrow::Borrow;
+
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
+    kvm_msi,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use super::calls::{self, CallError, Taken, failed};
+use super::chip::{MsiOutcome, halves};
+use crate::ioapic::{IoApic, IoApicPins, PIN_COUNT};
+use crate::{InterruptMessage, MsiMessage};
+
+/// KVM's local APICs, and the way there.
+#[derive(Debug)]
+pub struct SplitIrqchip<V> {
+    vm: V,
+}
+
+impl<V: Borrow<VmFd>> SplitIrqchip<V> {
+    /// Makes the local APICs KVM's. Before the first vCPU.
+    ///
+    /// # Errors
+    /// If KVM cannot, or the VM has vCPUs or chips already.
+    pub fn new(vm: V) -> Result<Self, CallError> {
+        let mut capability = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            ..Default::default()
+        };
+        // GSIs below this are IOAPIC pins: routes of theirs that are level-triggered have EOI exits.
+        capability.args = [PIN_COUNT.into(), 0, 0, 0];
+        let fd: &VmFd = vm.borrow();
+        fd.enable_cap(&capability)
+            .map_err(failed("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
+        Ok(Self { vm })
+    }
+
+    /// The VM.
+    pub fn vm(&self) -> &VmFd {
+        self.vm.borrow()
+    }
+
+    /// Tells KVM what the IOAPIC's entries are, masked or not: a level in service may be masked
+    /// before its EOI. Call it when an entry has changed, before anything else is delivered.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn route(&self, ioapic: &IoApic) -> Result<(), CallError> {
+        let mut entries = alloc::vec::Vec::with_capacity(PIN_COUNT.into());
+        for pin in IoApicPins::ALL.iter() {
+            let message = ioapic.entry(pin).message(ioapic.destination_format());
+            // What no MSI can say has no EOI to wait for.
+            let Some(msi) = message.and_then(|message| MsiMessage::encode(&message).ok()) else {
+                continue;
+            };
+            let [address_lo, address_hi] = halves(msi.address);
+            let mut entry = kvm_irq_routing_entry {
+                gsi: pin.get().into(),
+                type_: KVM_IRQ_ROUTING_MSI,
+                ..Default::default()
+            };
+            entry.u.msi.address_lo = address_lo;
+            entry.u.msi.address_hi = address_hi;
+            entry.u.msi.data = msi.data;
+            entries.push(entry);
+        }
+        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| CallError {
+            call: "a routing table of 24 entries",
+            source: vmm_sys_util::errno::Error::new(0),
+        })?;
+        self.vm()
+            .set_gsi_routing(&table)
+            .map_err(failed("KVM_SET_GSI_ROUTING"))
+    }
+
+    /// Hands a message of the IOAPIC, or of a device, to the local APICs.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn deliver(&self, message: &InterruptMessage) -> Result<MsiOutcome, CallError> {
+        let Ok(msi) = MsiMessage::encode(message) else {
+            return Ok(MsiOutcome::NotAccepted);
+        };
+        self.signal_msi(msi)
+    }
+
+    /// As [`Self::deliver`], for a message as a device writes it.
+    ///
+    /// # Errors
+    /// If KVM finds it malformed.
+    pub fn signal_msi(&self, msi: MsiMessage) -> Result<MsiOutcome, CallError> {
+        let [address_lo, address_hi] = halves(msi.address);
+        let delivered = self
+            .vm()
+            .signal_msi(kvm_msi {
+                address_lo,
+                address_hi,
+                data: msi.data,
+                ..Default::default()
+            })
+            .map_err(failed("KVM_SIGNAL_MSI"))?;
+        Ok(if delivered > 0 {
+            MsiOutcome::Accepted
+        } else {
+            MsiOutcome::NotAccepted
+        })
+    }
+}
+
+/// What a vCPU's thread does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitEntry {
+    /// Call `KVM_RUN`.
+    Run,
+    /// The vCPU can take an ExtINT: [acknowledge](crate::board::Board::acknowledge) it and give the
+    /// vector to [`SplitVcpu::inject_ext_int`], then ask again.
+    Acknowledge,
+}
+
+/// The way of one vCPU's ExtINTs. No lock is in here: each vCPU's is its own thread's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SplitVcpu {
+    /// Acknowledged, and KVM had no room for it: nothing is lost that the 8259A has let go of.
+    vector: Option<u8>,
+}
+
+impl SplitVcpu {
+    /// Before each `KVM_RUN`, on the vCPU's thread. `intr` is the 8259A pair's line; `masked` is
+    /// whether the host's mask is on, under which nothing new is acknowledged.
+    ///
+    /// # Errors
+    /// If KVM refuses; the vCPU cannot go on.
+    pub fn prepare(
+        &mut self,
+        vcpu: &mut VcpuFd,
+        intr: bool,
+        masked: bool,
+    ) -> Result<SplitEntry, CallError> {
+        let ready = vcpu.get_kvm_run().ready_for_interrupt_injection != 0;
+        if let Some(vector) = self.vector {
+            if ready && calls::interrupt(vcpu, vector)? == Taken::Now {
+                self.vector = None;
+                vcpu.get_kvm_run().ready_for_interrupt_injection = 0;
+            }
+        } else if intr && !masked && ready {
+            return Ok(SplitEntry::Acknowledge);
+        }
+        let window = self.vector.is_some() || (intr && !masked);
+        vcpu.get_kvm_run().request_interrupt_window = window.into();
+        Ok(SplitEntry::Run)
+    }
+
+    /// Hands the vector of an ExtINT over, after [`SplitEntry::Acknowledge`].
+    ///
+    /// # Errors
+    /// If KVM refuses; the vCPU cannot go on.
+    pub fn inject_ext_int(&mut self, vcpu: &mut VcpuFd, vector: u8) -> Result<(), CallError> {
+        if calls::interrupt(vcpu, vector)? == Taken::Full {
+            self.vector = Some(vector);
+        }
+        vcpu.get_kvm_run().ready_for_interrupt_injection = 0;
+        Ok(())
+    }
+}

@@ -1,0 +1,343 @@
+//! All chips in userspace ([`IrqchipMode::User`](crate::IrqchipMode::User)): one vCPU's local APIC,
+//! and what its thread does around each `KVM_RUN`.
+//!
+//! KVM knows nothing of interrupts then. [`UserVcpu`] looks before each entry at what waits in its
+//! [`Lapic`], hands one event to KVM if the vCPU can take it, asks for an interrupt window if it
+//! cannot, and says when there is nothing to run: KVM leaves HLT and the wait for a start-up IPI to
+//! its user, too. A debugger's mask is the APIC's own hold, so the host need not be able to mask.
+//!
+//! There is no lock in here. Keep each `UserVcpu` under one of its own, a [`Board`](crate::board) under
+//! another and [`Destinations`](crate::Destinations) under a third, and take a vCPU's last.
+
+use core::num::NonZeroU64;
+
+use kvm_bindings::{KVM_VCPUEVENT_VALID_NMI_PENDING, kvm_run};
+use kvm_ioctls::VcpuFd;
+
+use super::calls::{self, CallError, failed};
+use super::observe::{Observation, ObserveError, readiness};
+use super::startup::apply_startup;
+use crate::{
+    Activity, Decision, Effect, Event, GeneralProtection, GuestTime, Lapic, LapicConfig, Pending,
+    Readiness, TimerMode, TscClock, Vector, VectorSet, Windows,
+};
+
+/// IA32_TIME_STAMP_COUNTER, IA32_APIC_BASE, IA32_TSC_DEADLINE.
+const MSR_TSC: u32 = 0x10;
+const MSR_APIC_BASE: u32 = 0x1b;
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+
+/// What a vCPU's thread does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "KVM_RUN waits for nothing in this mode"]
+pub enum UserEntry {
+    /// Call `KVM_RUN`.
+    Run,
+    /// The vCPU is halted or waits for its start-up IPI. Sleep until something arrives for it or
+    /// [`Lapic::next_deadline`] is reached, then ask again.
+    Wait,
+    /// An ExtINT may enter: [acknowledge](crate::board::Board::acknowledge) it and give the vector to
+    /// [`UserVcpu::inject_ext_int`], then report INTR to LINT0 and ask again.
+    Acknowledge,
+    /// INIT or a start-up IPI has replaced the vCPU's registers: forget copies of them, give
+    /// [`Lapic::destination`] to the table, and ask again.
+    Restarted,
+}
+
+/// What is in KVM's hands and may not have reached the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Lent {
+    interrupt: Option<Vector>,
+    nmi: bool,
+}
+
+/// One vCPU of a VM without interrupt chips in the kernel.
+#[derive(Clone, Debug)]
+pub struct UserVcpu {
+    lapic: Lapic,
+    halted: bool,
+    held: bool,
+    lent: Lent,
+    /// IA32_APIC_BASE has changed, and KVM's copy, which CPUID and `kvm_sregs` show, has not.
+    base_changed: bool,
+    /// How often guest time had stood still when the TSC was last compared with it.
+    tsc_epoch: u64,
+}
+
+impl UserVcpu {
+    /// At reset; all but the bootstrap processor wait for their start-up IPI.
+    #[must_use]
+    pub fn new(config: LapicConfig) -> Self {
+        Self {
+            lapic: Lapic::new(config),
+            halted: false,
+            held: false,
+            lent: Lent::default(),
+            base_changed: false,
+            tsc_epoch: 0,
+        }
+    }
+
+    /// The local APIC.
+    #[must_use]
+    pub const fn lapic(&self) -> &Lapic {
+        &self.lapic
+    }
+
+    /// The local APIC: for arrivals, the registers' page and the timer.
+    pub const fn lapic_mut(&mut self) -> &mut Lapic {
+        &mut self.lapic
+    }
+
+    /// Whether it waits in HLT.
+    #[must_use]
+    pub const fn is_halted(&self) -> bool {
+        self.halted
+    }
+
+    /// Before each `KVM_RUN`, on the vCPU's thread: hands what may enter to KVM, and opens the
+    /// window for what may not.
+    ///
+    /// `masked` is whether `mask_hwintr` is on. When it goes on, what KVM has and the guest has not
+    /// is taken back. `epoch` is how often guest time has stood still: the TSC has not, and an
+    /// armed deadline moves.
+    ///
+    /// # Errors
+    /// If KVM refuses; the vCPU cannot go on.
+    pub fn prepare(
+        &mut self,
+        vcpu: &mut VcpuFd,
+        masked: bool,
+        now: GuestTime,
+        epoch: u64,
+    ) -> Result<UserEntry, CallError> {
+        if core::mem::take(&mut self.base_changed) {
+            calls::write_msr(vcpu, MSR_APIC_BASE, self.lapic.apic_base())?;
+        }
+        self.set_held(vcpu, masked)?;
+        if let Some(startup) = self.lapic.take_startup() {
+            apply_startup(vcpu, startup)?;
+            self.halted = false;
+            self.lent = Lent::default();
+            // As it was before.
+            forget_readiness(vcpu.get_kvm_run());
+            return Ok(UserEntry::Restarted);
+        }
+        // A masked vCPU takes nothing, so that its time need not be right.
+        if !masked && self.tsc_epoch != epoch {
+            self.tsc_epoch = epoch;
+            if self.lapic.timer_mode() == TimerMode::TscDeadline
+                && self.lapic.next_deadline(now).is_some()
+            {
+                self.sync_tsc(vcpu, now)?;
+            }
+        }
+        self.lapic.advance(now);
+        let window = loop {
+            match self.lapic.decide(&self.readiness(vcpu.get_kvm_run())) {
+                Decision::Inject(Event::ExtInt) => {
+                    self.halted = false;
+                    return Ok(UserEntry::Acknowledge);
+                }
+                Decision::Inject(event) => self.inject(vcpu, event)?,
+                Decision::OpenWindow(windows, _) => break windows.contains(Windows::INTERRUPT),
+                // It goes on, and another window may open then.
+                Decision::Wake(_) => self.halted = false,
+                Decision::Blocked(_) | Decision::Idle => {
+                    if self.halted || self.lapic.waiting_for_sipi() {
+                        return Ok(UserEntry::Wait);
+                    }
+                    break false;
+                }
+            }
+        };
+        let run = vcpu.get_kvm_run();
+        run.request_interrupt_window = window.into();
+        run.cr8 = self.lapic.cr8().into();
+        Ok(UserEntry::Run)
+    }
+
+    /// After each `KVM_RUN`: takes CR8 over.
+    pub fn returned(&mut self, vcpu: &mut VcpuFd) {
+        // KVM has none with a bit above the fourth.
+        let _ = self.lapic.set_cr8(vcpu.get_kvm_run().cr8);
+    }
+
+    /// `KVM_EXIT_HLT`.
+    pub const fn halt(&mut self) {
+        self.halted = true;
+    }
+
+    /// Hands the vector of an ExtINT over, after [`UserEntry::Acknowledge`].
+    ///
+    /// # Errors
+    /// If KVM refuses; the interrupt is lost, and the vCPU cannot go on.
+    pub fn inject_ext_int(&mut self, vcpu: &mut VcpuFd, vector: u8) -> Result<(), CallError> {
+        calls::interrupt(vcpu, vector)?;
+        forget_readiness(vcpu.get_kvm_run());
+        // If the line has fallen in between, the vector is the 8259A's spurious one.
+        let _ = self.lapic.injected(Event::ExtInt);
+        Ok(())
+    }
+
+    /// A guest's RDMSR of one of the [APIC's MSRs](Lapic::owns_msr).
+    ///
+    /// # Errors
+    /// #GP.
+    pub fn read_msr(&mut self, index: u32, now: GuestTime) -> Result<u64, GeneralProtection> {
+        self.lapic.read_msr(index, now)
+    }
+
+    /// A guest's WRMSR of one of the [APIC's MSRs](Lapic::owns_msr).
+    ///
+    /// # Errors
+    /// #GP, also if KVM does not tell the time-stamp counter that a deadline is compared with.
+    pub fn write_msr(
+        &mut self,
+        vcpu: &VcpuFd,
+        index: u32,
+        value: u64,
+        now: GuestTime,
+    ) -> Result<Effect, GeneralProtection> {
+        if index == MSR_TSC_DEADLINE {
+            self.sync_tsc(vcpu, now).map_err(|_| GeneralProtection)?;
+        }
+        let effect = self.lapic.write_msr(index, value, now)?;
+        self.base_changed |= index == MSR_APIC_BASE;
+        Ok(effect)
+    }
+
+    /// What waits and why, for a person. Changes nothing.
+    ///
+    /// # Errors
+    /// If KVM does not tell the vCPU's state.
+    pub fn observe(&self, vcpu: &VcpuFd) -> Result<Observation, ObserveError> {
+        let regs = vcpu.get_regs().map_err(ObserveError::Regs)?;
+        let events = vcpu.get_vcpu_events().map_err(ObserveError::Events)?;
+        let activity = if self.lapic.waiting_for_sipi() {
+            Activity::WaitForSipi
+        } else if self.halted {
+            Activity::Halted
+        } else {
+            Activity::Running
+        };
+        let readiness = readiness(activity, regs.rflags, &events);
+        let enabled = self.lapic.mode() != crate::ApicMode::Disabled;
+        let pending = self.lapic.policy().pending();
+        let fixed = if enabled {
+            *pending.fixed()
+        } else {
+            VectorSet::EMPTY
+        };
+        Ok(Observation {
+            pending: Pending::new(fixed, pending.nmis(), pending.smi(), pending.ext_int()),
+            vcpu: readiness,
+            priority: self.lapic.priority(),
+            in_service: *self.lapic.in_service(),
+            level_triggered: *self.lapic.level_triggered(),
+            apic_enabled: enabled,
+            apic_software_enabled: self.lapic.software_enabled(),
+            decision: self.lapic.decide(&readiness),
+        })
+    }
+
+    fn readiness(&self, run: &kvm_run) -> Readiness {
+        Readiness {
+            activity: if self.halted {
+                Activity::Halted
+            } else {
+                Activity::Running
+            },
+            interrupt_flag: run.if_flag != 0,
+            // Shadows, an event in flight and a pending exception are in here.
+            host_ready: run.ready_for_interrupt_injection != 0,
+            ..Readiness::default()
+        }
+    }
+
+    fn inject(&mut self, vcpu: &mut VcpuFd, event: Event) -> Result<(), CallError> {
+        match event {
+            Event::Fixed(vector) => {
+                calls::interrupt(vcpu, vector.get())?;
+                forget_readiness(vcpu.get_kvm_run());
+                self.lent.interrupt = Some(vector);
+            }
+            // KVM keeps it until it may enter (`process_nmi`, `enter_smm`).
+            Event::Nmi => {
+                vcpu.nmi().map_err(failed("KVM_NMI"))?;
+                self.lent.nmi = true;
+            }
+            Event::Smi => vcpu.smi().map_err(failed("KVM_SMI"))?,
+            // `prepare` has answered `Acknowledge`.
+            Event::ExtInt => return Ok(()),
+        }
+        self.halted = false;
+        // It was pending: `decide` has just said so.
+        let _ = self.lapic.injected(event);
+        Ok(())
+    }
+
+    fn set_held(&mut self, vcpu: &VcpuFd, masked: bool) -> Result<(), CallError> {
+        if self.held == masked {
+            return Ok(());
+        }
+        self.held = masked;
+        if masked {
+            // There is no host mask to set: this is it.
+            let _ = self.lapic.hold();
+            self.recall(vcpu)
+        } else {
+            let _ = self.lapic.release();
+            Ok(())
+        }
+    }
+
+    /// Takes back what KVM has been given and has not delivered, as when a kick came between the
+    /// two: otherwise it would be the first thing that a masked step runs into.
+    fn recall(&mut self, vcpu: &VcpuFd) -> Result<(), CallError> {
+        let lent = core::mem::take(&mut self.lent);
+        if lent == Lent::default() {
+            return Ok(());
+        }
+        let mut events = vcpu
+            .get_vcpu_events()
+            .map_err(failed("KVM_GET_VCPU_EVENTS"))?;
+        let mut changed = false;
+        if let Some(vector) = lent.interrupt {
+            let interrupt = &mut events.interrupt;
+            if interrupt.injected != 0 && interrupt.soft == 0 && interrupt.nr == vector.get() {
+                interrupt.injected = 0;
+                self.lapic.retract(Event::Fixed(vector));
+                changed = true;
+            }
+        }
+        if lent.nmi && events.nmi.pending != 0 {
+            for _ in 0..events.nmi.pending {
+                self.lapic.retract(Event::Nmi);
+            }
+            events.nmi.pending = 0;
+            events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
+            changed = true;
+        }
+        if changed {
+            vcpu.set_vcpu_events(&events)
+                .map_err(failed("KVM_SET_VCPU_EVENTS"))?;
+        }
+        Ok(())
+    }
+
+    /// Compares the guest's time-stamp counter with guest time.
+    fn sync_tsc(&mut self, vcpu: &VcpuFd, now: GuestTime) -> Result<(), CallError> {
+        let ticks = calls::read_msr(vcpu, MSR_TSC)?;
+        let hz: NonZeroU64 = self.lapic.config().tsc.hz();
+        self.lapic
+            .set_tsc(TscClock::new(hz).with_ticks_at(now, ticks), now);
+        Ok(())
+    }
+}
+
+/// KVM has an interrupt now, or other registers: what it said of its readiness before is over. It
+/// says so anew at the next exit.
+const fn forget_readiness(run: &mut kvm_run) {
+    run.ready_for_interrupt_injection = 0;
+}
