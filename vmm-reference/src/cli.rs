@@ -93,7 +93,7 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u64).range(..=10_000),
     )]
     pub gdb_busy_poll: u64,
-    /// Add the debug-exit port 0xf4 of test images.
+    /// Add the devices of test images: debug exit, QEMU's pc-testdev, firmware configuration.
     #[arg(long)]
     pub testdev: bool,
 }

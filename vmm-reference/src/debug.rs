@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use debug_stub::kvm::{DebugVcpu, RegistersError, VmMemory};
 use debug_stub::server::RunControl;
@@ -22,7 +23,7 @@ use crate::vcpu::VcpuGroup;
 pub struct MachineHost {
     group: Rc<VcpuGroup>,
     memory: VmMemory<GuestRam>,
-    irqchip: KernelIrqchip<VmFd>,
+    irqchip: Arc<KernelIrqchip<VmFd>>,
     exit: ExitEvent,
     /// A session waits for the vCPUs to stop, and will tell its client why.
     attended: bool,
@@ -46,7 +47,7 @@ impl MachineHost {
     pub fn new(
         group: Rc<VcpuGroup>,
         memory: GuestRam,
-        irqchip: KernelIrqchip<VmFd>,
+        irqchip: Arc<KernelIrqchip<VmFd>>,
         exit: ExitEvent,
     ) -> Self {
         Self {

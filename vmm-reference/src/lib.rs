@@ -6,7 +6,7 @@
 //!
 //! - [`loader`]: kernels (bzImage, vmlinux, PVH, multiboot) into memory.
 //! - [`boot`]: the first state of a vCPU, CPUID, the ACPI and MP tables.
-//! - [`devices`]: serial port, keyboard controller, power control, debug exit.
+//! - [`devices`]: serial port, keyboard controller, power control, those of test images.
 //! - [`machine`]: all of these together, ready to run.
 //! - [`vcpu`] and [`debug`]: the vCPUs' threads, and the machine as a debugger's host.
 //! - [`event_loop`], [`console`], [`signals`], [`terminal`]: what the main thread waits for.

@@ -10,7 +10,7 @@ use vcpu_caps::kvm::OpenError;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::{self, AcpiError, Entry, MpTableError, SetupError};
-use crate::devices::{DeviceError, Devices, SerialOutput};
+use crate::devices::{DeviceError, Devices, KernelLines, SerialOutput, TestMachine};
 use crate::exit::ExitEvent;
 use crate::exit_status::ExitStatus;
 use crate::layout;
@@ -32,7 +32,7 @@ pub struct MachineConfig {
     pub memory: u64,
     /// Where COM1 goes.
     pub serial: SerialOutput,
-    /// Whether there is a debug-exit port.
+    /// Whether there are the devices of test images.
     pub testdev: bool,
 }
 
@@ -125,7 +125,7 @@ pub struct Machine {
     pub kvm: Kvm,
     /// The VM, with KVM's interrupt chips in it. It must outlive nothing: the vCPUs keep it alive
     /// in the kernel.
-    pub irqchip: KernelIrqchip<VmFd>,
+    pub irqchip: Arc<KernelIrqchip<VmFd>>,
     /// The guest's memory.
     pub memory: GuestRam,
     /// Its devices.
@@ -170,17 +170,25 @@ impl Machine {
             call: "eventfd",
             source: kvm_ioctls::Error::from(source),
         })?;
-        let devices = Devices::new(&config.serial, config.testdev, &exit)?;
+        let mut devices = Devices::new(&config.serial, &exit)?;
         let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
         register_memory(&vm, &memory)?;
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
         vm.set_tss_address(layout::KVM_TSS)
             .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
-        let irqchip = KernelIrqchip::new(vm)?;
+        let irqchip = Arc::new(KernelIrqchip::new(vm)?);
         devices
             .connect_interrupts(irqchip.vm())
             .map_err(ioctl("KVM_IRQFD"))?;
+        if config.testdev {
+            let machine = TestMachine {
+                lines: Arc::new(KernelLines::new(Arc::clone(&irqchip))),
+                memory: memory.clone(),
+                cpus: config.cpus,
+            };
+            devices.add_test_devices(machine, &exit)?;
+        }
         let cpuid = boot::CpuidTables::new(&kvm, config.cpus)?;
         let mut vcpus = Vec::with_capacity(usize::from(config.cpus));
         for index in 0..config.cpus {

@@ -7,27 +7,42 @@
 //! | 0xcf9 | reset control |
 //! | 0x600–0x603 | ACPI PM1a event, in which nothing happens |
 //! | 0x604–0x605 | ACPI PM1a control, for powering off |
-//! | 0xf4–0xf7 | debug exit, with `--testdev` only |
 //!
-//! There are no memory-mapped devices yet: KVM's own chips answer for the local APIC and the
-//! IOAPIC. What no device claims reads as all-ones and takes writes without effect, as on a real
-//! bus. So does an access that reaches beyond the device's last port.
+//! With `--testdev` also those of test images:
+//!
+//! | where | device |
+//! |---|---|
+//! | ports 0xf4–0xf7 | debug exit |
+//! | ports 0xe0–0xe3, 0xe8–0xeb | pc-testdev: four bytes that keep what is written |
+//! | port 0xe4 | pc-testdev: flushes a page from KVM's page tables |
+//! | ports 0x2000–0x2017 | pc-testdev: interrupt lines 0 to 23 |
+//! | memory 0xff00_0000–0xff00_ffff | pc-testdev: memory that takes an exit for each access |
+//! | ports 0x510–0x511 | firmware configuration: signature, id, memory size, number of vCPUs |
+//!
+//! KVM's own chips answer for the local APIC and the IOAPIC. What no device claims reads as all-ones
+//! and takes writes without effect, as on a real bus. So does an access that reaches beyond the
+//! device's last port.
 
 mod acpi;
 mod control;
-mod debug_exit;
+pub mod lines;
 mod serial;
+mod testdev;
 
 use std::fmt;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 use thiserror::Error;
-use vm_device::DevicePio;
-use vm_device::bus::{self, MmioAddress, PioAddress, PioAddressOffset, PioRange};
+use vm_device::bus::{
+    self, MmioAddress, MmioAddressOffset, MmioRange, PioAddress, PioAddressOffset, PioRange,
+};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
+use vm_device::{DeviceMmio, DevicePio};
 
+pub use lines::{InterruptLines, KernelLines};
 pub use serial::{SerialDevice, SerialError, SerialOutput};
+pub use testdev::{DEBUG_EXIT_PORT, TestMachine};
 
 use crate::exit::ExitEvent;
 
@@ -47,8 +62,6 @@ pub const PM1_EVENT_PORT: u16 = 0x600;
 pub const PM1_CONTROL_PORT: u16 = 0x604;
 /// The interrupt of ACPI events, which never comes: there are none.
 pub const SCI_IRQ: u8 = 9;
-/// The debug-exit port, where QEMU's users put it.
-pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 
 /// The width of a port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +112,15 @@ pub enum DeviceError {
         #[source]
         source: bus::Error,
     },
+    /// Two devices claim one address.
+    #[error("two devices claim address {address:#x}")]
+    MmioBus {
+        /// The second one's first address.
+        address: u64,
+        /// What the bus answered.
+        #[source]
+        source: bus::Error,
+    },
 }
 
 /// All devices. Any number of vCPU threads may call at once: each device has its own lock.
@@ -112,11 +134,7 @@ impl Devices {
     ///
     /// # Errors
     /// If the serial port's output or descriptors cannot be had.
-    pub fn new(
-        output: &SerialOutput,
-        testdev: bool,
-        exit: &ExitEvent,
-    ) -> Result<Self, DeviceError> {
+    pub fn new(output: &SerialOutput, exit: &ExitEvent) -> Result<Self, DeviceError> {
         let serial = Arc::new(SerialDevice::new(output)?);
         let mut devices = Self {
             bus: IoManager::new(),
@@ -130,10 +148,6 @@ impl Devices {
             Arc::new(control::ResetControl::new(exit.clone())),
         )?;
         devices.add(PM1_EVENT_PORT, 6, Arc::new(acpi::Pm1::new(exit.clone())))?;
-        if testdev {
-            let debug_exit = debug_exit::DebugExit::new(exit.clone());
-            devices.add(DEBUG_EXIT_PORT, 4, Arc::new(debug_exit))?;
-        }
         Ok(devices)
     }
 
@@ -146,6 +160,17 @@ impl Devices {
         PioRange::new(PioAddress(port), count)
             .and_then(|range| self.bus.register_pio(range, device))
             .map_err(|source| DeviceError::Bus { port, source })
+    }
+
+    fn add_mmio(
+        &mut self,
+        address: u64,
+        length: MmioAddressOffset,
+        device: Arc<dyn DeviceMmio + Send + Sync>,
+    ) -> Result<(), DeviceError> {
+        MmioRange::new(MmioAddress(address), length)
+            .and_then(|range| self.bus.register_mmio(range, device))
+            .map_err(|source| DeviceError::MmioBus { address, source })
     }
 
     /// COM1, for the console to feed.

@@ -1,25 +1,25 @@
 use super::*;
 use crate::exit::ExitReason;
 
-fn devices(testdev: bool) -> (Devices, ExitEvent) {
+pub(super) fn devices() -> (Devices, ExitEvent) {
     let exit = ExitEvent::new().unwrap();
-    let devices = Devices::new(&SerialOutput::None, testdev, &exit).unwrap();
+    let devices = Devices::new(&SerialOutput::None, &exit).unwrap();
     (devices, exit)
 }
 
-fn read<const N: usize>(devices: &Devices, port: u16) -> [u8; N] {
+pub(super) fn read<const N: usize>(devices: &Devices, port: u16) -> [u8; N] {
     let mut data = [0x55; N];
     devices.io_in(port, AccessSize::from_bytes(N).unwrap(), &mut data);
     data
 }
 
-fn write<const N: usize>(devices: &Devices, port: u16, data: [u8; N]) {
+pub(super) fn write<const N: usize>(devices: &Devices, port: u16, data: [u8; N]) {
     devices.io_out(port, AccessSize::from_bytes(N).unwrap(), &data);
 }
 
 #[test]
 fn what_no_device_claims_reads_as_all_ones_and_takes_writes() {
-    let (devices, exit) = devices(false);
+    let (devices, exit) = devices();
     for port in [0, 0x70, 0xcf8, 0xcfc, 0x3ef, 0x400, 0xffff, DEBUG_EXIT_PORT] {
         write(&devices, port, [0xff]);
         assert_eq!(read(&devices, port), [0xff], "{port:#x}");
@@ -41,7 +41,7 @@ fn what_no_device_claims_reads_as_all_ones_and_takes_writes() {
 
 #[test]
 fn the_keyboard_controller_resets_on_its_command_only() {
-    let (devices, exit) = devices(false);
+    let (devices, exit) = devices();
     write(&devices, 0x64, [0xd1]);
     write(&devices, 0x60, [0xfe]);
     write(&devices, 0x64, [0xfe, 0]);
@@ -52,7 +52,7 @@ fn the_keyboard_controller_resets_on_its_command_only() {
 
 #[test]
 fn port_cf9_resets_when_bit_2_rises() {
-    let (devices, exit) = devices(false);
+    let (devices, exit) = devices();
     write(&devices, 0xcf9, [0x02]);
     assert_eq!(read(&devices, 0xcf9), [0x02]);
     assert_eq!(exit.reason(), None, "the kind alone resets nothing");
@@ -62,7 +62,7 @@ fn port_cf9_resets_when_bit_2_rises() {
 
 #[test]
 fn a_pci_configuration_address_is_no_reset() {
-    let (devices, exit) = devices(false);
+    let (devices, exit) = devices();
     // Bus 6: the byte that would be at 0xcf9 has bit 2 set.
     write(&devices, 0xcf8, 0x8000_0600_u32.to_le_bytes());
     assert_eq!(exit.reason(), None);
@@ -77,7 +77,7 @@ fn sleep_enable_powers_off_whatever_the_width() {
         // Enable and control at once.
         (0x602, &[0, 0, 0, 0x34]),
     ] {
-        let (devices, exit) = devices(false);
+        let (devices, exit) = devices();
         // Sleep type without the enable bit, and the enable bit's position in the low byte.
         write(&devices, 0x604, [0x20, 0x1c]);
         assert_eq!(exit.reason(), None);
@@ -92,7 +92,7 @@ fn sleep_enable_powers_off_whatever_the_width() {
 
 #[test]
 fn acpi_events_can_be_enabled_and_never_happen() {
-    let (devices, exit) = devices(false);
+    let (devices, exit) = devices();
     write(&devices, 0x600, [0xff; 4]);
     // Status, and what of enable exists: GBL_EN, PWRBTN_EN, SLPBTN_EN and RTC_EN.
     assert_eq!(read(&devices, 0x600), [0, 0, 0x20, 0x07]);
@@ -110,7 +110,7 @@ fn acpi_events_can_be_enabled_and_never_happen() {
 
 #[test]
 fn only_the_sleep_type_of_acpi_control_is_kept() {
-    let (devices, exit) = devices(false);
+    let (devices, exit) = devices();
     assert_eq!(read(&devices, 0x604), [0x01, 0x00]);
     write(&devices, 0x604, [0xfe, 0xdf]);
     assert_eq!(read(&devices, 0x604), [0x03, 0x1c]);
@@ -121,25 +121,11 @@ fn only_the_sleep_type_of_acpi_control_is_kept() {
 }
 
 #[test]
-fn the_debug_exit_port_takes_every_width_and_is_there_on_request_only() {
-    for data in [&[7][..], &[7, 9], &[7, 9, 9, 9]] {
-        let (devices, exit) = devices(true);
-        assert_eq!(read(&devices, 0xf4), [0]);
-        let size = AccessSize::from_bytes(data.len()).unwrap();
-        devices.io_out(0xf4, size, data);
-        assert_eq!(exit.reason(), Some(ExitReason::DebugExit(7)));
-    }
-    let (devices, exit) = devices(false);
-    write(&devices, 0xf4, [7]);
-    assert_eq!(exit.reason(), None);
-}
-
-#[test]
 fn serial_output_arrives_in_the_file_and_string_output_byte_by_byte() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("serial");
     let exit = ExitEvent::new().unwrap();
-    let devices = Devices::new(&SerialOutput::File(path.clone()), false, &exit).unwrap();
+    let devices = Devices::new(&SerialOutput::File(path.clone()), &exit).unwrap();
     write(&devices, 0x3f8, *b"a");
     // REP OUTSB: many bytes to one port, not to eight registers.
     devices.io_out(0x3f8, AccessSize::Byte, b"hello world");
@@ -150,7 +136,7 @@ fn serial_output_arrives_in_the_file_and_string_output_byte_by_byte() {
 
 #[test]
 fn string_input_reads_the_receiver_again_and_again() {
-    let (devices, _) = devices(false);
+    let (devices, _) = devices();
     assert_eq!(devices.serial().input(b"abc"), 3);
     let mut data = [0; 3];
     devices.io_in(0x3f8, AccessSize::Byte, &mut data);
@@ -160,7 +146,7 @@ fn string_input_reads_the_receiver_again_and_again() {
 
 #[test]
 fn received_data_raises_the_interrupt_once_it_is_enabled() {
-    let (devices, _) = devices(false);
+    let (devices, _) = devices();
     let interrupt = devices.serial().interrupt();
     devices.serial().input(b"a");
     assert!(interrupt.read().is_err(), "not enabled");
@@ -171,7 +157,7 @@ fn received_data_raises_the_interrupt_once_it_is_enabled() {
 
 #[test]
 fn a_full_receiver_asks_for_no_more_until_it_is_empty() {
-    let (devices, _) = devices(false);
+    let (devices, _) = devices();
     let serial = devices.serial();
     let room = serial.room();
     assert_eq!(
@@ -194,7 +180,7 @@ fn a_full_receiver_asks_for_no_more_until_it_is_empty() {
 fn an_output_file_that_cannot_be_made_is_named() {
     let exit = ExitEvent::new().unwrap();
     let output = SerialOutput::File("/no/such/directory/serial".into());
-    let error = Devices::new(&output, false, &exit).unwrap_err();
+    let error = Devices::new(&output, &exit).unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot write the serial output to /no/such/directory/serial"
@@ -203,7 +189,7 @@ fn an_output_file_that_cannot_be_made_is_named() {
 
 #[test]
 fn many_threads_may_use_the_devices_at_once() {
-    let (devices, _) = devices(false);
+    let (devices, _) = devices();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {

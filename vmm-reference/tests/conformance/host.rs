@@ -1,8 +1,8 @@
 //! The host's side of a running script: a machine, its vCPUs, and the lines of its devices.
 
 use std::os::fd::BorrowedFd;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use debug_stub::kvm::{DebugVcpu, ExitHandler, VmMemory};
 use debug_stub::{Stop, StopReason};
@@ -108,7 +108,7 @@ fn stops_in_time(group: &VcpuGroup) -> bool {
 /// The fields drop in this order: the VM before the memory.
 struct Exits {
     machine: MachineExits,
-    irqchip: KernelIrqchip<VmFd>,
+    irqchip: Arc<KernelIrqchip<VmFd>>,
     memory: GuestRam,
     done: AtomicU16,
 }

@@ -1,0 +1,87 @@
+//! Interrupt lines, as a device sees them: it sets a level, and does not know who the chips are.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use intr_controller::Gsi;
+use intr_controller::kvm::KernelIrqchip;
+use intr_controller::routing::{GsiRouter, LineChange, SourceId};
+use kvm_ioctls::VmFd;
+
+/// pc-testdev's end of the lines.
+#[expect(
+    clippy::unreachable,
+    reason = "the compiler evaluates it: 0 is below 64"
+)]
+pub const TESTDEV_SOURCE: SourceId = match SourceId::new(0) {
+    Ok(source) => source,
+    Err(_) => unreachable!(),
+};
+
+/// The machine's interrupt lines.
+///
+/// Several sources may share one: it is up as long as one of them holds it up. Any thread may call;
+/// what a source sets has reached the chips when the call returns.
+pub trait InterruptLines: Send + Sync {
+    /// A source sets its end of a line. A line that goes nowhere takes that without effect.
+    fn set_line(&self, gsi: Gsi, source: SourceId, level: bool);
+}
+
+/// The lines of a machine whose chips are KVM's.
+///
+/// KVM counts all callers of `KVM_IRQ_LINE` as one source, so the sources are kept apart here. It
+/// counts an irqfd as that source too: a device with one, which pulses its line, ends with its pulse
+/// what somebody here holds up (`KVM_USERSPACE_IRQ_SOURCE_ID` in Linux's virt/kvm/eventfd.c).
+pub struct KernelLines {
+    irqchip: Arc<KernelIrqchip<VmFd>>,
+    /// Held over the ioctl, so that levels reach KVM in the order in which they were set.
+    router: Mutex<GsiRouter>,
+}
+
+impl KernelLines {
+    /// All lines are down. The table is the one that KVM starts with.
+    #[must_use]
+    pub fn new(irqchip: Arc<KernelIrqchip<VmFd>>) -> Self {
+        let routes = GsiRouter::identity_entries();
+        let router = GsiRouter::new(&routes, intr_controller::DestinationFormat::default());
+        Self {
+            irqchip,
+            router: Mutex::new(router.unwrap_or_default()),
+        }
+    }
+}
+
+impl InterruptLines for KernelLines {
+    fn set_line(&self, gsi: Gsi, source: SourceId, level: bool) {
+        let mut router = self.router.lock().unwrap_or_else(PoisonError::into_inner);
+        match router.set_line(gsi, source, level) {
+            Ok(LineChange::Unchanged) => {}
+            Ok(LineChange::Rose(_) | LineChange::Fell(_)) => {
+                if let Err(error) = self.irqchip.set_irq_line(gsi, level) {
+                    tracing::warn!(%error, "an interrupt is lost");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "a line that goes nowhere"),
+        }
+    }
+}
+
+impl fmt::Debug for KernelLines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KernelLines").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_24_lines_go_somewhere() {
+        let router = GsiRouter::new(&GsiRouter::identity_entries(), Default::default()).unwrap();
+        for gsi in 0..24 {
+            assert!(router.targets(Gsi(gsi)).is_ok(), "{gsi}");
+        }
+        assert!(router.targets(Gsi(24)).is_err());
+    }
+}

@@ -1,0 +1,39 @@
+//! pc-testdev's interrupt lines: a byte written to port n sets line n.
+
+use std::sync::Arc;
+
+use intr_controller::Gsi;
+use intr_controller::routing::SourceId;
+use vm_device::DevicePio;
+use vm_device::bus::{PioAddress, PioAddressOffset};
+
+use crate::devices::lines::{self, InterruptLines};
+
+/// As many as an IOAPIC has pins.
+pub(super) const COUNT: PioAddressOffset = 24;
+
+/// The ports.
+pub(super) struct IrqLines {
+    lines: Arc<dyn InterruptLines>,
+}
+
+impl IrqLines {
+    pub(super) fn new(lines: Arc<dyn InterruptLines>) -> Self {
+        Self { lines }
+    }
+}
+
+/// Which end of the shared lines is this device's.
+const SOURCE: SourceId = lines::TESTDEV_SOURCE;
+
+impl DevicePio for IrqLines {
+    /// Write-only: the ports read as ports without a device do.
+    fn pio_read(&self, _: PioAddress, _: PioAddressOffset, _: &mut [u8]) {}
+
+    fn pio_write(&self, _: PioAddress, offset: PioAddressOffset, data: &[u8]) {
+        // Other widths do nothing in QEMU either.
+        if let (&[level], true) = (data, offset < COUNT) {
+            self.lines.set_line(Gsi(offset.into()), SOURCE, level != 0);
+        }
+    }
+}

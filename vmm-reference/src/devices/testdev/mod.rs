@@ -1,0 +1,83 @@
+//! What public x86 test images (kvm-unit-tests) expect of their machine, with `--testdev` only:
+//! QEMU's `isa-debug-exit`, `pc-testdev` and firmware configuration.
+
+mod debug_exit;
+mod fw_cfg;
+mod irq_lines;
+mod memory;
+mod registers;
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::lines::InterruptLines;
+use super::{DeviceError, Devices};
+use crate::exit::ExitEvent;
+use crate::memory::GuestRam;
+
+/// The debug-exit port, where QEMU's users put it.
+pub const DEBUG_EXIT_PORT: u16 = 0xf4;
+/// pc-testdev: four bytes that keep what is written, for any width of access.
+const REGISTER_PORT: u16 = 0xe0;
+/// pc-testdev: an address written here loses its page in KVM's page tables.
+const FLUSH_PORT: u16 = 0xe4;
+/// pc-testdev: the same four bytes as at [`REGISTER_PORT`].
+const REGISTER_PORT_ALIAS: u16 = 0xe8;
+/// pc-testdev: one port for each interrupt line.
+const IRQ_LINE_PORT: u16 = 0x2000;
+/// pc-testdev: 64 KiB that keep what is written, and take an exit for each access.
+const IO_MEMORY: u64 = 0xff00_0000;
+/// Firmware configuration: which item, by a word; its bytes are at the next port.
+const FW_CFG_PORT: u16 = 0x510;
+
+/// What the test devices have to know of the machine.
+pub struct TestMachine {
+    /// The interrupt lines, which the image can set.
+    pub lines: Arc<dyn InterruptLines>,
+    /// The memory, of which it can flush pages.
+    pub memory: GuestRam,
+    /// The number of vCPUs, which it asks for.
+    pub cpus: u16,
+}
+
+impl fmt::Debug for TestMachine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TestMachine")
+            .field("memory", &self.memory)
+            .field("cpus", &self.cpus)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Devices {
+    /// Adds the devices of test images.
+    ///
+    /// # Errors
+    /// If another device has their place.
+    pub fn add_test_devices(
+        &mut self,
+        machine: TestMachine,
+        exit: &ExitEvent,
+    ) -> Result<(), DeviceError> {
+        let TestMachine {
+            lines,
+            memory,
+            cpus,
+        } = machine;
+        let debug_exit = debug_exit::DebugExit::new(exit.clone());
+        self.add(DEBUG_EXIT_PORT, 4, Arc::new(debug_exit))?;
+        let registers = Arc::new(registers::Registers::default());
+        self.add(REGISTER_PORT, 4, Arc::clone(&registers) as _)?;
+        self.add(REGISTER_PORT_ALIAS, 4, registers)?;
+        let fw_cfg = fw_cfg::FwCfg::new(cpus, &memory);
+        self.add(FW_CFG_PORT, 2, Arc::new(fw_cfg))?;
+        self.add(FLUSH_PORT, 4, Arc::new(memory::FlushPage::new(memory)))?;
+        let irq_lines = irq_lines::IrqLines::new(lines);
+        self.add(IRQ_LINE_PORT, irq_lines::COUNT, Arc::new(irq_lines))?;
+        let io_memory = Arc::new(memory::IoMemory::default());
+        self.add_mmio(IO_MEMORY, memory::IO_MEMORY_LENGTH, io_memory)
+    }
+}
+
+#[cfg(test)]
+mod tests;
