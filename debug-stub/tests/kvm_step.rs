@@ -20,7 +20,7 @@ use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, OnStop, RunEnd, VmMemory};
+use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, UserInterrupts, OnStop, RunEnd, VmMemory};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder, WatchAccess,
@@ -86,6 +86,8 @@ impl Recorder {
         std::mem::take(&mut self.0.lock().unwrap())
     }
 }
+
+impl UserInterrupts for Recorder {}
 
 impl ExitHandler for Recorder {
     fn io_in(&self, port: u16, data: &mut [u8]) {

@@ -21,8 +21,11 @@
 #![deny(unsafe_code)]
 #![cfg_attr(not(feature = "kvm"), forbid(unsafe_code))]
 extern crate alloc;
-// `arbitrary`'s derive names it.
-#[cfg(feature = "arbitrary")]
+// `arbitrary`'s derive names it, and so do the macros of vmm-sys-util.
+#[cfg(any(
+    feature = "arbitrary",
+    all(feature = "kvm", target_os = "linux", target_arch = "x86_64")
+))]
 extern crate std;
 
 pub mod board;

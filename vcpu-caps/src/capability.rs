@@ -89,6 +89,9 @@ capabilities! {
     UserIrqchip = "user_irqchip",
     /// Accesses to chosen model-specific registers leave the guest.
     UserMsrExit = "user_msr_exit",
+    /// Without a local APIC in the kernel, a write to IA32_TSC_DEADLINE leaves the guest if it is
+    /// filtered: the timer of a local APIC in userspace can have TSC-deadline mode.
+    UserTscDeadline = "user_tsc_deadline",
 }
 
 impl fmt::Display for Capability {

@@ -159,6 +159,9 @@ impl Profile {
                 };
                 Wish::Required(minimum)
             }
+            Wish::Unasked if self.irqchip.wants() == Some(capability) => {
+                Wish::Preferred(Minimum::Verified)
+            }
             _ => stated,
         }
     }

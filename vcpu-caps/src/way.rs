@@ -38,6 +38,16 @@ impl IrqchipMode {
             Self::User => Some(Capability::UserIrqchip),
         }
     }
+
+    /// What this mode uses of the host if it is there, and only if it was seen to work: a guest that
+    /// was promised it and does not get it waits for ever.
+    #[must_use]
+    pub const fn wants(self) -> Option<Capability> {
+        match self {
+            Self::Kernel | Self::Split => None,
+            Self::User => Some(Capability::UserTscDeadline),
+        }
+    }
 }
 
 impl fmt::Display for IrqchipMode {

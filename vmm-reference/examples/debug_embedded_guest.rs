@@ -7,13 +7,17 @@ use std::error::Error;
 
 use debug_stub::server::{ListenAddress, Listener};
 use vmm_reference::guests::TIMER;
-use vmm_reference::run::{Vmm, plan};
+use vmm_reference::run::{Vmm, Wanted, plan};
 use vmm_reference::{Machine, MachineConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let machine = Machine::new(&MachineConfig::new(TIMER.image()))?;
     // Proves what this host can do for a debugger; an error says what it lacks.
-    let plan = plan(&machine.kvm, true)?;
+    let wanted = Wanted {
+        debugger: true,
+        ..Wanted::default()
+    };
+    let (plan, _) = plan(&machine.kvm, wanted)?;
     println!("{plan}");
 
     let directory = tempfile::tempdir()?;

@@ -8,6 +8,7 @@ use vcpu_caps::{Profile, negotiate};
 
 use crate::cli::CapsArgs;
 use crate::error::Error;
+use crate::irqchip;
 
 /// Writes the report and the debugger's plan to `out`.
 ///
@@ -22,7 +23,9 @@ pub fn caps(args: CapsArgs, out: &mut impl Write) -> Result<(), Error> {
     if !args.no_verify {
         verify(&kvm, &mut report)?;
     }
-    let (plan, refusal) = match negotiate(&report, &Profile::debugger()) {
+    let irqchip = irqchip::capability_mode(args.irqchip.into());
+    let profile = Profile::debugger().with_irqchip(irqchip)?;
+    let (plan, refusal) = match negotiate(&report, &profile) {
         Ok(plan) => (plan, None),
         Err(refusal) => (refusal.plan().clone(), Some(refusal)),
     };

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use debug_stub::server::ListenAddress;
+use intr_controller::IrqchipMode;
 use thiserror::Error;
 
 use crate::boot::MAX_CPUS;
@@ -67,9 +68,13 @@ pub struct RunArgs {
     /// How much memory: bytes, or with K, M, G or T.
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_memory)]
     pub memory: u64,
-    /// Whose interrupt chips the guest has.
-    #[arg(long, value_enum, default_value_t)]
-    pub irqchip: Irqchip,
+    /// Whose interrupt chips the guest has. KVM's, if not said; with --gdb on a host that cannot mask
+    /// interrupts, ours, which can.
+    #[arg(long, value_enum)]
+    pub irqchip: Option<Irqchip>,
+    /// Do not use the host's own mask for interrupts, as on a host that has none.
+    #[arg(long, requires = "gdb")]
+    pub no_host_mask: bool,
     /// Where the first serial port goes: stdio, none or file:PATH. On a terminal Ctrl-A x ends the
     /// machine, and Ctrl-A Ctrl-A sends a Ctrl-A.
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = parse_serial)]
@@ -107,6 +112,9 @@ pub struct CapsArgs {
     /// Show what the host claims, without running the micro-guests that prove it.
     #[arg(long)]
     pub no_verify: bool,
+    /// Plan for these interrupt chips.
+    #[arg(long, value_enum, default_value = "kernel")]
+    pub irqchip: Irqchip,
 }
 
 /// `demo`.
@@ -116,28 +124,31 @@ pub struct DemoArgs {
     /// less: they show the difference, and prove nothing.
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: u32,
+    /// Whose interrupt chips the guest has, as for `run`.
+    #[arg(long, value_enum)]
+    pub irqchip: Option<Irqchip>,
+    /// Do not use the host's own mask for interrupts, as on a host that has none.
+    #[arg(long)]
+    pub no_host_mask: bool,
 }
 
 /// Whose interrupt chips the guest has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Irqchip {
     /// All of them KVM's.
-    #[default]
     Kernel,
-    /// The local APICs KVM's, the others ours (not built yet).
+    /// The local APICs KVM's, the others ours.
     Split,
-    /// All of them ours (not built yet).
+    /// All of them ours.
     User,
 }
 
-impl Irqchip {
-    /// As on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kernel => "kernel",
-            Self::Split => "split",
-            Self::User => "user",
+impl From<Irqchip> for IrqchipMode {
+    fn from(irqchip: Irqchip) -> Self {
+        match irqchip {
+            Irqchip::Kernel => Self::Kernel,
+            Irqchip::Split => Self::Split,
+            Irqchip::User => Self::User,
         }
     }
 }
@@ -213,7 +224,7 @@ mod tests {
         let run = run(&[]).unwrap();
         assert_eq!((run.cpus, run.memory), (1, 128 << 20));
         assert_eq!(run.serial, SerialOutput::Stdio);
-        assert_eq!(run.irqchip, Irqchip::Kernel);
+        assert_eq!(run.irqchip, None);
         assert!(run.gdb.is_none() && !run.gdb_pause && !run.testdev);
     }
 

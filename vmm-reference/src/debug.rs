@@ -2,7 +2,6 @@
 
 use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use debug_stub::kvm::{DebugVcpu, RegistersError, VmMemory};
 use debug_stub::server::RunControl;
@@ -10,11 +9,10 @@ use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{
     GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, StopReason, VcpuId,
 };
-use intr_controller::kvm::{KernelIrqchip, VcpuInterrupts};
-use kvm_ioctls::VmFd;
 use thiserror::Error;
 
 use crate::exit::{ExitEvent, ExitReason};
+use crate::irqchip::Irqchip;
 use crate::memory::GuestRam;
 use crate::vcpu::VcpuGroup;
 
@@ -23,7 +21,7 @@ use crate::vcpu::VcpuGroup;
 pub struct MachineHost {
     group: Rc<VcpuGroup>,
     memory: VmMemory<GuestRam>,
-    irqchip: Arc<KernelIrqchip<VmFd>>,
+    irqchip: Irqchip,
     exit: ExitEvent,
     /// A session waits for the vCPUs to stop, and will tell its client why.
     attended: bool,
@@ -47,7 +45,7 @@ impl MachineHost {
     pub fn new(
         group: Rc<VcpuGroup>,
         memory: GuestRam,
-        irqchip: Arc<KernelIrqchip<VmFd>>,
+        irqchip: Irqchip,
         exit: ExitEvent,
     ) -> Self {
         Self {
@@ -108,7 +106,8 @@ impl Host for MachineHost {
     }
 
     fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
-        let waiting = self.group.vcpu(vcpu).and_then(|vcpu| vcpu.waiting());
+        let kvms = || self.group.vcpu(vcpu).and_then(|vcpu| vcpu.waiting());
+        let waiting = self.irqchip.waiting(vcpu).or_else(kvms);
         match waiting {
             Some(waiting) => format!("CPU#{} [{waiting}]", vcpu.0),
             None => format!("CPU#{}", vcpu.0),
@@ -121,7 +120,13 @@ impl Host for MachineHost {
         groups: RegisterGroups,
         registers: &mut RegisterFile,
     ) -> Result<(), HostError> {
-        self.with_vcpu(vcpu, |vcpu| vcpu.read_registers(groups, registers))
+        self.with_vcpu(vcpu, |vcpu| vcpu.read_registers(groups, registers))?;
+        if groups.contains(RegisterGroups::SPECIAL) {
+            if let Some(cr8) = self.irqchip.cr8(vcpu) {
+                registers.special.cr8 = cr8.into();
+            }
+        }
+        Ok(())
     }
 
     fn write_registers(
@@ -130,7 +135,11 @@ impl Host for MachineHost {
         groups: RegisterGroups,
         registers: &RegisterFile,
     ) -> Result<(), HostError> {
-        self.with_vcpu(vcpu, |vcpu| vcpu.write_registers(groups, registers))
+        self.with_vcpu(vcpu, |vcpu| vcpu.write_registers(groups, registers))?;
+        if groups.contains(RegisterGroups::SPECIAL) {
+            self.irqchip.set_cr8(vcpu, registers.special.cr8);
+        }
+        Ok(())
     }
 
     fn interrupts(&mut self, id: VcpuId) -> Interrupts {
@@ -138,13 +147,9 @@ impl Host for MachineHost {
             return Interrupts::default();
         };
         let masked = vcpu.is_masked();
-        let mut interrupts = VcpuInterrupts::new();
-        if masked {
-            // The debugger's hold, which the host's mask carries out already.
-            let _ = interrupts.hold();
-        }
-        match interrupts.observe(vcpu.fd(), &self.irqchip) {
-            Ok(seen) => Interrupts {
+        match self.irqchip.observe(id, vcpu.fd(), masked) {
+            Ok(None) => Interrupts::default(),
+            Ok(Some(seen)) => Interrupts {
                 masked,
                 pending: seen
                     .pending

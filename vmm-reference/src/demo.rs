@@ -12,16 +12,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use debug_stub::server::{ListenAddress, Listener};
+use intr_controller::IrqchipMode;
 use thiserror::Error;
+use vcpu_caps::Capability;
 use vcpu_caps::kvm::OpenError;
 
 use crate::cli::DemoArgs;
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::guests::TIMER;
-use crate::machine::{Machine, MachineConfig, MachineError};
+use crate::machine::{Machine, MachineConfig};
 use crate::remote::{RemoteClient, expedited, register};
-use crate::run::{Vmm, plan};
+use crate::run::{Vmm, Wanted, plan};
 
 /// Steps with the mask off, at most.
 const UNMASKED_STEPS: u32 = 2000;
@@ -84,12 +86,17 @@ struct Series {
 /// # Errors
 /// If the host cannot, or the mask did not hold.
 pub fn demo(args: DemoArgs, out: &mut impl Write) -> Result<(), Error> {
-    let machine =
-        Machine::new(&MachineConfig::new(TIMER.image())).map_err(|error| match error {
-            MachineError::OpenKvm(error) => DemoError::NoKvm(error).into(),
-            other => Error::from(other),
-        })?;
-    let plan = plan(&machine.kvm, true)?;
+    let kvm = vcpu_caps::kvm::open().map_err(DemoError::NoKvm)?;
+    let wanted = Wanted {
+        debugger: true,
+        irqchip: args.irqchip.map(IrqchipMode::from),
+        no_host_mask: args.no_host_mask,
+    };
+    let (plan, irqchip) = plan(&kvm, wanted)?;
+    let mut config = MachineConfig::new(TIMER.image());
+    config.irqchip = irqchip;
+    config.tsc_deadline = plan.has(Capability::UserTscDeadline);
+    let machine = Machine::new(&config)?;
     let system = |what| move |source: io::Error| Error::System { what, source };
     let directory =
         tempfile::tempdir().map_err(system("cannot make a directory for the socket"))?;

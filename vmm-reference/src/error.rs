@@ -4,10 +4,9 @@ use std::io;
 
 use debug_stub::server::ListenError;
 use thiserror::Error;
-use vcpu_caps::Refusal;
+use vcpu_caps::{ProfileError, Refusal};
 use vcpu_caps::kvm::{OpenError, VerifyError};
 
-use crate::cli::Irqchip;
 use crate::demo::DemoError;
 use crate::event_loop::EventLoopError;
 use crate::exit_status::ExitStatus;
@@ -18,9 +17,6 @@ use crate::vcpu::GroupError;
 /// Why a command failed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// An option whose implementation is still to come.
-    #[error("--irqchip {} is not built yet; use --irqchip kernel", .0.name())]
-    NotBuilt(Irqchip),
     /// The kernel or the initrd cannot be read.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -33,6 +29,9 @@ pub enum Error {
     /// The host's abilities cannot be tried out.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// What is asked of the host contradicts itself.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
     /// The host lacks what is needed.
     #[error("{0}")]
     Refused(Box<Refusal>),
@@ -69,9 +68,10 @@ impl Error {
         match self {
             Self::Machine(error) => error.status(),
             Self::Guest(_) => ExitStatus::GuestFailed,
-            Self::NotBuilt(_) | Self::Load(_) | Self::Listen(_) => ExitStatus::Usage,
+            Self::Load(_) | Self::Listen(_) => ExitStatus::Usage,
             Self::OpenKvm(_)
             | Self::Verify(_)
+            | Self::Profile(_)
             | Self::Refused(_)
             | Self::Vcpus(_)
             | Self::EventLoop(_)

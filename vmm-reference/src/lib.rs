@@ -25,6 +25,7 @@ pub mod event_loop;
 pub mod exit;
 pub mod exit_status;
 pub mod guests;
+pub mod irqchip;
 pub mod layout;
 pub mod loader;
 pub mod machine;

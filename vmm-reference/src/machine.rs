@@ -1,8 +1,9 @@
 //! A machine: a VM with memory, devices, a loaded kernel, and vCPUs ready to run.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use intr_controller::kvm::{CreateError, KernelIrqchip};
+use intr_controller::IrqchipMode;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vcpu_caps::VcpuId;
@@ -10,9 +11,10 @@ use vcpu_caps::kvm::OpenError;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::{self, AcpiError, Entry, MpTableError, SetupError};
-use crate::devices::{DeviceError, Devices, KernelLines, SerialOutput, TestMachine};
+use crate::devices::{DeviceError, Devices, SERIAL_IRQ, SerialOutput, TestMachine};
 use crate::exit::ExitEvent;
 use crate::exit_status::ExitStatus;
+use crate::irqchip::{Irqchip, IrqchipError};
 use crate::layout;
 use crate::loader::{self, ImageFile, LoadError};
 use crate::memory::{GuestRam, MemoryError, MemoryLayout};
@@ -32,12 +34,17 @@ pub struct MachineConfig {
     pub memory: u64,
     /// Where COM1 goes.
     pub serial: SerialOutput,
+    /// Whose the interrupt chips are.
+    pub irqchip: IrqchipMode,
+    /// Whether the timers of local APICs of ours have TSC-deadline mode. Only where the host was seen
+    /// to hand its MSR over ([`vcpu_caps::Capability::UserTscDeadline`]).
+    pub tsc_deadline: bool,
     /// Whether there are the devices of test images.
     pub testdev: bool,
 }
 
 impl MachineConfig {
-    /// One vCPU, 128 MiB, no serial output.
+    /// One vCPU, 128 MiB, no serial output, KVM's interrupt chips.
     #[must_use]
     pub fn new(kernel: ImageFile) -> Self {
         Self {
@@ -47,6 +54,8 @@ impl MachineConfig {
             cpus: 1,
             memory: 128 << 20,
             serial: SerialOutput::None,
+            irqchip: IrqchipMode::Kernel,
+            tsc_deadline: false,
             testdev: false,
         }
     }
@@ -81,9 +90,12 @@ pub enum MachineError {
     /// The kernel, the initrd or the command line.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// KVM's interrupt chips.
-    #[error("the interrupt chips could not be made")]
-    Irqchip(#[from] CreateError),
+    /// The interrupt chips.
+    #[error(transparent)]
+    Irqchip(#[from] IrqchipError),
+    /// KVM does not tell how fast the guest's TSC is, which a local APIC in userspace must know.
+    #[error("KVM_GET_TSC_KHZ answers {0}; use --irqchip kernel")]
+    TscFrequency(u32),
     /// The devices.
     #[error(transparent)]
     Devices(#[from] DeviceError),
@@ -106,6 +118,7 @@ impl MachineError {
             Self::OpenKvm(_)
             | Self::Ioctl { .. }
             | Self::Irqchip(_)
+            | Self::TscFrequency(_)
             | Self::Setup(_)
             | Self::Memory(MemoryError::Map { .. }) => ExitStatus::HostCannot,
             Self::Cpus { .. }
@@ -123,9 +136,9 @@ impl MachineError {
 pub struct Machine {
     /// The system handle.
     pub kvm: Kvm,
-    /// The VM, with KVM's interrupt chips in it. It must outlive nothing: the vCPUs keep it alive
+    /// Its interrupt chips, and the VM with them. It must outlive nothing: the vCPUs keep the VM alive
     /// in the kernel.
-    pub irqchip: Arc<KernelIrqchip<VmFd>>,
+    pub irqchip: Irqchip,
     /// The guest's memory.
     pub memory: GuestRam,
     /// Its devices.
@@ -177,27 +190,33 @@ impl Machine {
             .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
         vm.set_tss_address(layout::KVM_TSS)
             .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
-        let irqchip = Arc::new(KernelIrqchip::new(vm)?);
-        devices
-            .connect_interrupts(irqchip.vm())
-            .map_err(ioctl("KVM_IRQFD"))?;
+        let vm = Arc::new(vm);
+        let mode = config.irqchip;
+        let cpuid = boot::CpuidTables::new(&kvm, config.cpus, mode, config.tsc_deadline)?;
+        // A vCPU has a local APIC of KVM's if KVM has one when the vCPU is made. Ours want to know how
+        // fast its TSC is.
+        let ours = mode == IrqchipMode::User;
+        let mut vcpus = Vec::new();
+        let mut tsc_hz = NonZeroU64::MIN;
+        if ours {
+            vcpus = create_vcpus(&vm, config.cpus)?;
+            tsc_hz = tsc_frequency(&vcpus)?;
+        }
+        let irqchip = Irqchip::new(mode, &vm, config.cpus, cpuid.apic(), tsc_hz, &mut devices)?;
+        if !ours {
+            vcpus = create_vcpus(&vm, config.cpus)?;
+        }
+        irqchip.connect(devices.serial().interrupt(), SERIAL_IRQ)?;
         if config.testdev {
             let machine = TestMachine {
-                lines: Arc::new(KernelLines::new(Arc::clone(&irqchip))),
+                lines: Arc::new(irqchip.clone()),
                 memory: memory.clone(),
                 cpus: config.cpus,
             };
             devices.add_test_devices(machine, &exit)?;
         }
-        let cpuid = boot::CpuidTables::new(&kvm, config.cpus)?;
-        let mut vcpus = Vec::with_capacity(usize::from(config.cpus));
-        for index in 0..config.cpus {
-            let vcpu = irqchip
-                .vm()
-                .create_vcpu(u64::from(index))
-                .map_err(ioctl("KVM_CREATE_VCPU"))?;
-            boot::setup_vcpu(&vcpu, VcpuId(index), &cpuid, entry)?;
-            vcpus.push(vcpu);
+        for (index, vcpu) in (0..).zip(&vcpus) {
+            boot::setup_vcpu(vcpu, VcpuId(index), &cpuid, entry)?;
         }
         Ok(Self {
             kvm,
@@ -209,6 +228,21 @@ impl Machine {
             entry,
         })
     }
+}
+
+fn create_vcpus(vm: &VmFd, count: u16) -> Result<Vec<VcpuFd>, MachineError> {
+    (0..count)
+        .map(|id| vm.create_vcpu(id.into()).map_err(ioctl("KVM_CREATE_VCPU")))
+        .collect()
+}
+
+/// In Hz, the same for all.
+fn tsc_frequency(vcpus: &[VcpuFd]) -> Result<NonZeroU64, MachineError> {
+    let khz = match vcpus.first() {
+        Some(vcpu) => vcpu.get_tsc_khz().map_err(ioctl("KVM_GET_TSC_KHZ"))?,
+        None => 0,
+    };
+    NonZeroU64::new(1000 * u64::from(khz)).ok_or(MachineError::TscFrequency(khz))
 }
 
 fn ioctl(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {

@@ -10,17 +10,19 @@ use debug_stub::SessionConfig;
 use debug_stub::kvm::{DebugVcpu, VmMemory};
 use debug_stub::server::{GdbServer, Listener, RunControl};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use intr_controller::IrqchipMode;
 use kvm_ioctls::Kvm;
-use vcpu_caps::kvm::{probe, verify};
-use vcpu_caps::{Plan, Profile, VcpuId, negotiate};
+use vcpu_caps::kvm::{probe, verify, verify_some};
+use vcpu_caps::{Capability, Finding, Plan, Profile, VcpuId, negotiate};
 
-use crate::cli::{Irqchip, RunArgs};
+use crate::cli::RunArgs;
 use crate::console::Console;
 use crate::debug::MachineHost;
 use crate::devices::SerialOutput;
 use crate::error::Error;
 use crate::event_loop::EventLoop;
 use crate::exit::ExitReason;
+use crate::irqchip;
 use crate::loader::ImageFile;
 use crate::machine::{Machine, MachineConfig};
 use crate::signals::Signals;
@@ -38,16 +40,15 @@ const FAREWELL_MS: u16 = 200;
 /// # Errors
 /// What the command line, the kernel or the host lacks; [`Error::status`] tells which.
 pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
-    if args.irqchip != Irqchip::Kernel {
-        return Err(Error::NotBuilt(args.irqchip));
-    }
-    let config = MachineConfig {
+    let mut config = MachineConfig {
         kernel: ImageFile::read(&args.kernel)?,
         initrd: args.initrd.as_deref().map(ImageFile::read).transpose()?,
         cmdline: args.cmdline.clone(),
         cpus: args.cpus,
         memory: args.memory,
         serial: args.serial.clone(),
+        irqchip: IrqchipMode::Kernel,
+        tsc_deadline: false,
         testdev: args.testdev,
     };
     // Before the machine: an address in use is soon told.
@@ -56,8 +57,15 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         .as_ref()
         .map(|address| Listener::bind(address, args.gdb_allow_remote))
         .transpose()?;
+    let wanted = Wanted {
+        debugger: listener.is_some(),
+        irqchip: args.irqchip.map(IrqchipMode::from),
+        no_host_mask: args.no_host_mask,
+    };
+    let (plan, irqchip) = plan(&vcpu_caps::kvm::open()?, wanted)?;
+    config.irqchip = irqchip;
+    config.tsc_deadline = plan.has(Capability::UserTscDeadline);
     let machine = Machine::new(&config)?;
-    let plan = plan(&machine.kvm, listener.is_some())?;
     // Restored when this function returns, after the vCPUs have stopped.
     let mut console = None;
     let _terminal = match config.serial {
@@ -108,13 +116,19 @@ impl Vmm {
             source,
         })?;
         events.add(Box::new(signals));
-        let group = Rc::new(start_vcpus(
-            &machine.devices,
-            machine.vcpus,
-            &exit,
-            &machine.memory,
-            &plan,
-        )?);
+        let exits = MachineExits {
+            devices: machine.devices,
+            irqchip: machine.irqchip.clone(),
+            exit: exit.clone(),
+        };
+        let vcpus = (0..)
+            .map(VcpuId)
+            .zip(machine.vcpus)
+            .map(|(id, fd)| DebugVcpu::new(id, fd, &plan))
+            .collect();
+        let memory = VmMemory(machine.memory.clone());
+        let irqchip = machine.irqchip.clone();
+        let group = Rc::new(VcpuGroup::start(vcpus, irqchip, exits, memory)?);
         let host = MachineHost::new(Rc::clone(&group), machine.memory, machine.irqchip, exit);
         Ok(Self {
             events,
@@ -155,39 +169,55 @@ impl Vmm {
     }
 }
 
-/// What the host can do for this run. A debugger's abilities are proven first; without one, the
-/// host's word does, and costs no time.
+/// What a run asks of the host.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// There may be a debugger: its abilities are proven first. Without one the host's word does, and
+    /// costs no time.
+    pub debugger: bool,
+    /// Whose the interrupt chips are. If that is left open they are KVM's, unless a debugger's mask
+    /// needs ours.
+    pub irqchip: Option<IrqchipMode>,
+    /// The host's own mask is not to be used.
+    pub no_host_mask: bool,
+}
+
+/// What the host can do for this run, and whose the interrupt chips are.
 ///
 /// # Errors
 /// If the host lacks something required, which the error names, or cannot be tried out.
-pub fn plan(kvm: &Kvm, debugger: bool) -> Result<Plan, Error> {
+pub fn plan(kvm: &Kvm, wanted: Wanted) -> Result<(Plan, IrqchipMode), Error> {
     let mut report = probe(kvm);
-    let profile = if debugger {
+    let profile = if wanted.debugger {
         verify(kvm, &mut report)?;
         Profile::debugger()
     } else {
         Profile::run()
     };
-    negotiate(&report, &profile).map_err(Error::Refused)
-}
-
-fn start_vcpus(
-    devices: &Arc<crate::devices::Devices>,
-    vcpus: Vec<kvm_ioctls::VcpuFd>,
-    exit: &crate::exit::ExitEvent,
-    memory: &crate::memory::GuestRam,
-    plan: &Plan,
-) -> Result<VcpuGroup, Error> {
-    let vcpus = (0..)
-        .map(VcpuId)
-        .zip(vcpus)
-        .map(|(id, fd)| DebugVcpu::new(id, fd, plan))
-        .collect();
-    let exits = MachineExits {
-        devices: Arc::clone(devices),
-        exit: exit.clone(),
+    if wanted.no_host_mask {
+        let finding = Finding::refuted("not to be used (--no-host-mask)");
+        report.record(Capability::MaskHwintr, finding);
+    }
+    let mode = wanted.irqchip.unwrap_or_default();
+    if mode == IrqchipMode::User && !wanted.debugger {
+        // The one thing that is not taken on trust.
+        verify_some(kvm, &mut report, &[Capability::UserTscDeadline])?;
+    }
+    let negotiate_for = |mode| -> Result<Plan, Error> {
+        let profile = profile.clone().with_irqchip(irqchip::capability_mode(mode))?;
+        negotiate(&report, &profile).map_err(Error::Refused)
     };
-    Ok(VcpuGroup::start(vcpus, exits, VmMemory(memory.clone()))?)
+    let plan = negotiate_for(mode)?;
+    if wanted.irqchip.is_none() && wanted.debugger && !plan.has(Capability::MaskHwintr) {
+        match negotiate_for(IrqchipMode::User) {
+            Ok(other) if other.has(Capability::MaskHwintr) => {
+                tracing::info!("this host cannot mask interrupts: --irqchip user can");
+                return Ok((other, IrqchipMode::User));
+            }
+            _ => {}
+        }
+    }
+    Ok((plan, mode))
 }
 
 /// Standard input for the serial port; in raw mode if somebody types there.

@@ -60,6 +60,9 @@ pub struct UserVcpu {
     lent: Lent,
     /// IA32_APIC_BASE has changed, and KVM's copy, which CPUID and `kvm_sregs` show, has not.
     base_changed: bool,
+    /// The CR8 that the guest was entered with: an exit with another one means that it wrote it. It
+    /// may write the same register in memory too, between two exits.
+    entered_with: u8,
     /// How often guest time had stood still when the TSC was last compared with it.
     tsc_epoch: u64,
 }
@@ -74,6 +77,7 @@ impl UserVcpu {
             held: false,
             lent: Lent::default(),
             base_changed: false,
+            entered_with: 0,
             tsc_epoch: 0,
         }
     }
@@ -151,16 +155,21 @@ impl UserVcpu {
                 }
             }
         };
+        self.entered_with = self.lapic.cr8();
         let run = vcpu.get_kvm_run();
         run.request_interrupt_window = window.into();
-        run.cr8 = self.lapic.cr8().into();
+        run.cr8 = self.entered_with.into();
         Ok(UserEntry::Run)
     }
 
     /// After each `KVM_RUN`: takes CR8 over.
     pub fn returned(&mut self, vcpu: &mut VcpuFd) {
-        // KVM has none with a bit above the fourth.
-        let _ = self.lapic.set_cr8(vcpu.get_kvm_run().cr8);
+        let cr8 = vcpu.get_kvm_run().cr8;
+        if cr8 != u64::from(self.entered_with) {
+            // KVM has none with a bit above the fourth.
+            let _ = self.lapic.set_cr8(cr8);
+            self.entered_with = self.lapic.cr8();
+        }
     }
 
     /// `KVM_EXIT_HLT`.

@@ -21,4 +21,4 @@ mod verify;
 pub use control::{GuestDebugControl, SetGuestDebugError, apply_pending};
 pub use open::{OpenError, open, open_at};
 pub use probe::probe;
-pub use verify::{VerifyError, verify};
+pub use verify::{VerifyError, verify, verify_some};

@@ -116,7 +116,10 @@ impl Claims {
             Capability::TscOffset => extension("KVM_CAP_VCPU_ATTRIBUTES", self.vcpu_attributes),
             Capability::ClockCtrl => extension("KVM_CAP_KVMCLOCK_CTRL", self.kvmclock_ctrl),
             Capability::SplitIrqchip => extension("KVM_CAP_SPLIT_IRQCHIP", self.split_irqchip),
-            Capability::UserMsrExit => extension("KVM_CAP_X86_USER_SPACE_MSR", self.user_space_msr),
+            // Whether the filter is asked for this one is not told.
+            Capability::UserMsrExit | Capability::UserTscDeadline => {
+                extension("KVM_CAP_X86_USER_SPACE_MSR", self.user_space_msr)
+            }
             // No extension stands for these: every VM is so until an irqchip is created.
             Capability::UserIrqchip => Finding::claimed("a VM without KVM_CREATE_IRQCHIP"),
             Capability::HaltExit => {

@@ -1,4 +1,4 @@
-//! The CPUID that a vCPU sees: KVM's, adapted by vcpu-caps to KVM's chips and to the vCPU's place.
+//! The CPUID that a vCPU sees: KVM's, adapted by vcpu-caps to the chips and to the vCPU's place.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
@@ -6,18 +6,26 @@ use vcpu_caps::cpuid::{CpuidEntry, LocalApic, Topology, for_vcpu};
 use vcpu_caps::{IrqchipMode, VcpuId};
 
 use super::SetupError;
+use crate::irqchip;
 
 /// The tables for all vCPUs of a machine.
 #[derive(Debug)]
 pub(crate) struct CpuidTables {
     supported: Vec<CpuidEntry>,
+    irqchip: IrqchipMode,
     apic: LocalApic,
     count: u16,
 }
 
 impl CpuidTables {
     /// Asks KVM once; the answer holds for each of the `count` vCPUs.
-    pub(crate) fn new(kvm: &Kvm, count: u16) -> Result<Self, SetupError> {
+    pub(crate) fn new(
+        kvm: &Kvm,
+        count: u16,
+        irqchip: intr_controller::IrqchipMode,
+        user_tsc_deadline: bool,
+    ) -> Result<Self, SetupError> {
+        let irqchip = irqchip::capability_mode(irqchip);
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|source| SetupError::Ioctl {
@@ -27,19 +35,30 @@ impl CpuidTables {
             })?;
         Ok(Self {
             supported: supported.as_slice().iter().map(CpuidEntry::from).collect(),
+            irqchip,
             apic: LocalApic {
                 x2apic: true,
-                tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+                tsc_deadline: match irqchip {
+                    IrqchipMode::User => user_tsc_deadline,
+                    IrqchipMode::Kernel | IrqchipMode::Split => {
+                        kvm.check_extension(Cap::TscDeadlineTimer)
+                    }
+                },
             },
             count,
         })
+    }
+
+    /// What the tables say of the local APICs.
+    pub(crate) fn apic(&self) -> LocalApic {
+        self.apic
     }
 
     /// One vCPU's table.
     pub(super) fn table(&self, vcpu: VcpuId) -> Result<CpuId, SetupError> {
         let topology = Topology::new(vcpu, self.count)?;
         let entries: Vec<kvm_cpuid_entry2> =
-            for_vcpu(&self.supported, IrqchipMode::Kernel, self.apic, topology)
+            for_vcpu(&self.supported, self.irqchip, self.apic, topology)
                 .iter()
                 .map(kvm_cpuid_entry2::from)
                 .collect();

@@ -7,6 +7,7 @@ use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 use vm_superio::{I8042Device, Trigger};
 
+use super::I8042_PORT;
 use crate::exit::{ExitEvent, ExitReason};
 
 /// Asks for a reset when vm-superio's keyboard controller sees the reset command.
@@ -30,9 +31,15 @@ impl I8042 {
     }
 }
 
+/// The register at a port: the controller's two are not neighbours.
+fn register(base: PioAddress, offset: PioAddressOffset) -> Option<u8> {
+    let port = base.0.checked_add(offset)?;
+    u8::try_from(port.checked_sub(I8042_PORT)?).ok()
+}
+
 impl DevicePio for I8042 {
-    fn pio_read(&self, _: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
-        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
+    fn pio_read(&self, base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
+        if let ([byte], Some(offset)) = (data, register(base, offset)) {
             *byte = self
                 .0
                 .lock()
@@ -41,8 +48,8 @@ impl DevicePio for I8042 {
         }
     }
 
-    fn pio_write(&self, _: PioAddress, offset: PioAddressOffset, data: &[u8]) {
-        if let (&[byte], Ok(offset)) = (data, u8::try_from(offset)) {
+    fn pio_write(&self, base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
+        if let (&[byte], Some(offset)) = (data, register(base, offset)) {
             let mut chip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let Ok(()) = chip.write(offset, byte);
         }

@@ -33,7 +33,7 @@ pub trait InterruptLines: Send + Sync {
 /// counts an irqfd as that source too: a device with one, which pulses its line, ends with its pulse
 /// what somebody here holds up (`KVM_USERSPACE_IRQ_SOURCE_ID` in Linux's virt/kvm/eventfd.c).
 pub struct KernelLines {
-    irqchip: Arc<KernelIrqchip<VmFd>>,
+    irqchip: Arc<KernelIrqchip<Arc<VmFd>>>,
     /// Held over the ioctl, so that levels reach KVM in the order in which they were set.
     router: Mutex<GsiRouter>,
 }
@@ -41,13 +41,19 @@ pub struct KernelLines {
 impl KernelLines {
     /// All lines are down. The table is the one that KVM starts with.
     #[must_use]
-    pub fn new(irqchip: Arc<KernelIrqchip<VmFd>>) -> Self {
+    pub fn new(irqchip: Arc<KernelIrqchip<Arc<VmFd>>>) -> Self {
         let routes = GsiRouter::identity_entries();
         let router = GsiRouter::new(&routes, intr_controller::DestinationFormat::default());
         Self {
             irqchip,
             router: Mutex::new(router.unwrap_or_default()),
         }
+    }
+
+    /// The chips.
+    #[must_use]
+    pub fn irqchip(&self) -> &KernelIrqchip<Arc<VmFd>> {
+        &self.irqchip
     }
 }
 

@@ -3,7 +3,7 @@
 //! | ports | device |
 //! |---|---|
 //! | 0x3f8–0x3ff | 16550A serial port, interrupt 4 |
-//! | 0x60–0x64 | i8042, of which only the reset command works |
+//! | 0x60, 0x64 | i8042, of which only the reset command works |
 //! | 0xcf9 | reset control |
 //! | 0x600–0x603 | ACPI PM1a event, in which nothing happens |
 //! | 0x604–0x605 | ACPI PM1a control, for powering off |
@@ -19,7 +19,7 @@
 //! | memory 0xff00_0000–0xff00_ffff | pc-testdev: memory that takes an exit for each access |
 //! | ports 0x510–0x511 | firmware configuration: signature, id, memory size, number of vCPUs |
 //!
-//! KVM's own chips answer for the local APIC and the IOAPIC. What no device claims reads as all-ones
+//! The interrupt chips that are not KVM's are on the bus too ([`crate::irqchip`]). What no device claims reads as all-ones
 //! and takes writes without effect, as on a real bus. So does an access that reaches beyond the
 //! device's last port.
 
@@ -32,7 +32,7 @@ mod testdev;
 use std::fmt;
 use std::sync::Arc;
 
-use kvm_ioctls::VmFd;
+use intr_controller::Gsi;
 use thiserror::Error;
 use vm_device::bus::{
     self, MmioAddress, MmioAddressOffset, MmioRange, PioAddress, PioAddressOffset, PioRange,
@@ -49,7 +49,7 @@ use crate::exit::ExitEvent;
 /// COM1.
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// COM1's interrupt.
-pub const SERIAL_IRQ: u32 = 4;
+pub const SERIAL_IRQ: Gsi = Gsi(4);
 /// The keyboard controller's data port; its command port is four above.
 pub const I8042_PORT: u16 = 0x60;
 /// The PCI host bridge's reset control register.
@@ -141,7 +141,10 @@ impl Devices {
             serial: Arc::clone(&serial),
         };
         devices.add(SERIAL_PORT, 8, serial)?;
-        devices.add(I8042_PORT, 5, Arc::new(control::I8042::new(exit.clone())))?;
+        // Between the two is the 8254's port 0x61.
+        let i8042 = Arc::new(control::I8042::new(exit.clone()));
+        devices.add(I8042_PORT, 1, Arc::clone(&i8042) as _)?;
+        devices.add(I8042_PORT + 4, 1, i8042)?;
         devices.add(
             RESET_PORT,
             1,
@@ -151,7 +154,7 @@ impl Devices {
         Ok(devices)
     }
 
-    fn add(
+    pub(crate) fn add(
         &mut self,
         port: u16,
         count: PioAddressOffset,
@@ -162,7 +165,7 @@ impl Devices {
             .map_err(|source| DeviceError::Bus { port, source })
     }
 
-    fn add_mmio(
+    pub(crate) fn add_mmio(
         &mut self,
         address: u64,
         length: MmioAddressOffset,
@@ -177,14 +180,6 @@ impl Devices {
     #[must_use]
     pub fn serial(&self) -> &Arc<SerialDevice> {
         &self.serial
-    }
-
-    /// Wires the devices' interrupts to the VM's in-kernel chips.
-    ///
-    /// # Errors
-    /// What `KVM_IRQFD` answered.
-    pub fn connect_interrupts(&self, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
-        vm.register_irqfd(self.serial.interrupt(), SERIAL_IRQ)
     }
 
     /// Reads a port. `data` holds one access of `size` for `IN`, several for `REP INS`.

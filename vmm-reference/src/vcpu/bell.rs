@@ -8,12 +8,17 @@
 //! shows the difference.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 
 /// Who waits for a bell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Waiting {
+pub(crate) enum Waiting {
     /// A thread, in [`Bell::wait`].
     Here,
     /// An event loop, for [`Bell::as_raw_fd`] to become readable; [`Bell::wait`] then only
@@ -23,13 +28,13 @@ pub(super) enum Waiting {
 
 /// Rung by one thread, waited for by another. Several rings may be one.
 #[derive(Debug)]
-pub(super) struct Bell {
+pub(crate) struct Bell {
     rope: UnixStream,
     ear: UnixStream,
 }
 
 impl Bell {
-    pub(super) fn new(waiting: Waiting) -> io::Result<Self> {
+    pub(crate) fn new(waiting: Waiting) -> io::Result<Self> {
         let (rope, ear) = UnixStream::pair()?;
         // Nobody listens while the socket is full, and then there is a ring to be heard already.
         rope.set_nonblocking(true)?;
@@ -37,7 +42,7 @@ impl Bell {
         Ok(Self { rope, ear })
     }
 
-    pub(super) fn ring(&self) {
+    pub(crate) fn ring(&self) {
         match (&self.rope).write(&[1]) {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -46,7 +51,7 @@ impl Bell {
     }
 
     /// Takes the rings so far; waits for one, if it is a thread that waits. May return without.
-    pub(super) fn wait(&self) {
+    pub(crate) fn wait(&self) {
         let mut rings = [0; 64];
         match (&self.ear).read(&mut rings) {
             Ok(_) => {}
@@ -55,6 +60,24 @@ impl Bell {
                 if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
             Err(error) => tracing::error!(%error, "a thread cannot wait"),
         }
+    }
+
+    /// As [`Self::wait`], for a bell that an event loop could wait for too: until it rings or so
+    /// much time has passed. May return without.
+    pub(crate) fn wait_for(&self, time: Option<Duration>) {
+        let mut poll = [PollFd::new(self.ear.as_fd(), PollFlags::POLLIN)];
+        let time = time.map(TimeSpec::from_duration);
+        match ppoll(&mut poll, time, None) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => self.wait(),
+            Err(error) => tracing::error!(%error, "a thread cannot wait"),
+        }
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ear.as_fd()
     }
 }
 

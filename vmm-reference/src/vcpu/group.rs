@@ -16,18 +16,21 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 use std::{fmt, io};
 
-use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, OnStop, RunEnd};
+use debug_stub::kvm::{
+    DebugVcpu, Environment, ExitHandler, OnStop, RunEnd, UserInterrupts,
+};
 use debug_stub::x86_64::RegisterFile;
 use debug_stub::{Armed, GuestMemory, ResumePlan, Stop, StopReason, VcpuId, VcpuOrder};
 use thiserror::Error;
 
 use super::bell::{Bell, Waiting};
-use super::kick::{self, Kickable, TURN, Turn, VcpuThread};
+use super::kick::{self, Kickable, TURN, Turn};
+use crate::irqchip::{BoardThread, Irqchip};
 
 /// The vCPU threads could not be started.
 #[derive(Debug, Error)]
@@ -38,6 +41,9 @@ pub enum GroupError {
     /// No descriptor.
     #[error("the vCPU threads' socket pairs could not be created")]
     Bell(#[source] io::Error),
+    /// No thread for the interrupt chips.
+    #[error("the interrupt chips' thread could not be started")]
+    Chips(#[source] io::Error),
     /// No thread.
     #[error("the thread of {vcpu} could not be started")]
     Thread {
@@ -66,7 +72,6 @@ struct Slot {
     mail: Mutex<Mail>,
     bell: Bell,
     stop: AtomicBool,
-    thread: OnceLock<VcpuThread>,
     /// The last order was a step.
     stepped: AtomicBool,
 }
@@ -87,15 +92,6 @@ impl Slot {
             }
         }
     }
-
-    /// Makes the vCPU stop, wherever it is. Before its thread has begun there is nothing to
-    /// signal: it finds the flag.
-    fn kick(&self) {
-        self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.get() {
-            thread.kick();
-        }
-    }
 }
 
 /// The round that is under way.
@@ -113,6 +109,7 @@ type Run = dyn Fn(&mut DebugVcpu, &VcpuOrder, &Armed, &AtomicBool, OnStop) -> Ru
 
 struct Shared {
     slots: Vec<Slot>,
+    irqchip: Irqchip,
     round: Mutex<Round>,
     stopped: Bell,
     run: Box<Run>,
@@ -128,6 +125,22 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
+    /// Makes a vCPU stop, wherever it is. Before its thread has begun there is nothing to signal:
+    /// it finds the flag.
+    fn kick(&self, index: usize, slot: &Slot) {
+        slot.stop.store(true, Ordering::SeqCst);
+        let id = u16::try_from(index).map(VcpuId).unwrap_or_default();
+        if let Some(waker) = self.irqchip.waker(id) {
+            waker.rouse_for_stop();
+        }
+    }
+
+    fn kick_all(&self) {
+        for (index, slot) in self.slots.iter().enumerate() {
+            self.kick(index, slot);
+        }
+    }
+
     /// One vCPU has stopped.
     fn finish(&self, stop: Stop) {
         if stop.reason != StopReason::Interrupted {
@@ -135,7 +148,7 @@ impl Shared {
             // so this kick cannot hit one.
             for (index, slot) in self.slots.iter().enumerate() {
                 if index != stop.vcpu.index() {
-                    slot.kick();
+                    self.kick(index, slot);
                 }
             }
         }
@@ -145,6 +158,7 @@ impl Shared {
         }
         round.running = round.running.saturating_sub(1);
         if round.running == 0 {
+            self.irqchip.guest_stops();
             round.untold = true;
             self.signal();
         }
@@ -186,6 +200,8 @@ impl LostTurns {
 pub struct VcpuGroup {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Outlives the vCPUs' threads, which it serves.
+    _chips: Option<BoardThread>,
     /// Of the thread that asks for steps: made at the first one.
     turn: RefCell<Option<Turn>>,
     lost: Cell<LostTurns>,
@@ -196,9 +212,14 @@ impl VcpuGroup {
     ///
     /// # Errors
     /// If the host lacks a thread, a signal or a descriptor.
-    pub fn start<E, M>(vcpus: Vec<DebugVcpu>, exits: E, memory: M) -> Result<Self, GroupError>
+    pub fn start<E, M>(
+        vcpus: Vec<DebugVcpu>,
+        irqchip: Irqchip,
+        exits: E,
+        memory: M,
+    ) -> Result<Self, GroupError>
     where
-        E: ExitHandler + Send + Sync + 'static,
+        E: ExitHandler + UserInterrupts + Send + Sync + 'static,
         M: GuestMemory + Send + Sync + 'static,
     {
         kick::install().map_err(GroupError::Signal)?;
@@ -212,7 +233,6 @@ impl VcpuGroup {
                     mail: Mutex::default(),
                     bell: Bell::new(Waiting::Here)?,
                     stop: AtomicBool::new(false),
-                    thread: OnceLock::new(),
                     stepped: AtomicBool::new(false),
                 })
             })
@@ -231,8 +251,10 @@ impl VcpuGroup {
             };
             vcpu.run(order, armed, &environment)
         };
+        let chips = irqchip.start().map_err(GroupError::Chips)?;
         let shared = Arc::new(Shared {
             slots,
+            irqchip,
             round: Mutex::default(),
             stopped,
             run: Box::new(run),
@@ -241,6 +263,7 @@ impl VcpuGroup {
         let mut group = Self {
             shared: Arc::clone(&shared),
             threads: Vec::new(),
+            _chips: chips,
             turn: RefCell::default(),
             lost: Cell::default(),
         };
@@ -297,6 +320,7 @@ impl VcpuGroup {
             untold: false,
         };
         drop(round);
+        self.shared.irqchip.guest_runs();
         // All flags before the first order: a vCPU that stops at once kicks the others.
         for slot in &self.shared.slots {
             slot.stop.store(false, Ordering::Release);
@@ -336,16 +360,23 @@ impl VcpuGroup {
         let mut vcpu = lock(&slot.vcpu);
         let run = vcpu.kvm_run();
         let turn = turn.as_mut()?;
+        self.shared.irqchip.step_begins();
         let start = Instant::now();
         let end = loop {
+            let mut rang = false;
             let end = turn.take(run, |over| {
-                (self.shared.run)(&mut vcpu, order, armed, over, OnStop::Yield)
+                let end = (self.shared.run)(&mut vcpu, order, armed, over, OnStop::Yield);
+                rang = over.load(Ordering::Acquire);
+                end
             });
-            // The timer may ring for a turn before this one.
-            if !matches!(end, Ok(RunEnd::Yielded)) || start.elapsed() >= TURN {
+            // The timer may ring for a turn before this one. If it has not, the vCPU is halted, and
+            // its own thread waits.
+            let again = rang && matches!(end, Ok(RunEnd::Yielded)) && start.elapsed() < TURN;
+            if !again {
                 break end;
             }
         };
+        self.shared.irqchip.guest_stops();
         match end {
             Ok(RunEnd::Stopped(reason)) => {
                 self.lost.set(LostTurns::default());
@@ -384,9 +415,7 @@ impl VcpuGroup {
             return;
         }
         drop(round);
-        for slot in &self.shared.slots {
-            slot.kick();
-        }
+        self.shared.kick_all();
     }
 
     /// Becomes readable when a round is over.
@@ -427,8 +456,8 @@ impl Drop for VcpuGroup {
     fn drop(&mut self) {
         for slot in &self.shared.slots {
             slot.post(Mail::Quit);
-            slot.kick();
         }
+        self.shared.kick_all();
         for thread in self.threads.drain(..) {
             // A panic was reported as a stop already.
             let _ = thread.join();
@@ -460,8 +489,12 @@ fn vcpu_thread(id: VcpuId, shared: &Shared) {
     };
     let run = lock(&slot.vcpu).kvm_run();
     let _kickable = Kickable::enter(run);
-    // Once only: each slot has one thread.
-    let _ = slot.thread.set(VcpuThread::current());
+    if let Some(waker) = shared.irqchip.waker(id) {
+        waker.attach();
+    }
+    if shared.irqchip.user().is_some() {
+        kick::make_alarm();
+    }
     let mut resumed = false;
     loop {
         let (order, armed) = match slot.wait() {

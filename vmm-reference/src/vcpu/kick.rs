@@ -9,13 +9,14 @@
 //! A [`Turn`] uses the same handler to bound the time for which another thread than the vCPU's own
 //! runs it: there the signal is a timer's, and sets the flag itself.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::marker::PhantomData;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use intr_controller::GuestTime;
 use kvm_bindings::kvm_run;
 use libc::{c_int, c_void, pthread_t, siginfo_t};
 use nix::sys::signal::{SigEvent, SigevNotify, Signal};
@@ -25,6 +26,8 @@ use nix::time::ClockId;
 use nix::unistd::gettid;
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::irqchip::Moment;
 
 thread_local! {
     /// The run structure of the vCPU that this thread runs. Constant-initialised and without a
@@ -141,8 +144,58 @@ impl Turn {
     }
 }
 
+thread_local! {
+    static ALARM: RefCell<Option<Alarm>> = const { RefCell::new(None) };
+}
+
+/// The timer that makes a vCPU's own thread leave the guest when a timer of its local APIC is due,
+/// where the VMM has that: the signal is a kick, which stops nothing.
+#[derive(Debug)]
+struct Alarm {
+    timer: Timer,
+    /// For when, by guest time, and how often that had stood still.
+    set: Option<(GuestTime, u64)>,
+}
+
+/// A guest may ask for every nanosecond, and gets an exit no oftener than this. KVM's own chips do the
+/// same (`min_timer_period_us`, 200 µs).
+pub(crate) const SHORTEST_WAIT: Duration = Duration::from_micros(50);
+
+/// Gives the calling thread, a vCPU's own, an alarm.
+pub(super) fn make_alarm() {
+    let to_this_thread = SigEvent::new(SigevNotify::SigevThreadId {
+        // The same handler: it sets `immediate_exit`.
+        signal: TURN_OVER,
+        thread_id: gettid().as_raw(),
+        si_value: 0,
+    });
+    match Timer::new(ClockId::CLOCK_MONOTONIC, to_this_thread) {
+        Ok(timer) => ALARM.set(Some(Alarm { timer, set: None })),
+        Err(error) => tracing::error!(%error, "the guest's timers will be late"),
+    }
+}
+
+/// Sets the calling thread's alarm, if it has one and it is set for another time. An alarm for earlier
+/// than wanted is left alone if nothing is wanted: it is not worth a system call.
+pub(crate) fn set_alarm(deadline: Option<GuestTime>, moment: &Moment) {
+    let Some(deadline) = deadline else { return };
+    ALARM.with_borrow_mut(|alarm| {
+        let Some(alarm) = alarm else { return };
+        let wanted = Some((deadline, moment.epoch));
+        if alarm.set == wanted {
+            return;
+        }
+        let left = deadline.saturating_since(moment.now).max(SHORTEST_WAIT);
+        let once = Expiration::OneShot(TimeSpec::from_duration(left));
+        match alarm.timer.set(once, TimerSetTimeFlags::empty()) {
+            Ok(()) => alarm.set = wanted,
+            Err(error) => tracing::error!(%error, "a timer of the guest's will be late"),
+        }
+    });
+}
+
 /// A thread that can be kicked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct VcpuThread(pthread_t);
 
 impl VcpuThread {
@@ -150,6 +203,11 @@ impl VcpuThread {
     pub(super) fn current() -> Self {
         // SAFETY: has no precondition.
         Self(unsafe { libc::pthread_self() })
+    }
+
+    /// Whether it is the calling one.
+    pub(super) fn is_current(&self) -> bool {
+        *self == Self::current()
     }
 
     /// Sends the signal. The thread must not have been joined.

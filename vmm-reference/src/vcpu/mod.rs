@@ -1,9 +1,11 @@
 //! One thread per vCPU, and the group of them that starts and stops as one.
 
-mod bell;
+pub(crate) mod bell;
 mod exits;
 mod group;
-mod kick;
+pub(crate) mod kick;
+mod waker;
 
 pub use exits::MachineExits;
 pub use group::{GroupError, VcpuGroup};
+pub use waker::Waker;

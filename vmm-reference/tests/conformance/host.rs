@@ -1,19 +1,21 @@
 //! The host's side of a running script: a machine, its vCPUs, and the lines of its devices.
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::OnceLock;
 
-use debug_stub::kvm::{DebugVcpu, ExitHandler, VmMemory};
+use debug_stub::kvm::{DebugVcpu, Entering, ExitHandler, Permit, UserInterrupts, VmMemory};
 use debug_stub::{Stop, StopReason};
-use intr_controller::kvm::{KernelIrqchip, MsiOutcome};
-use intr_controller::{Gsi, MsiMessage};
-use kvm_ioctls::{Kvm, VmFd};
-use vcpu_caps::{Plan, VcpuId};
+use intr_controller::routing::SourceId;
+use intr_controller::{Gsi, IrqchipMode, MsiMessage};
+use kvm_ioctls::{Kvm, VcpuFd};
+use vcpu_caps::{Capability, Plan, VcpuId};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_reference::devices::InterruptLines;
 use vmm_reference::guests::SCRIPT;
+use vmm_reference::irqchip::Irqchip;
 use vmm_reference::memory::GuestRam;
-use vmm_reference::run::plan;
+use vmm_reference::run::{Wanted, plan};
 use vmm_reference::vcpu::{MachineExits, VcpuGroup};
 use vmm_reference::{Machine, MachineConfig};
 
@@ -32,10 +34,26 @@ pub fn machine(mode: Mode, cpus: u16) -> Machine {
     let mut config = MachineConfig::new(SCRIPT.image());
     config.cpus = cpus;
     config.memory = wire::MEMORY;
-    match mode {
-        Mode::Kernel => {}
-    }
+    config.irqchip = match mode {
+        Mode::Kernel => IrqchipMode::Kernel,
+        Mode::Split => IrqchipMode::Split,
+        Mode::User => IrqchipMode::User,
+    };
+    config.tsc_deadline = plan_for(config.irqchip).has(Capability::UserTscDeadline);
     Machine::new(&config).unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+/// What the host can do for a machine with these chips.
+fn plan_for(irqchip: IrqchipMode) -> &'static Plan {
+    static PLANS: [OnceLock<Plan>; 3] = [const { OnceLock::new() }; 3];
+    let place = IrqchipMode::ALL.iter().position(|mode| *mode == irqchip);
+    PLANS[place.unwrap()].get_or_init(|| {
+        let wanted = Wanted {
+            irqchip: Some(irqchip),
+            ..Wanted::default()
+        };
+        plan(&Kvm::new().unwrap(), wanted).unwrap().0
+    })
 }
 
 /// Cycles of a vCPU's TSC in a millisecond.
@@ -54,15 +72,15 @@ pub fn tsc_khz() -> u64 {
 /// # Errors
 /// How it ended otherwise; the log may tell more.
 pub fn run(machine: Machine) -> (GuestRam, Result<(), String>) {
-    static PLAN: OnceLock<Plan> = OnceLock::new();
-    let plan = PLAN.get_or_init(|| plan(&machine.kvm, false).unwrap());
+    let plan = plan_for(machine.irqchip.mode());
     let memory = machine.memory;
+    let irqchip = machine.irqchip;
     let exits = Exits {
         machine: MachineExits {
             devices: machine.devices,
+            irqchip: irqchip.clone(),
             exit: machine.exit,
         },
-        irqchip: machine.irqchip,
         memory: memory.clone(),
         done: AtomicU16::new(RUNNING),
     };
@@ -71,7 +89,7 @@ pub fn run(machine: Machine) -> (GuestRam, Result<(), String>) {
         .zip(machine.vcpus)
         .map(|(id, fd)| DebugVcpu::new(id, fd, plan))
         .collect();
-    let group = VcpuGroup::start(vcpus, exits, VmMemory(memory.clone())).unwrap();
+    let group = VcpuGroup::start(vcpus, irqchip, exits, VmMemory(memory.clone())).unwrap();
     group.resume_all();
     if !stops_in_time(&group) {
         group.interrupt();
@@ -108,26 +126,29 @@ fn stops_in_time(group: &VcpuGroup) -> bool {
 /// The fields drop in this order: the VM before the memory.
 struct Exits {
     machine: MachineExits,
-    irqchip: Arc<KernelIrqchip<VmFd>>,
     memory: GuestRam,
     done: AtomicU16,
 }
 
 impl Exits {
+    fn irqchip(&self) -> &Irqchip {
+        &self.machine.irqchip
+    }
+
     fn call(&self, operation: u64) {
         let read = |offset| {
             let address = GuestAddress(operation + offset);
             self.memory.read_obj::<u64>(address).unwrap()
         };
         let answer = match HostCall::decode(read(8), read(16)) {
-            HostCall::Line { gsi, level } => match self.irqchip.set_irq_line(Gsi(gsi), level) {
-                Ok(()) => 0,
-                Err(_) => REFUSED,
-            },
+            HostCall::Line { gsi, level } => {
+                let device = SourceId::new(0).unwrap();
+                self.irqchip().set_line(Gsi(gsi), device, level);
+                0
+            }
             HostCall::Msi { address, data } => {
-                match self.irqchip.signal_msi(MsiMessage { address, data }) {
-                    Ok(MsiOutcome::Accepted) => 1,
-                    Ok(MsiOutcome::NotAccepted) => 0,
+                match self.irqchip().signal_msi(MsiMessage { address, data }) {
+                    Ok(taken) => taken.into(),
                     Err(_) => REFUSED,
                 }
             }
@@ -165,5 +186,43 @@ impl ExitHandler for Exits {
             RUNNING => self.machine.exited(),
             status => Some(status.to_le_bytes()[0]),
         }
+    }
+}
+
+impl UserInterrupts for Exits {
+    fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
+        self.machine.before_entry(vcpu, fd, entering)
+    }
+
+    fn after_exit(&self, vcpu: VcpuId, fd: &mut VcpuFd) {
+        self.machine.after_exit(vcpu, fd);
+    }
+
+    fn halted(&self, vcpu: VcpuId) {
+        self.machine.halted(vcpu);
+    }
+
+    fn wait(&self, vcpu: VcpuId, stop: &AtomicBool) {
+        self.machine.wait(vcpu, stop);
+    }
+
+    fn local_read(&self, vcpu: VcpuId, address: u64, data: &mut [u8]) -> bool {
+        self.machine.local_read(vcpu, address, data)
+    }
+
+    fn local_write(&self, vcpu: VcpuId, address: u64, data: &[u8]) -> bool {
+        self.machine.local_write(vcpu, address, data)
+    }
+
+    fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<u64> {
+        self.machine.read_msr(vcpu, index)
+    }
+
+    fn write_msr(&self, vcpu: VcpuId, fd: &VcpuFd, index: u32, value: u64) -> bool {
+        self.machine.write_msr(vcpu, fd, index, value)
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        self.machine.end_of_interrupt(vector);
     }
 }

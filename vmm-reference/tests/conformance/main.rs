@@ -79,4 +79,6 @@ macro_rules! in_modes {
 
 in_modes! {
     kernel: Kernel,
+    split: Split,
+    user: User,
 }

@@ -9,6 +9,10 @@ use std::path::Path;
 pub enum Mode {
     /// All are KVM's.
     Kernel,
+    /// The local APICs are KVM's, the others ours.
+    Split,
+    /// All are ours.
+    User,
 }
 
 /// A part that is KVM's in some modes.
@@ -24,9 +28,9 @@ impl Mode {
     /// Whether the chip is KVM's.
     pub fn is_kvms(self, chip: Chip) -> bool {
         match self {
-            Self::Kernel => match chip {
-                Chip::LocalApic | Chip::Ioapic | Chip::Pic | Chip::Pit => true,
-            },
+            Self::Kernel => true,
+            Self::Split => chip == Chip::LocalApic,
+            Self::User => false,
         }
     }
 
@@ -53,6 +57,8 @@ impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kernel => "kernel",
+            Self::Split => "split",
+            Self::User => "user",
         })
     }
 }

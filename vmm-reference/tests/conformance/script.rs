@@ -209,10 +209,11 @@ impl Script {
         self.host(HostCall::Line { gsi, level });
     }
 
-    /// Up and down again.
+    /// A rise. The line stays up until the next one, as a device's does until it is served: one that
+    /// fell before the acknowledge would be a glitch to an 8259A.
     pub fn pulse(&mut self, gsi: u32) {
-        self.line(gsi, true);
         self.line(gsi, false);
+        self.line(gsi, true);
     }
 
     /// A device sends a message. Answers 1 if a local APIC took it, 0 if none did, and

@@ -69,6 +69,7 @@ pub(super) enum Exit {
     Hlt,
     IrqWindowOpen,
     Rdmsr(u32),
+    Wrmsr(u32, u64),
     /// `EINTR`, and time had not run out.
     Interrupted,
     Other(String),
@@ -85,6 +86,9 @@ impl fmt::Display for Exit {
             Self::Hlt => f.write_str("KVM_EXIT_HLT"),
             Self::IrqWindowOpen => f.write_str("KVM_EXIT_IRQ_WINDOW_OPEN"),
             Self::Rdmsr(index) => write!(f, "KVM_EXIT_X86_RDMSR of {index:#x}"),
+            Self::Wrmsr(index, value) => {
+                write!(f, "KVM_EXIT_X86_WRMSR of {value:#x} to {index:#x}")
+            }
             Self::Interrupted => f.write_str("EINTR"),
             Self::Other(what) => f.write_str(what),
         }
@@ -382,6 +386,10 @@ fn owned(exit: VcpuExit<'_>) -> Exit {
             *exit.data = super::host::MSR_ANSWER;
             *exit.error = 0;
             Exit::Rdmsr(exit.index)
+        }
+        VcpuExit::X86Wrmsr(exit) => {
+            *exit.error = 0;
+            Exit::Wrmsr(exit.index, exit.data)
         }
         VcpuExit::Intr => Exit::Interrupted,
         VcpuExit::InternalError => Exit::Other(INTERNAL_ERROR.into()),

@@ -41,7 +41,7 @@ pub(super) fn dsdt() -> Sdt {
                     &ResourceTemplate::new(vec![
                         &IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8),
                         // For this device, edge-triggered, active high, not shared: ISA's.
-                        &Interrupt::new(true, true, false, false, SERIAL_IRQ),
+                        &Interrupt::new(true, true, false, false, SERIAL_IRQ.0),
                     ]),
                 ),
             ],

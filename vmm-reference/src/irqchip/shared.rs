@@ -1,0 +1,311 @@
+//! The board under its lock, its thread, and its way to the processors.
+//!
+//! The thread serves what nobody else would: the 8254 when its time has come, and the descriptors by
+//! which devices signal. It sleeps in one `ppoll`, and while the guest is stopped its time stands
+//! still, so that only a descriptor wakes it.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use arrayvec::ArrayVec;
+use intr_controller::board::Board;
+use intr_controller::ioapic::{IoApic, IoApicPins, IoApicVersion};
+use intr_controller::routing::{GsiRouter, RouteError, SourceId};
+use intr_controller::{DestinationFormat, Gsi, GuestTime, InterruptMessage};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use vm_device::bus::{MmioAddress, MmioAddressOffset, PioAddress, PioAddressOffset};
+use vm_device::{DeviceMmio, DevicePio};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::clock::GuestClock;
+use crate::vcpu::bell::{Bell, Waiting};
+use crate::vcpu::kick::SHORTEST_WAIT;
+
+/// Where the board's interrupts go.
+pub(super) trait Processors: Send + Sync {
+    /// Delivers a message. No lock is held.
+    fn deliver(&self, message: &InterruptMessage);
+    /// INTR is at this level. The board's lock is held, so that levels come in their order.
+    fn intr(&self, level: bool);
+    /// Entries of the IOAPIC have changed. The board's lock is held, and nothing has been delivered
+    /// by the new ones.
+    fn entries_changed(&self, ioapic: &IoApic);
+}
+
+/// More than one call on the board delivers: an EOI for each pin, and a tick.
+type Messages = ArrayVec<InterruptMessage, 32>;
+
+/// A board that several threads use.
+pub(super) struct SharedBoard<P> {
+    board: Mutex<Board>,
+    pub(super) processors: P,
+    clock: Arc<GuestClock>,
+    /// When the board's time has come, in nanoseconds of guest time; `u64::MAX` is never.
+    next: AtomicU64,
+    /// Wakes the thread.
+    bell: Bell,
+    quit: AtomicBool,
+    /// What devices signal, and on which GSI.
+    events: Mutex<Vec<(EventFd, Gsi)>>,
+}
+
+impl<P> fmt::Debug for SharedBoard<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedBoard")
+            .field("board", &self.board)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an operation on the board leaves to be done.
+#[derive(Default)]
+struct Todo {
+    messages: Messages,
+    changed: IoApicPins,
+}
+
+impl Todo {
+    fn deliver(&mut self) -> impl FnMut(InterruptMessage) + '_ {
+        // There is room for all that one operation delivers.
+        |message| self.messages.try_push(message).unwrap_or_default()
+    }
+}
+
+impl<P: Processors> SharedBoard<P> {
+    pub(super) fn new(processors: P, clock: Arc<GuestClock>) -> Result<Self, SharedBoardError> {
+        let board = Board::new(
+            // As KVM's own: GSI 0, the 8254, at pin 0, which is what the ACPI tables say.
+            &GsiRouter::identity_entries(),
+            IoApicVersion::V20,
+            DestinationFormat::default(),
+        )?;
+        processors.entries_changed(board.ioapic());
+        Ok(Self {
+            board: Mutex::new(board),
+            processors,
+            clock,
+            next: AtomicU64::new(u64::MAX),
+            bell: Bell::new(Waiting::InALoop)?,
+            quit: AtomicBool::new(false),
+            events: Mutex::default(),
+        })
+    }
+
+    /// Does something with the board, and all that follows from it.
+    fn with<T>(&self, act: impl FnOnce(&mut Board, &mut Todo) -> T) -> T {
+        let mut todo = Todo::default();
+        let mut board = lock(&self.board);
+        let intr = board.intr();
+        let answer = act(&mut board, &mut todo);
+        if !todo.changed.is_empty() {
+            self.processors.entries_changed(board.ioapic());
+        }
+        if board.intr() != intr {
+            self.processors.intr(!intr);
+        }
+        let next = board.next_deadline().map_or(u64::MAX, GuestTime::as_ns);
+        let earlier = next < self.next.swap(next, Ordering::AcqRel);
+        drop(board);
+        if earlier {
+            self.bell.ring();
+        }
+        for message in &todo.messages {
+            self.processors.deliver(message);
+        }
+        answer
+    }
+
+    pub(super) fn set_line(&self, gsi: Gsi, source: SourceId, level: bool) {
+        let set = self.with(|board, todo| board.set_line(gsi, source, level, todo.deliver()));
+        if let Err(error) = set {
+            tracing::debug!(%error, "a line that goes nowhere");
+        }
+    }
+
+    fn pulse(&self, gsi: Gsi) {
+        if let Err(error) = self.with(|board, todo| board.pulse(gsi, todo.deliver())) {
+            tracing::debug!(%error, "a line that goes nowhere");
+        }
+    }
+
+    /// A local APIC's EOI of a level-triggered vector.
+    pub(super) fn end_of_interrupt(&self, vector: u8) {
+        self.with(|board, todo| board.eoi(vector, todo.deliver()));
+    }
+
+    /// Acknowledges an ExtINT and gives its vector to `inject`, under the board's lock: until the
+    /// vCPU has it no other can be told that INTR is still up.
+    pub(super) fn acknowledge<T>(&self, inject: impl FnOnce(u8) -> T) -> T {
+        self.with(|board, _| {
+            let vector = board.acknowledge();
+            let answer = inject(vector);
+            // Also if it is as before: the acknowledge has ended the request that LINT0 passed on.
+            self.processors.intr(board.intr());
+            answer
+        })
+    }
+
+    pub(super) fn intr(&self) -> bool {
+        lock(&self.board).intr()
+    }
+
+    /// Serves the 8254 if its time has come. For a vCPU's thread as well: one that steps its vCPU
+    /// need not wait for the board's own.
+    pub(super) fn advance(&self, now: GuestTime) {
+        if now.as_ns() >= self.next.load(Ordering::Acquire) {
+            self.with(|board, todo| board.advance(now, todo.deliver()));
+        }
+    }
+
+    /// Guest time passes again.
+    pub(super) fn resumed(&self) {
+        if self.next.load(Ordering::Acquire) != u64::MAX {
+            self.bell.ring();
+        }
+    }
+
+    /// Each event of the descriptor is an edge of the line.
+    pub(super) fn connect(&self, event: EventFd, gsi: Gsi) {
+        lock(&self.events).push((event, gsi));
+        self.bell.ring();
+    }
+
+    fn serve(&self) {
+        while !self.quit.load(Ordering::Acquire) {
+            let moment = self.clock.read();
+            let mut time = None;
+            if moment.running {
+                self.advance(moment.now);
+                let next = GuestTime::from_ns(self.next.load(Ordering::Acquire));
+                if next != GuestTime::MAX {
+                    time = Some(next.saturating_since(moment.now).max(SHORTEST_WAIT));
+                }
+            }
+            let events = lock(&self.events);
+            let mut polls = Vec::with_capacity(1 + events.len());
+            polls.push(PollFd::new(self.bell.as_fd(), PollFlags::POLLIN));
+            let fds = events.iter().map(|(event, _)| borrow(event));
+            polls.extend(fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+            match ppoll(&mut polls, time.map(TimeSpec::from_duration), None) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => tracing::error!(%error, "the interrupt chips cannot wait"),
+            }
+            let rang = |poll: &PollFd<'_>| poll.any().unwrap_or(false);
+            if polls.first().is_some_and(rang) {
+                self.bell.wait();
+            }
+            let signalled: Vec<Gsi> = polls
+                .iter()
+                .skip(1)
+                .zip(events.iter())
+                .filter(|(poll, _)| rang(poll))
+                // Several signals are one edge, as with KVM's own.
+                .filter_map(|(_, (event, gsi))| event.read().ok().map(|_| *gsi))
+                .collect();
+            drop(polls);
+            drop(events);
+            for gsi in signalled {
+                self.pulse(gsi);
+            }
+        }
+    }
+}
+
+/// An eventfd as what `ppoll` takes.
+fn borrow(event: &EventFd) -> std::os::fd::BorrowedFd<'_> {
+    // SAFETY: the descriptor is open as long as `event` lives, which the answer borrows.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) }
+}
+
+/// The board could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SharedBoardError {
+    /// Its routes.
+    #[error(transparent)]
+    Routes(#[from] RouteError),
+    /// No descriptor, or no thread.
+    #[error("the interrupt chips' socket pair could not be made")]
+    System(#[from] io::Error),
+}
+
+/// The board's thread. Dropping it ends it.
+pub(crate) struct BoardThread {
+    stop: Box<dyn Fn() + Send + Sync>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for BoardThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BoardThread").finish_non_exhaustive()
+    }
+}
+
+impl BoardThread {
+    pub(super) fn start<P: Processors + 'static>(board: &Arc<SharedBoard<P>>) -> io::Result<Self> {
+        board.quit.store(false, Ordering::Release);
+        let served = Arc::clone(board);
+        let thread = thread::Builder::new()
+            .name("chips".to_owned())
+            .spawn(move || served.serve())?;
+        let stopped = Arc::clone(board);
+        Ok(Self {
+            stop: Box::new(move || {
+                stopped.quit.store(true, Ordering::Release);
+                stopped.bell.ring();
+            }),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for BoardThread {
+    fn drop(&mut self) {
+        (self.stop)();
+        if let Some(thread) = self.thread.take() {
+            // A panic was printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The board on the machine's bus.
+pub(super) struct OnTheBus<P>(pub(super) Arc<SharedBoard<P>>);
+
+impl<P: Processors> DevicePio for OnTheBus<P> {
+    fn pio_read(&self, base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
+        let port = base.0.wrapping_add(offset);
+        let now = self.0.clock.read().now;
+        self.0.with(|board, _| board.read_port(port, data, now));
+    }
+
+    fn pio_write(&self, base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
+        let port = base.0.wrapping_add(offset);
+        let now = self.0.clock.read().now;
+        self.0
+            .with(|board, todo| board.write_port(port, data, now, todo.deliver()));
+    }
+}
+
+impl<P: Processors> DeviceMmio for OnTheBus<P> {
+    fn mmio_read(&self, base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
+        lock(&self.0.board).read_memory(base.0.wrapping_add(offset), data);
+    }
+
+    fn mmio_write(&self, base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
+        self.0.with(|board, todo| {
+            let address = base.0.wrapping_add(offset);
+            todo.changed = board.write_memory(address, data, todo.deliver()).changed;
+        });
+    }
+}
+
+/// Locks, also after a panic elsewhere: what these mutexes guard is whole between statements.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,298 @@
+//! `--irqchip user`: all chips are ours.
+//!
+//! Locks, in the order in which they are taken: the board's, then a vCPU's; the table of destinations
+//! is read while a vCPU's is not held.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use debug_stub::kvm::{Entering, Permit};
+use intr_controller::ioapic::IoApic;
+use intr_controller::kvm::{Observation, ObserveError, UserEntry, UserVcpu};
+use intr_controller::{
+    Acceptance, Destinations, DestinationsError, Effect, InterruptMessage, Lapic, LapicConfig,
+    VcpuIndex,
+};
+use kvm_ioctls::VcpuFd;
+use vcpu_caps::VcpuId;
+
+use super::clock::{GuestClock, Moment};
+use super::shared::{Processors, SharedBoard, lock};
+use crate::vcpu::{Waker, kick};
+
+/// The local APICs, and who answers to what.
+#[derive(Debug)]
+pub(super) struct UserProcessors {
+    vcpus: Vec<Mutex<UserVcpu>>,
+    destinations: RwLock<Destinations>,
+    wakers: Arc<[Waker]>,
+}
+
+impl UserProcessors {
+    pub(super) fn new(
+        configs: impl Iterator<Item = LapicConfig>,
+        wakers: Arc<[Waker]>,
+    ) -> Result<Self, DestinationsError> {
+        let vcpus: Vec<UserVcpu> = configs.map(UserVcpu::new).collect();
+        let rows = vcpus.iter().map(|vcpu| vcpu.lapic().destination());
+        Ok(Self {
+            destinations: RwLock::new(Destinations::new(rows.collect())?),
+            vcpus: vcpus.into_iter().map(Mutex::new).collect(),
+            wakers,
+        })
+    }
+
+    /// Delivers a message; answers how many it was for.
+    pub(super) fn send(&self, message: &InterruptMessage) -> usize {
+        let destinations = self
+            .destinations
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        destinations.route(message, |target| self.accept(target, message))
+    }
+
+    fn accept(&self, target: VcpuIndex, message: &InterruptMessage) {
+        let Some(vcpu) = self.vcpus.get(target.get()) else {
+            return;
+        };
+        let acceptance = lock(vcpu).lapic_mut().accept(message);
+        // What is merged has woken it when it came.
+        if acceptance == Acceptance::Accepted {
+            self.wake(target.get());
+        }
+    }
+
+    fn wake(&self, index: usize) {
+        if let Some(waker) = self.wakers.get(index) {
+            waker.wake();
+        }
+    }
+
+    /// The table's row of a vCPU is what its APIC says.
+    fn refresh(&self, index: usize, vcpu: &Mutex<UserVcpu>) {
+        let row = lock(vcpu).lapic().destination();
+        let place = VcpuIndex(u16::try_from(index).unwrap_or(u16::MAX));
+        let mut destinations = self
+            .destinations
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = destinations.update(place, row) {
+            tracing::error!(%error, "interrupts will miss a vCPU");
+        }
+    }
+}
+
+impl Processors for UserProcessors {
+    fn deliver(&self, message: &InterruptMessage) {
+        self.send(message);
+    }
+
+    /// INTR is wired to LINT0 of every local APIC (MP spec 1.4, 3.6.2.2, "Virtual Wire Mode").
+    fn intr(&self, level: bool) {
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            let acceptance = lock(vcpu).lapic_mut().set_lint0(level);
+            if acceptance == Acceptance::Accepted {
+                self.wake(index);
+            }
+        }
+    }
+
+    /// Messages are made of the entries when they are sent.
+    fn entries_changed(&self, _: &IoApic) {}
+}
+
+/// The chips of a machine without any in the kernel.
+#[derive(Debug)]
+pub struct UserChips {
+    pub(super) board: Arc<SharedBoard<UserProcessors>>,
+    pub(super) clock: Arc<GuestClock>,
+}
+
+impl UserChips {
+    fn processors(&self) -> &UserProcessors {
+        &self.board.processors
+    }
+
+    fn vcpu(&self, id: VcpuId) -> Option<&Mutex<UserVcpu>> {
+        self.processors().vcpus.get(id.index())
+    }
+
+    pub(crate) fn before_entry(&self, id: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
+        let (Some(vcpu), Some(waker)) =
+            (self.vcpu(id), self.processors().wakers.get(id.index()))
+        else {
+            return Permit::Failed(format!("{id} has no local APIC"));
+        };
+        waker.attend();
+        let moment = self.clock.read();
+        self.board.advance(moment.now);
+        loop {
+            let mut locked = lock(vcpu);
+            if entering.incomplete && locked.lapic().startup_pending() {
+                return Permit::Complete;
+            }
+            match locked.prepare(fd, entering.masked, moment.now, moment.epoch) {
+                Ok(UserEntry::Run) => {
+                    // A step is over soon, and a masked vCPU takes nothing.
+                    if !entering.stepping && !entering.masked {
+                        kick::set_alarm(locked.lapic().next_deadline(moment.now), &moment);
+                    }
+                    return Permit::Enter;
+                }
+                Ok(UserEntry::Wait) => return Permit::Wait,
+                Ok(UserEntry::Restarted) => {
+                    drop(locked);
+                    self.processors().refresh(id.index(), vcpu);
+                    return Permit::Restarted;
+                }
+                Ok(UserEntry::Acknowledge) => {
+                    drop(locked);
+                    let injected = self
+                        .board
+                        .acknowledge(|vector| lock(vcpu).inject_ext_int(fd, vector));
+                    if let Err(error) = injected {
+                        return Permit::Failed(error.to_string());
+                    }
+                }
+                Err(error) => return Permit::Failed(error.to_string()),
+            }
+        }
+    }
+
+    pub(crate) fn after_exit(&self, id: VcpuId, fd: &mut VcpuFd) {
+        if let Some(vcpu) = self.vcpu(id) {
+            lock(vcpu).returned(fd);
+        }
+    }
+
+    pub(crate) fn halted(&self, id: VcpuId) {
+        if let Some(vcpu) = self.vcpu(id) {
+            lock(vcpu).halt();
+        }
+    }
+
+    pub(crate) fn wait(&self, id: VcpuId, stop: &AtomicBool) {
+        let (Some(vcpu), Some(waker)) =
+            (self.vcpu(id), self.processors().wakers.get(id.index()))
+        else {
+            return;
+        };
+        let Moment { now, .. } = self.clock.read();
+        let deadline = lock(vcpu).lapic().next_deadline(now);
+        let left = deadline.map(|at| at.saturating_since(now).max(kick::SHORTEST_WAIT));
+        waker.sleep(stop, left);
+    }
+
+    /// What the vCPU waits for, in one word.
+    pub(crate) fn waiting(&self, id: VcpuId) -> Option<&'static str> {
+        let vcpu = lock(self.vcpu(id)?);
+        if vcpu.lapic().waiting_for_sipi() {
+            Some("waits for SIPI")
+        } else if vcpu.is_halted() {
+            Some("halted")
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn observe(&self, id: VcpuId, fd: &VcpuFd) -> Option<Result<Observation, ObserveError>> {
+        // The debugger asks what is due by now.
+        let Moment { now, .. } = self.clock.read();
+        self.board.advance(now);
+        let mut vcpu = lock(self.vcpu(id)?);
+        vcpu.lapic_mut().advance(now);
+        Some(vcpu.observe(fd))
+    }
+
+    pub(super) fn cr8(&self, id: VcpuId) -> Option<u8> {
+        Some(lock(self.vcpu(id)?).lapic().cr8())
+    }
+
+    pub(super) fn set_cr8(&self, id: VcpuId, value: u64) {
+        if let Some(vcpu) = self.vcpu(id) {
+            // KVM has taken it, so it has no reserved bit.
+            let _ = lock(vcpu).lapic_mut().set_cr8(value);
+        }
+    }
+
+    /// Acts on the local APIC of a vCPU, if the address is in its page.
+    fn at<T>(
+        &self,
+        id: VcpuId,
+        address: u64,
+        act: impl FnOnce(&mut Lapic, u16) -> T,
+    ) -> Option<T> {
+        let mut vcpu = lock(self.vcpu(id)?);
+        let offset = vcpu.lapic().mmio_offset(address)?;
+        Some(act(vcpu.lapic_mut(), offset))
+    }
+
+    pub(crate) fn local_read(&self, id: VcpuId, address: u64, data: &mut [u8]) -> bool {
+        let Moment { now, .. } = self.clock.read();
+        self.at(id, address, |lapic, offset| lapic.mmio_read(offset, data, now))
+            .is_some()
+    }
+
+    pub(crate) fn local_write(&self, id: VcpuId, address: u64, data: &[u8]) -> bool {
+        let Moment { now, .. } = self.clock.read();
+        let effect = self.at(id, address, |lapic, offset| {
+            lapic.mmio_write(offset, data, now)
+        });
+        match effect {
+            Some(effect) => {
+                self.apply(id, effect);
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(crate) fn read_msr(&self, id: VcpuId, index: u32) -> Option<u64> {
+        if !Lapic::owns_msr(index) {
+            return None;
+        }
+        let Moment { now, .. } = self.clock.read();
+        lock(self.vcpu(id)?).read_msr(index, now).ok()
+    }
+
+    pub(crate) fn write_msr(&self, id: VcpuId, fd: &VcpuFd, index: u32, value: u64) -> bool {
+        let Some(vcpu) = self.vcpu(id).filter(|_| Lapic::owns_msr(index)) else {
+            return false;
+        };
+        let Moment { now, .. } = self.clock.read();
+        let written = lock(vcpu).write_msr(fd, index, value, now);
+        match written {
+            Ok(effect) => {
+                self.apply(id, effect);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Does what a register access asks for. No lock is held.
+    fn apply(&self, id: VcpuId, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::NotSent { delivery_mode } => {
+                tracing::debug!(vcpu = %id, delivery_mode, "an IPI of a mode that does not exist");
+            }
+            Effect::EoiBroadcast(vector) => self.board.end_of_interrupt(vector.get()),
+            Effect::IdentityChanged => {
+                if let Some(vcpu) = self.vcpu(id) {
+                    self.processors().refresh(id.index(), vcpu);
+                }
+            }
+            Effect::Ipi(ipi) => {
+                let processors = self.processors();
+                let destinations = processors
+                    .destinations
+                    .read()
+                    .unwrap_or_else(PoisonError::into_inner);
+                destinations.route_ipi(VcpuIndex(id.0), &ipi, |target| {
+                    processors.accept(target, &ipi.message);
+                });
+            }
+        }
+    }
+}

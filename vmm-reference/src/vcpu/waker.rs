@@ -1,0 +1,147 @@
+//! How a vCPU is told that something has arrived for it, where the VMM has the chips.
+//!
+//! The vCPU is in one of three places: in the guest, which a signal makes it leave; about to enter
+//! it, where the signal's handler keeps it out ([`kick`](super::kick)); or asleep, because it is
+//! halted, where a bell wakes it. It looks at what has arrived before each entry and before it
+//! sleeps, so one who has something for it first puts it there, then calls [`Waker::wake`].
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::io;
+
+use super::bell::{Bell, Waiting};
+use super::kick::VcpuThread;
+
+/// One vCPU's.
+#[derive(Debug)]
+pub struct Waker {
+    thread: OnceLock<VcpuThread>,
+    /// Something has arrived that the vCPU has not looked at.
+    attention: AtomicBool,
+    /// Its thread sleeps, or is about to.
+    asleep: AtomicBool,
+    bell: Bell,
+}
+
+impl Waker {
+    /// # Errors
+    /// If there is no descriptor left.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            thread: OnceLock::new(),
+            attention: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            bell: Bell::new(Waiting::InALoop)?,
+        })
+    }
+
+    /// The calling thread runs the vCPU from now on.
+    pub(super) fn attach(&self) {
+        // Once only: each vCPU has one thread.
+        let _ = self.thread.set(VcpuThread::current());
+    }
+
+    /// Something has arrived. Its own thread needs no telling: it looks before it enters.
+    pub fn wake(&self) {
+        if self.attention.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        match self.thread.get() {
+            Some(thread) if !thread.is_current() => self.rouse(thread),
+            _ => {}
+        }
+    }
+
+    /// Makes the thread look: for a stop, whose flag the caller has set (`SeqCst`).
+    pub(super) fn rouse_for_stop(&self) {
+        if let Some(thread) = self.thread.get() {
+            self.rouse(thread);
+        }
+    }
+
+    fn rouse(&self, thread: &VcpuThread) {
+        // Either this sees that it sleeps, or it sees, before it does, what this is about: both
+        // write first and look then, in one order for all (SeqCst).
+        if self.asleep.load(Ordering::SeqCst) {
+            self.bell.ring();
+        } else {
+            thread.kick();
+        }
+    }
+
+    /// The vCPU looks at what has arrived, right after this.
+    pub(crate) fn attend(&self) {
+        self.attention.store(false, Ordering::SeqCst);
+    }
+
+    /// Sleeps until something arrives, `stop` is set, or so much time has passed; may return
+    /// without.
+    pub(crate) fn sleep(&self, stop: &AtomicBool, time: Option<Duration>) {
+        self.asleep.store(true, Ordering::SeqCst);
+        if !self.attention.load(Ordering::SeqCst) && !stop.load(Ordering::SeqCst) {
+            self.bell.wait_for(time);
+        }
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// As a halted vCPU does: it looks, and sleeps if there is nothing.
+    #[test]
+    fn no_wake_up_is_lost_however_it_meets_the_sleeper() {
+        const ROUNDS: u32 = 20_000;
+        super::super::kick::install().unwrap();
+        let waker = Arc::new(Waker::new().unwrap());
+        let arrived = Arc::new(AtomicU32::new(0));
+        let taken = Arc::new(AtomicU32::new(0));
+        let sleeper = thread::spawn({
+            let (waker, arrived, taken) = (waker.clone(), arrived.clone(), taken.clone());
+            move || {
+                waker.attach();
+                let stop = AtomicBool::new(false);
+                while taken.load(Ordering::SeqCst) < ROUNDS {
+                    waker.attend();
+                    let all = arrived.load(Ordering::SeqCst);
+                    if taken.swap(all, Ordering::SeqCst) == all {
+                        let begun = Instant::now();
+                        waker.sleep(&stop, Some(LONG));
+                        assert!(begun.elapsed() < LONG / 2, "a wake-up was lost");
+                    }
+                }
+            }
+        });
+        for round in 1..=ROUNDS {
+            arrived.store(round, Ordering::SeqCst);
+            waker.wake();
+            while taken.load(Ordering::SeqCst) < round {
+                std::hint::spin_loop();
+                if sleeper.is_finished() {
+                    break;
+                }
+            }
+        }
+        sleeper.join().unwrap();
+    }
+
+    #[test]
+    fn a_sleep_ends_by_itself() {
+        let waker = Waker::new().unwrap();
+        let stop = AtomicBool::new(false);
+        let begun = Instant::now();
+        waker.sleep(&stop, Some(Duration::from_millis(2)));
+        assert!(begun.elapsed() >= Duration::from_millis(2));
+        stop.store(true, Ordering::SeqCst);
+        waker.sleep(&stop, None);
+    }
+}
