@@ -68,9 +68,10 @@ pub trait UserInterrupts {
         let _ = (vcpu, fd, entering);
         Permit::Enter
     }
-    /// After each `KVM_RUN`: `kvm_run.cr8` may be another.
-    fn after_exit(&self, vcpu: VcpuId, fd: &mut VcpuFd) {
-        let _ = (vcpu, fd);
+    /// After each `KVM_RUN`, before what it asks for is served, with `kvm_run.cr8`: the guest may have
+    /// written it.
+    fn after_exit(&self, vcpu: VcpuId, cr8: u64) {
+        let _ = (vcpu, cr8);
     }
     /// `KVM_EXIT_HLT`: from now on it waits, until an interrupt ends that.
     fn halted(&self, vcpu: VcpuId) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
 
 use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debug_exit_arch,
+    kvm_run,
 };
 use kvm_ioctls::VcpuExit;
 
@@ -205,7 +206,14 @@ impl DebugVcpu {
         self.incomplete = false;
         let exits = environment.exits;
         let mut written = None;
-        let entry = match self.fd.run() {
+        let run: *const kvm_run = self.fd.get_kvm_run();
+        let exit = self.fd.run();
+        #[expect(unsafe_code, reason = "the exit lends the vCPU")]
+        // SAFETY: `run` is this vCPU's mapped run structure; KVM_RUN has returned, so nobody writes it,
+        // and what `exit` refers to is not `cr8`.
+        let cr8 = unsafe { (&raw const (*run).cr8).read_volatile() };
+        exits.after_exit(self.id, cr8);
+        let entry = match exit {
             Ok(VcpuExit::IoIn(..)) => self.serve_io(Direction::In, environment.exits),
             Ok(VcpuExit::IoOut(..)) => self.serve_io(Direction::Out, environment.exits),
             Ok(VcpuExit::MmioRead(address, data)) => {
@@ -263,7 +271,6 @@ impl DebugVcpu {
                 io::Error::from(error)
             ))),
         };
-        exits.after_exit(self.id, &mut self.fd);
         if let Some((index, value)) = written {
             let taken = exits.write_msr(self.id, &self.fd, index, value);
             self.answer_wrmsr(taken);

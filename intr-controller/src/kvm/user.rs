@@ -162,9 +162,8 @@ impl UserVcpu {
         Ok(UserEntry::Run)
     }
 
-    /// After each `KVM_RUN`: takes CR8 over.
-    pub fn returned(&mut self, vcpu: &mut VcpuFd) {
-        let cr8 = vcpu.get_kvm_run().cr8;
+    /// After each `KVM_RUN`, before what it asks for is served: takes `kvm_run.cr8` over.
+    pub fn returned(&mut self, cr8: u64) {
         if cr8 != u64::from(self.entered_with) {
             // KVM has none with a bit above the fourth.
             let _ = self.lapic.set_cr8(cr8);

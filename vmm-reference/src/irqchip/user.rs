@@ -159,9 +159,9 @@ impl UserChips {
         }
     }
 
-    pub(crate) fn after_exit(&self, id: VcpuId, fd: &mut VcpuFd) {
+    pub(crate) fn after_exit(&self, id: VcpuId, cr8: u64) {
         if let Some(vcpu) = self.vcpu(id) {
-            lock(vcpu).returned(fd);
+            lock(vcpu).returned(cr8);
         }
     }
 

@@ -55,9 +55,9 @@ impl UserInterrupts for MachineExits {
         self.irqchip.before_entry(vcpu, fd, entering)
     }
 
-    fn after_exit(&self, vcpu: VcpuId, fd: &mut VcpuFd) {
+    fn after_exit(&self, vcpu: VcpuId, cr8: u64) {
         if let Some(chips) = self.irqchip.user() {
-            chips.after_exit(vcpu, fd);
+            chips.after_exit(vcpu, cr8);
         }
     }
 

@@ -194,8 +194,8 @@ impl UserInterrupts for Exits {
         self.machine.before_entry(vcpu, fd, entering)
     }
 
-    fn after_exit(&self, vcpu: VcpuId, fd: &mut VcpuFd) {
-        self.machine.after_exit(vcpu, fd);
+    fn after_exit(&self, vcpu: VcpuId, cr8: u64) {
+        self.machine.after_exit(vcpu, cr8);
     }
 
     fn halted(&self, vcpu: VcpuId) {

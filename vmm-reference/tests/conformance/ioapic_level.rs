@@ -52,7 +52,7 @@ fn a_level_sets_remote_irr_and_tmr() {
 
 #[test]
 fn an_eoi_clears_remote_irr() {
-    with_in_service(MODE, || {
+    with_eois(MODE, || {
         let mut p = level();
         p.line(GSI, true);
         p.window();
@@ -106,7 +106,7 @@ fn a_level_is_delivered_once_until_eoi() {
 
 #[test]
 fn a_level_that_fell_before_eoi_is_not_delivered_again() {
-    with_in_service(MODE, || {
+    with_eois(MODE, || {
         let mut p = level();
         p.line(GSI, true);
         p.window();
@@ -130,7 +130,7 @@ fn a_level_that_falls_before_delivery_is_delivered() {
 
 #[test]
 fn a_level_that_is_high_when_unmasked_is_delivered() {
-    with_in_service(MODE, || {
+    with_eois(MODE, || {
         let mut p = level();
         p.rte(PIN, u64::from(VECTOR) | RTE_LEVEL | RTE_MASKED);
         p.line(GSI, true);
@@ -279,7 +279,13 @@ fn an_eoi_of_an_edge_is_not_broadcast() {
     let entry = p.rte_read(PIN);
     let log = p.run();
     assert_eq!(log.vectors(), [VECTOR]);
-    assert_ne!(log[entry] & RTE_REMOTE_IRR, 0);
+    let told = MODE == Mode::Split
+        && MODE.deviates(
+            Chip::LocalApic,
+            "an EOI of an edge is told too, if a level-triggered entry has the vector (lapic.c, \
+             kvm_ioapic_send_eoi)",
+        );
+    assert_eq!(log[entry] & RTE_REMOTE_IRR != 0, !told);
 }
 
 /// With the broadcast suppressed, the IOAPIC's own EOI register ends a level.
@@ -313,6 +319,12 @@ fn svr_bit_12_suppresses_the_broadcast_where_it_exists() {
     p.window();
     let entry = p.rte_read(PIN);
     let log = p.run();
-    let suppressed = log[version] & VERSION_DIRECTED_EOI != 0;
+    let told = MODE == Mode::Split
+        && MODE.deviates(
+            Chip::LocalApic,
+            "EOIs are told all the same, and their suppression is advertised (lapic.c, \
+             kvm_ioapic_send_eoi)",
+        );
+    let suppressed = log[version] & VERSION_DIRECTED_EOI != 0 && !told;
     assert_eq!(log[entry] & RTE_REMOTE_IRR != 0, suppressed);
 }

@@ -121,8 +121,18 @@ pub fn clocks_agree() -> bool {
 /// kvm_pvm's local APIC moves a vector out of IRR when it delivers it, and never into ISR. Where
 /// that is the chip the test must fail, so that a kvm_pvm which learns it is noticed.
 pub fn with_in_service(mode: Mode, test: impl FnOnce() + UnwindSafe) {
+    with_in_service_of(mode, Chip::LocalApic, test);
+}
+
+/// As [`with_in_service`], for a test that only needs EOIs of levels to reach the IOAPIC: kvm_pvm's
+/// local APIC tells ours of them.
+pub fn with_eois(mode: Mode, test: impl FnOnce() + UnwindSafe) {
+    with_in_service_of(mode, Chip::Ioapic, test);
+}
+
+fn with_in_service_of(mode: Mode, chip: Chip, test: impl FnOnce() + UnwindSafe) {
     if this_kvm(
-        is_pvm() && mode.is_kvms(Chip::LocalApic),
+        is_pvm() && mode.is_kvms(chip),
         "kvm_pvm keeps no vector in service: this test has to fail",
     ) {
         assert!(
