@@ -67,6 +67,7 @@ fn known(flavour: &str) -> Option<Known> {
         C::UserIrqchip,
         C::SplitIrqchip,
         C::UserMsrExit,
+        C::UserTscDeadline,
     ];
     const ALL_BUT_TSC: &[Capability] = &[
         C::SingleStep,
@@ -83,6 +84,7 @@ fn known(flavour: &str) -> Option<Known> {
         C::UserIrqchip,
         C::SplitIrqchip,
         C::UserMsrExit,
+        C::UserTscDeadline,
     ];
     const ALL: &[Capability] = &[
         C::SingleStep,
@@ -100,6 +102,7 @@ fn known(flavour: &str) -> Option<Known> {
         C::UserIrqchip,
         C::SplitIrqchip,
         C::UserMsrExit,
+        C::UserTscDeadline,
     ];
     match flavour {
         // The software KVM: its emulator takes INT3 to the guest itself and knows no watchpoints,
@@ -117,6 +120,7 @@ fn known(flavour: &str) -> Option<Known> {
                 C::UserIrqchip,
                 C::SplitIrqchip,
                 C::UserMsrExit,
+                C::UserTscDeadline,
                 C::ClockCtrl,
             ],
             refuted: &[

@@ -204,7 +204,9 @@ pub fn plan(kvm: &Kvm, wanted: Wanted) -> Result<(Plan, IrqchipMode), Error> {
         verify_some(kvm, &mut report, &[Capability::UserTscDeadline])?;
     }
     let negotiate_for = |mode| -> Result<Plan, Error> {
-        let profile = profile.clone().with_irqchip(irqchip::capability_mode(mode))?;
+        let profile = profile
+            .clone()
+            .with_irqchip(irqchip::capability_mode(mode))?;
         negotiate(&report, &profile).map_err(Error::Refused)
     };
     let plan = negotiate_for(mode)?;

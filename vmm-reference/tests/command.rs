@@ -109,13 +109,10 @@ fn what_cannot_be_used_is_named_with_status_2() {
         ),
         (&["run", "--kernel", timer, "--cpus", "0"], "--cpus"),
         (
-            &["run", "--kernel", timer, "--irqchip", "user"],
-            "not built yet",
+            &["run", "--kernel", timer, "--irqchip", "ours"],
+            "[possible values: kernel, split, user]",
         ),
-        (
-            &["run", "--kernel", timer, "--irqchip", "split"],
-            "not built yet",
-        ),
+        (&["run", "--kernel", timer, "--no-host-mask"], "--gdb"),
         (
             &["run", "--kernel", timer, "--gdb", "tcp:0.0.0.0:1"],
             "loopback",

@@ -5,14 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
 
 use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debug_exit_arch,
-    kvm_run,
 };
 use kvm_ioctls::VcpuExit;
 
 use super::debug_exit::DebugExit;
-use super::exits::{
-    Entering, ExitHandler, Permit, UserInterrupts, place, suberror_name,
-};
+use super::exits::{Entering, ExitHandler, Permit, UserInterrupts, place, suberror_name};
 use super::registers::{core_from_kvm, special_from_kvm};
 use super::vcpu::{DebugVcpu, RFLAGS_TF};
 use crate::host::{Armed, GuestMemory, StopReason, VcpuOrder};
@@ -206,12 +203,12 @@ impl DebugVcpu {
         self.incomplete = false;
         let exits = environment.exits;
         let mut written = None;
-        let run: *const kvm_run = self.fd.get_kvm_run();
+        let cr8: *const u64 = &raw const self.fd.get_kvm_run().cr8;
         let exit = self.fd.run();
         #[expect(unsafe_code, reason = "the exit lends the vCPU")]
-        // SAFETY: `run` is this vCPU's mapped run structure; KVM_RUN has returned, so nobody writes it,
-        // and what `exit` refers to is not `cr8`.
-        let cr8 = unsafe { (&raw const (*run).cr8).read_volatile() };
+        // SAFETY: it is in this vCPU's mapped run structure; KVM_RUN has returned, so nobody writes it,
+        // and it is not what `exit` refers to.
+        let cr8 = unsafe { cr8.read_volatile() };
         exits.after_exit(self.id, cr8);
         let entry = match exit {
             Ok(VcpuExit::IoIn(..)) => self.serve_io(Direction::In, environment.exits),

@@ -40,7 +40,7 @@ fn a_refuted_software_breakpoint_becomes_a_hardware_slot_and_says_why() {
     let line = table.lines().find(|l| l.starts_with("bpt_exit")).unwrap();
     assert_eq!(
         line,
-        "bpt_exit        preferred  refuted   hardware_slot  hw_breakpoint is verified; \
+        "bpt_exit           preferred  refuted   hardware_slot  hw_breakpoint is verified; \
          not host: INT3 went astray"
     );
     let line = table.lines().find(|l| l.starts_with("watchpoint")).unwrap();

@@ -180,4 +180,3 @@ fn a_message_is_no_startup_ipi() {
         assert_eq!(log.events_of(1), []);
     }
 }
-
