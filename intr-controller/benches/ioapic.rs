@@ -1,23 +1,38 @@
 //! The cost of an interrupt's way through the chips in front of the local APICs: a pin of the
-//! IOAPIC to a message, its EOI, a redirection-table access, the 8259A pair's rise, acknowledge and
-//! EOI, a GSI's shared line, a decoded MSI, and the 8254 asked what it did.
+//! IOAPIC to a message and through a local APIC to its EOI, a redirection-table access, the 8259A
+//! pair's rise, acknowledge and EOI, a GSI's shared line, a decoded MSI, and the 8254 asked what it did.
 //!
 //! Nothing here allocates: messages are values, and the chips are arrays.
 
 use std::hint::black_box;
+use std::num::NonZeroU64;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use intr_controller::ioapic::{IoApic, IoApicPin, IoApicVersion};
 use intr_controller::pic::{Pic, PicPin};
 use intr_controller::pit::Pit;
 use intr_controller::routing::{GsiRouter, SourceId};
-use intr_controller::{DestinationFormat, Gsi, GuestTime, MsiMessage};
+use intr_controller::{
+    Decision, DestinationFormat, Gsi, GuestTime, LapicConfig, Lapics, MsiMessage, Readiness,
+    VcpuIndex,
+};
 
 /// Writes an entry of the redirection table.
 fn set_entry(ioapic: &mut IoApic, pin: u8, low: u32) {
     let index = 0x10 + 2 * pin;
     let _ = ioapic.write_register(0x00, index.into(), |_| {});
     let _ = ioapic.write_register(0x10, low, |_| {});
+}
+
+/// The local APICs behind it, of which the first is enabled.
+fn lapics() -> Option<Lapics> {
+    let tsc_hz = NonZeroU64::new(2_400_000_000)?;
+    let configs = (0..64).map(|id| LapicConfig::new(id, id == 0, tsc_hz));
+    let mut lapics = Lapics::new(configs).ok()?;
+    let lapic = lapics.get_mut(VcpuIndex(0))?;
+    let _ = lapic.mmio_write(0xf0, &0x1ff_u32.to_le_bytes(), GuestTime::ZERO);
+    lapics.refresh(VcpuIndex(0)).ok()?;
+    Some(lapics)
 }
 
 fn ioapic(criterion: &mut Criterion) {
@@ -30,6 +45,22 @@ fn ioapic(criterion: &mut Criterion) {
             let message = ioapic.set_line(black_box(pin), true);
             let _ = ioapic.set_line(black_box(pin), false);
             message
+        });
+    });
+    group.bench_function("edge_to_eoi_at_1_of_64", |bencher| {
+        let mut ioapic = IoApic::new(IoApicVersion::V20, DestinationFormat::Extended);
+        set_entry(&mut ioapic, 10, 0x31);
+        let Some(mut lapics) = lapics() else { return };
+        bencher.iter(|| {
+            if let Some(message) = &ioapic.set_line(black_box(pin), true) {
+                lapics.deliver(message, |_, _| ());
+            }
+            let _ = ioapic.set_line(black_box(pin), false);
+            let lapic = lapics.get_mut(VcpuIndex(0))?;
+            if let Decision::Inject(event) = lapic.decide(black_box(&Readiness::OPEN)) {
+                let _ = black_box(lapic.injected(event));
+            }
+            Some(lapic.mmio_write(black_box(0xb0), &[0; 4], GuestTime::ZERO))
         });
     });
     group.bench_function("level_up_down_eoi", |bencher| {

@@ -140,6 +140,12 @@ fn machine(count: u32) -> Option<Lapics> {
         let _ = lapic.mmio_write(0xf0, &0x1ff_u32.to_le_bytes(), NOW);
         let base = lapic.apic_base();
         let _ = lapic.write_msr(0x1b, base | X2APIC_MODE, NOW);
+        // Runs, rather than wait for it.
+        let _ = lapic.accept(&InterruptMessage {
+            delivery_mode: DeliveryMode::StartUp,
+            ..InterruptMessage::default()
+        });
+        let _ = lapic.take_startup();
         lapics.refresh(vcpu).ok()?;
     }
     Some(lapics)
@@ -164,6 +170,39 @@ fn fabric(criterion: &mut Criterion) {
                 lapics.deliver(black_box(&message), |vcpu, acceptance| {
                     let _ = black_box((vcpu, acceptance)).1;
                 })
+            });
+        });
+    }
+    for (name, command) in [
+        ("ipi_to_1_of_64", 40 << 32 | 0x4041),
+        ("ipi_to_64", 0x8_4041),
+    ] {
+        let Some(mut lapics) = machine(64) else {
+            return;
+        };
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let lapic = lapics.get_mut(VcpuIndex(0))?;
+                let effect = lapic.write_msr(black_box(0x830), command, NOW).ok()?;
+                lapics.apply(VcpuIndex(0), effect, |_, _| ()).ok()
+            });
+        });
+    }
+    if let Some(mut lapics) = machine(64) {
+        let all: Vec<_> = (0..64).map(VcpuIndex).collect();
+        group.bench_function("ipi_to_64_each_takes_and_ends_it", |bencher| {
+            bencher.iter(|| {
+                let lapic = lapics.get_mut(VcpuIndex(0))?;
+                let effect = lapic.write_msr(black_box(0x830), 0x8_4041, NOW).ok()?;
+                lapics.apply(VcpuIndex(0), effect, |_, _| ()).ok()?;
+                for vcpu in &all {
+                    let lapic = lapics.get_mut(*vcpu)?;
+                    if let Decision::Inject(event) = lapic.decide(black_box(&Readiness::OPEN)) {
+                        let _ = black_box(lapic.injected(event));
+                    }
+                    let _ = black_box(lapic.write_msr(0x80b, 0, NOW));
+                }
+                Some(())
             });
         });
     }

@@ -4,7 +4,7 @@ use core::fmt;
 
 use bitflags::bitflags;
 
-use crate::{Activity, Event, Holds, Pending, ProcessorPriority, Readiness};
+use crate::{Activity, Event, Holds, Pending, ProcessorPriority, Readiness, Vector};
 
 bitflags! {
     /// Everything that keeps one event out.
@@ -129,8 +129,51 @@ impl Decision {
 ///
 /// [`crate::InjectionPolicy::decide`] is this with the policy's own pending set; with a set that
 /// was read from the host it explains what the host's chips are doing.
+#[inline]
 pub fn decide(
     pending: &Pending,
+    vcpu: &Readiness,
+    priority: ProcessorPriority,
+    holds: Holds,
+) -> Decision {
+    // What nearly every entry finds, without the questions that it does not raise.
+    if pending.is_fixed_only() {
+        return match pending.fixed().highest() {
+            None => Decision::Idle,
+            Some(vector)
+                if priority.admits(vector) && !holds.is_held() && *vcpu == Readiness::OPEN =>
+            {
+                Decision::Inject(Event::Fixed(vector))
+            }
+            Some(vector) => decide_blocked(vector, vcpu, priority, holds),
+        };
+    }
+    decide_in_full(pending, vcpu, priority, holds)
+}
+
+/// Of a vector that waits alone, and as it seems in vain.
+fn decide_blocked(
+    vector: Vector,
+    vcpu: &Readiness,
+    priority: ProcessorPriority,
+    holds: Holds,
+) -> Decision {
+    decide_among([Event::Fixed(vector)], vcpu, priority, holds)
+}
+
+#[inline(never)]
+fn decide_in_full(
+    pending: &Pending,
+    vcpu: &Readiness,
+    priority: ProcessorPriority,
+    holds: Holds,
+) -> Decision {
+    decide_among(pending.candidates(), vcpu, priority, holds)
+}
+
+/// Decides among events, the most urgent first.
+fn decide_among(
+    events: impl IntoIterator<Item = Event>,
     vcpu: &Readiness,
     priority: ProcessorPriority,
     holds: Holds,
@@ -140,7 +183,7 @@ pub fn decide(
     let mut wakes = None;
     // In the order of the table: the first that may enter does. One that may not does not stop the
     // next: in an NMI handler that set IF, a second NMI waits and an interrupt enters.
-    for event in pending.candidates() {
+    for event in events {
         let reasons = block_reasons(event, vcpu, priority, holds);
         if reasons.is_empty() {
             return Decision::Inject(event);
@@ -174,6 +217,7 @@ pub fn decide(
 }
 
 /// Everything that keeps this event out.
+#[inline]
 fn block_reasons(
     event: Event,
     vcpu: &Readiness,

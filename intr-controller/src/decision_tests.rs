@@ -266,3 +266,41 @@ fn the_default_readiness_lets_no_interrupt_in() {
         Decision::OpenWindow(Windows::INTERRUPT, _)
     ));
 }
+
+#[test]
+fn the_short_way_says_the_same() {
+    let activities = [Activity::Running, Activity::Halted, Activity::WaitForSipi];
+    let mut injected = 0;
+    for flags in 0..=u8::MAX {
+        let flag = |bit: u8| flags >> bit & 1 != 0;
+        for activity in activities {
+            let vcpu = Readiness {
+                activity,
+                interrupt_flag: flag(0),
+                sti_shadow: flag(1),
+                mov_ss_shadow: flag(2),
+                nmi_blocked: flag(3),
+                in_smm: flag(4),
+                event_in_flight: flag(5),
+                exception_pending: flag(6),
+                host_ready: flag(7),
+            };
+            for events in [&[][..], &[fixed(0x31)], &[fixed(0x31), fixed(0x51)]] {
+                for (tpr, held) in [(0, false), (0, true), (0x2f, false), (0x50, false)] {
+                    let pending = *policy(events).pending();
+                    let priority = ProcessorPriority::new(tpr, None);
+                    let mut holds = Holds::NONE;
+                    if held {
+                        let _ = holds.hold();
+                    }
+                    let short = decide(&pending, &vcpu, priority, holds);
+                    assert_eq!(short, decide_in_full(&pending, &vcpu, priority, holds));
+                    injected += u32::from(matches!(short, Decision::Inject(_)));
+                }
+            }
+        }
+    }
+    // IF and the host's readiness set, no shadow, nothing in flight, and NMI blocking, SMM or HLT
+    // or not: four sets of flags, two activities, and of the twelve others two each let it in.
+    assert_eq!(injected, 4 * 2 * 4);
+}

@@ -329,9 +329,11 @@ impl Destinations {
     }
 
     fn visit_all(&self, but: Option<VcpuIndex>, mut each: impl FnMut(VcpuIndex, &Destination)) {
-        for (vcpu, row) in (0..).map(VcpuIndex).zip(&self.rows) {
-            if row.mode != ApicMode::Disabled && Some(vcpu) != but {
-                each(vcpu, row);
+        // No row has the number that stands for nobody.
+        let but = but.map_or(u16::MAX, |VcpuIndex(vcpu)| vcpu);
+        for (vcpu, row) in (0..).zip(&self.rows) {
+            if row.mode != ApicMode::Disabled && vcpu != but {
+                each(VcpuIndex(vcpu), row);
             }
         }
     }
@@ -354,18 +356,22 @@ impl Destinations {
                 (0..).zip(&self.rows).for_each(|(vcpu, _)| visit_row(vcpu));
             }
             DestinationMode::Physical => {
-                self.with_ids(destination, destination).for_each(visit_row);
+                for (_, vcpu) in self.with_ids(destination, destination) {
+                    visit_row(*vcpu);
+                }
             }
             DestinationMode::Logical => {
                 // The ids of an x2APIC cluster follow one another.
                 let first = destination >> 16 << 4;
-                let in_x2apic = |vcpu: &u16| {
-                    let row = self.rows.get(usize::from(*vcpu));
+                let in_x2apic = |vcpu: u16| {
+                    let row = self.rows.get(usize::from(vcpu));
                     row.is_some_and(|row| row.mode == ApicMode::X2Apic)
                 };
-                self.with_ids(first, first | 0xf)
-                    .filter(in_x2apic)
-                    .for_each(&mut visit_row);
+                for (_, vcpu) in self.with_ids(first, first | 0xf) {
+                    if in_x2apic(*vcpu) {
+                        visit_row(*vcpu);
+                    }
+                }
                 if destination <= 0xff {
                     self.xapic.iter().copied().for_each(visit_row);
                 }
@@ -373,12 +379,22 @@ impl Destinations {
         }
     }
 
-    /// The rows with an id from `first` to `last`.
-    fn with_ids(&self, first: u32, last: u32) -> impl Iterator<Item = u16> + '_ {
-        let start = self.by_id.partition_point(|(id, _)| *id < first);
+    /// Where the ids from `first` on begin in `by_id`. That is `first` itself in a machine whose
+    /// ids count up from 0; otherwise it is searched for.
+    fn first_not_below(&self, first: u32) -> usize {
+        let id = |place: usize| self.by_id.get(place).map(|(id, _)| *id);
+        let guess = usize::try_from(first).unwrap_or(usize::MAX);
+        if id(guess) == Some(first) && id(guess.wrapping_sub(1)) != Some(first) {
+            return guess;
+        }
+        self.by_id.partition_point(|(id, _)| *id < first)
+    }
+
+    /// The ids from `first` to `last`, with their rows.
+    fn with_ids(&self, first: u32, last: u32) -> &[(u32, u16)] {
+        let start = self.first_not_below(first);
         let rest = self.by_id.get(start..).unwrap_or_default();
-        rest.iter()
-            .take_while(move |(id, _)| *id <= last)
-            .map(|(_, vcpu)| *vcpu)
+        let count = rest.iter().take_while(|(id, _)| *id <= last).count();
+        rest.get(..count).unwrap_or_default()
     }
 }

@@ -92,16 +92,17 @@ impl Lapics {
         effect: Effect,
         mut arrived: impl FnMut(VcpuIndex, Acceptance),
     ) -> Result<Option<Vector>, NoSuchVcpu> {
-        match effect {
+        // Looked at where it is: it was written in bytes, and to move it means to wait for them.
+        match &effect {
             Effect::None | Effect::NotSent { .. } => {}
-            Effect::EoiBroadcast(vector) => return Ok(Some(vector)),
+            Effect::EoiBroadcast(vector) => return Ok(Some(*vector)),
             Effect::IdentityChanged => self.refresh(vcpu)?,
             Effect::Ipi(ipi) => {
                 let Self {
                     lapics,
                     destinations,
                 } = self;
-                destinations.route_ipi(vcpu, &ipi, |target| {
+                destinations.route_ipi(vcpu, ipi, |target| {
                     if let Some(lapic) = lapics.get_mut(target.get()) {
                         arrived(target, lapic.accept(&ipi.message));
                     }

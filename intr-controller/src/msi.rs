@@ -92,6 +92,7 @@ impl MsiMessage {
     ///
     /// # Errors
     /// If it is none.
+    #[inline]
     pub const fn decode(self, format: DestinationFormat) -> Result<InterruptMessage, MsiError> {
         let Self { address, data } = self;
         if address & ADDRESS_BASE_MASK != ADDRESS_BASE {

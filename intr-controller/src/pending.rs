@@ -82,6 +82,11 @@ impl Pending {
         *self == Self::default()
     }
 
+    /// Whether nothing but vectors waits, if anything.
+    pub(crate) const fn is_fixed_only(&self) -> bool {
+        !(self.smi | self.ext_int) && self.nmis == 0
+    }
+
     /// Whether this event waits.
     #[must_use]
     pub fn contains(&self, event: Event) -> bool {

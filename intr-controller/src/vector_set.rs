@@ -75,6 +75,14 @@ impl VectorSet {
         })
     }
 
+    /// Adds the vector, or removes it.
+    pub(crate) fn toggle(&mut self, vector: Vector) {
+        let (word, bit) = Self::position(vector);
+        if let Some(word) = self.words.get_mut(word) {
+            *word ^= bit;
+        }
+    }
+
     /// The highest vector, which is the most urgent one.
     #[must_use]
     pub fn highest(&self) -> Option<Vector> {

@@ -108,6 +108,7 @@ impl Lapic {
     }
 
     /// SDM 3A, "Interrupt Acceptance for Fixed Interrupts".
+    #[inline(always)]
     pub(super) fn accept_vector(&mut self, vector: u8, trigger: TriggerMode) -> Acceptance {
         if !self.software_enabled() {
             return Acceptance::Refused(Refusal::SoftwareDisabled);
@@ -118,10 +119,9 @@ impl Lapic {
         };
         // "Upon acceptance of an interrupt into the IRR, the corresponding TMR bit is cleared for
         // edge-triggered interrupts and set for level-triggered interrupts."
-        match trigger {
-            TriggerMode::Edge => self.level_triggered.remove(vector),
-            TriggerMode::Level => self.level_triggered.insert(vector),
-        };
+        if self.level_triggered.contains(vector) != trigger.bit() {
+            self.level_triggered.toggle(vector);
+        }
         self.policy.arrive(Event::Fixed(vector)).into()
     }
 
@@ -219,6 +219,7 @@ impl Lapic {
 
     /// Counts errors. The first since ESR was last written also raises the error interrupt: the
     /// write "rearms the APIC error interrupt triggering mechanism" (SDM 3A, "Error Handling").
+    #[cold]
     pub(super) fn report(&mut self, error: Errors) {
         let armed = self.errors.is_empty();
         self.errors |= error;

@@ -40,7 +40,19 @@ impl Lapic {
 
     /// A load from the registers' page. Where the page is not the APIC's
     /// ([`Self::mmio_offset`]) it reads as an empty bus does, all ones.
+    #[inline]
     pub fn mmio_read(&mut self, offset: u16, data: &mut [u8], now: GuestTime) {
+        match <&mut [u8; 4]>::try_from(&mut *data) {
+            Ok(word) if offset & 0xf == 0 && self.mode() == ApicMode::XApic => {
+                *word = self.load(offset, now).to_le_bytes();
+            }
+            _ => self.mmio_read_unaligned(offset, data, now),
+        }
+    }
+
+    /// Any load. The one that the architecture defines has a shorter way.
+    #[cold]
+    fn mmio_read_unaligned(&mut self, offset: u16, data: &mut [u8], now: GuestTime) {
         data.fill(0);
         if self.mode() != ApicMode::XApic {
             data.fill(0xff);
@@ -50,35 +62,49 @@ impl Lapic {
         if data.is_empty() || first.saturating_add(data.len()) > 4 {
             return;
         }
-        let value = match self.xapic_register(offset) {
-            Some(register) => self.read_register(register, now),
-            None => {
-                self.report(Errors::ILLEGAL_REGISTER);
-                0
-            }
-        };
+        let value = self.load(offset, now);
         for (to, from) in data.iter_mut().zip(value.to_le_bytes().iter().skip(first)) {
             *to = *from;
         }
     }
 
+    /// A register of xAPIC mode.
+    fn load(&mut self, offset: u16, now: GuestTime) -> u32 {
+        match self.xapic_register(offset) {
+            Some(register) => self.read_register(register, now),
+            None => self.illegal_register(0),
+        }
+    }
+
+    /// What the access of a register that does not exist comes to.
+    #[cold]
+    #[inline(never)]
+    fn illegal_register<T>(&mut self, answer: T) -> T {
+        self.report(Errors::ILLEGAL_REGISTER);
+        answer
+    }
+
     /// A store to the registers' page.
+    #[inline]
     pub fn mmio_write(&mut self, offset: u16, data: &[u8], now: GuestTime) -> Effect {
         if self.mode() != ApicMode::XApic || offset & 0xf != 0 {
             return Effect::None;
         }
-        let Ok(bytes) = <[u8; 4]>::try_from(data) else {
-            return Effect::None;
-        };
-        match self.xapic_register(offset) {
-            Some(register) => self.write_register(register, u32::from_le_bytes(bytes), now),
-            None => {
-                self.report(Errors::ILLEGAL_REGISTER);
-                Effect::None
-            }
+        match <[u8; 4]>::try_from(data) {
+            Ok(bytes) => self.store(offset, u32::from_le_bytes(bytes), now),
+            Err(_) => Effect::None,
         }
     }
 
+    /// A register of xAPIC mode.
+    fn store(&mut self, offset: u16, value: u32, now: GuestTime) -> Effect {
+        match self.xapic_register(offset) {
+            Some(register) => self.write_register(register, value, now),
+            None => self.illegal_register(Effect::None),
+        }
+    }
+
+    #[inline(always)]
     fn xapic_register(&self, offset: u16) -> Option<Register> {
         match Register::from_slot(u8::try_from(offset >> 4).ok()?)? {
             // SDM 3A, "x2APIC Register Address Space": x2APIC mode only.
@@ -88,13 +114,16 @@ impl Lapic {
         }
     }
 
+    /// The slot of an x2APIC MSR, in the mode that has them.
+    fn x2apic_slot(&self, msr: u32) -> Option<u8> {
+        let slot = u8::try_from(msr.checked_sub(MSR_X2APIC)?).ok()?;
+        (self.mode() == ApicMode::X2Apic).then_some(slot)
+    }
+
     /// SDM 3A, table "Local APIC Register Address Map Supported by x2APIC".
-    fn x2apic_register(&self, msr: u32) -> Result<Register, GeneralProtection> {
-        let slot = msr
-            .checked_sub(MSR_X2APIC)
-            .filter(|_| self.mode() == ApicMode::X2Apic);
-        let slot = slot.and_then(|slot| u8::try_from(slot).ok());
-        match slot.and_then(Register::from_slot) {
+    #[inline(always)]
+    fn x2apic_register(&self, slot: u8) -> Result<Register, GeneralProtection> {
+        match Register::from_slot(slot) {
             None
             | Some(
                 Register::ArbitrationPriority
@@ -111,16 +140,27 @@ impl Lapic {
     ///
     /// # Errors
     /// #GP for one that does not exist in the present mode or cannot be read.
+    #[inline]
     pub fn read_msr(&mut self, msr: u32, now: GuestTime) -> Result<u64, GeneralProtection> {
+        match self.x2apic_slot(msr) {
+            Some(slot) => self.read_x2apic(slot, now),
+            None => self.read_other_msr(msr, now),
+        }
+    }
+
+    fn read_other_msr(&mut self, msr: u32, now: GuestTime) -> Result<u64, GeneralProtection> {
         match msr {
-            MSR_APIC_BASE => return Ok(self.apic_base()),
+            MSR_APIC_BASE => Ok(self.apic_base()),
             MSR_TSC_DEADLINE if self.config.tsc_deadline => {
                 self.advance(now);
-                return Ok(self.timer.deadline);
+                Ok(self.timer.deadline)
             }
-            _ => {}
+            _ => Err(GeneralProtection),
         }
-        match self.x2apic_register(msr)? {
+    }
+
+    fn read_x2apic(&mut self, slot: u8, now: GuestTime) -> Result<u64, GeneralProtection> {
+        match self.x2apic_register(slot)? {
             Register::EndOfInterrupt | Register::SelfIpi => Err(GeneralProtection),
             Register::Command => Ok(self.command.0),
             register => Ok(u64::from(self.read_register(register, now))),
@@ -132,14 +172,27 @@ impl Lapic {
     /// # Errors
     /// #GP for one that does not exist in the present mode or cannot be written, and for a reserved
     /// bit (SDM 3A, "Reserved Bit Checking").
+    #[inline]
     pub fn write_msr(
         &mut self,
         msr: u32,
         value: u64,
         now: GuestTime,
     ) -> Result<Effect, GeneralProtection> {
+        match self.x2apic_slot(msr) {
+            Some(slot) => self.write_x2apic(slot, value, now),
+            None => self.write_other_msr(msr, value, now),
+        }
+    }
+
+    fn write_other_msr(
+        &mut self,
+        msr: u32,
+        value: u64,
+        now: GuestTime,
+    ) -> Result<Effect, GeneralProtection> {
         match msr {
-            MSR_APIC_BASE => return self.set_apic_base(value, now),
+            MSR_APIC_BASE => self.set_apic_base(value, now),
             MSR_TSC_DEADLINE if self.config.tsc_deadline => {
                 self.advance(now);
                 if self.mode() != ApicMode::Disabled {
@@ -147,29 +200,50 @@ impl Lapic {
                     // One in the past fires at once.
                     self.advance(now);
                 }
-                return Ok(Effect::None);
+                Ok(Effect::None)
             }
-            _ => {}
+            _ => Err(GeneralProtection),
         }
-        let register = self.x2apic_register(msr)?;
-        let legal = self.x2apic_writable(register).ok_or(GeneralProtection)?;
-        if value & !legal != 0 {
-            return Err(GeneralProtection);
-        }
-        if register == Register::Command {
-            self.command = Command(value & Command::WRITABLE);
-            return Ok(self.send());
-        }
-        Ok(self.write_register(register, low_word(value), now))
     }
 
-    /// The bits that may be one in a write. `None` if the register is read-only.
+    fn write_x2apic(
+        &mut self,
+        slot: u8,
+        value: u64,
+        now: GuestTime,
+    ) -> Result<Effect, GeneralProtection> {
+        // The bits that may be one.
+        let check = |legal: u64| {
+            if value & !legal == 0 {
+                Ok(())
+            } else {
+                Err(GeneralProtection)
+            }
+        };
+        match self.x2apic_register(slot)? {
+            Register::EndOfInterrupt => {
+                check(0)?;
+                Ok(self.end_of_interrupt())
+            }
+            Register::Command => {
+                check(Command::WRITABLE | Command::IGNORED)?;
+                Ok(self.send(Command(value & Command::WRITABLE)))
+            }
+            register => {
+                check(self.x2apic_writable(register).ok_or(GeneralProtection)?)?;
+                Ok(self.write_register(register, low_word(value), now))
+            }
+        }
+    }
+
+    /// The bits that may be one in a write of another register than the above. `None` if it is
+    /// read-only.
+    #[inline(always)]
     fn x2apic_writable(&self, register: Register) -> Option<u64> {
         Some(match register {
             Register::TaskPriority | Register::SelfIpi => 0xff,
-            Register::EndOfInterrupt | Register::ErrorStatus => 0,
+            Register::ErrorStatus => 0,
             Register::Spurious => Spurious::writable(self.config.eoi_suppression).into(),
-            Register::Command => Command::WRITABLE | Command::IGNORED,
             Register::Lvt(entry) => {
                 let writable = Lvt::writable(entry, self.config.tsc_deadline);
                 (writable | Lvt::read_only(entry)).into()
@@ -186,18 +260,14 @@ impl Lapic {
         self.lvt(LvtEntry::Timer).timer_mode()
     }
 
+    #[inline(always)]
     fn read_register(&mut self, register: Register, now: GuestTime) -> u32 {
-        let x2apic = self.mode() == ApicMode::X2Apic;
         match register {
-            Register::Id if x2apic => self.config.apic_id,
-            Register::Id => u32::from(self.xapic_id) << 24,
+            Register::Id => self.id_register(),
             Register::Version => version(self.config.cmci, self.config.eoi_suppression),
             Register::TaskPriority => self.tpr.into(),
             Register::ProcessorPriority => self.priority().get().into(),
-            Register::LogicalDestination if x2apic => {
-                crate::destinations::x2apic_logical_id(self.config.apic_id)
-            }
-            Register::LogicalDestination => u32::from(self.ldr) << 24,
+            Register::LogicalDestination => self.logical_destination_register(),
             Register::DestinationFormat => u32::from(self.dfr) << 28 | 0x0fff_ffff,
             Register::Spurious => self.spurious.0,
             Register::InService(index) => word(&self.in_service, index),
@@ -208,11 +278,7 @@ impl Lapic {
             Register::CommandHigh => self.command.high(),
             Register::Lvt(entry) => self.lvt(entry).0,
             Register::InitialCount => self.timer.initial,
-            Register::CurrentCount => {
-                self.advance(now);
-                self.timer
-                    .current(self.timer_mode(), self.config.bus_cycle_ns.get(), now)
-            }
+            Register::CurrentCount => self.current_count(now),
             Register::DivideConfiguration => self.timer.divide.into(),
             // Write-only, or gone (see the module).
             Register::EndOfInterrupt
@@ -222,51 +288,54 @@ impl Lapic {
         }
     }
 
+    fn id_register(&self) -> u32 {
+        match self.mode() {
+            ApicMode::X2Apic => self.config.apic_id,
+            _ => u32::from(self.xapic_id) << 24,
+        }
+    }
+
+    fn logical_destination_register(&self) -> u32 {
+        match self.mode() {
+            ApicMode::X2Apic => crate::destinations::x2apic_logical_id(self.config.apic_id),
+            _ => u32::from(self.ldr) << 24,
+        }
+    }
+
+    #[inline(never)]
+    fn current_count(&mut self, now: GuestTime) -> u32 {
+        self.advance(now);
+        self.timer
+            .current(self.timer_mode(), self.config.bus_cycle_ns.get(), now)
+    }
+
     /// A write in either mode; read-only and reserved bits are ignored. x2APIC mode has refused
     /// what it refuses before.
+    #[inline(always)]
     fn write_register(&mut self, register: Register, value: u32, now: GuestTime) -> Effect {
         match register {
-            Register::Id => {
-                let id = high_byte(value);
-                return self.identity(|lapic| lapic.xapic_id = id);
-            }
             Register::TaskPriority => self.tpr = low_byte(value),
             Register::EndOfInterrupt => return self.end_of_interrupt(),
-            Register::LogicalDestination => {
-                let ldr = high_byte(value);
-                return self.identity(|lapic| lapic.ldr = ldr);
-            }
-            Register::DestinationFormat => {
-                let dfr = high_byte(value) >> 4;
-                return self.identity(|lapic| lapic.dfr = dfr);
-            }
-            Register::Spurious => {
-                self.advance(now);
-                return self.identity(|lapic| lapic.write_spurious(value));
+            Register::Id
+            | Register::LogicalDestination
+            | Register::DestinationFormat
+            | Register::Spurious => {
+                if self.write_identity(register, value, now) {
+                    return Effect::IdentityChanged;
+                }
             }
             Register::ErrorStatus => {
                 self.error_status = core::mem::take(&mut self.errors);
             }
             Register::Command => {
-                self.command = self.command.with_low(value);
-                return self.send();
+                return self.send(self.command.with_low(value));
             }
             Register::CommandHigh => self.command = self.command.with_high(value & 0xff00_0000),
             Register::Lvt(entry) => self.write_lvt(entry, value, now),
-            Register::InitialCount => {
-                self.advance(now);
-                let mode = self.timer_mode();
-                self.timer
-                    .set_initial(mode, self.config.bus_cycle_ns.get(), value, now);
+            Register::InitialCount | Register::DivideConfiguration => {
+                self.write_timer(register, value, now);
             }
-            Register::DivideConfiguration => {
-                self.advance(now);
-                self.timer
-                    .set_divide(low_byte(value & DIVIDE_WRITABLE), now);
-            }
-            Register::SelfIpi => {
-                return self.send_self(low_byte(value));
-            }
+            Register::SelfIpi => self.send_self(low_byte(value)),
             // Read-only.
             Register::Version
             | Register::ArbitrationPriority
@@ -280,15 +349,30 @@ impl Lapic {
         Effect::None
     }
 
-    /// A write that may change how others reach this APIC.
-    fn identity(&mut self, write: impl FnOnce(&mut Self)) -> Effect {
-        let before = self.destination();
-        write(self);
-        if self.destination() == before {
-            Effect::None
+    fn write_timer(&mut self, register: Register, value: u32, now: GuestTime) {
+        self.advance(now);
+        if register == Register::InitialCount {
+            let (mode, cycle) = (self.timer_mode(), self.config.bus_cycle_ns.get());
+            self.timer.set_initial(mode, cycle, value, now);
         } else {
-            Effect::IdentityChanged
+            let divide = low_byte(value & DIVIDE_WRITABLE);
+            self.timer.set_divide(divide, now);
         }
+    }
+
+    /// A write that may change how others reach this APIC. Whether it did.
+    fn write_identity(&mut self, register: Register, value: u32, now: GuestTime) -> bool {
+        let before = self.destination();
+        match register {
+            Register::Id => self.xapic_id = high_byte(value),
+            Register::LogicalDestination => self.ldr = high_byte(value),
+            Register::DestinationFormat => self.dfr = high_byte(value) >> 4,
+            _ => {
+                self.advance(now);
+                self.write_spurious(value);
+            }
+        }
+        self.destination() != before
     }
 
     fn write_spurious(&mut self, value: u32) {
@@ -328,18 +412,17 @@ impl Lapic {
         }
     }
 
-    fn send_self(&mut self, vector: u8) -> Effect {
+    fn send_self(&mut self, vector: u8) {
         if vector < 16 {
             self.report(Errors::SEND_ILLEGAL_VECTOR);
         } else {
             let _ = self.accept_vector(vector, TriggerMode::Edge);
         }
-        Effect::None
     }
 
-    /// Sends what ICR says (SDM 3A, "Issuing Interprocessor Interrupts").
-    fn send(&mut self) -> Effect {
-        let command = self.command;
+    /// Writes ICR and sends what it says (SDM 3A, "Issuing Interprocessor Interrupts").
+    fn send(&mut self, command: Command) -> Effect {
+        self.command = command;
         let delivery_mode = match command.delivery_mode() {
             Some(mode) if mode != DeliveryMode::ExtInt => mode,
             Some(mode) => {
@@ -381,7 +464,9 @@ impl Lapic {
         let targets = match command.shorthand() {
             0b00 => IpiTargets::Destination,
             0b01 => {
-                let _ = self.accept(&message);
+                // A copy of its own: that which leaves stays in registers.
+                let own = message;
+                let _ = self.accept(&own);
                 return Effect::None;
             }
             0b10 => IpiTargets::All,

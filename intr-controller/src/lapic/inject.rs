@@ -1,5 +1,6 @@
 //! What enters the vCPU, and how it ends.
 
+use super::registers::Lvt;
 use super::{ApicMode, Effect, Lapic, LvtEntry};
 use crate::{
     Activity, Decision, Delivery, Event, HostMask, NotHeld, NotPending, Pending, Readiness, Vector,
@@ -27,6 +28,7 @@ impl Lapic {
         self.policy.decide(vcpu, self.priority())
     }
 
+    #[cold]
     fn decide_unusual(&self, vcpu: &Readiness) -> Decision {
         let mut vcpu = *vcpu;
         if self.waiting_for_sipi {
@@ -55,6 +57,7 @@ impl Lapic {
     ///
     /// # Errors
     /// If the event did not wait; nothing changed.
+    #[inline]
     pub fn injected(&mut self, event: Event) -> Result<Delivery, NotPending> {
         let delivery = self.policy.injected(event)?;
         match event {
@@ -100,26 +103,34 @@ impl Lapic {
 
     /// A write to the EOI register: ends the most urgent interrupt in service. If none is, nothing
     /// happens (SDM 3A, "Signaling Interrupt Servicing Completion").
+    #[inline]
     pub fn end_of_interrupt(&mut self) -> Effect {
         let Some(vector) = self.in_service.highest() else {
             return Effect::None;
         };
         self.in_service.remove(vector);
-        if !self.level_triggered.contains(vector) {
-            return Effect::None;
+        if self.level_triggered.contains(vector) && self.ends_level(vector) {
+            Effect::EoiBroadcast(vector)
+        } else {
+            Effect::None
         }
+    }
+
+    /// A level-triggered interrupt ended. Whether the IOAPICs are to hear.
+    fn ends_level(&mut self, vector: Vector) -> bool {
         let lint0 = self.lvt(LvtEntry::Lint0);
         if lint0.remote_irr() && lint0.vector() == vector.get() {
-            self.set_lvt(LvtEntry::Lint0, lint0.with_remote_irr(false));
-            // Still asserted: again.
-            let _ = self.service_level_lint0();
+            self.end_lint0(lint0);
         }
         // SDM 3A, "EOI-broadcast suppression": software tells the IOAPIC itself then.
-        if self.spurious.suppresses_eoi() {
-            Effect::None
-        } else {
-            Effect::EoiBroadcast(vector)
-        }
+        !self.spurious.suppresses_eoi()
+    }
+
+    #[cold]
+    fn end_lint0(&mut self, lint0: Lvt) {
+        self.set_lvt(LvtEntry::Lint0, lint0.with_remote_irr(false));
+        // Still asserted: again.
+        let _ = self.service_level_lint0();
     }
 
     /// The vCPU runs an NMI handler: of the NMIs that wait, a processor keeps one (SDM 3A,

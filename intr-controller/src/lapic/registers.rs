@@ -33,6 +33,7 @@ pub(super) enum Register {
 
 impl Register {
     /// `None` for a reserved slot. Whether a register exists in a mode is for the caller to know.
+    #[inline(always)]
     pub(super) const fn from_slot(slot: u8) -> Option<Self> {
         Some(match slot {
             0x02 => Self::Id,
