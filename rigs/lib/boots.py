@@ -42,18 +42,20 @@ class Boot:
 
     cpus: int
     end: str
+    irqchip: str = "kernel"
     memory: int = 256 << 20
 
     @property
     def name(self):
         """For tables and logs."""
-        return f"{self.end}/{self.cpus}"
+        return f"{self.end}/{self.cpus}/{self.irqchip}"
 
     def arguments(self, kernel, initrd):
         """Those of vmm-reference."""
         # Only what is wrong goes to the console by itself; the rest is in the log.
         words = ["console=ttyS0", "quiet", "panic=-1", f"stock.end={self.end}", ENDS[self.end].cmdline]
         arguments = ["run", "--kernel", kernel, "--initrd", initrd, "--cpus", self.cpus, "--memory", self.memory]
+        arguments += ["--irqchip", self.irqchip]
         return [*map(str, arguments), "--cmdline", " ".join(filter(None, words))]
 
     def map(self):
