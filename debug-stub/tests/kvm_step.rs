@@ -20,7 +20,9 @@ use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, UserInterrupts, OnStop, RunEnd, VmMemory};
+use debug_stub::kvm::{
+    DebugVcpu, Environment, ExitHandler, OnStop, RunEnd, UserInterrupts, VmMemory,
+};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder, WatchAccess,

@@ -86,7 +86,10 @@ fn an_event_is_an_edge_that_waits_for_its_acknowledge() {
     let mut board = board();
     initialise_pic(&mut board);
     program(&mut board, 4, 0x41);
-    assert_eq!(sent(|deliver| board.pulse(Gsi(4), deliver).unwrap()), [0x41]);
+    assert_eq!(
+        sent(|deliver| board.pulse(Gsi(4), deliver).unwrap()),
+        [0x41]
+    );
     assert!(board.intr());
     assert_eq!(board.acknowledge(), 0x24);
     assert_eq!(
@@ -106,12 +109,18 @@ fn the_timer_is_gsi_0_and_ticks_that_were_missed_are_one() {
     }
     // 1193 ticks are 0.99985 ms.
     let deadline = board.next_deadline().unwrap();
-    assert!((990_000..1_010_000).contains(&deadline.as_ns()), "{deadline}");
+    assert!(
+        (990_000..1_010_000).contains(&deadline.as_ns()),
+        "{deadline}"
+    );
     assert!(sent(|deliver| board.advance(ns(900_000), deliver)).is_empty());
     assert_eq!(sent(|deliver| board.advance(deadline, deliver)), [0x30]);
     assert_eq!(board.acknowledge(), 0x20);
     assert!(board.write_port(0x20, &[0x20], deadline, |_| ()), "EOI");
-    assert_eq!(sent(|deliver| board.advance(ns(50_000_000), deliver)), [0x30]);
+    assert_eq!(
+        sent(|deliver| board.advance(ns(50_000_000), deliver)),
+        [0x30]
+    );
     assert_eq!(board.acknowledge(), 0x20);
     assert!(!board.intr());
     assert!(board.next_deadline().unwrap() > ns(50_000_000));
@@ -135,7 +144,9 @@ fn time_that_stands_still_brings_no_tick() {
 fn what_is_not_the_boards_is_not_claimed() {
     let mut board = board();
     let mut data = [0x5a; 4];
-    for port in [0, 0x1f, 0x22, 0x3f, 0x44, 0x60, 0x62, 0x9f, 0xa2, 0x4cf, 0x4d2, 0xffff] {
+    for port in [
+        0, 0x1f, 0x22, 0x3f, 0x44, 0x60, 0x62, 0x9f, 0xa2, 0x4cf, 0x4d2, 0xffff,
+    ] {
         assert!(!board.read_port(port, &mut data, GuestTime::ZERO));
         assert!(!board.write_port(port, &data, GuestTime::ZERO, |_| ()));
     }
@@ -151,7 +162,10 @@ fn a_written_entry_is_named_and_other_registers_are_not() {
     let mut board = board();
     let access = program(&mut board, 7, 0x8051);
     assert!(access.claimed);
-    assert_eq!(access.changed.iter().collect::<Vec<_>>(), [IoApicPin::new(7).unwrap()]);
+    assert_eq!(
+        access.changed.iter().collect::<Vec<_>>(),
+        [IoApicPin::new(7).unwrap()]
+    );
     let select = board.write_memory(IOREGSEL, &[0], |_| ());
     assert!(select.claimed && select.changed.is_empty());
 }
@@ -173,6 +187,12 @@ fn a_state_is_taken_whole_or_not_at_all() {
     let before = self::board();
     let mut target = before.clone();
     let error = target.restore(&spoilt).unwrap_err();
-    assert!(matches!(error, BoardRestoreError::IoApic(_) | BoardRestoreError::Pic(_)), "{error}");
+    assert!(
+        matches!(
+            error,
+            BoardRestoreError::IoApic(_) | BoardRestoreError::Pic(_)
+        ),
+        "{error}"
+    );
     assert_eq!(target, before);
 }

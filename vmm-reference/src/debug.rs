@@ -42,12 +42,7 @@ impl MachineHost {
     /// The group's vCPUs over the machine's memory and chips. Ends of the guest that no session
     /// waits for go to `exit`.
     #[must_use]
-    pub fn new(
-        group: Rc<VcpuGroup>,
-        memory: GuestRam,
-        irqchip: Irqchip,
-        exit: ExitEvent,
-    ) -> Self {
+    pub fn new(group: Rc<VcpuGroup>, memory: GuestRam, irqchip: Irqchip, exit: ExitEvent) -> Self {
         Self {
             group,
             memory: VmMemory(memory),

@@ -4,8 +4,8 @@ use std::io;
 
 use debug_stub::server::ListenError;
 use thiserror::Error;
-use vcpu_caps::{ProfileError, Refusal};
 use vcpu_caps::kvm::{OpenError, VerifyError};
+use vcpu_caps::{ProfileError, Refusal};
 
 use crate::demo::DemoError;
 use crate::event_loop::EventLoopError;

@@ -50,6 +50,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         irqchip: IrqchipMode::Kernel,
         tsc_deadline: false,
         testdev: args.testdev,
+        x2apic: !args.no_x2apic,
     };
     // Before the machine: an address in use is soon told.
     let listener = args
@@ -204,7 +205,9 @@ pub fn plan(kvm: &Kvm, wanted: Wanted) -> Result<(Plan, IrqchipMode), Error> {
         verify_some(kvm, &mut report, &[Capability::UserTscDeadline])?;
     }
     let negotiate_for = |mode| -> Result<Plan, Error> {
-        let profile = profile.clone().with_irqchip(irqchip::capability_mode(mode))?;
+        let profile = profile
+            .clone()
+            .with_irqchip(irqchip::capability_mode(mode))?;
         negotiate(&report, &profile).map_err(Error::Refused)
     };
     let plan = negotiate_for(mode)?;

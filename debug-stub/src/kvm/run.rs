@@ -10,9 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuExit;
 
 use super::debug_exit::DebugExit;
-use super::exits::{
-    Entering, ExitHandler, Permit, UserInterrupts, place, suberror_name,
-};
+use super::exits::{Entering, ExitHandler, Permit, UserInterrupts, place, suberror_name};
 use super::registers::{core_from_kvm, special_from_kvm};
 use super::vcpu::{DebugVcpu, RFLAGS_TF};
 use crate::host::{Armed, GuestMemory, StopReason, VcpuOrder};

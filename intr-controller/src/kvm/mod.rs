@@ -28,11 +28,11 @@ mod split;
 mod startup;
 mod user;
 
+pub use calls::CallError;
 pub use chip::{CreateError, IrqfdError, KernelIrqchip, LineError, MsiError, MsiOutcome};
 pub use convert::{FromKvmError, ToKvmError};
 pub use convert_ioapic::IoApicFromKvm;
 pub use convert_lapic::{KvmLapic, X2ApicFormat};
-pub use calls::CallError;
 pub use observe::{Observation, ObserveError, VcpuInterrupts};
 pub use split::{SplitEntry, SplitIrqchip, SplitVcpu};
 pub use startup::apply_startup;

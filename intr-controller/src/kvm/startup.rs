@@ -148,9 +148,15 @@ mod tests {
         };
         let new = sregs_after_init(&old);
         assert_eq!((new.cr0, new.apic_base), (0x6000_0010, 0xfee0_0c00));
-        assert_eq!((new.cr2, new.cr3, new.cr4, new.cr8, new.efer), (0, 0, 0, 0, 0));
+        assert_eq!(
+            (new.cr2, new.cr3, new.cr4, new.cr8, new.efer),
+            (0, 0, 0, 0, 0)
+        );
         assert_eq!(new.interrupt_bitmap, [0; 4]);
-        assert_eq!((new.cs.selector, new.cs.base, new.cs.limit), (0xf000, 0xffff_0000, 0xffff));
+        assert_eq!(
+            (new.cs.selector, new.cs.base, new.cs.limit),
+            (0xf000, 0xffff_0000, 0xffff)
+        );
         assert_eq!((new.idt.base, new.idt.limit), (0, 0xffff));
     }
 }

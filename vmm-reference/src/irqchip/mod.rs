@@ -58,7 +58,9 @@ pub enum IrqchipError {
     #[error("the interrupt chips could not be split")]
     Split(#[from] CallError),
     /// KVM does not hand MSRs of the local APIC over.
-    #[error("{call} failed: this KVM does not let a local APIC be in userspace; use --irqchip kernel")]
+    #[error(
+        "{call} failed: this KVM does not let a local APIC be in userspace; use --irqchip kernel"
+    )]
     Msrs {
         /// Which call.
         call: &'static str,
@@ -180,9 +182,7 @@ impl Irqchip {
         use intr_controller::kvm::MsiOutcome::Accepted;
         Ok(match &self.chips {
             Chips::Kernel(lines) => lines.irqchip().signal_msi(message)? == Accepted,
-            Chips::Split(chips) => {
-                chips.board.processors.irqchip.signal_msi(message)? == Accepted
-            }
+            Chips::Split(chips) => chips.board.processors.irqchip.signal_msi(message)? == Accepted,
             Chips::User(chips) => {
                 let message = message.decode(DestinationFormat::default())?;
                 chips.board.processors.send(&message) > 0

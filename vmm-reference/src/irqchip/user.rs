@@ -118,8 +118,7 @@ impl UserChips {
     }
 
     pub(crate) fn before_entry(&self, id: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
-        let (Some(vcpu), Some(waker)) =
-            (self.vcpu(id), self.processors().wakers.get(id.index()))
+        let (Some(vcpu), Some(waker)) = (self.vcpu(id), self.processors().wakers.get(id.index()))
         else {
             return Permit::Failed(format!("{id} has no local APIC"));
         };
@@ -172,8 +171,7 @@ impl UserChips {
     }
 
     pub(crate) fn wait(&self, id: VcpuId, stop: &AtomicBool) {
-        let (Some(vcpu), Some(waker)) =
-            (self.vcpu(id), self.processors().wakers.get(id.index()))
+        let (Some(vcpu), Some(waker)) = (self.vcpu(id), self.processors().wakers.get(id.index()))
         else {
             return;
         };
@@ -195,7 +193,11 @@ impl UserChips {
         }
     }
 
-    pub(super) fn observe(&self, id: VcpuId, fd: &VcpuFd) -> Option<Result<Observation, ObserveError>> {
+    pub(super) fn observe(
+        &self,
+        id: VcpuId,
+        fd: &VcpuFd,
+    ) -> Option<Result<Observation, ObserveError>> {
         // The debugger asks what is due by now.
         let Moment { now, .. } = self.clock.read();
         self.board.advance(now);
@@ -216,12 +218,7 @@ impl UserChips {
     }
 
     /// Acts on the local APIC of a vCPU, if the address is in its page.
-    fn at<T>(
-        &self,
-        id: VcpuId,
-        address: u64,
-        act: impl FnOnce(&mut Lapic, u16) -> T,
-    ) -> Option<T> {
+    fn at<T>(&self, id: VcpuId, address: u64, act: impl FnOnce(&mut Lapic, u16) -> T) -> Option<T> {
         let mut vcpu = lock(self.vcpu(id)?);
         let offset = vcpu.lapic().mmio_offset(address)?;
         Some(act(vcpu.lapic_mut(), offset))
@@ -229,8 +226,10 @@ impl UserChips {
 
     pub(crate) fn local_read(&self, id: VcpuId, address: u64, data: &mut [u8]) -> bool {
         let Moment { now, .. } = self.clock.read();
-        self.at(id, address, |lapic, offset| lapic.mmio_read(offset, data, now))
-            .is_some()
+        self.at(id, address, |lapic, offset| {
+            lapic.mmio_read(offset, data, now)
+        })
+        .is_some()
     }
 
     pub(crate) fn local_write(&self, id: VcpuId, address: u64, data: &[u8]) -> bool {

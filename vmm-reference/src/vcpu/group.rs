@@ -21,9 +21,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 use std::{fmt, io};
 
-use debug_stub::kvm::{
-    DebugVcpu, Environment, ExitHandler, OnStop, RunEnd, UserInterrupts,
-};
+use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, OnStop, RunEnd, UserInterrupts};
 use debug_stub::x86_64::RegisterFile;
 use debug_stub::{Armed, GuestMemory, ResumePlan, Stop, StopReason, VcpuId, VcpuOrder};
 use thiserror::Error;

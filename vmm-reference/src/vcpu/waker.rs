@@ -5,10 +5,10 @@
 //! halted, where a bell wakes it. It looks at what has arrived before each entry and before it
 //! sleeps, so one who has something for it first puts it there, then calls [`Waker::wake`].
 
+use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use std::io;
 
 use super::bell::{Bell, Waiting};
 use super::kick::VcpuThread;

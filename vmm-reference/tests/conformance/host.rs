@@ -1,8 +1,8 @@
 //! The host's side of a running script: a machine, its vCPUs, and the lines of its devices.
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use debug_stub::kvm::{DebugVcpu, Entering, ExitHandler, Permit, UserInterrupts, VmMemory};
 use debug_stub::{Stop, StopReason};
