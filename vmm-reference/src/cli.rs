@@ -101,6 +101,9 @@ pub struct RunArgs {
     /// Add the devices of test images: debug exit, QEMU's pc-testdev, firmware configuration.
     #[arg(long)]
     pub testdev: bool,
+    /// Hide x2APIC mode from the guest, which then has xAPIC mode only.
+    #[arg(long)]
+    pub no_x2apic: bool,
 }
 
 /// `caps`.
@@ -225,7 +228,7 @@ mod tests {
         assert_eq!((run.cpus, run.memory), (1, 128 << 20));
         assert_eq!(run.serial, SerialOutput::Stdio);
         assert_eq!(run.irqchip, None);
-        assert!(run.gdb.is_none() && !run.gdb_pause && !run.testdev);
+        assert!(run.gdb.is_none() && !run.gdb_pause && !run.testdev && !run.no_x2apic);
     }
 
     #[test]

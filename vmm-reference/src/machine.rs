@@ -41,10 +41,12 @@ pub struct MachineConfig {
     pub tsc_deadline: bool,
     /// Whether there are the devices of test images.
     pub testdev: bool,
+    /// Whether the vCPUs have x2APIC mode.
+    pub x2apic: bool,
 }
 
 impl MachineConfig {
-    /// One vCPU, 128 MiB, no serial output, KVM's interrupt chips.
+    /// One vCPU with x2APIC, 128 MiB, no serial output, KVM's interrupt chips.
     #[must_use]
     pub fn new(kernel: ImageFile) -> Self {
         Self {
@@ -57,6 +59,7 @@ impl MachineConfig {
             irqchip: IrqchipMode::Kernel,
             tsc_deadline: false,
             testdev: false,
+            x2apic: true,
         }
     }
 }
@@ -192,7 +195,8 @@ impl Machine {
             .map_err(ioctl("KVM_SET_TSS_ADDR"))?;
         let vm = Arc::new(vm);
         let mode = config.irqchip;
-        let cpuid = boot::CpuidTables::new(&kvm, config.cpus, mode, config.tsc_deadline)?;
+        let cpuid =
+            boot::CpuidTables::new(&kvm, config.cpus, mode, config.tsc_deadline, config.x2apic)?;
         // A vCPU has a local APIC of KVM's if KVM has one when the vCPU is made. Ours want to know how
         // fast its TSC is.
         let ours = mode == IrqchipMode::User;

@@ -50,6 +50,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         irqchip: IrqchipMode::Kernel,
         tsc_deadline: false,
         testdev: args.testdev,
+        x2apic: !args.no_x2apic,
     };
     // Before the machine: an address in use is soon told.
     let listener = args

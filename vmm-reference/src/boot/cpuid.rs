@@ -18,12 +18,14 @@ pub(crate) struct CpuidTables {
 }
 
 impl CpuidTables {
-    /// Asks KVM once; the answer holds for each of the `count` vCPUs.
+    /// Asks KVM once; the answer holds for each of the `count` vCPUs. `x2apic` says whether they
+    /// have that mode.
     pub(crate) fn new(
         kvm: &Kvm,
         count: u16,
         irqchip: intr_controller::IrqchipMode,
         user_tsc_deadline: bool,
+        x2apic: bool,
     ) -> Result<Self, SetupError> {
         let irqchip = irqchip::capability_mode(irqchip);
         let supported = kvm
@@ -37,7 +39,7 @@ impl CpuidTables {
             supported: supported.as_slice().iter().map(CpuidEntry::from).collect(),
             irqchip,
             apic: LocalApic {
-                x2apic: true,
+                x2apic,
                 tsc_deadline: match irqchip {
                     IrqchipMode::User => user_tsc_deadline,
                     IrqchipMode::Kernel | IrqchipMode::Split => {

@@ -1,4 +1,4 @@
-//! The registers by which a guest resets itself: i8042 and port 0xcf9.
+//! The registers by which a guest resets itself: i8042, port 0x92 and port 0xcf9.
 
 use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
@@ -53,6 +53,43 @@ impl DevicePio for I8042 {
             let mut chip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let Ok(()) = chip.write(offset, byte);
         }
+    }
+}
+
+/// System control port A (Intel ICH9 datasheet, 13.7.3 PORT92: fast A20 and init).
+pub(super) struct SystemControlA {
+    value: Mutex<u8>,
+    exit: ExitEvent,
+}
+
+/// Bit 0: the processor is reset when it goes from 0 to 1.
+const FAST_INIT: u8 = 0b01;
+/// Bit 1: address line 20 is not masked. It never is, so the bit does nothing but stay.
+const A20: u8 = 0b10;
+
+impl SystemControlA {
+    pub(super) fn new(exit: ExitEvent) -> Self {
+        Self {
+            value: Mutex::new(A20),
+            exit,
+        }
+    }
+}
+
+impl DevicePio for SystemControlA {
+    fn pio_read(&self, _: PioAddress, _: PioAddressOffset, data: &mut [u8]) {
+        if let [byte] = data {
+            *byte = *self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn pio_write(&self, _: PioAddress, _: PioAddressOffset, data: &[u8]) {
+        let &[byte] = data else { return };
+        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        if *value & FAST_INIT == 0 && byte & FAST_INIT != 0 {
+            self.exit.request(ExitReason::Reset);
+        }
+        *value = byte & (FAST_INIT | A20);
     }
 }
 

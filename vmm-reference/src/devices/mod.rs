@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 0x3f8–0x3ff | 16550A serial port, interrupt 4 |
 //! | 0x60, 0x64 | i8042, of which only the reset command works |
+//! | 0x92 | system control A, of which only the reset works |
 //! | 0xcf9 | reset control |
 //! | 0x600–0x603 | ACPI PM1a event, in which nothing happens |
 //! | 0x604–0x605 | ACPI PM1a control, for powering off |
@@ -52,6 +53,8 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_IRQ: Gsi = Gsi(4);
 /// The keyboard controller's data port; its command port is four above.
 pub const I8042_PORT: u16 = 0x60;
+/// System control port A.
+pub const SYSTEM_CONTROL_PORT: u16 = 0x92;
 /// The PCI host bridge's reset control register.
 pub const RESET_PORT: u16 = 0xcf9;
 /// What resets the machine when it is written there.
@@ -145,6 +148,8 @@ impl Devices {
         let i8042 = Arc::new(control::I8042::new(exit.clone()));
         devices.add(I8042_PORT, 1, Arc::clone(&i8042) as _)?;
         devices.add(I8042_PORT + 4, 1, i8042)?;
+        let system_control = control::SystemControlA::new(exit.clone());
+        devices.add(SYSTEM_CONTROL_PORT, 1, Arc::new(system_control))?;
         devices.add(
             RESET_PORT,
             1,

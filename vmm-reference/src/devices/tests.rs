@@ -61,6 +61,21 @@ fn port_cf9_resets_when_bit_2_rises() {
 }
 
 #[test]
+fn port_92_resets_when_bit_0_rises_and_keeps_the_address_line_bit() {
+    let (devices, exit) = devices();
+    assert_eq!(read(&devices, 0x92), [0x02], "A20 is on");
+    write(&devices, 0x92, [0xfe]);
+    assert_eq!(read(&devices, 0x92), [0x02]);
+    write(&devices, 0x92, [0x00]);
+    assert_eq!(read(&devices, 0x92), [0x00]);
+    write(&devices, 0x91, [0, 1]);
+    assert_eq!(exit.reason(), None);
+    write(&devices, 0x92, [0x01]);
+    assert_eq!(read(&devices, 0x92), [0x01]);
+    assert_eq!(exit.reason(), Some(ExitReason::Reset));
+}
+
+#[test]
 fn a_pci_configuration_address_is_no_reset() {
     let (devices, exit) = devices();
     // Bus 6: the byte that would be at 0xcf9 has bit 2 set.
