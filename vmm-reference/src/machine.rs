@@ -14,7 +14,7 @@ use crate::boot::{self, AcpiError, Entry, MpTableError, SetupError};
 use crate::devices::{DeviceError, Devices, SERIAL_IRQ, SerialOutput, TestMachine};
 use crate::exit::ExitEvent;
 use crate::exit_status::ExitStatus;
-use crate::irqchip::{Irqchip, IrqchipError};
+use crate::irqchip::{Irqchip, IrqchipError, Processor};
 use crate::layout;
 use crate::loader::{self, ImageFile, LoadError};
 use crate::memory::{GuestRam, MemoryError, MemoryLayout};
@@ -206,7 +206,12 @@ impl Machine {
             vcpus = create_vcpus(&vm, config.cpus)?;
             tsc_hz = tsc_frequency(&vcpus)?;
         }
-        let irqchip = Irqchip::new(mode, &vm, config.cpus, cpuid.apic(), tsc_hz, &mut devices)?;
+        let processor = Processor {
+            apic: cpuid.apic(),
+            tsc_hz,
+            physical_address_bits: cpuid.physical_address_bits(),
+        };
+        let irqchip = Irqchip::new(mode, &vm, config.cpus, processor, &mut devices)?;
         if !ours {
             vcpus = create_vcpus(&vm, config.cpus)?;
         }

@@ -56,6 +56,17 @@ impl CpuidTables {
         self.apic
     }
 
+    /// MAXPHYADDR: how many bits a guest-physical address has (SDM 2A, CPUID leaf 8000_0008H).
+    pub(crate) fn physical_address_bits(&self) -> u8 {
+        /// Of processors without the leaf.
+        const OLD: u8 = 36;
+        let leaf = self.supported.iter().find(|e| e.leaf == 0x8000_0008);
+        leaf.map_or(OLD, |entry| {
+            let [bits, ..] = entry.eax.to_le_bytes();
+            bits
+        })
+    }
+
     /// One vCPU's table.
     pub(super) fn table(&self, vcpu: VcpuId) -> Result<CpuId, SetupError> {
         let topology = Topology::new(vcpu, self.count)?;

@@ -102,6 +102,17 @@ pub enum SignalError {
     User(#[from] intr_controller::MsiError),
 }
 
+/// What local APICs of ours have to know of the vCPUs.
+#[derive(Clone, Copy, Debug)]
+pub struct Processor {
+    /// What CPUID says of the local APICs.
+    pub apic: LocalApic,
+    /// Ticks of the TSC in a second.
+    pub tsc_hz: NonZeroU64,
+    /// MAXPHYADDR.
+    pub physical_address_bits: u8,
+}
+
 /// The chips of a machine. Clones are the same chips.
 #[derive(Clone, Debug)]
 pub struct Irqchip {
@@ -125,8 +136,7 @@ impl Irqchip {
         mode: IrqchipMode,
         vm: &Arc<VmFd>,
         cpus: u16,
-        apic: LocalApic,
-        tsc_hz: NonZeroU64,
+        processor: Processor,
         devices: &mut Devices,
     ) -> Result<Self, IrqchipError> {
         let wakers: Arc<[Waker]> = (0..cpus)
@@ -149,10 +159,11 @@ impl Irqchip {
             IrqchipMode::User => {
                 leave_apic_msrs(vm)?;
                 let configs = (0..cpus).map(|id| LapicConfig {
-                    x2apic: apic.x2apic,
-                    tsc_deadline: apic.tsc_deadline,
+                    x2apic: processor.apic.x2apic,
+                    tsc_deadline: processor.apic.tsc_deadline,
+                    physical_address_bits: processor.physical_address_bits,
                     virtual_wire: true,
-                    ..LapicConfig::new(id.into(), id == 0, tsc_hz)
+                    ..LapicConfig::new(id.into(), id == 0, processor.tsc_hz)
                 });
                 let processors = UserProcessors::new(configs, Arc::clone(&wakers))?;
                 let board = Arc::new(SharedBoard::new(processors, Arc::clone(&clock))?);
