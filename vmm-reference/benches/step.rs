@@ -1,4 +1,4 @@
-//! What one remote step costs: ours, as it comes and with `--gdb-busy-poll`, QEMU's on the same
+//! What one remote step costs: ours, as it comes and with `--gdb-busy-poll 0`, QEMU's on the same
 //! guest and the same KVM, and the floor.
 //!
 //! `cargo bench -p vmm-reference --bench step` runs the rounds of all of them in turn, so that the
@@ -29,9 +29,6 @@ const STEPS: u32 = 1000;
 /// Bytes in one memory read: what QEMU takes.
 const READ: usize = 2048;
 const READS: u32 = 200;
-/// Microseconds: more than a client that answers at once takes to wake up.
-const BUSY_POLL: &str = "200";
-
 type Client = RemoteClient<std::os::unix::net::UnixStream>;
 
 /// A stub in a process of its own; ended when dropped.
@@ -177,7 +174,7 @@ fn main() {
     let socket = |name: &str| -> PathBuf { directory.path().join(name) };
     let mut ours = [
         ours(&kernel, &socket("ours"), &[]),
-        ours(&kernel, &socket("busy"), &["--gdb-busy-poll", BUSY_POLL]),
+        ours(&kernel, &socket("sleeps"), &["--gdb-busy-poll", "0"]),
     ];
     let mut qemu = qemu(&kernel, &socket("qemu"));
     let mut floor = Floor::new();
@@ -198,13 +195,13 @@ fn main() {
                 .collect(),
         )
     };
-    println!("medians of {ROUNDS} rounds of {STEPS} steps; busy: --gdb-busy-poll {BUSY_POLL};");
+    println!("medians of {ROUNDS} rounds of {STEPS} steps; sleeps: --gdb-busy-poll 0;");
     println!("the floor is KVM_RUN alone; ratios are to QEMU");
     println!(
         "{:<24}{:>10}{:>8}{:>10}{:>8}{:>10}{:>8}",
-        "", "ours", "", "busy", "", "QEMU", "floor"
+        "", "ours", "", "sleeps", "", "QEMU", "floor"
     );
-    let [sleeping, busy] = &of_ours;
+    let [as_it_comes, sleeps] = &of_ours;
     let rows = [
         ("step, µs", 0, Some(median(of_floor))),
         ("step and registers, µs", 1, None),
@@ -212,16 +209,16 @@ fn main() {
     ];
     for (label, what, floor) in rows {
         let theirs = column(&of_qemu, what);
-        let [mine, awake] = [column(sleeping, what), column(busy, what)];
+        let [mine, asleep] = [column(as_it_comes, what), column(sleeps, what)];
         let ratio = |value: f64| match what {
             2 => value / theirs,
             _ => theirs / value,
         };
         let floor = floor.map(|us| format!("{us:.1}")).unwrap_or_default();
         println!(
-            "{label:<24}{mine:>10.1}{:>7.1}x{awake:>10.1}{:>7.1}x{theirs:>10.1}{floor:>8}",
+            "{label:<24}{mine:>10.1}{:>7.1}x{asleep:>10.1}{:>7.1}x{theirs:>10.1}{floor:>8}",
             ratio(mine),
-            ratio(awake)
+            ratio(asleep)
         );
     }
     if qemu.is_none() {

@@ -88,13 +88,14 @@ pub struct RunArgs {
     /// Let --gdb listen on other than loopback addresses: whoever can connect owns the guest.
     #[arg(long, requires = "gdb")]
     pub gdb_allow_remote: bool,
-    /// After each event, look for GDB's next packet for this long before sleeping, at most 10000.
-    /// It saves a wake-up per packet where clients answer at once, and costs a processor meanwhile.
+    /// While GDB's packets follow one another within this time, at most 10000, look for the next one
+    /// for so long before sleeping. It saves a wake-up for each packet of a client that answers at
+    /// once, and costs a processor meanwhile. 0 sleeps at once.
     #[arg(
         long,
         value_name = "MICROSECONDS",
         requires = "gdb",
-        default_value_t = 0,
+        default_value_t = 200,
         value_parser = clap::value_parser!(u64).range(..=10_000),
     )]
     pub gdb_busy_poll: u64,
@@ -327,7 +328,7 @@ mod tests {
         let busy = |time| run(&["--gdb", "unix:x", "--gdb-busy-poll", time]);
         assert_eq!(busy("50").unwrap().gdb_busy_poll, 50);
         assert!(busy("10001").is_err());
-        assert_eq!(run(&["--gdb", "unix:x"]).unwrap().gdb_busy_poll, 0);
+        assert_eq!(run(&["--gdb", "unix:x"]).unwrap().gdb_busy_poll, 200);
         assert!(run(&["--gdb", "unix:x", "--gdb-pause", "--gdb-allow-remote"]).is_ok());
     }
 }
