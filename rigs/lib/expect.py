@@ -85,7 +85,7 @@ JOBS = [
 
 #: Tests that never open /dev/kvm. (Of the unit tests of vcpu-caps and intr-controller JOBS has
 #: those that do.)
-WITHOUT_KVM = {"debug-stub:lib", "debug-stub:session", "debug-stub:gdb", "vmm-reference:lib"}
+WITHOUT_KVM = {"intr-controller:no_allocation", "debug-stub:lib", "debug-stub:session", "debug-stub:gdb", "vmm-reference:lib"}
 
 #: Tests that use an ability which some KVM has not. Where `caps` refutes it they say
 #: `expected refusal: ABILITY: why`, and nowhere else.

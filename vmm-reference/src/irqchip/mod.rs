@@ -2,7 +2,7 @@
 //!
 //! [`Irqchip`] is what the rest of the machine sees: lines, messages and descriptors of devices go
 //! in, and the vCPUs' threads ask it before they enter the guest. `kernel` has KVM do all that;
-//! [`user`] and [`split`] have a [board](intr_controller::board) of ours ([`shared`]).
+//! `user` and `split` have a [board](intr_controller::board) of ours.
 
 mod clock;
 mod shared;
