@@ -26,6 +26,8 @@ use crate::{
 const MSR_TSC: u32 = 0x10;
 const MSR_APIC_BASE: u32 = 0x1b;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// An ioctl that this kernel does not have.
+const ENOTTY: i32 = 25;
 
 /// What a vCPU's thread does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +125,10 @@ impl UserVcpu {
             apply_startup(vcpu, startup)?;
             self.halted = false;
             self.lent = Lent::default();
-            // As it was before.
-            forget_readiness(vcpu.get_kvm_run());
+            let run = vcpu.get_kvm_run();
+            forget_readiness(run);
+            // RFLAGS is 2 now.
+            run.if_flag = 0;
             return Ok(UserEntry::Restarted);
         }
         // A masked vCPU takes nothing, so that its time need not be right.
@@ -275,7 +279,12 @@ impl UserVcpu {
                 vcpu.nmi().map_err(failed("KVM_NMI"))?;
                 self.lent.nmi = true;
             }
-            Event::Smi => vcpu.smi().map_err(failed("KVM_SMI"))?,
+            Event::Smi => match vcpu.smi() {
+                // Built without system management mode: it is lost, as with KVM's own local APIC
+                // (lapic.c, `__apic_accept_irq`).
+                Err(error) if error.errno() == ENOTTY => {}
+                answer => answer.map_err(failed("KVM_SMI"))?,
+            },
             // `prepare` has answered `Acknowledge`.
             Event::ExtInt => return Ok(()),
         }

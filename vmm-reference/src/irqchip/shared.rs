@@ -52,7 +52,7 @@ pub(super) struct SharedBoard<P> {
     bell: Bell,
     quit: AtomicBool,
     /// What devices signal, and on which GSI.
-    events: Mutex<Vec<(EventFd, Gsi)>>,
+    events: Mutex<Vec<Arc<(EventFd, Gsi)>>>,
 }
 
 impl<P> fmt::Debug for SharedBoard<P> {
@@ -172,7 +172,7 @@ impl<P: Processors> SharedBoard<P> {
 
     /// Each event of the descriptor is an edge of the line.
     pub(super) fn connect(&self, event: EventFd, gsi: Gsi) {
-        lock(&self.events).push((event, gsi));
+        lock(&self.events).push(Arc::new((event, gsi)));
         self.bell.ring();
     }
 
@@ -187,10 +187,11 @@ impl<P: Processors> SharedBoard<P> {
                     time = Some(next.saturating_since(moment.now).max(SHORTEST_WAIT));
                 }
             }
-            let events = lock(&self.events);
+            // Copied: whoever connects another one must not wait until this thread wakes.
+            let events = lock(&self.events).clone();
             let mut polls = Vec::with_capacity(1 + events.len());
             polls.push(PollFd::new(self.bell.as_fd(), PollFlags::POLLIN));
-            let fds = events.iter().map(|(event, _)| borrow(event));
+            let fds = events.iter().map(|source| borrow(&source.0));
             polls.extend(fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             match ppoll(&mut polls, time.map(TimeSpec::from_duration), None) {
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -206,10 +207,8 @@ impl<P: Processors> SharedBoard<P> {
                 .zip(events.iter())
                 .filter(|(poll, _)| rang(poll))
                 // Several signals are one edge, as with KVM's own.
-                .filter_map(|(_, (event, gsi))| event.read().ok().map(|_| *gsi))
+                .filter_map(|(_, source)| source.0.read().ok().map(|_| source.1))
                 .collect();
-            drop(polls);
-            drop(events);
             for gsi in signalled {
                 self.pulse(gsi);
             }
