@@ -49,8 +49,24 @@ pub enum UserEntry {
 /// What is in KVM's hands and may not have reached the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Lent {
-    interrupt: Option<Vector>,
+    interrupt: Option<LentInterrupt>,
     nmi: bool,
+}
+
+/// The last vector that KVM was given. Both kinds may have the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LentInterrupt {
+    Fixed(Vector),
+    ExtInt(u8),
+}
+
+impl LentInterrupt {
+    const fn number(self) -> u8 {
+        match self {
+            Self::Fixed(vector) => vector.get(),
+            Self::ExtInt(number) => number,
+        }
+    }
 }
 
 /// One vCPU of a VM without interrupt chips in the kernel.
@@ -60,8 +76,9 @@ pub struct UserVcpu {
     halted: bool,
     held: bool,
     lent: Lent,
-    /// IA32_APIC_BASE has changed, and KVM's copy, which CPUID and `kvm_sregs` show, has not.
-    base_changed: bool,
+    /// An ExtINT that the 8259A has let go of and the guest has not taken: a mask was put on between
+    /// the two. It is the next to enter.
+    acknowledged: Option<u8>,
     /// The CR8 that the guest was entered with: an exit with another one means that it wrote it. It
     /// may write the same register in memory too, between two exits.
     entered_with: u8,
@@ -78,7 +95,7 @@ impl UserVcpu {
             halted: false,
             held: false,
             lent: Lent::default(),
-            base_changed: false,
+            acknowledged: None,
             entered_with: 0,
             tsc_epoch: 0,
         }
@@ -117,14 +134,12 @@ impl UserVcpu {
         now: GuestTime,
         epoch: u64,
     ) -> Result<UserEntry, CallError> {
-        if core::mem::take(&mut self.base_changed) {
-            calls::write_msr(vcpu, MSR_APIC_BASE, self.lapic.apic_base())?;
-        }
         self.set_held(vcpu, masked)?;
         if let Some(startup) = self.lapic.take_startup() {
             apply_startup(vcpu, startup)?;
             self.halted = false;
             self.lent = Lent::default();
+            self.acknowledged = None;
             let run = vcpu.get_kvm_run();
             forget_readiness(run);
             // RFLAGS is 2 now.
@@ -141,6 +156,7 @@ impl UserVcpu {
             }
         }
         self.lapic.advance(now);
+        let owed = self.owed_ext_int(vcpu)?;
         let window = loop {
             match self.lapic.decide(&self.readiness(vcpu.get_kvm_run())) {
                 Decision::Inject(Event::ExtInt) => {
@@ -158,7 +174,7 @@ impl UserVcpu {
                     break false;
                 }
             }
-        };
+        } || owed;
         self.entered_with = self.lapic.cr8();
         let run = vcpu.get_kvm_run();
         run.request_interrupt_window = window.into();
@@ -185,8 +201,7 @@ impl UserVcpu {
     /// # Errors
     /// If KVM refuses; the interrupt is lost, and the vCPU cannot go on.
     pub fn inject_ext_int(&mut self, vcpu: &mut VcpuFd, vector: u8) -> Result<(), CallError> {
-        calls::interrupt(vcpu, vector)?;
-        forget_readiness(vcpu.get_kvm_run());
+        self.give(vcpu, LentInterrupt::ExtInt(vector))?;
         // If the line has fallen in between, the vector is the 8259A's spurious one.
         let _ = self.lapic.injected(Event::ExtInt);
         Ok(())
@@ -203,7 +218,8 @@ impl UserVcpu {
     /// A guest's WRMSR of one of the [APIC's MSRs](Lapic::owns_msr).
     ///
     /// # Errors
-    /// #GP, also if KVM does not tell the time-stamp counter that a deadline is compared with.
+    /// #GP, also if KVM does not tell the time-stamp counter that a deadline is compared with, or
+    /// refuses the base address. Nothing has changed then.
     pub fn write_msr(
         &mut self,
         vcpu: &VcpuFd,
@@ -214,8 +230,15 @@ impl UserVcpu {
         if index == MSR_TSC_DEADLINE {
             self.sync_tsc(vcpu, now).map_err(|_| GeneralProtection)?;
         }
-        let effect = self.lapic.write_msr(index, value, now)?;
-        self.base_changed |= index == MSR_APIC_BASE;
+        if index != MSR_APIC_BASE {
+            return self.lapic.write_msr(index, value, now);
+        }
+        // KVM has a copy, which CPUID and `kvm_sregs` show, and its own idea of what an address is.
+        let mut changed = self.lapic.clone();
+        let effect = changed.write_msr(index, value, now)?;
+        calls::write_msr(vcpu, MSR_APIC_BASE, changed.apic_base())
+            .map_err(|_| GeneralProtection)?;
+        self.lapic = changed;
         Ok(effect)
     }
 
@@ -241,8 +264,9 @@ impl UserVcpu {
         } else {
             VectorSet::EMPTY
         };
+        let ext_int = pending.ext_int() || self.acknowledged.is_some();
         Ok(Observation {
-            pending: Pending::new(fixed, pending.nmis(), pending.smi(), pending.ext_int()),
+            pending: Pending::new(fixed, pending.nmis(), pending.smi(), ext_int),
             vcpu: readiness,
             priority: self.lapic.priority(),
             in_service: *self.lapic.in_service(),
@@ -270,9 +294,7 @@ impl UserVcpu {
     fn inject(&mut self, vcpu: &mut VcpuFd, event: Event) -> Result<(), CallError> {
         match event {
             Event::Fixed(vector) => {
-                calls::interrupt(vcpu, vector.get())?;
-                forget_readiness(vcpu.get_kvm_run());
-                self.lent.interrupt = Some(vector);
+                self.give(vcpu, LentInterrupt::Fixed(vector))?;
             }
             // KVM keeps it until it may enter (`process_nmi`, `enter_smm`).
             Event::Nmi => {
@@ -292,6 +314,32 @@ impl UserVcpu {
         // It was pending: `decide` has just said so.
         let _ = self.lapic.injected(event);
         Ok(())
+    }
+
+    /// `KVM_INTERRUPT`.
+    fn give(&mut self, vcpu: &mut VcpuFd, interrupt: LentInterrupt) -> Result<(), CallError> {
+        calls::interrupt(vcpu, interrupt.number())?;
+        forget_readiness(vcpu.get_kvm_run());
+        self.lent.interrupt = Some(interrupt);
+        Ok(())
+    }
+
+    /// The ExtINT that was taken back enters before all else that is maskable, and ends HLT under the
+    /// rules of [`Decision::Wake`]. Answers whether it waits for an interrupt window.
+    fn owed_ext_int(&mut self, vcpu: &mut VcpuFd) -> Result<bool, CallError> {
+        let Some(vector) = self.acknowledged else {
+            return Ok(false);
+        };
+        let ready = self.readiness(vcpu.get_kvm_run());
+        self.halted &= !ready.interrupt_flag;
+        if self.held {
+            return Ok(false);
+        }
+        if ready.interrupt_flag && ready.host_ready {
+            self.give(vcpu, LentInterrupt::ExtInt(vector))?;
+            self.acknowledged = None;
+        }
+        Ok(self.acknowledged.is_some())
     }
 
     fn set_held(&mut self, vcpu: &VcpuFd, masked: bool) -> Result<(), CallError> {
@@ -320,13 +368,17 @@ impl UserVcpu {
             .get_vcpu_events()
             .map_err(failed("KVM_GET_VCPU_EVENTS"))?;
         let mut changed = false;
-        if let Some(vector) = lent.interrupt {
-            let interrupt = &mut events.interrupt;
-            if interrupt.injected != 0 && interrupt.soft == 0 && interrupt.nr == vector.get() {
-                interrupt.injected = 0;
-                self.lapic.retract(Event::Fixed(vector));
-                changed = true;
+        let interrupt = &mut events.interrupt;
+        let here = |lent: &LentInterrupt| {
+            interrupt.injected != 0 && interrupt.soft == 0 && interrupt.nr == lent.number()
+        };
+        if let Some(lent) = lent.interrupt.filter(here) {
+            interrupt.injected = 0;
+            match lent {
+                LentInterrupt::Fixed(vector) => self.lapic.retract(Event::Fixed(vector)),
+                LentInterrupt::ExtInt(vector) => self.acknowledged = Some(vector),
             }
+            changed = true;
         }
         if lent.nmi && events.nmi.pending != 0 {
             for _ in 0..events.nmi.pending {

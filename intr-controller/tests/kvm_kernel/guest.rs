@@ -1,42 +1,23 @@
-//! A real-mode guest of a few bytes: it counts in a loop, and each interrupt handler appends its
-//! vector to a log. No local-APIC access from inside: real mode does not reach it, so the tests
-//! play EOI from outside.
+//! The [real-mode guest](crate::real_mode) with KVM's own interrupt chips.
 
 use intr_controller::kvm::{KernelIrqchip, MsiOutcome, Observation, VcpuInterrupts};
-use intr_controller::{HostMask, MsiMessage, Vector};
+use intr_controller::{HostMask, MsiMessage};
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_IRQCHIP_PIC_MASTER,
-    kvm_guest_debug, kvm_irqchip, kvm_lapic_state, kvm_userspace_memory_region,
+    kvm_guest_debug, kvm_irqchip, kvm_lapic_state,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-/// Bytes of guest memory, from address 0.
-const MEMORY: usize = 0x1_0000;
-/// The loop: INC AX; JMP back.
-pub(crate) const LOOP: u64 = 0x1000;
-const LOOP_CODE: [u8; 3] = [0x40, 0xeb, 0xfd];
-const HANDLERS: u64 = 0x2000;
-const HANDLER_SIZE: u64 = 16;
-const LOG: u64 = 0x600;
-const STACK: u64 = 0x8000;
-/// RFLAGS: the fixed bit, and IF.
-pub(crate) const FLAGS: u64 = 0x2;
-pub(crate) const FLAGS_IF: u64 = 0x202;
+use crate::real_mode::{RealMode, in_loop};
+
 /// Where the tests map the 8259A's eight inputs.
 pub(crate) const PIC_BASE: u8 = 0x70;
 
+/// PUSH AX; MOV AL, 20h; OUT 20h, AL; POP AX: non-specific EOI to the 8259A.
+const PIC_EOI: [u8; 6] = [0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58];
+
 /// The input that `enable_pic` makes level-triggered.
 pub(crate) const PIC_LEVEL_INPUT: u8 = 5;
-
-/// Whether this is the build machines' software KVM.
-pub(crate) fn is_pvm() -> bool {
-    std::path::Path::new("/sys/module/kvm_pvm").exists()
-}
-
-pub(crate) fn vector(number: u8) -> Vector {
-    Vector::new(number).unwrap()
-}
 
 pub(crate) struct Guest {
     pub(crate) vcpu: VcpuFd,
@@ -44,60 +25,20 @@ pub(crate) struct Guest {
     pub(crate) interrupts: VcpuInterrupts,
     /// What the VMM's composer of `kvm_guest_debug` would keep.
     block_irq: bool,
-    memory: GuestMemoryMmap,
+    memory: RealMode,
 }
 
 impl Guest {
     /// A guest in its loop, with these RFLAGS.
     pub(crate) fn new(rflags: u64) -> Self {
-        // A guest that blocks for ever ends the test with a message rather than hang it.
-        // SAFETY: `alarm` has no preconditions.
-        unsafe { libc::alarm(240) };
         let vm = Kvm::new().unwrap().create_vm().unwrap();
-        // Three pages that the guest does not use: kvm_intel needs them in real mode.
-        vm.set_tss_address(0xfffb_d000).unwrap();
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: MEMORY as u64,
-            userspace_addr: memory.get_host_address(GuestAddress(0)).unwrap() as u64,
-        };
-        // SAFETY:
-        // - the range is a mapping of `MEMORY` bytes;
-        // - `Guest` keeps it until the VM is closed (fields drop in order, `memory` last).
-        unsafe { vm.set_user_memory_region(region) }.unwrap();
+        let memory = RealMode::new(&vm, |number| match number & 0xf8 {
+            PIC_BASE => &PIC_EOI,
+            _ => &[],
+        });
         let chip = KernelIrqchip::new(vm).unwrap();
         let vcpu = chip.vm().create_vcpu(0).unwrap();
-
-        memory.write_slice(&LOOP_CODE, GuestAddress(LOOP)).unwrap();
-        for number in 0..=u8::MAX {
-            let address = HANDLERS + HANDLER_SIZE * u64::from(number);
-            // MOV BYTE [DI], number; INC DI.
-            let mut code = vec![0xc6, 0x05, number, 0x47];
-            if number & 0xf8 == PIC_BASE {
-                // PUSH AX; MOV AL, 20h; OUT 20h, AL; POP AX: non-specific EOI to the 8259A.
-                code.extend([0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58]);
-            }
-            code.push(0xcf); // IRET
-            memory.write_slice(&code, GuestAddress(address)).unwrap();
-            let gate = u32::try_from(address).unwrap();
-            memory
-                .write_obj(gate, GuestAddress(4 * u64::from(number)))
-                .unwrap();
-        }
-
-        let mut sregs = vcpu.get_sregs().unwrap();
-        sregs.cs.base = 0;
-        sregs.cs.selector = 0;
-        vcpu.set_sregs(&sregs).unwrap();
-        let mut regs = vcpu.get_regs().unwrap();
-        regs.rip = LOOP;
-        regs.rflags = rflags;
-        regs.rsp = STACK;
-        regs.rdi = LOG;
-        vcpu.set_regs(&regs).unwrap();
+        memory.start(&vcpu, rflags);
 
         let guest = Self {
             vcpu,
@@ -149,8 +90,7 @@ impl Guest {
             self.vcpu.set_guest_debug(&debug).unwrap();
             match self.vcpu.run().unwrap() {
                 VcpuExit::Debug(debug) => {
-                    let end = LOOP + LOOP_CODE.len() as u64;
-                    outside += usize::from(!(LOOP..end).contains(&debug.pc));
+                    outside += usize::from(!in_loop(debug.pc));
                 }
                 other => panic!("a step ended with {other:?}"),
             }
@@ -160,10 +100,7 @@ impl Guest {
 
     /// The vectors whose handlers ran, in order.
     pub(crate) fn log(&self) -> Vec<u8> {
-        let regs = self.vcpu.get_regs().unwrap();
-        let mut log = vec![0; usize::try_from(regs.rdi - LOG).unwrap()];
-        self.memory.read_slice(&mut log, GuestAddress(LOG)).unwrap();
-        log
+        self.memory.log(&self.vcpu)
     }
 
     /// An edge-triggered fixed interrupt to the vCPU with APIC id 0.

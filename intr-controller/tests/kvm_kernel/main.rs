@@ -8,16 +8,17 @@
 )]
 
 mod guest;
+#[path = "../real_mode/mod.rs"]
+mod real_mode;
 
-use guest::{
-    FLAGS, FLAGS_IF, Guest, PIC_BASE, PIC_LEVEL_INPUT, is_pvm, put, set_in_service, vector,
-};
+use guest::{Guest, PIC_BASE, PIC_LEVEL_INPUT, put, set_in_service};
 use intr_controller::kvm::{CreateError, KernelIrqchip, MsiOutcome};
 use intr_controller::{
     Activity, BlockReasons, Decision, Event, Gsi, MsiMessage, NMI_LIMIT, NotHeld, VectorSet,
 };
 use kvm_bindings::KVM_CAP_X86_SMM;
 use kvm_ioctls::Kvm;
+use real_mode::{FLAGS, FLAGS_IF, is_pvm, vector};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Steps that are enough for KVM to deliver whatever it means to.
