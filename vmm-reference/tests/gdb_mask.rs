@@ -47,9 +47,28 @@ fn landings(vmm: &Vmm, gdb: &Transcript) -> usize {
     pcs.iter().filter(|pc| !inside.contains(pc)).count()
 }
 
+/// Whose interrupt chips: KVM's; ours beside its local APICs; all ours, on a host that cannot mask.
+const KERNEL: &[&str] = &[];
+const SPLIT: &[&str] = &["--irqchip", "split"];
+const USER: &[&str] = &["--irqchip", "user", "--no-host-mask"];
+
 #[test]
 fn a_thousand_steps_stay_in_the_loop_and_continue_delivers_what_waited() {
-    let vmm = Setup::new(&TIMER).start();
+    a_thousand_steps_stay_in_the_loop(KERNEL);
+}
+
+#[test]
+fn with_a_split_irqchip_a_thousand_steps_stay_in_the_loop() {
+    a_thousand_steps_stay_in_the_loop(SPLIT);
+}
+
+#[test]
+fn with_chips_of_ours_no_host_need_mask_for_a_thousand_steps_to_stay_in_the_loop() {
+    a_thousand_steps_stay_in_the_loop(USER);
+}
+
+fn a_thousand_steps_stay_in_the_loop(chips: &[&str]) {
+    let vmm = Setup::new(&TIMER).with(chips).start();
     let gdb = vmm.gdb(&script(
         "monitor mask status",
         r#"
@@ -86,7 +105,16 @@ monitor mask status
 
 #[test]
 fn without_the_mask_the_same_steps_land_in_the_handler() {
-    let vmm = Setup::new(&TIMER).start();
+    unmasked_steps_land_in_the_handler(KERNEL);
+}
+
+#[test]
+fn without_the_mask_they_do_with_chips_of_ours_too() {
+    unmasked_steps_land_in_the_handler(USER);
+}
+
+fn unmasked_steps_land_in_the_handler(chips: &[&str]) {
+    let vmm = Setup::new(&TIMER).with(chips).start();
     let gdb = vmm.gdb(&script("maintenance packet Qqemu.sstep=0x1", ""));
     gdb.expect(&[
         "received: \"OK\"",
@@ -144,4 +172,19 @@ end
     }
     vmm.assert_rises("iterations");
     assert_eq!(vmm.peek("flags_image") & trap_flag, 0);
+}
+
+#[test]
+fn a_host_that_cannot_mask_gets_chips_of_ours_unless_told_otherwise() {
+    let status = "monitor mask status\nmonitor caps";
+    let chosen = Setup::new(&TIMER).with(&["--no-host-mask"]).start();
+    chosen
+        .gdb(status)
+        .expect(&["provided by: injection_policy"]);
+    let told = Setup::new(&TIMER)
+        .with(&["--no-host-mask", "--irqchip", "kernel"])
+        .start();
+    let said = told.gdb("monitor mask on\nmonitor mask status");
+    said.expect_not("provided by");
+    said.expect(&["not to be used (--no-host-mask)"]);
 }

@@ -23,7 +23,14 @@ type Client = RemoteClient<UnixStream>;
 
 /// The guest, once both of its processors spin.
 fn booted() -> Vmm {
-    let vmm = Setup::new(&SMP).with(&["--cpus", "2"]).start();
+    booted_with(&[])
+}
+
+fn booted_with(arguments: &[&str]) -> Vmm {
+    let vmm = Setup::new(&SMP)
+        .with(&["--cpus", "2"])
+        .with(arguments)
+        .start();
     eventually("the second processor starts", || {
         vmm.serial().contains("second cpu")
     });
@@ -56,8 +63,14 @@ fn both_threads_are_listed_where_they_are() {
 
 #[test]
 fn a_processor_that_was_never_started_says_so() {
+    for irqchip in ["kernel", "user"] {
+        never_started(irqchip);
+    }
+}
+
+fn never_started(irqchip: &str) {
     let vmm = Setup::new(&vmm_reference::guests::TIMER)
-        .with(&["--cpus", "2"])
+        .with(&["--cpus", "2", "--irqchip", irqchip])
         .start();
     vmm.gdb("hbreak *loop_start\ncontinue\ninfo threads")
         .expect(&["CPU#0", "CPU#1 [waits for"]);
@@ -235,7 +248,20 @@ fn resume(client: &mut Client, packet: &str, wait: Option<Duration>) -> io::Resu
 
 #[test]
 fn five_hundred_random_operations_never_lock_up() {
-    let vmm = booted();
+    random_operations_never_lock_up(&booted());
+}
+
+#[test]
+fn with_chips_of_ours_they_do_not_either() {
+    random_operations_never_lock_up(&booted_with(&["--irqchip", "user", "--no-host-mask"]));
+}
+
+#[test]
+fn with_a_split_irqchip_they_do_not_either() {
+    random_operations_never_lock_up(&booted_with(&["--irqchip", "split"]));
+}
+
+fn random_operations_never_lock_up(vmm: &Vmm) {
     let mut client = vmm.client();
     let mut random = Random::new(0x5eed);
     let work = vmm.symbol("shared_work");

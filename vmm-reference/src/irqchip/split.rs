@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use debug_stub::kvm::{Entering, Permit};
 use intr_controller::InterruptMessage;
-use intr_controller::ioapic::IoApic;
+use intr_controller::ioapic::{IoApic, IoApicPins, PIN_COUNT};
 use intr_controller::kvm::{SplitEntry, SplitIrqchip, SplitVcpu};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vcpu_caps::VcpuId;
@@ -20,8 +20,13 @@ pub(super) struct SplitProcessors {
     pub(super) irqchip: SplitIrqchip<Arc<VmFd>>,
     vcpus: Vec<Mutex<SplitVcpu>>,
     intr: AtomicBool,
+    /// What KVM has as routes: a change costs it a grace period, and most writes of entries only mask.
+    routed: Mutex<Option<Entries>>,
     wakers: Arc<[Waker]>,
 }
+
+/// What each pin is sent as, masked or not.
+type Entries = [Option<InterruptMessage>; PIN_COUNT as usize];
 
 impl SplitProcessors {
     pub(super) fn new(irqchip: SplitIrqchip<Arc<VmFd>>, wakers: Arc<[Waker]>) -> Self {
@@ -29,6 +34,7 @@ impl SplitProcessors {
             irqchip,
             vcpus: wakers.iter().map(|_| Mutex::default()).collect(),
             intr: AtomicBool::new(false),
+            routed: Mutex::new(None),
             wakers,
         }
     }
@@ -53,8 +59,17 @@ impl Processors for SplitProcessors {
     }
 
     fn entries_changed(&self, ioapic: &IoApic) {
-        if let Err(error) = self.irqchip.route(ioapic) {
-            tracing::error!(%error, "level-triggered interrupts will not end");
+        let mut entries: Entries = [None; PIN_COUNT as usize];
+        for (place, pin) in entries.iter_mut().zip(IoApicPins::ALL.iter()) {
+            *place = ioapic.entry(pin).message(ioapic.destination_format());
+        }
+        let mut routed = lock(&self.routed);
+        if *routed == Some(entries) {
+            return;
+        }
+        match self.irqchip.route(ioapic) {
+            Ok(()) => *routed = Some(entries),
+            Err(error) => tracing::error!(%error, "level-triggered interrupts will not end"),
         }
     }
 }

@@ -28,6 +28,7 @@ use thiserror::Error;
 
 use super::bell::{Bell, Waiting};
 use super::kick::{self, Kickable, TURN, Turn};
+use super::waker::Waker;
 use crate::irqchip::{BoardThread, Irqchip};
 
 /// The vCPU threads could not be started.
@@ -487,9 +488,7 @@ fn vcpu_thread(id: VcpuId, shared: &Shared) {
     };
     let run = lock(&slot.vcpu).kvm_run();
     let _kickable = Kickable::enter(run);
-    if let Some(waker) = shared.irqchip.waker(id) {
-        waker.attach();
-    }
+    let _attached = shared.irqchip.waker(id).map(Waker::attach);
     if shared.irqchip.user().is_some() {
         kick::make_alarm();
     }

@@ -218,8 +218,8 @@ impl VcpuThread {
     }
 }
 
-// SAFETY: the handle is that of a thread which the group joins only when it is dropped itself,
-// after the last kick.
+// SAFETY: the handle is that of a thread which has not ended: `Waker` forgets it before, and signals it
+// under the lock that this takes.
 unsafe impl Killable for VcpuThread {
     fn pthread_handle(&self) -> pthread_t {
         self.0

@@ -6,8 +6,8 @@
 //! sleeps, so one who has something for it first puts it there, then calls [`Waker::wake`].
 
 use std::io;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::bell::{Bell, Waiting};
@@ -16,7 +16,8 @@ use super::kick::VcpuThread;
 /// One vCPU's.
 #[derive(Debug)]
 pub struct Waker {
-    thread: OnceLock<VcpuThread>,
+    /// Its thread, while that lives: locked while it is signalled, and emptied before it ends.
+    thread: Mutex<Option<VcpuThread>>,
     /// Something has arrived that the vCPU has not looked at.
     attention: AtomicBool,
     /// Its thread sleeps, or is about to.
@@ -29,17 +30,21 @@ impl Waker {
     /// If there is no descriptor left.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
-            thread: OnceLock::new(),
+            thread: Mutex::new(None),
             attention: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             bell: Bell::new(Waiting::InALoop)?,
         })
     }
 
-    /// The calling thread runs the vCPU from now on.
-    pub(super) fn attach(&self) {
-        // Once only: each vCPU has one thread.
-        let _ = self.thread.set(VcpuThread::current());
+    /// The calling thread runs the vCPU for as long as the answer lives.
+    pub(super) fn attach(&self) -> Attached<'_> {
+        *self.thread() = Some(VcpuThread::current());
+        Attached(self)
+    }
+
+    fn thread(&self) -> MutexGuard<'_, Option<VcpuThread>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something has arrived. Its own thread needs no telling: it looks before it enters.
@@ -47,7 +52,7 @@ impl Waker {
         if self.attention.swap(true, Ordering::SeqCst) {
             return;
         }
-        match self.thread.get() {
+        match &*self.thread() {
             Some(thread) if !thread.is_current() => self.rouse(thread),
             _ => {}
         }
@@ -55,7 +60,7 @@ impl Waker {
 
     /// Makes the thread look: for a stop, whose flag the caller has set (`SeqCst`).
     pub(super) fn rouse_for_stop(&self) {
-        if let Some(thread) = self.thread.get() {
+        if let Some(thread) = &*self.thread() {
             self.rouse(thread);
         }
     }
@@ -86,6 +91,16 @@ impl Waker {
     }
 }
 
+/// While it lives, the thread that made it can be told.
+#[derive(Debug)]
+pub(super) struct Attached<'a>(&'a Waker);
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        *self.0.thread() = None;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -108,7 +123,7 @@ mod tests {
         let sleeper = thread::spawn({
             let (waker, arrived, taken) = (waker.clone(), arrived.clone(), taken.clone());
             move || {
-                waker.attach();
+                let _attached = waker.attach();
                 let stop = AtomicBool::new(false);
                 while taken.load(Ordering::SeqCst) < ROUNDS {
                     waker.attend();
