@@ -285,6 +285,25 @@ impl Guest {
     }
 }
 
+/// KVM's single step is not in force any more then: TF alone would go to the guest as a #DB. With the
+/// mask BLOCKIRQ changes, and hid it.
+#[test]
+fn a_step_is_a_step_after_a_run_that_was_stopped_before_it_began() {
+    // inc ax, four times
+    let mut guest = Guest::new(&[0x40, 0x40, 0x40, 0x40, 0xeb, 0xfe]);
+    let unmasked = |guest: &mut Guest| guest.step_with(false, &Armed::default());
+    assert_eq!(unmasked(&mut guest), StopReason::Step);
+    assert_eq!(unmasked(&mut guest), StopReason::Step);
+    guest.stop.store(true, Ordering::Release);
+    let stopped = guest.run(&VcpuOrder::Continue, &Armed::default());
+    assert_eq!(stopped, StopReason::Interrupted);
+    guest.stop.store(false, Ordering::Release);
+    assert_eq!(unmasked(&mut guest), StopReason::Step);
+    assert_eq!(guest.rip(), CODE + 3);
+    assert_eq!(guest.word(COUNTER), 0, "the guest had a #DB");
+    assert_eq!(guest.registers().core.rflags & TF, 0);
+}
+
 #[test]
 fn each_step_is_one_instruction_with_and_without_registers_in_the_run_structure() {
     // nop; inc ax; mov bx, ax; jmp $

@@ -284,7 +284,9 @@ impl DebugVcpu {
     /// with TF set, and `KVM_RUN` is the step's only ioctl. Otherwise `KVM_SET_GUEST_DEBUG` sets
     /// TF where it finds RIP.
     pub(super) fn arm_step(&mut self) -> Result<(), DebugError> {
-        if self.cached.is_some() && self.control.pending().is_none() {
+        // Not in force: the vCPU was to run freely since, and was stopped before it had begun.
+        let in_force = self.control.get(Capability::SingleStep).unwrap_or(false);
+        if in_force && self.cached.is_some() && self.control.pending().is_none() {
             self.fd.sync_regs_mut().regs.rflags |= RFLAGS_TF;
             self.fd.set_sync_dirty_reg(SyncReg::Register);
             return Ok(());
