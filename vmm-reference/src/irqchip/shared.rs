@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use arrayvec::ArrayVec;
 use intr_controller::board::Board;
-use intr_controller::ioapic::{IoApic, IoApicPins, IoApicVersion};
+use intr_controller::ioapic::{IoApic, IoApicPins, IoApicVersion, PIN_COUNT};
 use intr_controller::routing::{GsiRouter, RouteError, SourceId};
 use intr_controller::{DestinationFormat, Gsi, GuestTime, InterruptMessage};
 use nix::errno::Errno;
@@ -38,8 +38,8 @@ pub(super) trait Processors: Send + Sync {
     fn entries_changed(&self, ioapic: &IoApic);
 }
 
-/// More than one call on the board delivers: an EOI for each pin, and a tick.
-type Messages = ArrayVec<InterruptMessage, 32>;
+/// Room for all that one operation delivers: at most a message for each pin (fuzz target `intr_board`).
+type Messages = ArrayVec<InterruptMessage, { PIN_COUNT as usize }>;
 
 /// A board that several threads use.
 pub(super) struct SharedBoard<P> {
@@ -72,8 +72,11 @@ struct Todo {
 
 impl Todo {
     fn deliver(&mut self) -> impl FnMut(InterruptMessage) + '_ {
-        // There is room for all that one operation delivers.
-        |message| self.messages.try_push(message).unwrap_or_default()
+        |message| {
+            if let Err(error) = self.messages.try_push(message) {
+                tracing::error!(%error, vector = message.vector, "an interrupt is lost");
+            }
+        }
     }
 }
 
