@@ -112,10 +112,12 @@ fuzz_target!(|data: &[u8]| {
     for &(capability, wish) in &asked {
         let entry = plan.entry(capability).expect("one entry for each ability");
         assert_eq!(entry.finding, *report.finding(capability));
-        // What the irqchip rests on is required, whatever was said.
+        // What the irqchip rests on is required, whatever was said; what it can use is preferred, if
+        // nothing was said.
         let minimum = match wish {
             Asked::Required(minimum) | Asked::Preferred(minimum) => Some(minimum),
             Asked::Nothing if irqchip.needs() == Some(capability) => Some(Minimum::Claimed),
+            Asked::Nothing if irqchip.wants() == Some(capability) => Some(Minimum::Verified),
             Asked::Nothing | Asked::Forbidden => None,
         };
         let required = matches!(wish, Asked::Required(_)) || irqchip.needs() == Some(capability);

@@ -404,3 +404,22 @@ proptest! {
         }
     }
 }
+
+/// A guest that was promised a timer mode which KVM swallows waits for ever.
+#[test]
+fn the_user_irqchip_takes_the_deadline_timer_only_where_it_was_seen() {
+    let wanted = |irqchip, finding: Finding| {
+        let mut report = HostReport::new("test", HostFacts::default());
+        report.record(Capability::ImmediateExit, Finding::claimed(""));
+        report.record(Capability::UserIrqchip, Finding::claimed(""));
+        report.record(Capability::UserTscDeadline, finding);
+        let profile = Profile::run().with_irqchip(irqchip).unwrap();
+        negotiate(&report, &profile)
+            .unwrap()
+            .has(Capability::UserTscDeadline)
+    };
+    assert!(wanted(IrqchipMode::User, Finding::verified("")));
+    assert!(!wanted(IrqchipMode::User, Finding::claimed("")));
+    assert!(!wanted(IrqchipMode::User, Finding::refuted("")));
+    assert!(!wanted(IrqchipMode::Kernel, Finding::verified("")));
+}
