@@ -147,11 +147,15 @@ impl UserVcpu {
             return Ok(UserEntry::Restarted);
         }
         // A masked vCPU takes nothing, so that its time need not be right.
-        if !masked && self.tsc_epoch != epoch {
+        let stood_still = !masked && self.tsc_epoch != epoch;
+        if stood_still {
             self.tsc_epoch = epoch;
-            if self.lapic.timer_mode() == TimerMode::TscDeadline
-                && self.lapic.next_deadline(now).is_some()
-            {
+        }
+        if self.lapic.timer_mode() == TimerMode::TscDeadline {
+            let deadline = self.lapic.next_deadline(now);
+            // Due by its frequency, and perhaps not by the counter itself, which alone is what a guest
+            // sees (KVM waits for it likewise: lapic.c, `__kvm_wait_lapic_expire`).
+            if deadline.is_some_and(|at| stood_still || at <= now) {
                 self.sync_tsc(vcpu, now)?;
             }
         }
@@ -400,7 +404,7 @@ impl UserVcpu {
         let ticks = calls::read_msr(vcpu, MSR_TSC)?;
         let hz: NonZeroU64 = self.lapic.config().tsc.hz();
         self.lapic
-            .set_tsc(TscClock::new(hz).with_ticks_at(now, ticks), now);
+            .correct_tsc(TscClock::new(hz).with_ticks_at(now, ticks));
         Ok(())
     }
 }

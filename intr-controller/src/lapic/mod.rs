@@ -371,6 +371,12 @@ impl Lapic {
         Ok(())
     }
 
+    /// The guest's TSC is found to be another function of time than was thought: no event in between,
+    /// so that nothing has become due by the old one. An armed deadline keeps its value.
+    pub const fn correct_tsc(&mut self, tsc: TscClock) {
+        self.tsc = tsc;
+    }
+
     /// The guest's TSC is another function of time from `now` on (IA32_TSC, IA32_TSC_ADJUST). An
     /// armed deadline keeps its value and so moves in time.
     pub fn set_tsc(&mut self, tsc: TscClock, now: GuestTime) {

@@ -304,6 +304,18 @@ fn a_deadline_at_the_end_of_the_tsc_neither_fires_nor_overflows() {
 }
 
 #[test]
+fn a_deadline_that_is_due_by_a_wrong_tsc_is_not_due_once_that_is_corrected() {
+    let mut lapic = deadline(1000);
+    let due = lapic.next_deadline(at(0)).unwrap();
+    let tsc = lapic.config().tsc.with_ticks_at(due, 999);
+    lapic.correct_tsc(tsc);
+    assert_eq!(lapic.advance(due), 0);
+    let later = lapic.next_deadline(due).unwrap();
+    assert!(later > due);
+    assert_eq!(lapic.advance(later), 1);
+}
+
+#[test]
 fn a_written_tsc_moves_the_deadline_in_time() {
     let mut lapic = deadline(1000);
     let tsc = lapic.config().tsc.with_ticks_at(at(100), 900);
