@@ -15,7 +15,7 @@ use intr_controller::{
 };
 use kvm_bindings::{
     KVM_CAP_X86_SMM, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MAX_CPUID_ENTRIES,
-    kvm_guest_debug, kvm_vcpu_events,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, kvm_guest_debug, kvm_vcpu_events,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use real_mode::{FLAGS, FLAGS_IF, LOOP, RealMode, in_loop, vector};
@@ -307,6 +307,51 @@ fn an_nmi_that_kvm_has_and_the_guest_has_not_comes_back_under_the_mask() {
     assert_eq!(guest.log(), [NMI]);
     assert_eq!(guest.counters().delivered, 1);
     guest.assert_counters_add_up();
+}
+
+/// As an exit in the middle of a delivery leaves it, a page of the stack that is not mapped: KVM has
+/// it as injected and means to do so again.
+#[test]
+fn an_nmi_whose_delivery_was_interrupted_comes_back_under_the_mask() {
+    let mut guest = Guest::new(FLAGS);
+    guest.steps(false, 1);
+    guest.nmi();
+    assert_eq!(guest.prepare(false), UserEntry::Run);
+    let mut events = guest.events();
+    events.nmi.pending = 0;
+    events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
+    (events.nmi.injected, events.nmi.masked) = (1, 1);
+    guest.vcpu.set_vcpu_events(&events).unwrap();
+
+    assert_eq!(guest.prepare(true), UserEntry::Run);
+    let nmi = guest.events().nmi;
+    assert_eq!((nmi.injected, nmi.pending, nmi.masked), (0, 0, 0));
+    assert_eq!(guest.steps(true, STEPS), 0);
+    assert_eq!(guest.log(), []);
+
+    guest.steps(false, STEPS);
+    assert_eq!(guest.log(), [NMI]);
+    guest.assert_counters_add_up();
+}
+
+#[test]
+fn an_smi_that_kvm_has_and_the_guest_has_not_comes_back_under_the_mask() {
+    let mut guest = Guest::new(FLAGS);
+    let smm = guest.vm.check_extension_raw(KVM_CAP_X86_SMM.into()) != 0;
+    guest.steps(false, 1);
+    assert_eq!(guest.message(0x200), Acceptance::Accepted);
+    assert_eq!(guest.prepare(false), UserEntry::Run);
+    assert_eq!(guest.events().smi.pending, smm.into());
+
+    assert_eq!(guest.prepare(true), UserEntry::Run);
+    assert_eq!(guest.events().smi.pending, 0);
+    // Without SMM there is nobody to take it.
+    assert_eq!(guest.user.lapic().policy().pending().smi(), smm);
+    assert_eq!(guest.steps(true, STEPS), 0);
+    guest.assert_counters_add_up();
+
+    assert_eq!(guest.prepare(false), UserEntry::Run);
+    assert_eq!(guest.events().smi.pending, smm.into());
 }
 
 #[test]

@@ -11,7 +11,9 @@
 
 use core::num::NonZeroU64;
 
-use kvm_bindings::{KVM_VCPUEVENT_VALID_NMI_PENDING, kvm_run};
+use kvm_bindings::{
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SMM, kvm_run, kvm_vcpu_events,
+};
 use kvm_ioctls::VcpuFd;
 
 use super::calls::{self, CallError, failed};
@@ -51,6 +53,7 @@ pub enum UserEntry {
 struct Lent {
     interrupt: Option<LentInterrupt>,
     nmi: bool,
+    smi: bool,
 }
 
 /// The last vector that KVM was given. Both kinds may have the same number.
@@ -309,7 +312,10 @@ impl UserVcpu {
                 // Built without system management mode: it is lost, as with KVM's own local APIC
                 // (lapic.c, `__apic_accept_irq`).
                 Err(error) if error.errno() == ENOTTY => {}
-                answer => answer.map_err(failed("KVM_SMI"))?,
+                answer => {
+                    answer.map_err(failed("KVM_SMI"))?;
+                    self.lent.smi = true;
+                }
             },
             // `prepare` has answered `Acknowledge`.
             Event::ExtInt => return Ok(()),
@@ -371,6 +377,16 @@ impl UserVcpu {
         let mut events = vcpu
             .get_vcpu_events()
             .map_err(failed("KVM_GET_VCPU_EVENTS"))?;
+        let taken_back = self.take_back(lent, &mut events);
+        if taken_back {
+            vcpu.set_vcpu_events(&events)
+                .map_err(failed("KVM_SET_VCPU_EVENTS"))?;
+        }
+        Ok(())
+    }
+
+    /// Strikes out what waits again from now on. Answers whether that is anything.
+    fn take_back(&mut self, lent: Lent, events: &mut kvm_vcpu_events) -> bool {
         let mut changed = false;
         let interrupt = &mut events.interrupt;
         let here = |lent: &LentInterrupt| {
@@ -384,19 +400,29 @@ impl UserVcpu {
             }
             changed = true;
         }
-        if lent.nmi && events.nmi.pending != 0 {
-            for _ in 0..events.nmi.pending {
+        let nmi = &mut events.nmi;
+        if lent.nmi && nmi.injected != 0 {
+            // An exit has interrupted its delivery. It would not have been injected while NMIs were
+            // blocked, so it is what blocks them now (svm.c, `svm_inject_nmi`).
+            (nmi.injected, nmi.masked) = (0, 0);
+            self.lapic.retract(Event::Nmi);
+            changed = true;
+        }
+        if lent.nmi && nmi.pending != 0 {
+            for _ in 0..nmi.pending {
                 self.lapic.retract(Event::Nmi);
             }
-            events.nmi.pending = 0;
+            nmi.pending = 0;
             events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
             changed = true;
         }
-        if changed {
-            vcpu.set_vcpu_events(&events)
-                .map_err(failed("KVM_SET_VCPU_EVENTS"))?;
+        if lent.smi && events.smi.pending != 0 {
+            self.lapic.retract(Event::Smi);
+            events.smi.pending = 0;
+            events.flags |= KVM_VCPUEVENT_VALID_SMM;
+            changed = true;
         }
-        Ok(())
+        changed
     }
 
     /// Compares the guest's time-stamp counter with guest time.
