@@ -100,6 +100,16 @@ impl TscClock {
         }
     }
 
+    /// The counter ran on for so long while guest time stood still.
+    #[must_use]
+    pub fn ran_on(self, pause: Duration) -> Self {
+        let ticks = self.elapsed_ticks(GuestTime::ZERO.saturating_add(pause));
+        Self {
+            at_zero: self.at_zero.wrapping_add(truncate(ticks)),
+            ..self
+        }
+    }
+
     /// Ticks in a second.
     #[must_use]
     pub const fn hz(self) -> NonZeroU64 {
@@ -180,6 +190,14 @@ mod tests {
     }
 
     #[test]
+    fn a_counter_that_ran_on_reaches_a_deadline_sooner() {
+        let now = GuestTime::from_ns(1000);
+        let clock = clock(2_000_000_000).ran_on(Duration::from_nanos(250));
+        assert_eq!(clock.ticks_at(now), 2500);
+        assert_eq!(clock.time_of(2502, now), GuestTime::from_ns(1001));
+    }
+
+    #[test]
     fn a_deadline_in_the_past_is_now() {
         let now = GuestTime::from_ns(1000);
         let clock = clock(1_000_000_000);
@@ -193,7 +211,9 @@ mod tests {
     #[test]
     fn extremes_do_not_overflow() {
         for hz in [1, u64::MAX] {
-            let clock = clock(hz).with_ticks_at(GuestTime::MAX, u64::MAX);
+            let clock = clock(hz)
+                .with_ticks_at(GuestTime::MAX, u64::MAX)
+                .ran_on(Duration::MAX);
             for now in [GuestTime::ZERO, GuestTime::MAX] {
                 for deadline in [0, 1, u64::MAX] {
                     assert!(clock.time_of(deadline, now) >= now);

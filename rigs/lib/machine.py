@@ -70,6 +70,10 @@ class Svm(Machine):
     most_cpus = 8
     #: A step of gdb's takes 20 ms.
     test_percent = 25
+    #: With huge pages in the nested tables and two processors QEMU 10 loses its way: a guest that is left
+    #: and entered often meets a #PF on a page that is there, in any VMM, and at times the rig's own
+    #: kernel does (../README.md, "What an emulator gets wrong").
+    command_line = f"{COMMAND_LINE} transparent_hugepage=never"
 
     def _start(self, log):
         arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
@@ -77,7 +81,7 @@ class Svm(Machine):
             arguments += ["-L", self.root / folder]
         arguments += ["-machine", "accel=tcg", "-cpu", "EPYC,+svm"]
         arguments += ["-m", self.memory, "-smp", self.cpus]
-        arguments += ["-kernel", self.kernel, "-initrd", self.initrd, "-append", COMMAND_LINE]
+        arguments += ["-kernel", self.kernel, "-initrd", self.initrd, "-append", self.command_line]
         arguments += ["-serial", f"file:{self.console}"]
         for line in (self.conversation, self.debugger):
             arguments += ["-serial", line.name]

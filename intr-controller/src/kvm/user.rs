@@ -9,7 +9,7 @@
 //! There is no lock in here. Keep each `UserVcpu` under one of its own, a [`Board`](crate::board) under
 //! another and [`Destinations`](crate::Destinations) under a third, and take a vCPU's last.
 
-use core::num::NonZeroU64;
+use core::time::Duration;
 
 use kvm_bindings::{
     KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SMM, kvm_run, kvm_vcpu_events,
@@ -21,7 +21,7 @@ use super::observe::{Observation, ObserveError, readiness};
 use super::startup::apply_startup;
 use crate::{
     Activity, Decision, Effect, Event, GeneralProtection, GuestTime, Lapic, LapicConfig, Pending,
-    Readiness, TimerMode, TscClock, Vector, VectorSet, Windows,
+    Readiness, TimerMode, Vector, VectorSet, Windows,
 };
 
 /// IA32_TIME_STAMP_COUNTER, IA32_APIC_BASE, IA32_TSC_DEADLINE.
@@ -85,9 +85,14 @@ pub struct UserVcpu {
     /// The CR8 that the guest was entered with: an exit with another one means that it wrote it. It
     /// may write the same register in memory too, between two exits.
     entered_with: u8,
-    /// How often guest time had stood still when the TSC was last compared with it.
-    tsc_epoch: u64,
+    /// For how long guest time had stood still, all in all.
+    stood_still: Duration,
+    /// A deadline was due by the TSC's frequency, and KVM showed this count, which had not reached it.
+    early: Option<(u64, GuestTime)>,
 }
+
+/// When a TSC that has not reached a deadline in time is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_micros(50);
 
 impl UserVcpu {
     /// At reset; all but the bootstrap processor wait for their start-up IPI.
@@ -100,7 +105,8 @@ impl UserVcpu {
             lent: Lent::default(),
             acknowledged: None,
             entered_with: 0,
-            tsc_epoch: 0,
+            stood_still: Duration::ZERO,
+            early: None,
         }
     }
 
@@ -125,8 +131,8 @@ impl UserVcpu {
     /// window for what may not.
     ///
     /// `masked` is whether `mask_hwintr` is on. When it goes on, what KVM has and the guest has not
-    /// is taken back. `epoch` is how often guest time has stood still: the TSC has not, and an
-    /// armed deadline moves.
+    /// is taken back. `stood_still` is for how long guest time has stood still, all in all: the TSC
+    /// has not, and an armed deadline moves.
     ///
     /// # Errors
     /// If KVM refuses; the vCPU cannot go on.
@@ -135,7 +141,7 @@ impl UserVcpu {
         vcpu: &mut VcpuFd,
         masked: bool,
         now: GuestTime,
-        epoch: u64,
+        stood_still: Duration,
     ) -> Result<UserEntry, CallError> {
         self.set_held(vcpu, masked)?;
         if let Some(startup) = self.lapic.take_startup() {
@@ -149,17 +155,15 @@ impl UserVcpu {
             run.if_flag = 0;
             return Ok(UserEntry::Restarted);
         }
-        // A masked vCPU takes nothing, so that its time need not be right.
-        let stood_still = !masked && self.tsc_epoch != epoch;
-        if stood_still {
-            self.tsc_epoch = epoch;
+        let pause = stood_still.saturating_sub(self.stood_still);
+        if pause > Duration::ZERO {
+            self.stood_still = stood_still;
+            self.lapic.correct_tsc(self.lapic.tsc().ran_on(pause));
         }
-        if self.lapic.timer_mode() == TimerMode::TscDeadline {
+        if self.lapic.timer_mode() == TimerMode::TscDeadline && !masked {
             let deadline = self.lapic.next_deadline(now);
-            // Due by its frequency, and perhaps not by the counter itself, which alone is what a guest
-            // sees (KVM waits for it likewise: lapic.c, `__kvm_wait_lapic_expire`).
-            if deadline.is_some_and(|at| stood_still || at <= now) {
-                self.sync_tsc(vcpu, now)?;
+            if deadline.is_some_and(|at| at <= now) {
+                self.ask_counter(vcpu, now)?;
             }
         }
         self.lapic.advance(now);
@@ -235,7 +239,10 @@ impl UserVcpu {
         now: GuestTime,
     ) -> Result<Effect, GeneralProtection> {
         if index == MSR_TSC_DEADLINE {
-            self.sync_tsc(vcpu, now).map_err(|_| GeneralProtection)?;
+            let shown = calls::read_msr(vcpu, MSR_TSC).map_err(|_| GeneralProtection)?;
+            let seen = self.lapic.tsc().with_ticks_at(now, shown);
+            self.lapic.correct_tsc(seen);
+            self.early = None;
         }
         if index != MSR_APIC_BASE {
             return self.lapic.write_msr(index, value, now);
@@ -425,12 +432,37 @@ impl UserVcpu {
         changed
     }
 
-    /// Compares the guest's time-stamp counter with guest time.
-    fn sync_tsc(&mut self, vcpu: &VcpuFd, now: GuestTime) -> Result<(), CallError> {
-        let ticks = calls::read_msr(vcpu, MSR_TSC)?;
-        let hz: NonZeroU64 = self.lapic.config().tsc.hz();
-        self.lapic
-            .correct_tsc(TscClock::new(hz).with_ticks_at(now, ticks));
+    /// A deadline is due by the TSC's frequency, and perhaps not by the counter, which alone is what a
+    /// guest sees (KVM waits for it likewise: lapic.c, `__kvm_wait_lapic_expire`).
+    ///
+    /// What KVM shows is not to be relied on: where the host's TSC is unstable, that of a vCPU stands
+    /// still from one exit to the next entry, which makes up for it (x86.c, `kvm_arch_vcpu_load`,
+    /// `tsc_catchup`). So a counter that is too early is looked at again, and one that has not moved by
+    /// then is not waited for.
+    fn ask_counter(&mut self, vcpu: &VcpuFd, now: GuestTime) -> Result<(), CallError> {
+        let thought = self.lapic.tsc();
+        let shown = calls::read_msr(vcpu, MSR_TSC)?;
+        let seen = thought.with_ticks_at(now, shown);
+        self.lapic.correct_tsc(seen);
+        let deadline = self.lapic.next_deadline(now);
+        let left = deadline.map_or(Duration::ZERO, |at| at.saturating_since(now));
+        if left == Duration::ZERO {
+            self.early = None;
+            return Ok(());
+        }
+        match self.early.replace((shown, now)) {
+            None => {
+                let sooner = left.saturating_sub(LOOK_AGAIN);
+                self.lapic.correct_tsc(seen.ran_on(sooner));
+            }
+            Some((before, since)) => {
+                let nominal = thought.ticks_at(now).wrapping_sub(thought.ticks_at(since));
+                if shown.wrapping_sub(before) < nominal / 2 {
+                    self.early = None;
+                    self.lapic.correct_tsc(thought);
+                }
+            }
+        }
         Ok(())
     }
 }

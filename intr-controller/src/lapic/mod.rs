@@ -371,6 +371,12 @@ impl Lapic {
         Ok(())
     }
 
+    /// The guest's TSC, as a function of time.
+    #[must_use]
+    pub const fn tsc(&self) -> TscClock {
+        self.tsc
+    }
+
     /// The guest's TSC is found to be another function of time than was thought: no event in between,
     /// so that nothing has become due by the old one. An armed deadline keeps its value.
     pub const fn correct_tsc(&mut self, tsc: TscClock) {

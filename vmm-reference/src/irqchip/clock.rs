@@ -17,7 +17,9 @@ struct State {
     passed: Duration,
     /// Since when it has been running.
     since: Option<Instant>,
-    epoch: u64,
+    stopped: Option<Instant>,
+    /// Up to the last start.
+    stood_still: Duration,
 }
 
 /// A reading.
@@ -25,8 +27,8 @@ struct State {
 pub struct Moment {
     /// The time.
     pub now: GuestTime,
-    /// How often it has stood still until then.
-    pub epoch: u64,
+    /// For how long it had stood still, all in all, when it was last started.
+    pub stood_still: Duration,
     /// Whether it passes.
     pub running: bool,
 }
@@ -38,7 +40,7 @@ impl GuestClock {
         let ran = state.since.map_or(Duration::ZERO, |since| since.elapsed());
         Moment {
             now: GuestTime::ZERO.saturating_add(state.passed.saturating_add(ran)),
-            epoch: state.epoch,
+            stood_still: state.stood_still,
             running: state.since.is_some(),
         }
     }
@@ -47,7 +49,11 @@ impl GuestClock {
     pub fn start(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.since.is_none() {
-            state.since = Some(Instant::now());
+            let now = Instant::now();
+            if let Some(stopped) = state.stopped.take() {
+                state.stood_still = state.stood_still.saturating_add(now - stopped);
+            }
+            state.since = Some(now);
         }
     }
 
@@ -55,8 +61,9 @@ impl GuestClock {
     pub fn stop(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(since) = state.since.take() {
-            state.passed = state.passed.saturating_add(since.elapsed());
-            state.epoch += 1;
+            let now = Instant::now();
+            state.passed = state.passed.saturating_add(now - since);
+            state.stopped = Some(now);
         }
     }
 }
@@ -82,6 +89,7 @@ mod tests {
         assert_eq!(clock.read(), stopped);
         clock.start();
         let running = clock.read();
-        assert!(running.running && running.now >= stopped.now && running.epoch == 1);
+        assert!(running.running && running.now >= stopped.now);
+        assert!(running.stood_still >= Duration::from_millis(2));
     }
 }

@@ -130,7 +130,7 @@ impl UserChips {
             if entering.incomplete && locked.lapic().startup_pending() {
                 return Permit::Complete;
             }
-            match locked.prepare(fd, entering.masked, moment.now, moment.epoch) {
+            match locked.prepare(fd, entering.masked, moment.now, moment.stood_still) {
                 Ok(UserEntry::Run) => {
                     // A step is over soon, and a masked vCPU takes nothing.
                     if !entering.stepping && !entering.masked {

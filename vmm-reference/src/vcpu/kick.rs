@@ -153,8 +153,8 @@ thread_local! {
 #[derive(Debug)]
 struct Alarm {
     timer: Timer,
-    /// For when, by guest time, and how often that had stood still.
-    set: Option<(GuestTime, u64)>,
+    /// For when, by guest time, and for how long that had stood still.
+    set: Option<(GuestTime, Duration)>,
 }
 
 /// A guest may ask for every nanosecond, and gets an exit no oftener than this. KVM's own chips do the
@@ -181,7 +181,7 @@ pub(crate) fn set_alarm(deadline: Option<GuestTime>, moment: &Moment) {
     let Some(deadline) = deadline else { return };
     ALARM.with_borrow_mut(|alarm| {
         let Some(alarm) = alarm else { return };
-        let wanted = Some((deadline, moment.epoch));
+        let wanted = Some((deadline, moment.stood_still));
         if alarm.set == wanted {
             return;
         }
