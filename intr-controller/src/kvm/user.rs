@@ -9,23 +9,24 @@
 //! There is no lock in here. Keep each `UserVcpu` under one of its own, a [`Board`](crate::board) under
 //! another and [`Destinations`](crate::Destinations) under a third, and take a vCPU's last.
 
+mod counter;
+mod lent;
+
 use core::time::Duration;
 
-use kvm_bindings::{
-    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SMM, kvm_run, kvm_vcpu_events,
-};
+use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
 
+use self::lent::{Lent, LentInterrupt};
 use super::calls::{self, CallError, failed};
 use super::observe::{Observation, ObserveError, readiness};
 use super::startup::apply_startup;
 use crate::{
     Activity, Decision, Effect, Event, GeneralProtection, GuestTime, Lapic, LapicConfig, Pending,
-    Readiness, TimerMode, Vector, VectorSet, Windows,
+    Readiness, VectorSet, Windows,
 };
 
-/// IA32_TIME_STAMP_COUNTER, IA32_APIC_BASE, IA32_TSC_DEADLINE.
-const MSR_TSC: u32 = 0x10;
+/// IA32_APIC_BASE, IA32_TSC_DEADLINE.
 const MSR_APIC_BASE: u32 = 0x1b;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// An ioctl that this kernel does not have.
@@ -48,30 +49,6 @@ pub enum UserEntry {
     Restarted,
 }
 
-/// What is in KVM's hands and may not have reached the guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Lent {
-    interrupt: Option<LentInterrupt>,
-    nmi: bool,
-    smi: bool,
-}
-
-/// The last vector that KVM was given. Both kinds may have the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LentInterrupt {
-    Fixed(Vector),
-    ExtInt(u8),
-}
-
-impl LentInterrupt {
-    const fn number(self) -> u8 {
-        match self {
-            Self::Fixed(vector) => vector.get(),
-            Self::ExtInt(number) => number,
-        }
-    }
-}
-
 /// One vCPU of a VM without interrupt chips in the kernel.
 #[derive(Clone, Debug)]
 pub struct UserVcpu {
@@ -90,9 +67,6 @@ pub struct UserVcpu {
     /// A deadline was due by the TSC's frequency, and KVM showed this count, which had not reached it.
     early: Option<(u64, GuestTime)>,
 }
-
-/// When a TSC that has not reached a deadline in time is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_micros(50);
 
 impl UserVcpu {
     /// At reset; all but the bootstrap processor wait for their start-up IPI.
@@ -155,17 +129,7 @@ impl UserVcpu {
             run.if_flag = 0;
             return Ok(UserEntry::Restarted);
         }
-        let pause = stood_still.saturating_sub(self.stood_still);
-        if pause > Duration::ZERO {
-            self.stood_still = stood_still;
-            self.lapic.correct_tsc(self.lapic.tsc().ran_on(pause));
-        }
-        if self.lapic.timer_mode() == TimerMode::TscDeadline && !masked {
-            let deadline = self.lapic.next_deadline(now);
-            if deadline.is_some_and(|at| at <= now) {
-                self.ask_counter(vcpu, now)?;
-            }
-        }
+        self.compare_counter(vcpu, masked, now, stood_still)?;
         self.lapic.advance(now);
         let owed = self.owed_ext_int(vcpu)?;
         let window = loop {
@@ -239,10 +203,8 @@ impl UserVcpu {
         now: GuestTime,
     ) -> Result<Effect, GeneralProtection> {
         if index == MSR_TSC_DEADLINE {
-            let shown = calls::read_msr(vcpu, MSR_TSC).map_err(|_| GeneralProtection)?;
-            let seen = self.lapic.tsc().with_ticks_at(now, shown);
-            self.lapic.correct_tsc(seen);
-            self.early = None;
+            self.take_counter(vcpu, now)
+                .map_err(|_| GeneralProtection)?;
         }
         if index != MSR_APIC_BASE {
             return self.lapic.write_msr(index, value, now);
@@ -372,98 +334,6 @@ impl UserVcpu {
             let _ = self.lapic.release();
             Ok(())
         }
-    }
-
-    /// Takes back what KVM has been given and has not delivered, as when a kick came between the
-    /// two: otherwise it would be the first thing that a masked step runs into.
-    fn recall(&mut self, vcpu: &VcpuFd) -> Result<(), CallError> {
-        let lent = core::mem::take(&mut self.lent);
-        if lent == Lent::default() {
-            return Ok(());
-        }
-        let mut events = vcpu
-            .get_vcpu_events()
-            .map_err(failed("KVM_GET_VCPU_EVENTS"))?;
-        let taken_back = self.take_back(lent, &mut events);
-        if taken_back {
-            vcpu.set_vcpu_events(&events)
-                .map_err(failed("KVM_SET_VCPU_EVENTS"))?;
-        }
-        Ok(())
-    }
-
-    /// Strikes out what waits again from now on. Answers whether that is anything.
-    fn take_back(&mut self, lent: Lent, events: &mut kvm_vcpu_events) -> bool {
-        let mut changed = false;
-        let interrupt = &mut events.interrupt;
-        let here = |lent: &LentInterrupt| {
-            interrupt.injected != 0 && interrupt.soft == 0 && interrupt.nr == lent.number()
-        };
-        if let Some(lent) = lent.interrupt.filter(here) {
-            interrupt.injected = 0;
-            match lent {
-                LentInterrupt::Fixed(vector) => self.lapic.retract(Event::Fixed(vector)),
-                LentInterrupt::ExtInt(vector) => self.acknowledged = Some(vector),
-            }
-            changed = true;
-        }
-        let nmi = &mut events.nmi;
-        if lent.nmi && nmi.injected != 0 {
-            // An exit has interrupted its delivery. It would not have been injected while NMIs were
-            // blocked, so it is what blocks them now (svm.c, `svm_inject_nmi`).
-            (nmi.injected, nmi.masked) = (0, 0);
-            self.lapic.retract(Event::Nmi);
-            changed = true;
-        }
-        if lent.nmi && nmi.pending != 0 {
-            for _ in 0..nmi.pending {
-                self.lapic.retract(Event::Nmi);
-            }
-            nmi.pending = 0;
-            events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
-            changed = true;
-        }
-        if lent.smi && events.smi.pending != 0 {
-            self.lapic.retract(Event::Smi);
-            events.smi.pending = 0;
-            events.flags |= KVM_VCPUEVENT_VALID_SMM;
-            changed = true;
-        }
-        changed
-    }
-
-    /// A deadline is due by the TSC's frequency, and perhaps not by the counter, which alone is what a
-    /// guest sees (KVM waits for it likewise: lapic.c, `__kvm_wait_lapic_expire`).
-    ///
-    /// What KVM shows is not to be relied on: where the host's TSC is unstable, that of a vCPU stands
-    /// still from one exit to the next entry, which makes up for it (x86.c, `kvm_arch_vcpu_load`,
-    /// `tsc_catchup`). So a counter that is too early is looked at again, and one that has not moved by
-    /// then is not waited for.
-    fn ask_counter(&mut self, vcpu: &VcpuFd, now: GuestTime) -> Result<(), CallError> {
-        let thought = self.lapic.tsc();
-        let shown = calls::read_msr(vcpu, MSR_TSC)?;
-        let seen = thought.with_ticks_at(now, shown);
-        self.lapic.correct_tsc(seen);
-        let deadline = self.lapic.next_deadline(now);
-        let left = deadline.map_or(Duration::ZERO, |at| at.saturating_since(now));
-        if left == Duration::ZERO {
-            self.early = None;
-            return Ok(());
-        }
-        match self.early.replace((shown, now)) {
-            None => {
-                let sooner = left.saturating_sub(LOOK_AGAIN);
-                self.lapic.correct_tsc(seen.ran_on(sooner));
-            }
-            Some((before, since)) => {
-                let nominal = thought.ticks_at(now).wrapping_sub(thought.ticks_at(since));
-                if shown.wrapping_sub(before) < nominal / 2 {
-                    self.early = None;
-                    self.lapic.correct_tsc(thought);
-                }
-            }
-        }
-        Ok(())
     }
 }
 
