@@ -9,7 +9,9 @@
 //! Accesses are decoded here: ports and the IOAPIC's window of memory. Each answers whether it was
 //! one of the board's, and costs bounded time.
 
-use crate::ioapic::{IoApic, IoApicPins, IoApicRestoreError, IoApicState, IoApicVersion};
+use crate::ioapic::{
+    IoApic, IoApicPins, IoApicRestoreError, IoApicState, IoApicVersion, IoApicWrite,
+};
 use crate::pic::{Pic, PicRestoreError, PicState};
 use crate::pit::{Pit, PitRestoreError, PitState};
 use crate::routing::{
@@ -36,8 +38,9 @@ pub struct Board {
 pub struct BoardAccess {
     /// It was the board's.
     pub claimed: bool,
-    /// IOAPIC pins whose entry was written: a host that delivers by routes of its own (`split`)
-    /// needs them anew before anything else is delivered.
+    /// IOAPIC pins whose entry was written, or whose interrupt ended by a write to EOIR: a host that
+    /// tells of EOIs by routes of its own (`split`) may need [others](IoApic::eoi_routes) before
+    /// anything else is delivered.
     pub changed: IoApicPins,
 }
 
@@ -179,9 +182,10 @@ impl Board {
         Ok(())
     }
 
-    /// A local APIC's EOI of a level-triggered vector.
-    pub fn eoi(&mut self, vector: u8, deliver: impl FnMut(InterruptMessage)) {
-        self.ioapic.eoi(vector, deliver);
+    /// A local APIC's EOI of a level-triggered vector. Returns the IOAPIC pins whose interrupt ended,
+    /// with the same meaning to a host as [`BoardAccess::changed`].
+    pub fn eoi(&mut self, vector: u8, deliver: impl FnMut(InterruptMessage)) -> IoApicPins {
+        self.ioapic.eoi(vector, deliver)
     }
 
     /// A guest's read of ports.
@@ -237,8 +241,9 @@ impl Board {
         let Some(offset) = ioapic_offset(address) else {
             return BoardAccess::default();
         };
+        let IoApicWrite { changed, ended } = self.ioapic.write(offset, data, deliver);
         BoardAccess {
-            changed: self.ioapic.write(offset, data, deliver).changed,
+            changed: IoApicPins(changed.0 | ended.0),
             ..CLAIMED
         }
     }

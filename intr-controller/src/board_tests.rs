@@ -76,9 +76,11 @@ fn a_shared_level_is_sent_again_until_its_last_source_is_quiet() {
     let second = sent(|deliver| board.set_line(Gsi(10), source(2), true, deliver).unwrap());
     assert_eq!((rise, second), (alloc::vec![0x51], Vec::new()));
     board.set_line(Gsi(10), source(1), false, |_| ()).unwrap();
-    assert_eq!(sent(|deliver| board.eoi(0x51, deliver)), [0x51]);
+    let again = sent(|deliver| assert_eq!(board.eoi(0x51, deliver), IoApicPins(1 << 10)));
+    assert_eq!(again, [0x51]);
     board.set_line(Gsi(10), source(2), false, |_| ()).unwrap();
-    assert!(sent(|deliver| board.eoi(0x51, deliver)).is_empty());
+    let none = sent(|deliver| assert_eq!(board.eoi(0x51, deliver), IoApicPins(1 << 10)));
+    assert!(none.is_empty());
 }
 
 #[test]
@@ -168,6 +170,18 @@ fn a_written_entry_is_named_and_other_registers_are_not() {
     );
     let select = board.write_memory(IOREGSEL, &[0], |_| ());
     assert!(select.claimed && select.changed.is_empty());
+}
+
+#[test]
+fn a_pin_that_eoir_ended_is_named() {
+    let mut board = board();
+    program(&mut board, 7, 0x8051);
+    board.set_line(Gsi(7), source(1), true, |_| ()).unwrap();
+    board.set_line(Gsi(7), source(1), false, |_| ()).unwrap();
+    let eoir = IOREGSEL + IoApic::EOIR;
+    assert!(board.write_memory(eoir, &[0x52], |_| ()).changed.is_empty());
+    let access = board.write_memory(eoir, &[0x51], |_| ());
+    assert_eq!(access.changed, IoApicPins(1 << 7));
 }
 
 #[test]

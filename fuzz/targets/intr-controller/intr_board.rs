@@ -77,7 +77,9 @@ fn step(
             let answer = board.pulse(gsi, &mut deliver);
             assert_eq!(answer.is_ok(), gsi.0 < u32::from(PIN_COUNT));
         }
-        6 => board.eoi(input.byte(), &mut deliver),
+        6 => {
+            board.eoi(input.byte(), &mut deliver);
+        }
         7 => {
             *now = now.saturating_add_ns(u64::from(input.word()) * 1000);
             board.advance(*now, &mut deliver);

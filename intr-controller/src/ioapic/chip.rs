@@ -1,7 +1,7 @@
 //! Registers, pins and EOIs. Sections are those of the 82093AA data sheet (Intel 290566).
 
 use super::{
-    IoApicPin, IoApicPins, IoApicRestoreError, IoApicState, IoApicVersion, PIN_COUNT,
+    EoiRoutes, IoApicPin, IoApicPins, IoApicRestoreError, IoApicState, IoApicVersion, PIN_COUNT,
     RedirectionEntry,
 };
 use crate::{DestinationFormat, InterruptMessage, TriggerMode};
@@ -53,6 +53,8 @@ pub struct IoApic {
     select: u8,
     lines: IoApicPins,
     entries: [RedirectionEntry; PIN_COUNT as usize],
+    /// By what entry a level that awaits its EOI was sent, if the entry now says something else.
+    sent_by: [Option<RedirectionEntry>; PIN_COUNT as usize],
 }
 
 impl Default for IoApic {
@@ -78,6 +80,7 @@ impl IoApic {
             select: 0,
             lines: IoApicPins(0),
             entries: [RedirectionEntry::RESET; PIN_COUNT as usize],
+            sent_by: [None; PIN_COUNT as usize],
         }
     }
 
@@ -91,6 +94,7 @@ impl IoApic {
             select: _,
             lines,
             entries: _,
+            sent_by: _,
         } = *self;
         *self = Self {
             lines,
@@ -186,18 +190,41 @@ impl IoApic {
         vectors
     }
 
+    /// What a host that has the local APICs has to know of the entries to tell of EOIs.
+    #[must_use]
+    pub fn eoi_routes(&self) -> EoiRoutes {
+        let level = |entry: RedirectionEntry| {
+            let message = entry.message(self.format)?;
+            (message.trigger_mode == TriggerMode::Level).then_some(message)
+        };
+        let mut routes = EoiRoutes::default();
+        let pins = self.entries.iter().zip(&self.sent_by);
+        for (route, (entry, sent_by)) in routes.pins.iter_mut().zip(pins) {
+            // See `eoi`: one of another vector would end nothing.
+            let sent_by = sent_by.filter(|sent_by| sent_by.vector() == entry.vector());
+            *route = [level(*entry), sent_by.and_then(level)];
+        }
+        routes
+    }
+
     /// A local APIC's EOI of this vector, or a write of it to EOIR: every pin that awaits it has
     /// its remote IRR cleared ("Remote IRR"), and those still asserted are sent again. Returns the
     /// pins whose interrupt ended.
+    ///
+    /// The vector is compared with that of the entry as it is now, whatever the interrupt was sent
+    /// as (ICH10 data sheet, 13.5.4, "EOIR": "compare it with the vector field for each entry").
+    /// Where it came from does not matter: of a level that was moved, the old destination's ends it.
     pub fn eoi(&mut self, vector: u8, mut deliver: impl FnMut(InterruptMessage)) -> IoApicPins {
         let mut ended = 0;
         let format = self.format;
-        for (pin, entry) in self.entries.iter_mut().enumerate() {
+        let pins = self.entries.iter_mut().zip(&mut self.sent_by);
+        for (pin, (entry, sent_by)) in pins.enumerate() {
             if !entry.remote_irr() || entry.vector() != vector {
                 continue;
             }
             ended |= 1 << pin;
             entry.set_remote_irr(false);
+            *sent_by = None;
             if self.lines.0 >> pin & 1 != 0 {
                 entry.send(format).into_iter().for_each(&mut deliver);
             }
@@ -273,8 +300,16 @@ impl IoApic {
             (IOWIN, Register::Entry { pin, upper }) => {
                 let format = self.format;
                 let up = self.lines.0 >> pin & 1 != 0;
-                if let Some(entry) = self.entries.get_mut(usize::from(pin)) {
+                let index = usize::from(pin);
+                if let (Some(entry), Some(sent_by)) =
+                    (self.entries.get_mut(index), self.sent_by.get_mut(index))
+                {
+                    let before = *entry;
                     *entry = entry.with_half(upper, value, format);
+                    *sent_by = sent_by
+                        .or(Some(before))
+                        .filter(|_| entry.remote_irr())
+                        .filter(|sent_by| sent_by.message(format) != entry.message(format));
                     // A level that is up and was masked, or an edge, or awaited an EOI until now.
                     if up && entry.owes_level() {
                         entry.send(format).into_iter().for_each(&mut deliver);
@@ -300,6 +335,7 @@ impl IoApic {
             select,
             lines,
             entries,
+            sent_by,
         } = *self;
         IoApicState {
             version: IoApicState::VERSION,
@@ -309,6 +345,7 @@ impl IoApic {
             select,
             lines,
             entries,
+            sent_by,
         }
     }
 
@@ -326,6 +363,7 @@ impl IoApic {
             select,
             lines,
             entries,
+            sent_by,
         } = *state;
         *self = Self {
             model,
@@ -334,6 +372,7 @@ impl IoApic {
             select,
             lines,
             entries,
+            sent_by,
         };
         Ok(())
     }

@@ -17,6 +17,10 @@
 //! - **A level whose line is still up at its EOI is sent again at once.** Each EOI sends at most one
 //!   message for each pin, and nothing here recurses: a guest that never quiets a device gets the
 //!   interrupt for ever, at the cost of its own EOIs. KVM delays every 10,000th for the same end.
+//! - **An entry that is written while its level is in service** keeps remote IRR, unless it becomes an
+//!   edge. What ends the level is an EOI of the vector that the entry has then, from whichever local
+//!   APIC: a level that was moved to another one ends where it is, and one whose vector was changed
+//!   does not end until its new vector is written to EOIR or it becomes an edge. So does KVM's.
 //! - **Reserved bits** of an entry (17 to 48, and 49 to 55 without
 //!   [extended ids](crate::DestinationFormat::Extended)) read 0. KVM keeps what was written.
 //! - **Accesses**: registers sit at offsets 0x00, 0x10 and 0x40 and are 32 bits wide. An access of
@@ -25,10 +29,12 @@
 
 mod chip;
 mod entry;
+mod eoi_routes;
 mod state;
 
 pub use chip::{IoApic, IoApicWrite};
 pub use entry::RedirectionEntry;
+pub use eoi_routes::EoiRoutes;
 pub use state::{IoApicRestoreError, IoApicState};
 
 use core::fmt;

@@ -22,11 +22,23 @@ struct Pin {
     destination: u8,
     logical: bool,
     polarity: bool,
+    /// What awaits its EOI: vector, destination, whether that is logical, delivery mode.
+    sent: (u8, u8, bool, u8),
 }
 
 impl Pin {
     fn has_levels(&self) -> bool {
         self.level && self.mode < 2
+    }
+
+    fn route(&self) -> (u8, u8, bool, u8) {
+        (self.vector, self.destination, self.logical, self.mode)
+    }
+
+    /// Whose EOIs matter, beside that of the entry.
+    fn old_route(&self) -> Option<(u8, u8, bool, u8)> {
+        let moved = self.route() != self.sent && self.vector == self.sent.0;
+        (self.awaits_eoi && moved).then_some(self.sent)
     }
 
     /// (pin's vector, destination), if something is sent.
@@ -39,6 +51,7 @@ impl Pin {
                 return;
             }
             self.awaits_eoi = true;
+            self.sent = self.route();
         }
         sent.push((self.vector, self.destination, self.has_levels()));
     }
@@ -179,6 +192,23 @@ proptest! {
                 let entry = ioapic.entry(IoApicPin::new(n).unwrap());
                 prop_assert_eq!(entry.bits(), pin.bits(), "pin {} after {:?}", n, action);
             }
+            let routes = ioapic.eoi_routes();
+            let has_routes = |(n, pin): &(u32, &Pin)| {
+                let now = pin.has_levels().then_some((*n, pin.route()));
+                let old = pin.old_route().map(|route| (n + 24, route));
+                [now, old]
+            };
+            let mut expected: Vec<_> = (0..).zip(&pins).flat_map(|pin| has_routes(&pin)).flatten().collect();
+            expected.sort_unstable();
+            let routes: Vec<_> = routes
+                .iter()
+                .map(|(gsi, message)| {
+                    let logical = message.destination_mode == crate::DestinationMode::Logical;
+                    let mode = u8::from(message.delivery_mode == crate::DeliveryMode::LowestPriority);
+                    (gsi.0, (message.vector, message.destination as u8, logical, mode))
+                })
+                .collect();
+            prop_assert_eq!(routes, expected, "after {:?}", action);
         }
     }
 

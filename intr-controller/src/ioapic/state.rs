@@ -24,6 +24,8 @@ pub struct IoApicState {
     pub lines: IoApicPins,
     /// The redirection table.
     pub entries: [RedirectionEntry; PIN_COUNT as usize],
+    /// By what entry a level that awaits its EOI was sent, if the entry now says something else.
+    pub sent_by: [Option<RedirectionEntry>; PIN_COUNT as usize],
 }
 
 /// A saved state was refused; the IOAPIC is as it was. The state is damaged, or from a version
@@ -65,6 +67,14 @@ pub enum IoApicRestoreError {
         /// What the state says.
         bits: u64,
     },
+    /// `sent_by`.
+    #[error("sent_by[{pin}]: {bits:#x} has a reserved bit, or no EOI is awaited")]
+    SentBy {
+        /// The pin.
+        pin: usize,
+        /// What the state says.
+        bits: u64,
+    },
     /// `entries` and `lines`: an unmasked level that is up has been sent.
     #[error("entries[{pin}]: {bits:#x}: its line is up and unmasked, but remote IRR is clear")]
     Unsent {
@@ -88,6 +98,7 @@ impl IoApicState {
             select: _,
             lines,
             entries,
+            sent_by,
         } = self;
         if *version != Self::VERSION {
             return Err(IoApicRestoreError::Version { found: *version });
@@ -107,6 +118,16 @@ impl IoApicState {
             }
             if lines.0 >> pin & 1 != 0 && entry.owes_level() {
                 return Err(IoApicRestoreError::Unsent { pin, bits });
+            }
+        }
+        for (pin, (entry, sent_by)) in entries.iter().zip(sent_by).enumerate() {
+            let Some(sent_by) = sent_by else {
+                continue;
+            };
+            let awaits_eoi = entry.remote_irr() && sent_by.remote_irr();
+            if !awaits_eoi || !sent_by.is_valid(*destination_format) {
+                let bits = sent_by.bits();
+                return Err(IoApicRestoreError::SentBy { pin, bits });
             }
         }
         Ok(())

@@ -28,7 +28,7 @@ pub struct IoApicFromKvm {
 impl IoApicState {
     /// From what `KVM_GET_IRQCHIP` gives for `KVM_IRQCHIP_IOAPIC`. KVM's is of
     /// [`IoApicVersion::V11`] with destinations of eight bits; a guest that is told so must keep
-    /// them.
+    /// them. It does not say by what entry a level was sent that has changed since.
     ///
     /// # Errors
     /// If a field has a value that an IOAPIC cannot have, with its name.
@@ -89,6 +89,7 @@ impl IoApicState {
                 select,
                 lines: IoApicPins(lines),
                 entries,
+                sent_by: [None; 24],
             },
             unsent: IoApicPins(unsent),
         })
@@ -107,6 +108,8 @@ impl IoApicState {
             select,
             lines,
             entries,
+            // KVM looks at its local APICs for it.
+            sent_by: _,
         } = self;
         let mut kvm = kvm_ioapic_state {
             base_address: BASE_ADDRESS,

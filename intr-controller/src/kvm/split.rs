@@ -2,8 +2,8 @@
 //! ([`IrqchipMode::Split`](crate::IrqchipMode::Split)).
 //!
 //! Messages of the IOAPIC go to KVM as MSIs. KVM tells of the EOIs of those vectors that it knows to
-//! be level-triggered, from a routing table that has the IOAPIC's entries ([`SplitIrqchip::route`]); and
-//! INTR, the 8259A pair's line, is handed over vector by vector ([`SplitVcpu`]).
+//! be level-triggered, from a routing table ([`SplitIrqchip::route`]); and INTR, the 8259A pair's line,
+//! is handed over vector by vector ([`SplitVcpu`]).
 
 use core::borrow::Borrow;
 
@@ -15,7 +15,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::calls::{self, CallError, Taken, failed};
 use super::chip::{MsiOutcome, halves};
-use crate::ioapic::{IoApic, IoApicPins, PIN_COUNT};
+use crate::ioapic::EoiRoutes;
 use crate::{InterruptMessage, MsiMessage};
 
 /// KVM's local APICs, and the way there.
@@ -34,8 +34,9 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
             cap: KVM_CAP_SPLIT_IRQCHIP,
             ..Default::default()
         };
-        // GSIs below this are IOAPIC pins: routes of theirs that are level-triggered have EOI exits.
-        capability.args = [PIN_COUNT.into(), 0, 0, 0];
+        // Level-triggered routes of GSIs below this have EOI exits. KVM takes them for the pins of an
+        // IOAPIC; it does not mind that there are two for each.
+        capability.args = [EoiRoutes::GSI_COUNT.into(), 0, 0, 0];
         let fd: &VmFd = vm.borrow();
         fd.enable_cap(&capability)
             .map_err(failed("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
@@ -47,22 +48,24 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
         self.vm.borrow()
     }
 
-    /// Tells KVM what the IOAPIC's entries are, masked or not: a level in service may be masked
-    /// before its EOI. Call it when an entry has changed, before anything else is delivered.
+    /// Tells KVM whose EOIs matter. Call it when the IOAPIC's
+    /// [routes](crate::ioapic::IoApic::eoi_routes) have changed, which can be whenever an entry was
+    /// written or an interrupt has ended: before anything else is delivered, and before the vCPU that
+    /// did it enters the guest again. Every vCPU has left the guest when KVM returns, and goes by
+    /// the new ones afterwards. That costs KVM a grace period: do not call it with the same again.
     ///
     /// # Errors
     /// If KVM refuses.
-    pub fn route(&self, ioapic: &IoApic) -> Result<(), CallError> {
-        let mut entries = alloc::vec::Vec::with_capacity(PIN_COUNT.into());
-        for pin in IoApicPins::ALL.iter() {
-            let message = ioapic.entry(pin).message(ioapic.destination_format());
+    pub fn route(&self, routes: &EoiRoutes) -> Result<(), CallError> {
+        let mut entries = alloc::vec::Vec::with_capacity(EoiRoutes::GSI_COUNT.into());
+        for (gsi, message) in routes.iter() {
             // What no MSI can say has no EOI to wait for.
-            let Some(msi) = message.and_then(|message| MsiMessage::encode(&message).ok()) else {
+            let Ok(msi) = MsiMessage::encode(&message) else {
                 continue;
             };
             let [address_lo, address_hi] = halves(msi.address);
             let mut entry = kvm_irq_routing_entry {
-                gsi: pin.get().into(),
+                gsi: gsi.0,
                 type_: KVM_IRQ_ROUTING_MSI,
                 ..Default::default()
             };
@@ -72,7 +75,7 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
             entries.push(entry);
         }
         let table = KvmIrqRouting::from_entries(&entries).map_err(|_| CallError {
-            call: "a routing table of 24 entries",
+            call: "a routing table of 48 entries",
             source: vmm_sys_util::errno::Error::new(0),
         })?;
         self.vm()

@@ -33,9 +33,9 @@ pub(super) trait Processors: Send + Sync {
     fn deliver(&self, message: &InterruptMessage);
     /// INTR is at this level. The board's lock is held, so that levels come in their order.
     fn intr(&self, level: bool);
-    /// Entries of the IOAPIC have changed. The board's lock is held, and nothing has been delivered
-    /// by the new ones.
-    fn entries_changed(&self, ioapic: &IoApic);
+    /// Entries of the IOAPIC were written, or interrupts of its pins have ended. The board's lock is
+    /// held, and nothing has been delivered by the new entries.
+    fn ioapic_changed(&self, ioapic: &IoApic);
 }
 
 /// Room for all that one operation delivers: at most a message for each pin (fuzz target `intr_board`).
@@ -88,7 +88,7 @@ impl<P: Processors> SharedBoard<P> {
             IoApicVersion::V20,
             DestinationFormat::default(),
         )?;
-        processors.entries_changed(board.ioapic());
+        processors.ioapic_changed(board.ioapic());
         Ok(Self {
             board: Mutex::new(board),
             processors,
@@ -107,7 +107,7 @@ impl<P: Processors> SharedBoard<P> {
         let intr = board.intr();
         let answer = act(&mut board, &mut todo);
         if !todo.changed.is_empty() {
-            self.processors.entries_changed(board.ioapic());
+            self.processors.ioapic_changed(board.ioapic());
         }
         if board.intr() != intr {
             self.processors.intr(!intr);
@@ -139,7 +139,7 @@ impl<P: Processors> SharedBoard<P> {
 
     /// A local APIC's EOI of a level-triggered vector.
     pub(super) fn end_of_interrupt(&self, vector: u8) {
-        self.with(|board, todo| board.eoi(vector, todo.deliver()));
+        self.with(|board, todo| todo.changed = board.eoi(vector, todo.deliver()));
     }
 
     /// Acknowledges an ExtINT and gives its vector to `inject`, under the board's lock: until the

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use debug_stub::kvm::{Entering, Permit};
 use intr_controller::InterruptMessage;
-use intr_controller::ioapic::{IoApic, IoApicPins, PIN_COUNT};
+use intr_controller::ioapic::{EoiRoutes, IoApic};
 use intr_controller::kvm::{SplitEntry, SplitIrqchip, SplitVcpu};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vcpu_caps::VcpuId;
@@ -20,13 +20,11 @@ pub(super) struct SplitProcessors {
     pub(super) irqchip: SplitIrqchip<Arc<VmFd>>,
     vcpus: Vec<Mutex<SplitVcpu>>,
     intr: AtomicBool,
-    /// What KVM has as routes: a change costs it a grace period, and most writes of entries only mask.
-    routed: Mutex<Option<Entries>>,
+    /// What KVM has as routes: a change costs it a grace period, most writes of entries only mask, and
+    /// most EOIs are of levels whose entry is as it was.
+    routed: Mutex<Option<EoiRoutes>>,
     wakers: Arc<[Waker]>,
 }
-
-/// What each pin is sent as, masked or not.
-type Entries = [Option<InterruptMessage>; PIN_COUNT as usize];
 
 impl SplitProcessors {
     pub(super) fn new(irqchip: SplitIrqchip<Arc<VmFd>>, wakers: Arc<[Waker]>) -> Self {
@@ -58,17 +56,14 @@ impl Processors for SplitProcessors {
         }
     }
 
-    fn entries_changed(&self, ioapic: &IoApic) {
-        let mut entries: Entries = [None; PIN_COUNT as usize];
-        for (place, pin) in entries.iter_mut().zip(IoApicPins::ALL.iter()) {
-            *place = ioapic.entry(pin).message(ioapic.destination_format());
-        }
+    fn ioapic_changed(&self, ioapic: &IoApic) {
+        let routes = ioapic.eoi_routes();
         let mut routed = lock(&self.routed);
-        if *routed == Some(entries) {
+        if *routed == Some(routes) {
             return;
         }
-        match self.irqchip.route(ioapic) {
-            Ok(()) => *routed = Some(entries),
+        match self.irqchip.route(&routes) {
+            Ok(()) => *routed = Some(routes),
             Err(error) => tracing::error!(%error, "level-triggered interrupts will not end"),
         }
     }

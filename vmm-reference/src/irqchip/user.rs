@@ -98,7 +98,7 @@ impl Processors for UserProcessors {
     }
 
     /// Messages are made of the entries when they are sent.
-    fn entries_changed(&self, _: &IoApic) {}
+    fn ioapic_changed(&self, _: &IoApic) {}
 }
 
 /// The chips of a machine without any in the kernel.

@@ -57,6 +57,7 @@ macro_rules! in_modes {
                 mod ioapic;
                 mod ioapic_delivery;
                 mod ioapic_level;
+                mod ioapic_moved;
                 mod ipi;
                 mod ipi_logical;
                 mod lapic_eoi;
