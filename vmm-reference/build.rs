@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-const GUESTS: [&str; 4] = ["timer", "smp", "fault", "script"];
+const GUESTS: [&str; 5] = ["timer", "smp", "sleep", "fault", "script"];
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=guests");

@@ -324,3 +324,7 @@ fn ioapic_offset(address: u64) -> Option<u64> {
 #[cfg(test)]
 #[path = "board_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "board_model_tests.rs"]
+mod model_tests;

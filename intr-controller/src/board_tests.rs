@@ -3,10 +3,10 @@ use alloc::vec::Vec;
 use super::*;
 use crate::ioapic::IoApicPin;
 
-const IOREGSEL: u64 = 0xfec0_0000;
-const IOWIN: u64 = 0xfec0_0010;
+pub(super) const IOREGSEL: u64 = 0xfec0_0000;
+pub(super) const IOWIN: u64 = 0xfec0_0010;
 /// Mode 2 on channel 0, low byte then high byte.
-const RATE_GENERATOR: u8 = 0x34;
+pub(super) const RATE_GENERATOR: u8 = 0x34;
 
 fn board() -> Board {
     Board::new(
@@ -17,29 +17,29 @@ fn board() -> Board {
     .unwrap()
 }
 
-fn source(id: u8) -> SourceId {
+pub(super) fn source(id: u8) -> SourceId {
     SourceId::new(id).unwrap()
 }
 
-fn ns(ns: u64) -> GuestTime {
+pub(super) fn ns(ns: u64) -> GuestTime {
     GuestTime::from_ns(ns)
 }
 
 /// The vectors that a call delivers.
-fn sent(act: impl FnOnce(&mut dyn FnMut(InterruptMessage))) -> Vec<u8> {
+pub(super) fn sent(act: impl FnOnce(&mut dyn FnMut(InterruptMessage))) -> Vec<u8> {
     let mut vectors = Vec::new();
     act(&mut |message| vectors.push(message.vector));
     vectors
 }
 
 /// Writes the low half of a pin's entry.
-fn program(board: &mut Board, pin: u8, low: u32) -> BoardAccess {
+pub(super) fn program(board: &mut Board, pin: u8, low: u32) -> BoardAccess {
     let _ = board.write_memory(IOREGSEL, &[0x10 + 2 * pin], |_| ());
     board.write_memory(IOWIN, &low.to_le_bytes(), |_| ())
 }
 
 /// Vectors from 0x20 and 0x28, nothing masked.
-fn initialise_pic(board: &mut Board) {
+pub(super) fn initialise_pic(board: &mut Board) {
     for (port, value) in [
         (0x20, 0x11),
         (0x21, 0x20),

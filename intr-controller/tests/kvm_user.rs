@@ -11,10 +11,10 @@ mod real_mode;
 use std::thread;
 use std::time::Duration;
 
-use intr_controller::kvm::{UserEntry, UserVcpu};
+use intr_controller::kvm::{Observation, UserEntry, UserVcpu};
 use intr_controller::{
-    Acceptance, Counters, DestinationFormat, Effect, GeneralProtection, GuestTime, LapicConfig,
-    MsiMessage, VectorSet,
+    Acceptance, BlockReasons, Counters, DestinationFormat, Effect, GeneralProtection, GuestTime,
+    LapicConfig, MsiMessage, VectorSet,
 };
 use kvm_bindings::{
     KVM_CAP_X86_SMM, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MAX_CPUID_ENTRIES,
@@ -233,6 +233,10 @@ impl Guest {
         self.vcpu.get_vcpu_events().unwrap()
     }
 
+    fn observe(&self, masked: bool) -> Observation {
+        self.user.observe(&self.vcpu, masked).unwrap()
+    }
+
     fn irr(&self) -> VectorSet {
         *self.user.lapic().policy().pending().fixed()
     }
@@ -292,6 +296,28 @@ fn an_interrupt_that_kvm_has_and_the_guest_has_not_comes_back_under_the_mask() {
     let counters = guest.counters();
     assert_eq!((counters.arrived, counters.delivered), (1, 1));
     guest.assert_counters_add_up();
+}
+
+/// The mask may have changed since, and the vCPU not been entered.
+#[test]
+fn what_is_observed_is_under_the_mask_of_now_and_not_of_the_last_entry() {
+    let mut guest = Guest::new(FLAGS_IF);
+    guest.open();
+    guest.arrive(0x40);
+    let held = |guest: &Guest, masked| {
+        let decision = guest.observe(masked).decision;
+        let blocked = decision.blocked();
+        blocked.is_some_and(|blocked| blocked.reasons.contains(BlockReasons::HELD))
+    };
+    for last in [false, true] {
+        if last {
+            guest.kicked(true);
+        }
+        assert!(held(&guest, true), "entered masked: {last}");
+        assert!(!held(&guest, false), "entered masked: {last}");
+    }
+    guest.steps(false, STEPS);
+    assert_eq!(guest.log(), [0x40]);
 }
 
 #[test]
@@ -391,14 +417,14 @@ fn an_ext_int_that_kvm_has_and_the_guest_has_not_is_kept_under_the_mask() {
 
     assert_eq!(guest.prepare(true), UserEntry::Run);
     assert_eq!(guest.events().interrupt.injected, 0);
-    assert!(guest.user.observe(&guest.vcpu).unwrap().pending.ext_int());
+    assert!(guest.observe(true).pending.ext_int());
     assert_eq!(guest.steps(true, STEPS), 0);
     assert_eq!(guest.log(), []);
     assert!(!guest.window());
 
     guest.steps(false, STEPS);
     assert_eq!(guest.log(), [0x71]);
-    assert!(!guest.user.observe(&guest.vcpu).unwrap().pending.ext_int());
+    assert!(!guest.observe(false).pending.ext_int());
     guest.steps(true, STEPS);
     guest.steps(false, STEPS);
     assert_eq!(guest.log(), [0x71]);

@@ -78,6 +78,7 @@ JOBS = [
     Job("vmm-reference gdb_mask", "vmm-reference:gdb_mask", TESTS, _limits(300, 600, 900), gdb=True),
     Job("vmm-reference gdb_session", "vmm-reference:gdb_session", TESTS, _limits(300, 600, 900), gdb=True),
     Job("vmm-reference gdb_smp", "vmm-reference:gdb_smp", TESTS, _limits(300, 600, 900), gdb=True, smp=True),
+    Job("vmm-reference gdb_sleep", "vmm-reference:gdb_sleep", TESTS, _limits(300, 600, 900), smp=True),
     Job("vmm-reference gdb_end", "vmm-reference:gdb_end", TESTS, _limits(300, 600, 900), gdb=True),
     Job("vmm-reference gdb_abuse", "vmm-reference:gdb_abuse", TESTS, _limits(300, 600, 900)),
     Job("vmm-reference gdb_address", "vmm-reference:gdb_address", TESTS, _limits(300, 600, 900), gdb=True),

@@ -30,6 +30,14 @@ pub static SMP: Guest = Guest {
     elf: include_bytes!(concat!(env!("OUT_DIR"), "/smp.elf")),
 };
 
+/// A processor that sleeps (`ap_halt`, `ap_woken`, `ap_counted`, `wakes`, `handled`, `flags_image`),
+/// and one that does what a debugger writes into `command`: starts it, wakes it, or says "awake". Prints "sleep guest" and, from
+/// the second, "second cpu".
+pub static SLEEP: Guest = Guest {
+    name: "sleep",
+    elf: include_bytes!(concat!(env!("OUT_DIR"), "/sleep.elf")),
+};
+
 /// Ends, fails or hangs as its command line says: `poweroff`, `reset`, `exit=N`, `triple`,
 /// `emulation`, `halt`, `spin` (`spins`) or `echo`. Prints "fault guest".
 pub static FAULT: Guest = Guest {
@@ -98,7 +106,7 @@ mod tests {
 
     #[test]
     fn every_guest_is_a_pvh_kernel_that_starts_at_1_mib() {
-        for guest in [TIMER, SMP, FAULT, SCRIPT] {
+        for guest in [TIMER, SMP, SLEEP, FAULT, SCRIPT] {
             let Ok(Kernel::Pvh { entry, .. }) = Kernel::parse(guest.elf) else {
                 panic!("{} is not a PVH kernel", guest.name);
             };
@@ -124,6 +132,18 @@ mod tests {
                 ][..],
             ),
             (SMP, &["shared_work", "bsp_counter", "ap_counter"]),
+            (
+                SLEEP,
+                &[
+                    "command",
+                    "ap_halt",
+                    "ap_woken",
+                    "ap_counted",
+                    "wakes",
+                    "handled",
+                    "flags_image",
+                ],
+            ),
             (FAULT, &["spins", "do_spin", "do_halt"]),
         ] {
             for name in names {

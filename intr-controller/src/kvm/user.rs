@@ -218,11 +218,12 @@ impl UserVcpu {
         Ok(effect)
     }
 
-    /// What waits and why, for a person. Changes nothing.
+    /// What waits and why, for a person. Changes nothing. `masked` is whether `mask_hwintr` is on:
+    /// the hold is as it was at the last entry, and follows at the next.
     ///
     /// # Errors
     /// If KVM does not tell the vCPU's state.
-    pub fn observe(&self, vcpu: &VcpuFd) -> Result<Observation, ObserveError> {
+    pub fn observe(&self, vcpu: &VcpuFd, masked: bool) -> Result<Observation, ObserveError> {
         let regs = vcpu.get_regs().map_err(ObserveError::Regs)?;
         let events = vcpu.get_vcpu_events().map_err(ObserveError::Events)?;
         let activity = if self.lapic.waiting_for_sipi() {
@@ -241,6 +242,12 @@ impl UserVcpu {
             VectorSet::EMPTY
         };
         let ext_int = pending.ext_int() || self.acknowledged.is_some();
+        let mut next = self.lapic.clone();
+        if masked && !self.held {
+            let _ = next.hold();
+        } else if self.held && !masked {
+            let _ = next.release();
+        }
         Ok(Observation {
             pending: Pending::new(fixed, pending.nmis(), pending.smi(), ext_int),
             vcpu: readiness,
@@ -249,7 +256,7 @@ impl UserVcpu {
             level_triggered: *self.lapic.level_triggered(),
             apic_enabled: enabled,
             apic_software_enabled: self.lapic.software_enabled(),
-            decision: self.lapic.decide(&readiness),
+            decision: next.decide(&readiness),
         })
     }
 

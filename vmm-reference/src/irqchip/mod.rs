@@ -240,7 +240,7 @@ impl Irqchip {
                 chips.board.advance(chips.clock.read().now);
                 interrupts.observe_split(fd, chips.board.intr()).map(Some)
             }
-            Chips::User(chips) => chips.observe(vcpu, fd).transpose(),
+            Chips::User(chips) => chips.observe(vcpu, fd, masked).transpose(),
         }
     }
 

@@ -197,13 +197,14 @@ impl UserChips {
         &self,
         id: VcpuId,
         fd: &VcpuFd,
+        masked: bool,
     ) -> Option<Result<Observation, ObserveError>> {
         // The debugger asks what is due by now.
         let Moment { now, .. } = self.clock.read();
         self.board.advance(now);
         let mut vcpu = lock(self.vcpu(id)?);
         vcpu.lapic_mut().advance(now);
-        Some(vcpu.observe(fd))
+        Some(vcpu.observe(fd, masked))
     }
 
     pub(super) fn cr8(&self, id: VcpuId) -> Option<u8> {

@@ -4,6 +4,7 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    unused_macros,
     reason = "each test file uses a part of it"
 )]
 
@@ -74,6 +75,32 @@ pub fn wait(child: &mut Child) -> Option<ExitStatus> {
     child.kill().expect("a child can be killed");
     child.wait().expect("a killed child ends");
     None
+}
+
+/// Whose interrupt chips, for [`Setup::with`]: KVM's; ours beside its local APICs; all ours, on a host
+/// that cannot mask.
+pub type Chips = &'static [&'static str];
+pub const KERNEL: Chips = &["--irqchip", "kernel"];
+pub const SPLIT: Chips = &["--irqchip", "split"];
+pub const USER: Chips = &["--irqchip", "user", "--no-host-mask"];
+
+/// Makes tests of functions of [`Chips`]: `kernel::…`, `split::…` and `user::…`.
+macro_rules! with_all_chips {
+    ($($test:ident),* $(,)?) => {
+        with_all_chips!(mod kernel, KERNEL: $($test)*);
+        with_all_chips!(mod split, SPLIT: $($test)*);
+        with_all_chips!(mod user, USER: $($test)*);
+    };
+    (mod $module:ident, $chips:ident: $($test:ident)*) => {
+        mod $module {
+            $(
+                #[test]
+                fn $test() {
+                    super::$test(crate::common::$chips);
+                }
+            )*
+        }
+    };
 }
 
 /// How a machine is started.

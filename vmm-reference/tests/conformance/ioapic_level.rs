@@ -59,7 +59,7 @@ fn an_eoi_clears_remote_irr() {
         let entry = p.rte_read(PIN);
         let log = p.run();
         assert_eq!(log[entry], u64::from(VECTOR) | RTE_LEVEL);
-        assert_eq!(log.vectors(), [VECTOR]);
+        assert_eq!(quieted(MODE, log.events()), [Got(VECTOR)]);
     });
 }
 
@@ -113,7 +113,7 @@ fn a_level_that_fell_before_eoi_is_not_delivered_again() {
         p.mark(1);
         p.window();
         let log = p.run();
-        assert_eq!(log.events(), [Got(VECTOR), Mark(1)]);
+        assert_eq!(quieted(MODE, log.events()), [Got(VECTOR), Mark(1)]);
     });
 }
 
@@ -139,7 +139,7 @@ fn a_level_that_is_high_when_unmasked_is_delivered() {
         p.rte_level(PIN, VECTOR);
         p.window();
         let log = p.run();
-        assert_eq!(log.events(), [Mark(1), Got(VECTOR)]);
+        assert_eq!(quieted(MODE, log.events()), [Mark(1), Got(VECTOR)]);
     });
 }
 
