@@ -138,9 +138,12 @@ impl TscClock {
         let Some(missing) = deadline.checked_sub(reads).filter(|ticks| *ticks > 0) else {
             return now;
         };
-        // At most (2^98 + 2^64) * 2^30: no overflow.
-        let ns = ((elapsed + u128::from(missing)) * NS_PER_S).div_ceil(u128::from(self.hz.get()));
-        GuestTime(u64::try_from(ns).unwrap_or(u64::MAX))
+        // What overflows here is beyond the end of time, whatever the frequency.
+        let ns = (elapsed + u128::from(missing))
+            .checked_mul(NS_PER_S)
+            .map(|ns| ns.div_ceil(u128::from(self.hz.get())));
+        let ns = ns.and_then(|ns| u64::try_from(ns).ok());
+        ns.map_or(GuestTime::MAX, GuestTime)
     }
 }
 
