@@ -70,9 +70,8 @@ class Svm(Machine):
     most_cpus = 8
     #: A step of gdb's takes 20 ms.
     test_percent = 25
-    #: With huge pages in the nested tables and two processors QEMU 10 loses its way: a guest that is left
-    #: and entered often meets a #PF on a page that is there, in any VMM, and at times the rig's own
-    #: kernel does (../README.md, "What an emulator gets wrong").
+    #: Huge pages in the nested tables and two processors are more than QEMU 10 can do (../README.md, "What an
+    #: emulator gets wrong").
     command_line = f"{COMMAND_LINE} transparent_hugepage=never"
 
     def _start(self, log):
