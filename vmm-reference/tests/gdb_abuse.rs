@@ -8,11 +8,17 @@
     reason = "helpers of tests stop the test, as the tests themselves do"
 )]
 
+#[macro_use]
 mod common;
 
 use common::raw::frame;
-use common::{Random, Setup, Vmm, rounds};
+use common::{Chips, Random, Setup, Vmm, rounds};
 use vmm_reference::guests::TIMER;
+
+with_all_chips! {
+    a_connection_may_end_at_any_byte,
+    what_comes_while_the_guest_runs_is_not_served,
+}
 
 /// The guest runs and its server answers.
 #[track_caller]
@@ -125,9 +131,8 @@ fn a_client_that_asks_and_does_not_read_costs_no_memory() {
     assert_unharmed(&mut vmm);
 }
 
-#[test]
-fn a_connection_may_end_at_any_byte() {
-    let mut vmm = Setup::new(&TIMER).start();
+fn a_connection_may_end_at_any_byte(chips: Chips) {
+    let mut vmm = Setup::new(&TIMER).with(chips).start();
     let session: Vec<u8> = [
         "qSupported:swbreak+",
         "?",
@@ -185,9 +190,8 @@ fn packets_that_make_no_sense_are_answered_with_errors() {
     assert_unharmed(&mut vmm);
 }
 
-#[test]
-fn what_comes_while_the_guest_runs_is_not_served() {
-    let mut vmm = Setup::new(&TIMER).start();
+fn what_comes_while_the_guest_runs_is_not_served(chips: Chips) {
+    let mut vmm = Setup::new(&TIMER).with(chips).start();
     {
         let mut client = vmm.client();
         client.send("vCont;c").unwrap();

@@ -8,10 +8,21 @@
     reason = "helpers of tests stop the test, as the tests themselves do"
 )]
 
+#[macro_use]
 mod common;
 
-use common::Setup;
+use common::{Chips, Setup};
 use vmm_reference::guests::FAULT;
+
+with_all_chips! {
+    gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest,
+    a_triple_fault_is_reported_again_rather_than_run_past,
+    gdb_is_told_of_an_emulation_failure,
+    a_debugger_may_move_a_guest_past_what_kvm_cannot_emulate,
+    gdb_is_told_of_the_guests_exit,
+    a_guest_that_powers_off_in_a_step_is_told_too,
+    a_client_that_does_not_read_does_not_keep_an_ended_machine,
+}
 
 fn fault(cmdline: &str) -> Setup {
     Setup::new(&FAULT).with(&["--testdev", "--cmdline", cmdline])
@@ -33,9 +44,8 @@ fn without_a_debugger_a_failure_is_explained() {
     assert!(log.contains("at 0xd0000000"), "{log}");
 }
 
-#[test]
-fn gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest() {
-    let mut vmm = fault("triple").paused().start();
+fn gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest(chips: Chips) {
+    let mut vmm = fault("triple").with(chips).paused().start();
     let gdb = vmm.gdb("monitor caps\ncontinue\nx/2xb $pc\ninfo registers cr3\nbt");
     gdb.expect(&[
         "triple fault at 0x",
@@ -55,9 +65,8 @@ fn gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest() {
     assert!(vmm.log().contains("triple fault"), "{}", vmm.log());
 }
 
-#[test]
-fn a_triple_fault_is_reported_again_rather_than_run_past() {
-    let vmm = fault("triple").paused().start();
+fn a_triple_fault_is_reported_again_rather_than_run_past(chips: Chips) {
+    let vmm = fault("triple").with(chips).paused().start();
     let mut client = vmm.client();
     for packet in ["vCont;c", "vCont;c", "vCont;s:1"] {
         let stop = client.request(packet).unwrap();
@@ -65,40 +74,36 @@ fn a_triple_fault_is_reported_again_rather_than_run_past() {
     }
 }
 
-#[test]
-fn gdb_is_told_of_an_emulation_failure() {
-    let mut vmm = fault("emulation").paused().start();
+fn gdb_is_told_of_an_emulation_failure(chips: Chips) {
+    let mut vmm = fault("emulation").with(chips).paused().start();
     let gdb = vmm.gdb("continue\nprintf \"pc=%#lx\\n\", $pc");
     gdb.expect(&["KVM_EXIT_INTERNAL_ERROR", "Program received signal SIGILL"]);
     assert_eq!(gdb.value("pc"), 0xd000_0000);
     assert_eq!(vmm.wait(), 4);
 }
 
-#[test]
-fn a_debugger_may_move_a_guest_past_what_kvm_cannot_emulate() {
-    let mut vmm = fault("emulation").paused().start();
+fn a_debugger_may_move_a_guest_past_what_kvm_cannot_emulate(chips: Chips) {
+    let mut vmm = fault("emulation").with(chips).paused().start();
     vmm.gdb("continue\nset var $pc = do_poweroff\ncontinue")
         .expect(&["SIGILL", "exited normally"]);
     assert_eq!(vmm.wait(), 0);
 }
 
-#[test]
-fn gdb_is_told_of_the_guests_exit() {
+fn gdb_is_told_of_the_guests_exit(chips: Chips) {
     for (cmdline, said, status) in [
         ("poweroff", "exited normally", 0),
         ("reset", "exited normally", 0),
         ("exit=5", "exited with code 013", 11),
     ] {
-        let mut vmm = fault(cmdline).paused().start();
+        let mut vmm = fault(cmdline).with(chips).paused().start();
         vmm.gdb("continue").expect(&[said]);
         assert_eq!(vmm.wait(), status, "{cmdline}");
         assert!(!vmm.socket.exists());
     }
 }
 
-#[test]
-fn a_guest_that_powers_off_in_a_step_is_told_too() {
-    let mut vmm = fault("poweroff").paused().start();
+fn a_guest_that_powers_off_in_a_step_is_told_too(chips: Chips) {
+    let mut vmm = fault("poweroff").with(chips).paused().start();
     let gdb = vmm.gdb(
         r#"
 thbreak do_poweroff
@@ -119,9 +124,8 @@ fn a_guest_that_ends_before_anybody_attaches_ends_the_machine() {
     assert!(!vmm.socket.exists());
 }
 
-#[test]
-fn a_client_that_does_not_read_does_not_keep_an_ended_machine() {
-    let mut vmm = fault("poweroff").paused().start();
+fn a_client_that_does_not_read_does_not_keep_an_ended_machine(chips: Chips) {
+    let mut vmm = fault("poweroff").with(chips).paused().start();
     let mut client = vmm.connect();
     client.send(common::raw::frame("vCont;c"));
     // It neither reads nor hangs up.

@@ -8,11 +8,18 @@
     reason = "helpers of tests stop the test, as the tests themselves do"
 )]
 
+#[macro_use]
 mod common;
 
 use common::gdb::Transcript;
-use common::{Setup, Vmm, rounds};
+use common::{Chips, Setup, Vmm, rounds};
 use vmm_reference::guests::TIMER;
+
+with_all_chips! {
+    a_thousand_steps_stay_in_the_loop_and_continue_delivers_what_waited,
+    without_the_mask_the_same_steps_land_in_the_handler,
+    the_flags_that_a_stepped_guest_stores_have_no_trap_flag,
+}
 
 /// At full speed.
 const STEPS: usize = 1000;
@@ -47,27 +54,7 @@ fn landings(vmm: &Vmm, gdb: &Transcript) -> usize {
     pcs.iter().filter(|pc| !inside.contains(pc)).count()
 }
 
-/// Whose interrupt chips: KVM's; ours beside its local APICs; all ours, on a host that cannot mask.
-const KERNEL: &[&str] = &[];
-const SPLIT: &[&str] = &["--irqchip", "split"];
-const USER: &[&str] = &["--irqchip", "user", "--no-host-mask"];
-
-#[test]
-fn a_thousand_steps_stay_in_the_loop_and_continue_delivers_what_waited() {
-    a_thousand_steps_stay_in_the_loop(KERNEL);
-}
-
-#[test]
-fn with_a_split_irqchip_a_thousand_steps_stay_in_the_loop() {
-    a_thousand_steps_stay_in_the_loop(SPLIT);
-}
-
-#[test]
-fn with_chips_of_ours_no_host_need_mask_for_a_thousand_steps_to_stay_in_the_loop() {
-    a_thousand_steps_stay_in_the_loop(USER);
-}
-
-fn a_thousand_steps_stay_in_the_loop(chips: &[&str]) {
+fn a_thousand_steps_stay_in_the_loop_and_continue_delivers_what_waited(chips: Chips) {
     let vmm = Setup::new(&TIMER).with(chips).start();
     let gdb = vmm.gdb(&script(
         "monitor mask status",
@@ -103,17 +90,7 @@ monitor mask status
     vmm.assert_rises("ticks");
 }
 
-#[test]
-fn without_the_mask_the_same_steps_land_in_the_handler() {
-    unmasked_steps_land_in_the_handler(KERNEL);
-}
-
-#[test]
-fn without_the_mask_they_do_with_chips_of_ours_too() {
-    unmasked_steps_land_in_the_handler(USER);
-}
-
-fn unmasked_steps_land_in_the_handler(chips: &[&str]) {
+fn without_the_mask_the_same_steps_land_in_the_handler(chips: Chips) {
     let vmm = Setup::new(&TIMER).with(chips).start();
     let gdb = vmm.gdb(&script("maintenance packet Qqemu.sstep=0x1", ""));
     gdb.expect(&[
@@ -144,9 +121,8 @@ fn the_next_client_finds_the_mask_on_again() {
         .expect(&["received: \"0x3\"", "steps hold mask_hwintr", "not masked"]);
 }
 
-#[test]
-fn the_flags_that_a_stepped_guest_stores_have_no_trap_flag() {
-    let vmm = Setup::new(&TIMER).start();
+fn the_flags_that_a_stepped_guest_stores_have_no_trap_flag(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).start();
     // Several rounds of the loop, in which PUSHFQ, POPFQ and the handler's IRETQ are stepped.
     let steps = rounds(400);
     let gdb = vmm.gdb(&format!(

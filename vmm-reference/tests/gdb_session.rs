@@ -8,11 +8,30 @@
     reason = "helpers of tests stop the test, as the tests themselves do"
 )]
 
+#[macro_use]
 mod common;
 
-use common::{Setup, eventually};
+use common::{Chips, Setup, eventually};
 use vmm_reference::guests::{FAULT, TIMER};
 use vmm_reference::remote::expedited;
+
+with_all_chips! {
+    all_of_qemus_registers_are_there_and_true,
+    breakpoints_finish_and_the_call_stack,
+    source_lines_are_stepped_by_ranges_into_and_over_calls,
+    a_range_step_is_one_exchange_however_many_instructions_it_takes,
+    ctrl_c_stops_a_spinning_guest,
+    ctrl_c_stops_a_halted_guest_that_nothing_wakes,
+    ctrl_c_ends_a_step_that_does_not_end,
+    a_signal_ends_the_machine_in_a_step_that_does_not_end,
+    a_client_that_vanishes_in_a_step_that_does_not_end_leaves_a_guest_that_runs,
+    ctrl_c_while_stopped_is_no_phantom_stop_later,
+    detach_leaves_a_clean_guest_that_runs_on_and_can_be_attached_to_again,
+    kill_ends_the_machine_with_success,
+    a_signal_ends_the_machine_under_a_debugger_too,
+    a_paused_machine_waits_at_its_entry_with_nothing_run,
+    the_first_steps_of_a_paused_machine_are_the_guests_first_instructions,
+}
 
 /// The registers of QEMU's x86-64 description, in its order.
 const QEMU_REGISTERS: [&str; 66] = [
@@ -84,9 +103,8 @@ const QEMU_REGISTERS: [&str; 66] = [
     "mxcsr",
 ];
 
-#[test]
-fn all_of_qemus_registers_are_there_and_true() {
-    let vmm = Setup::new(&TIMER).start();
+fn all_of_qemus_registers_are_there_and_true(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).start();
     let gdb = vmm.gdb("hbreak *loop_start\ncontinue\ninfo all-registers\nmaint print registers");
     for name in QEMU_REGISTERS {
         let line = gdb.0.lines().find(|line| {
@@ -184,9 +202,8 @@ fn memory_that_is_not_there_is_an_error_and_no_zeroes() {
     assert!(gdb.command("print 20 + 3").contains("= 23"));
 }
 
-#[test]
-fn breakpoints_finish_and_the_call_stack() {
-    let vmm = Setup::new(&TIMER).start();
+fn breakpoints_finish_and_the_call_stack(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).start();
     let gdb = vmm.gdb(
         r#"
 monitor caps
@@ -233,9 +250,8 @@ info breakpoints
     };
 }
 
-#[test]
-fn source_lines_are_stepped_by_ranges_into_and_over_calls() {
-    let vmm = Setup::new(&TIMER).start();
+fn source_lines_are_stepped_by_ranges_into_and_over_calls(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).start();
     let gdb = vmm.gdb(
         r#"
 break *loop_start
@@ -287,9 +303,8 @@ printf "into=%#lx\n", $pc
     );
 }
 
-#[test]
-fn a_range_step_is_one_exchange_however_many_instructions_it_takes() {
-    let vmm = Setup::new(&TIMER).start();
+fn a_range_step_is_one_exchange_however_many_instructions_it_takes(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).start();
     let mut client = vmm.client();
     let (work, end) = (vmm.symbol("work"), vmm.symbol("loop_end"));
     assert_eq!(client.request(&format!("Z1,{work:x},1")).unwrap(), "OK");
@@ -314,9 +329,11 @@ fn the_only_vcpu_is_listed_by_its_name() {
         .expect(&["* 1", "CPU#0", "main64 ()"]);
 }
 
-#[test]
-fn ctrl_c_stops_a_spinning_guest() {
-    let vmm = Setup::new(&FAULT).with(&["--cmdline", "spin"]).start();
+fn ctrl_c_stops_a_spinning_guest(chips: Chips) {
+    let vmm = Setup::new(&FAULT)
+        .with(chips)
+        .with(&["--cmdline", "spin"])
+        .start();
     let mut gdb = vmm.typing();
     // In the foreground, as in a terminal.
     gdb.enter("continue");
@@ -336,9 +353,11 @@ fn ctrl_c_stops_a_spinning_guest() {
     vmm.assert_rises("spins");
 }
 
-#[test]
-fn ctrl_c_stops_a_halted_guest_that_nothing_wakes() {
-    let vmm = Setup::new(&FAULT).with(&["--cmdline", "halt"]).start();
+fn ctrl_c_stops_a_halted_guest_that_nothing_wakes(chips: Chips) {
+    let vmm = Setup::new(&FAULT)
+        .with(chips)
+        .with(&["--cmdline", "halt"])
+        .start();
     let mut client = vmm.client();
     for _ in 0..3 {
         client.send("vCont;c").unwrap();
@@ -357,10 +376,12 @@ const ENDLESS: [(&str, &str); 2] = [
     ("halt", "vCont;s:1"),
 ];
 
-#[test]
-fn ctrl_c_ends_a_step_that_does_not_end() {
+fn ctrl_c_ends_a_step_that_does_not_end(chips: Chips) {
     for (cmdline, step) in ENDLESS {
-        let vmm = Setup::new(&FAULT).with(&["--cmdline", cmdline]).start();
+        let vmm = Setup::new(&FAULT)
+            .with(chips)
+            .with(&["--cmdline", cmdline])
+            .start();
         eventually("the guest boots", || vmm.serial() == "fault guest\n");
         let mut client = vmm.client();
         // On some hosts a step gets out of HLT; then to where the next one is.
@@ -378,10 +399,12 @@ fn ctrl_c_ends_a_step_that_does_not_end() {
     }
 }
 
-#[test]
-fn a_signal_ends_the_machine_in_a_step_that_does_not_end() {
+fn a_signal_ends_the_machine_in_a_step_that_does_not_end(chips: Chips) {
     for (cmdline, step) in ENDLESS {
-        let mut vmm = Setup::new(&FAULT).with(&["--cmdline", cmdline]).start();
+        let mut vmm = Setup::new(&FAULT)
+            .with(chips)
+            .with(&["--cmdline", cmdline])
+            .start();
         eventually("the guest boots", || vmm.serial() == "fault guest\n");
         let mut client = vmm.client();
         client.send(step).unwrap();
@@ -393,9 +416,11 @@ fn a_signal_ends_the_machine_in_a_step_that_does_not_end() {
     }
 }
 
-#[test]
-fn a_client_that_vanishes_in_a_step_that_does_not_end_leaves_a_guest_that_runs() {
-    let vmm = Setup::new(&FAULT).with(&["--cmdline", "spin"]).start();
+fn a_client_that_vanishes_in_a_step_that_does_not_end_leaves_a_guest_that_runs(chips: Chips) {
+    let vmm = Setup::new(&FAULT)
+        .with(chips)
+        .with(&["--cmdline", "spin"])
+        .start();
     eventually("the guest boots", || vmm.serial() == "fault guest\n");
     for _ in 0..20 {
         vmm.client().send("vCont;r0,ffffffffffffffff:1").unwrap();
@@ -403,9 +428,8 @@ fn a_client_that_vanishes_in_a_step_that_does_not_end_leaves_a_guest_that_runs()
     vmm.assert_rises("spins");
 }
 
-#[test]
-fn ctrl_c_while_stopped_is_no_phantom_stop_later() {
-    let vmm = Setup::new(&TIMER).start();
+fn ctrl_c_while_stopped_is_no_phantom_stop_later(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).start();
     let mut client = vmm.client();
     client.interrupt().unwrap();
     client.interrupt().unwrap();
@@ -416,9 +440,8 @@ fn ctrl_c_while_stopped_is_no_phantom_stop_later() {
     assert!(stop.starts_with("T05"), "{stop}");
 }
 
-#[test]
-fn detach_leaves_a_clean_guest_that_runs_on_and_can_be_attached_to_again() {
-    let vmm = Setup::new(&TIMER).start();
+fn detach_leaves_a_clean_guest_that_runs_on_and_can_be_attached_to_again(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).start();
     let before = vmm
         .gdb(
             r#"
@@ -450,18 +473,16 @@ printf "trap=%ld\n", $eflags & 0x100
     assert_eq!(gdb.value("trap"), 0);
 }
 
-#[test]
-fn kill_ends_the_machine_with_success() {
-    let mut vmm = Setup::new(&TIMER).start();
+fn kill_ends_the_machine_with_success(chips: Chips) {
+    let mut vmm = Setup::new(&TIMER).with(chips).start();
     let resources = vmm.socket.clone();
     vmm.gdb("kill").expect(&["killed"]);
     assert_eq!(vmm.wait(), 0);
     assert!(!resources.exists(), "the socket goes with the machine");
 }
 
-#[test]
-fn a_signal_ends_the_machine_under_a_debugger_too() {
-    let mut vmm = Setup::new(&TIMER).start();
+fn a_signal_ends_the_machine_under_a_debugger_too(chips: Chips) {
+    let mut vmm = Setup::new(&TIMER).with(chips).start();
     let mut client = vmm.client();
     client.send("vCont;c").unwrap();
     let pid = libc::pid_t::try_from(vmm.pid()).unwrap();
@@ -471,9 +492,8 @@ fn a_signal_ends_the_machine_under_a_debugger_too() {
     assert!(!vmm.socket.exists());
 }
 
-#[test]
-fn a_paused_machine_waits_at_its_entry_with_nothing_run() {
-    let vmm = Setup::new(&TIMER).paused().start();
+fn a_paused_machine_waits_at_its_entry_with_nothing_run(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).paused().start();
     let gdb = vmm.gdb(
         r#"
 printf "pc=%#lx\n", $pc
@@ -507,9 +527,8 @@ fn a_paused_machine_prints_nothing_until_it_is_continued() {
     eventually("the guest boots", || vmm.serial() == "timer guest\n");
 }
 
-#[test]
-fn the_first_steps_of_a_paused_machine_are_the_guests_first_instructions() {
-    let vmm = Setup::new(&TIMER).paused().start();
+fn the_first_steps_of_a_paused_machine_are_the_guests_first_instructions(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).paused().start();
     let gdb = vmm.gdb(
         r#"
 printf "pc=%#lx\n", $pc

@@ -8,6 +8,7 @@
     reason = "helpers of tests stop the test, as the tests themselves do"
 )]
 
+#[macro_use]
 mod common;
 
 use std::io;
@@ -15,22 +16,28 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Random, Setup, Vmm, eventually, rounds};
+use common::{Chips, KERNEL, Random, Setup, Vmm, eventually, rounds};
 use vmm_reference::guests::SMP;
 use vmm_reference::remote::{RemoteClient, expedited};
 
 type Client = RemoteClient<UnixStream>;
 
-/// The guest, once both of its processors spin.
-fn booted() -> Vmm {
-    booted_with(&[])
+with_all_chips! {
+    a_processor_that_was_never_started_says_so,
+    with_scheduler_locking_only_the_stepped_vcpu_moves,
+    without_scheduler_locking_the_other_vcpu_runs_meanwhile,
+    both_vcpus_hit_one_breakpoint_once_at_each_pass,
+    a_breakpoint_is_hit_by_every_vcpu_that_passes_while_another_is_stepped,
+    five_hundred_random_operations_never_lock_up,
 }
 
-fn booted_with(arguments: &[&str]) -> Vmm {
-    let vmm = Setup::new(&SMP)
-        .with(&["--cpus", "2"])
-        .with(arguments)
-        .start();
+/// The guest, once both of its processors spin.
+fn booted() -> Vmm {
+    booted_with(KERNEL)
+}
+
+fn booted_with(chips: Chips) -> Vmm {
+    let vmm = Setup::new(&SMP).with(&["--cpus", "2"]).with(chips).start();
     eventually("the second processor starts", || {
         vmm.serial().contains("second cpu")
     });
@@ -61,25 +68,18 @@ fn both_threads_are_listed_where_they_are() {
     gdb.expect(&["in start64 ()", "ap64 ()"]);
 }
 
-#[test]
-fn a_processor_that_was_never_started_says_so() {
-    for irqchip in ["kernel", "user"] {
-        never_started(irqchip);
-    }
-}
-
-fn never_started(irqchip: &str) {
+fn a_processor_that_was_never_started_says_so(chips: Chips) {
     let vmm = Setup::new(&vmm_reference::guests::TIMER)
-        .with(&["--cpus", "2", "--irqchip", irqchip])
+        .with(&["--cpus", "2"])
+        .with(chips)
         .start();
     vmm.gdb("hbreak *loop_start\ncontinue\ninfo threads")
         .expect(&["CPU#0", "CPU#1 [waits for"]);
     vmm.assert_rises("ticks");
 }
 
-#[test]
-fn with_scheduler_locking_only_the_stepped_vcpu_moves() {
-    let vmm = booted();
+fn with_scheduler_locking_only_the_stepped_vcpu_moves(chips: Chips) {
+    let vmm = booted_with(chips);
     let gdb = vmm.gdb(
         r#"
 set scheduler-locking on
@@ -111,9 +111,8 @@ printf "ap=%ld\n", (long)ap_counter
     assert!((8..=9).contains(&(ap[2] - ap[1])), "{ap:?}");
 }
 
-#[test]
-fn without_scheduler_locking_the_other_vcpu_runs_meanwhile() {
-    let vmm = booted();
+fn without_scheduler_locking_the_other_vcpu_runs_meanwhile(chips: Chips) {
+    let vmm = booted_with(chips);
     let gdb = vmm.gdb(
         r#"
 set scheduler-locking off
@@ -155,9 +154,8 @@ impl Hits {
     }
 }
 
-#[test]
-fn both_vcpus_hit_one_breakpoint_once_at_each_pass() {
-    let vmm = booted();
+fn both_vcpus_hit_one_breakpoint_once_at_each_pass(chips: Chips) {
+    let vmm = booted_with(chips);
     let mut client = vmm.client();
     let at = vmm.symbol("shared_work");
     let (set, clear) = (format!("Z1,{at:x},1"), format!("z1,{at:x},1"));
@@ -189,8 +187,11 @@ fn gdb_sees_hits_of_both_vcpus_and_loses_none() {
         r#"
 break shared_work
 set $i = 0
-while $i < {stops}
+set $seen = 0
+# At least so many, and until each vCPU has been first.
+while $i < {stops} || $seen != 3
   continue
+  set $seen = $seen | $_thread
   printf "thread=%ld\n", $_thread
   printf "bsp=%ld\n", (long)bsp_counter
   printf "ap=%ld\n", (long)ap_counter
@@ -200,7 +201,7 @@ info breakpoints
 "#
     ));
     let threads = gdb.values("thread");
-    assert_eq!(threads.len(), stops);
+    assert!(threads.len() >= stops);
     let mut hits = Hits::default();
     for ((thread, bsp), ap) in threads.iter().zip(gdb.values("bsp")).zip(gdb.values("ap")) {
         match thread {
@@ -210,13 +211,11 @@ info breakpoints
         }
     }
     hits.assert_each_pass_hit_once();
-    assert!(hits.counts.iter().all(|counts| !counts.is_empty()));
-    gdb.expect(&[&format!("already hit {stops} times")]);
+    gdb.expect(&[&format!("already hit {} times", threads.len())]);
 }
 
-#[test]
-fn a_breakpoint_is_hit_by_every_vcpu_that_passes_while_another_is_stepped() {
-    let vmm = booted();
+fn a_breakpoint_is_hit_by_every_vcpu_that_passes_while_another_is_stepped(chips: Chips) {
+    let vmm = booted_with(chips);
     let mut client = vmm.client();
     let at = vmm.symbol("shared_work");
     assert_eq!(client.request(&format!("Z1,{at:x},1")).unwrap(), "OK");
@@ -246,22 +245,8 @@ fn resume(client: &mut Client, packet: &str, wait: Option<Duration>) -> io::Resu
     client.reply()
 }
 
-#[test]
-fn five_hundred_random_operations_never_lock_up() {
-    random_operations_never_lock_up(&booted());
-}
-
-#[test]
-fn with_chips_of_ours_they_do_not_either() {
-    random_operations_never_lock_up(&booted_with(&["--irqchip", "user", "--no-host-mask"]));
-}
-
-#[test]
-fn with_a_split_irqchip_they_do_not_either() {
-    random_operations_never_lock_up(&booted_with(&["--irqchip", "split"]));
-}
-
-fn random_operations_never_lock_up(vmm: &Vmm) {
+fn five_hundred_random_operations_never_lock_up(chips: Chips) {
+    let vmm = booted_with(chips);
     let mut client = vmm.client();
     let mut random = Random::new(0x5eed);
     let work = vmm.symbol("shared_work");

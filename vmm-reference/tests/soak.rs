@@ -8,14 +8,20 @@
     reason = "helpers of tests stop the test, as the tests themselves do"
 )]
 
+#[macro_use]
 mod common;
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::raw::frame;
-use common::{Random, Setup, Vmm, rounds};
+use common::{Chips, Random, Setup, Vmm, rounds};
 use vmm_reference::guests::{SMP, TIMER};
+
+with_all_chips! {
+    a_hundred_clients_that_vanish_leave_the_timer_guest_as_it_was,
+    a_hundred_clients_that_vanish_leave_two_vcpus_as_they_were,
+}
 
 /// At full speed.
 const ROUNDS: usize = 100;
@@ -117,9 +123,8 @@ fn soak(vmm: &mut Vmm, counters: &[&str]) {
     assert!(grown < 4 << 20, "{grown} bytes more than before");
 }
 
-#[test]
-fn a_hundred_clients_that_vanish_leave_the_timer_guest_as_it_was() {
-    let mut vmm = Setup::new(&TIMER).start();
+fn a_hundred_clients_that_vanish_leave_the_timer_guest_as_it_was(chips: Chips) {
+    let mut vmm = Setup::new(&TIMER).with(chips).start();
     soak(&mut vmm, &["ticks", "iterations"]);
     // Nothing left stepping: the flags that the guest stores have no TF, and it was given no #DB,
     // of which it would have told.
@@ -128,9 +133,8 @@ fn a_hundred_clients_that_vanish_leave_the_timer_guest_as_it_was() {
     assert_eq!(vmm.serial(), "timer guest\n");
 }
 
-#[test]
-fn a_hundred_clients_that_vanish_leave_two_vcpus_as_they_were() {
-    let mut vmm = Setup::new(&SMP).with(&["--cpus", "2"]).start();
+fn a_hundred_clients_that_vanish_leave_two_vcpus_as_they_were(chips: Chips) {
+    let mut vmm = Setup::new(&SMP).with(chips).with(&["--cpus", "2"]).start();
     soak(&mut vmm, &["bsp_counter", "ap_counter"]);
     assert_eq!(vmm.serial(), "smp guest\nsecond cpu\n");
 }
