@@ -14,15 +14,20 @@
 //! Lowest-priority arbitration needs no lock of another APIC either, because it looks at the table
 //! only. A VMM with one owner of all APICs takes [`Lapics`](crate::Lapics) instead.
 //!
-//! Nothing here allocates after creation. A physical destination costs a binary search, an x2APIC
-//! logical one a binary search and at most 16 rows, an xAPIC logical one a look at the rows that
-//! are in xAPIC mode, a broadcast the rows themselves.
+//! Nothing here allocates after creation. A destination that names one APIC by its id, or by its
+//! x2APIC logical id, costs a look if ids count up from 0, and a binary search otherwise; an x2APIC
+//! logical one as much for each of at most 16 members; an xAPIC logical one a look at the rows in
+//! xAPIC mode that have a logical id; a broadcast the rows themselves.
+
+mod ids;
 
 use alloc::vec::Vec;
 
 use thiserror::Error;
 
-use crate::{ApicMode, DeliveryMode, DestinationMode, InterruptMessage};
+use ids::Ids;
+
+use crate::{ApicMode, DeliveryMode, DestinationMode, InterruptMessage, Ipi, IpiTargets};
 
 /// A vCPU by its place in the table, which is not its APIC id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +87,18 @@ pub(crate) const fn x2apic_logical_id(apic_id: u32) -> u32 {
     (apic_id >> 4) << 16 | 1 << (apic_id & 0xf)
 }
 
+/// The ids of the members that an x2APIC logical destination names, ascending: the inverse of
+/// [`x2apic_logical_id`].
+fn x2apic_members(destination: u32) -> impl Iterator<Item = u32> {
+    let cluster = destination >> 16 << 4;
+    let mut members = destination & 0xffff;
+    core::iter::from_fn(move || {
+        let member = members.trailing_zeros();
+        members &= members.checked_sub(1)?;
+        Some(cluster | member)
+    })
+}
+
 /// What one local APIC answers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
@@ -98,7 +115,8 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// SDM 3A, "Determining IPI Destination". `broadcast` is [`is_broadcast`] of the destination.
+    /// SDM 3A, "Determining IPI Destination".
+    #[inline]
     fn matches(&self, message: &InterruptMessage) -> bool {
         match self.mode {
             ApicMode::Disabled => false,
@@ -118,26 +136,6 @@ impl Destination {
 /// no eight-bit format can say by accident, holds in both.
 fn is_broadcast(mode: ApicMode, destination: u32) -> bool {
     destination == InterruptMessage::BROADCAST || mode == ApicMode::XApic && destination == 0xff
-}
-
-/// Who of all APICs an IPI is for. The shorthand "self" never leaves its APIC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum IpiTargets {
-    /// Those that the message's destination names.
-    Destination,
-    /// All, the sender too.
-    All,
-    /// All but the sender.
-    Others,
-}
-
-/// An IPI that leaves its APIC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ipi {
-    /// What.
-    pub message: InterruptMessage,
-    /// To whom.
-    pub targets: IpiTargets,
 }
 
 /// The table was not made.
@@ -169,17 +167,30 @@ pub enum DestinationsError {
 
 /// A row that does not exist was to be written. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("vcpu: there is no vCPU {0}")]
-pub struct NoSuchVcpu(pub usize);
+#[error("vcpu: there is no vCPU {}", .0.0)]
+pub struct NoSuchVcpu(pub VcpuIndex);
+
+/// The part of a row that a logical destination is compared with in xAPIC mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct XapicLogical {
+    vcpu: VcpuIndex,
+    logical_id: u32,
+    model: LogicalModel,
+}
+
+impl XapicLogical {
+    fn answers(&self, destination: u32) -> bool {
+        self.model.matches(self.logical_id, destination)
+    }
+}
 
 /// What every local APIC of a machine answers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destinations {
     rows: Vec<Destination>,
-    /// Physical ids with their rows, ascending. A guest may give two APICs one id: both answer.
-    by_id: Vec<(u32, u16)>,
-    /// The rows in xAPIC mode, ascending.
-    xapic: Vec<u16>,
+    ids: Ids,
+    /// Those in xAPIC mode that have a logical id, by vCPU.
+    xapic_logical: Vec<XapicLogical>,
 }
 
 impl Destinations {
@@ -192,42 +203,42 @@ impl Destinations {
             return Err(DestinationsError::TooMany { count: rows.len() });
         }
         let mut table = Self {
-            by_id: Vec::with_capacity(rows.len()),
-            xapic: Vec::with_capacity(rows.len()),
+            ids: Ids::with_capacity(rows.len()),
+            xapic_logical: Vec::with_capacity(rows.len()),
             rows,
         };
         table.index();
-        for pair in table.by_id.windows(2) {
-            if let [(apic_id, first), (other, second)] = *pair {
-                if apic_id == other {
-                    return Err(DestinationsError::DuplicateId {
-                        apic_id,
-                        first: first.into(),
-                        second: second.into(),
-                    });
-                }
-            }
+        if let Some((apic_id, [first, second])) = table.ids.duplicate() {
+            return Err(DestinationsError::DuplicateId {
+                apic_id,
+                first: first.get(),
+                second: second.get(),
+            });
         }
-        match table.by_id.last() {
-            Some((InterruptMessage::BROADCAST, vcpu)) => Err(DestinationsError::BroadcastId {
-                vcpu: (*vcpu).into(),
-            }),
-            _ => Ok(table),
+        if let Some(vcpu) = table.ids.of(InterruptMessage::BROADCAST).next() {
+            return Err(DestinationsError::BroadcastId { vcpu: vcpu.get() });
         }
+        Ok(table)
     }
 
     /// Rebuilds the indexes, within their capacity.
     fn index(&mut self) {
-        let Self { rows, by_id, xapic } = self;
-        by_id.clear();
-        xapic.clear();
-        for (vcpu, row) in (0..).zip(rows.iter()) {
-            by_id.push((row.apic_id, vcpu));
-            if row.mode == ApicMode::XApic {
-                xapic.push(vcpu);
-            }
-        }
-        by_id.sort_unstable();
+        let Self {
+            rows,
+            ids,
+            xapic_logical,
+        } = self;
+        ids.rebuild(rows);
+        xapic_logical.clear();
+        let numbered = (0..).map(VcpuIndex).zip(rows);
+        xapic_logical.extend(numbered.filter_map(|(vcpu, row)| {
+            let has_one = row.mode == ApicMode::XApic && row.logical_id != 0;
+            has_one.then_some(XapicLogical {
+                vcpu,
+                logical_id: row.logical_id,
+                model: row.model,
+            })
+        }));
     }
 
     /// An APIC answers to something else now. Allocates nothing; takes time in the number of
@@ -236,11 +247,13 @@ impl Destinations {
     /// # Errors
     /// If there is no such row.
     pub fn update(&mut self, vcpu: VcpuIndex, row: Destination) -> Result<(), NoSuchVcpu> {
-        let old = self
-            .rows
-            .get_mut(vcpu.get())
-            .ok_or(NoSuchVcpu(vcpu.get()))?;
-        let moved = old.apic_id != row.apic_id || old.mode != row.mode;
+        let old = self.rows.get_mut(vcpu.get()).ok_or(NoSuchVcpu(vcpu))?;
+        // The indexes know everything but this.
+        let moved = *old
+            != Destination {
+                software_enabled: old.software_enabled,
+                ..row
+            };
         *old = row;
         if moved {
             self.index();
@@ -256,44 +269,78 @@ impl Destinations {
 
     /// Calls `target` for every vCPU that a message from a device is for, each once. How many there
     /// were; 0 means that the message is lost, as on a real machine.
+    #[inline]
     pub fn route(&self, message: &InterruptMessage, mut target: impl FnMut(VcpuIndex)) -> usize {
-        if message.delivery_mode == DeliveryMode::LowestPriority {
-            let winner = self.arbitrate(message, |each| self.visit(message, each));
-            return winner.map_or(0, |vcpu| {
+        match self.sole(message) {
+            Some(vcpu) => {
                 target(vcpu);
                 1
-            });
+            }
+            None => self.route_to_any(message, target),
+        }
+    }
+
+    /// Like [`Self::route`], for an IPI of `sender`. `target` hears what to
+    /// [`accept`](crate::Lapic::accept), too.
+    #[inline]
+    pub fn route_ipi(
+        &self,
+        sender: VcpuIndex,
+        ipi: Ipi,
+        mut target: impl FnMut(VcpuIndex, &InterruptMessage),
+    ) -> usize {
+        let message = &ipi.message();
+        let target = |vcpu| target(vcpu, message);
+        match ipi.targets() {
+            IpiTargets::Destination => self.route(message, target),
+            IpiTargets::All => self.route_to_all(message, None, target),
+            IpiTargets::Others => self.route_to_all(message, Some(sender), target),
+        }
+    }
+
+    /// The one vCPU that a message is for, if that takes no more than a look.
+    #[inline]
+    fn sole(&self, message: &InterruptMessage) -> Option<VcpuIndex> {
+        let destination = message.destination;
+        match message.destination_mode {
+            // It would have to be enabled by software, too.
+            _ if message.delivery_mode == DeliveryMode::LowestPriority => None,
+            DestinationMode::Physical => self.ids.sole(destination),
+            DestinationMode::Logical if (destination & 0xffff).is_power_of_two() => {
+                self.ids.sole_member(x2apic_members(destination).next()?)
+            }
+            DestinationMode::Logical => None,
+        }
+    }
+
+    /// Not inlined, like the next: [`Self::sole`] is the usual way, and has the registers to itself.
+    #[inline(never)]
+    fn route_to_any(&self, message: &InterruptMessage, mut target: impl FnMut(VcpuIndex)) -> usize {
+        if message.delivery_mode == DeliveryMode::LowestPriority {
+            let winner = self.arbitrate(message.vector, |each| self.visit(message, each));
+            return winner.into_iter().map(target).count();
         }
         let mut count = 0;
-        self.visit(message, |vcpu, _| {
+        self.visit(message, |vcpu| {
             count += 1;
             target(vcpu);
         });
         count
     }
 
-    /// Like [`Self::route`], for an IPI of `sender`.
-    pub fn route_ipi(
+    #[inline(never)]
+    fn route_to_all(
         &self,
-        sender: VcpuIndex,
-        ipi: &Ipi,
+        message: &InterruptMessage,
+        but: Option<VcpuIndex>,
         mut target: impl FnMut(VcpuIndex),
     ) -> usize {
-        let message = &ipi.message;
-        let but = match ipi.targets {
-            IpiTargets::Destination => return self.route(message, target),
-            IpiTargets::All => None,
-            IpiTargets::Others => Some(sender),
-        };
         if message.delivery_mode == DeliveryMode::LowestPriority {
-            let winner = self.arbitrate(message, |each| self.visit_all(but, each));
-            return winner.map_or(0, |vcpu| {
-                target(vcpu);
-                1
-            });
+            let winner = self.arbitrate(message.vector, |each| self.visit_all(but, each));
+            return winner.into_iter().map(target).count();
         }
         let mut count = 0;
-        self.visit_all(but, |vcpu, _| {
+        self.visit_all(but, |vcpu| {
             count += 1;
             target(vcpu);
         });
@@ -308,17 +355,22 @@ impl Destinations {
     /// lapic.c `kvm_vector_to_index`): it spreads vectors over vCPUs, keeps each at one place, and
     /// needs no look into any APIC. Unlike KVM, which does so for id 0xff, a broadcast is no
     /// exception: one is chosen.
+    #[inline(never)]
     fn arbitrate(
         &self,
-        message: &InterruptMessage,
-        candidates: impl Fn(&mut dyn FnMut(VcpuIndex, &Destination)),
+        vector: u8,
+        candidates: impl Fn(&mut dyn FnMut(VcpuIndex)),
     ) -> Option<VcpuIndex> {
+        let enabled = |vcpu: VcpuIndex| {
+            let row = self.rows.get(vcpu.get());
+            row.is_some_and(|row| row.software_enabled)
+        };
         let mut count: u32 = 0;
-        candidates(&mut |_, row| count += u32::from(row.software_enabled));
-        let mut left = u32::from(message.vector).checked_rem(count)?;
+        candidates(&mut |vcpu| count += u32::from(enabled(vcpu)));
+        let mut left = u32::from(vector).checked_rem(count)?;
         let mut winner = None;
-        candidates(&mut |vcpu, row| {
-            if row.software_enabled && winner.is_none() {
+        candidates(&mut |vcpu| {
+            if winner.is_none() && enabled(vcpu) {
                 match left.checked_sub(1) {
                     Some(rest) => left = rest,
                     None => winner = Some(vcpu),
@@ -328,73 +380,63 @@ impl Destinations {
         winner
     }
 
-    fn visit_all(&self, but: Option<VcpuIndex>, mut each: impl FnMut(VcpuIndex, &Destination)) {
+    fn visit_all(&self, but: Option<VcpuIndex>, mut each: impl FnMut(VcpuIndex)) {
         // No row has the number that stands for nobody.
-        let but = but.map_or(u16::MAX, |VcpuIndex(vcpu)| vcpu);
-        for (vcpu, row) in (0..).zip(&self.rows) {
+        let but = but.unwrap_or(VcpuIndex(u16::MAX));
+        for (vcpu, row) in (0..).map(VcpuIndex).zip(&self.rows) {
             if row.mode != ApicMode::Disabled && vcpu != but {
-                each(VcpuIndex(vcpu), row);
+                each(vcpu);
             }
         }
     }
 
     /// Every row that the destination names.
-    fn visit(&self, message: &InterruptMessage, mut each: impl FnMut(VcpuIndex, &Destination)) {
+    fn visit(&self, message: &InterruptMessage, mut each: impl FnMut(VcpuIndex)) {
         let destination = message.destination;
         if destination == InterruptMessage::BROADCAST {
             return self.visit_all(None, each);
         }
-        let mut visit_row = |vcpu: u16| {
-            let row = self.rows.get(usize::from(vcpu));
-            if let Some(row) = row.filter(|row| row.matches(message)) {
-                each(VcpuIndex(vcpu), row);
-            }
+        let all = (0..).map(VcpuIndex).zip(&self.rows);
+        let named = |vcpu: &VcpuIndex| {
+            let row = self.rows.get(vcpu.get());
+            row.is_some_and(|row| row.matches(message))
         };
         match message.destination_mode {
-            // 0xff: all in xAPIC mode, and the one with that id in x2APIC mode. Rare, so plainly.
+            // All in xAPIC mode, and the one with that id in x2APIC mode. Rare, so plainly.
             DestinationMode::Physical if destination == 0xff => {
-                (0..).zip(&self.rows).for_each(|(vcpu, _)| visit_row(vcpu));
+                let named = all.filter(|(_, row)| row.matches(message));
+                named.for_each(|(vcpu, _)| each(vcpu));
             }
-            DestinationMode::Physical => {
-                for (_, vcpu) in self.with_ids(destination, destination) {
-                    visit_row(*vcpu);
-                }
-            }
+            DestinationMode::Physical => self.ids.of(destination).filter(named).for_each(each),
             DestinationMode::Logical => {
-                // The ids of an x2APIC cluster follow one another.
-                let first = destination >> 16 << 4;
-                let in_x2apic = |vcpu: u16| {
-                    let row = self.rows.get(usize::from(vcpu));
+                let in_x2apic_mode = |vcpu: &VcpuIndex| {
+                    let row = self.rows.get(vcpu.get());
                     row.is_some_and(|row| row.mode == ApicMode::X2Apic)
                 };
-                for (_, vcpu) in self.with_ids(first, first | 0xf) {
-                    if in_x2apic(*vcpu) {
-                        visit_row(*vcpu);
+                for id in x2apic_members(destination) {
+                    match self.ids.sole_member(id) {
+                        Some(vcpu) => each(vcpu),
+                        None => {
+                            let those = self.ids.of(id).filter(in_x2apic_mode).filter(named);
+                            those.for_each(&mut each);
+                        }
                     }
                 }
-                if destination <= 0xff {
-                    self.xapic.iter().copied().for_each(visit_row);
+                match destination {
+                    0xff => {
+                        let xapic = all.filter(|(_, row)| row.mode == ApicMode::XApic);
+                        xapic.for_each(|(vcpu, _)| each(vcpu));
+                    }
+                    0..0xff => {
+                        let named = self
+                            .xapic_logical
+                            .iter()
+                            .filter(|row| row.answers(destination));
+                        named.for_each(|row| each(row.vcpu));
+                    }
+                    _ => {}
                 }
             }
         }
-    }
-
-    /// Where the ids from `first` on begin in `by_id`. That is `first` itself in a machine whose
-    /// ids count up from 0; otherwise it is searched for.
-    fn first_not_below(&self, first: u32) -> usize {
-        let id = |place: usize| self.by_id.get(place).map(|(id, _)| *id);
-        let guess = usize::try_from(first).unwrap_or(usize::MAX);
-        if id(guess) == Some(first) && id(guess.wrapping_sub(1)) != Some(first) {
-            return guess;
-        }
-        self.by_id.partition_point(|(id, _)| *id < first)
-    }
-
-    /// The ids from `first` to `last`, with their rows.
-    fn with_ids(&self, first: u32, last: u32) -> &[(u32, u16)] {
-        let start = self.first_not_below(first);
-        let rest = self.by_id.get(start..).unwrap_or_default();
-        let count = rest.iter().take_while(|(id, _)| *id <= last).count();
-        rest.get(..count).unwrap_or_default()
     }
 }

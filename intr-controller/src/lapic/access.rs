@@ -5,8 +5,7 @@ use super::registers::{
     low_word, version,
 };
 use super::{ApicMode, Effect, GeneralProtection, Lapic, LvtEntry};
-use crate::destinations::{Ipi, IpiTargets};
-use crate::{DeliveryMode, DestinationMode, GuestTime, InterruptMessage, TriggerMode, VectorSet};
+use crate::{DeliveryMode, GuestTime, TriggerMode, VectorSet};
 
 /// IA32_APIC_BASE.
 const MSR_APIC_BASE: u32 = 0x1b;
@@ -227,7 +226,8 @@ impl Lapic {
             }
             Register::Command => {
                 check(Command::WRITABLE | Command::IGNORED)?;
-                Ok(self.send(Command(value & Command::WRITABLE)))
+                let command = Command(value & Command::WRITABLE);
+                Ok(self.send(command, command.high()))
             }
             register => {
                 check(self.x2apic_writable(register).ok_or(GeneralProtection)?)?;
@@ -328,14 +328,15 @@ impl Lapic {
                 self.error_status = core::mem::take(&mut self.errors);
             }
             Register::Command => {
-                return self.send(self.command.with_low(value));
+                let command = self.command.with_low(value);
+                return self.send(command, command.high() >> 24);
             }
             Register::CommandHigh => self.command = self.command.with_high(value & 0xff00_0000),
             Register::Lvt(entry) => self.write_lvt(entry, value, now),
             Register::InitialCount | Register::DivideConfiguration => {
                 self.write_timer(register, value, now);
             }
-            Register::SelfIpi => self.send_self(low_byte(value)),
+            Register::SelfIpi => return self.send_self(low_byte(value)),
             // Read-only.
             Register::Version
             | Register::ArbitrationPriority
@@ -410,68 +411,5 @@ impl Lapic {
                 let _ = self.service_level_lint0();
             }
         }
-    }
-
-    fn send_self(&mut self, vector: u8) {
-        if vector < 16 {
-            self.report(Errors::SEND_ILLEGAL_VECTOR);
-        } else {
-            let _ = self.accept_vector(vector, TriggerMode::Edge);
-        }
-    }
-
-    /// Writes ICR and sends what it says (SDM 3A, "Issuing Interprocessor Interrupts").
-    fn send(&mut self, command: Command) -> Effect {
-        self.command = command;
-        let delivery_mode = match command.delivery_mode() {
-            Some(mode) if mode != DeliveryMode::ExtInt => mode,
-            Some(mode) => {
-                return Effect::NotSent {
-                    delivery_mode: mode.bits(),
-                };
-            }
-            None => {
-                return Effect::NotSent {
-                    delivery_mode: 0b011,
-                };
-            }
-        };
-        let has_vector = matches!(
-            delivery_mode,
-            DeliveryMode::Fixed | DeliveryMode::LowestPriority
-        );
-        if has_vector && command.vector() < 16 {
-            self.report(Errors::SEND_ILLEGAL_VECTOR);
-            return Effect::None;
-        }
-        // "Trigger mode: selects the trigger mode when using the INIT level de-assert delivery
-        // mode. It is ignored for all other delivery modes": an IPI is an edge, and its EOI is not
-        // broadcast.
-        let deasserts = delivery_mode == DeliveryMode::Init && command.deasserts();
-        let x2apic = self.mode() == ApicMode::X2Apic;
-        let message = InterruptMessage {
-            destination: if x2apic {
-                command.high()
-            } else {
-                command.high() >> 24
-            },
-            destination_mode: DestinationMode::from_bit(command.logical()),
-            delivery_mode,
-            trigger_mode: TriggerMode::from_bit(deasserts),
-            level: !deasserts,
-            vector: command.vector(),
-        };
-        let targets = match command.shorthand() {
-            0b00 => IpiTargets::Destination,
-            0b01 => {
-                // A copy of its own: that which leaves stays in registers.
-                let own = message;
-                let _ = self.accept(&own);
-                return Effect::None;
-            }
-            0b10 => IpiTargets::All,
-            _ => IpiTargets::Others,
-        };
-        Effect::Ipi(Ipi { message, targets })
     }
 }
