@@ -38,15 +38,18 @@
 //! Pentium 4), extended LVTs of AMD.
 
 mod accept;
-mod access;
 mod base;
 mod inject;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub(crate) mod kvm_parts;
+mod mmio;
+mod msr;
+mod read;
 mod registers;
 mod send;
 mod state;
 mod timer;
+mod write;
 
 use core::num::{NonZeroU16, NonZeroU64};
 
