@@ -175,6 +175,8 @@ fn fabric(criterion: &mut Criterion) {
     }
     for (name, command) in [
         ("ipi_to_1_of_64", 40 << 32 | 0x4041),
+        ("logical_ipi_to_1_of_64", 0x0002_0100 << 32 | 0x4841),
+        ("logical_ipi_to_2_of_64", 0x0002_8100 << 32 | 0x4841),
         ("ipi_to_64", 0x8_4041),
     ] {
         let Some(mut lapics) = machine(64) else {

@@ -59,7 +59,7 @@ impl Lapics {
     /// # Errors
     /// If there is no such vCPU.
     pub fn refresh(&mut self, vcpu: VcpuIndex) -> Result<(), NoSuchVcpu> {
-        let row = self.get(vcpu).ok_or(NoSuchVcpu(vcpu.get()))?.destination();
+        let row = self.get(vcpu).ok_or(NoSuchVcpu(vcpu))?.destination();
         self.destinations.update(vcpu, row)
     }
 
@@ -92,24 +92,35 @@ impl Lapics {
         effect: Effect,
         mut arrived: impl FnMut(VcpuIndex, Acceptance),
     ) -> Result<Option<Vector>, NoSuchVcpu> {
-        // Looked at where it is: it was written in bytes, and to move it means to wait for them.
-        match &effect {
-            Effect::None | Effect::NotSent { .. } => {}
-            Effect::EoiBroadcast(vector) => return Ok(Some(*vector)),
-            Effect::IdentityChanged => self.refresh(vcpu)?,
-            Effect::Ipi(ipi) => {
-                let Self {
-                    lapics,
-                    destinations,
-                } = self;
-                destinations.route_ipi(vcpu, ipi, |target| {
-                    if let Some(lapic) = lapics.get_mut(target.get()) {
-                        arrived(target, lapic.accept(&ipi.message));
-                    }
-                });
+        let Effect::Ipi(ipi) = effect else {
+            return self.apply_other(vcpu, effect);
+        };
+        let Self {
+            lapics,
+            destinations,
+        } = self;
+        // Moved in: where there are many targets each finds its APIC without a look through a reference.
+        let lapics = lapics.as_mut_slice();
+        destinations.route_ipi(vcpu, ipi, move |target, message| {
+            if let Some(lapic) = lapics.get_mut(target.get()) {
+                arrived(target, lapic.accept(message));
             }
-        }
+        });
         Ok(None)
+    }
+
+    /// The effects that no other APIC hears of. By itself, so that an IPI is told from them by one
+    /// comparison.
+    fn apply_other(
+        &mut self,
+        vcpu: VcpuIndex,
+        effect: Effect,
+    ) -> Result<Option<Vector>, NoSuchVcpu> {
+        match effect {
+            Effect::None | Effect::NotSent { .. } | Effect::Ipi(_) => Ok(None),
+            Effect::EoiBroadcast(vector) => Ok(Some(vector)),
+            Effect::IdentityChanged => self.refresh(vcpu).map(|()| None),
+        }
     }
 
     /// Lets every timer come to `now`; `expired` hears of those that had something to deliver.

@@ -330,10 +330,10 @@ fn an_eoi_goes_out_to_the_ioapics() {
 fn a_vcpu_that_does_not_exist_is_named() {
     let mut lapics = xapic(1);
     let nobody = VcpuIndex(1);
-    assert_eq!(lapics.refresh(nobody), Err(NoSuchVcpu(1)));
+    assert_eq!(lapics.refresh(nobody), Err(NoSuchVcpu(nobody)));
     assert_eq!(
         lapics.apply(nobody, Effect::IdentityChanged, |_, _| ()),
-        Err(NoSuchVcpu(1))
+        Err(NoSuchVcpu(nobody))
     );
     assert!(lapics.get(nobody).is_none() && lapics.get_mut(nobody).is_none());
 }
@@ -404,24 +404,80 @@ fn row(id: u32) -> impl Strategy<Value = Destination> {
     )
 }
 
-fn table() -> impl Strategy<Value = Vec<Destination>> {
-    let ids = [0u32, 1, 2, 3, 14, 16, 31, 0xfe, 0xff, 0x100, 0x123];
-    ids.into_iter().map(row).collect::<Vec<_>>()
+fn in_x2apic_mode(id: u32) -> Destination {
+    Destination {
+        mode: ApicMode::X2Apic,
+        apic_id: id,
+        logical_id: (id >> 4) << 16 | 1 << (id & 15),
+        model: LogicalModel::X2Apic,
+        software_enabled: true,
+    }
 }
 
-fn sender() -> impl Strategy<Value = u16> {
-    0u16..11
+/// No guest can do this, but the table does not rely on it.
+#[test]
+fn two_in_x2apic_mode_with_one_id_both_answer() {
+    let rows = (0..4).map(in_x2apic_mode).collect();
+    let mut destinations = Destinations::new(rows).unwrap();
+    destinations
+        .update(VcpuIndex(0), in_x2apic_mode(1))
+        .unwrap();
+    for message in [physical(1), logical(1 << 1)] {
+        let mut heard = vec![];
+        assert_eq!(destinations.route(&message, |vcpu| heard.push(vcpu.0)), 2);
+        assert_eq!(heard, [0, 1]);
+    }
+    for message in [physical(0), logical(1 << 0)] {
+        assert_eq!(destinations.route(&message, |_| ()), 0);
+    }
+}
+
+#[test]
+fn eight_logical_bits_may_name_one_in_each_mode() {
+    let mut destinations = Destinations::new((0..4).map(in_x2apic_mode).collect()).unwrap();
+    let xapic = Destination {
+        mode: ApicMode::XApic,
+        apic_id: 0,
+        logical_id: 1 << 3,
+        model: LogicalModel::Flat,
+        software_enabled: true,
+    };
+    destinations.update(VcpuIndex(0), xapic).unwrap();
+    let mut heard = vec![];
+    destinations.route(&logical(1 << 3), |vcpu| heard.push(vcpu.0));
+    assert_eq!(heard, [3, 0]);
+}
+
+/// Ids with gaps, or ids that count up; of the latter nearly all in x2APIC mode, or in any.
+fn table() -> impl Strategy<Value = Vec<Destination>> {
+    let gaps = [0u32, 1, 2, 3, 14, 16, 31, 0xfe, 0xff, 0x100, 0x123];
+    let gaps: Vec<_> = gaps.into_iter().map(row).collect();
+    let counting = |count: u32| (0..count).map(row).collect::<Vec<_>>();
+    let nearly_all = |id| {
+        (row(id), 0..20u8).prop_map(move |(any, one_in)| match one_in {
+            0 => any,
+            _ => in_x2apic_mode(id),
+        })
+    };
+    let x2apic: Vec<_> = (0..0x102).map(nearly_all).collect();
+    prop_oneof![gaps, counting(40), x2apic]
+}
+
+fn destination() -> impl Strategy<Value = u32> {
+    let members = (0u32..4, 0u32..0x1_0000).prop_map(|(cluster, members)| cluster << 16 | members);
+    let member = (0u32..4, 0u32..16).prop_map(|(cluster, member)| cluster << 16 | 1 << member);
+    prop_oneof![0u32..0x140, members, member, Just(0xff), Just(u32::MAX)]
 }
 
 proptest! {
     #[test]
     fn routes_are_those_of_the_rules(
         rows in table(),
-        to in prop_oneof![0u32..0x140, 0u32..0x20_0000, Just(u32::MAX)],
+        to in destination(),
         is_logical in any::<bool>(),
         is_lowest in any::<bool>(),
         vector in 0x10u8..,
-        sender in sender(),
+        sender in 0u16..11,
         targets in prop_oneof![
             Just(IpiTargets::Destination), Just(IpiTargets::All), Just(IpiTargets::Others)
         ],
@@ -431,19 +487,25 @@ proptest! {
         for (vcpu, row) in (0..).map(VcpuIndex).zip(&rows) {
             destinations.update(vcpu, *row).unwrap();
         }
-        let mut message = if is_logical { logical(to) } else { physical(to) };
-        message.vector = vector;
-        if is_lowest {
-            message.delivery_mode = DeliveryMode::LowestPriority;
-        }
+        let to = if is_logical { logical(to) } else { physical(to) };
+        let ipi = crate::Ipi {
+            vector,
+            delivery_mode: if is_lowest { DeliveryMode::LowestPriority } else { DeliveryMode::Fixed },
+            destination_mode: to.destination_mode,
+            targets,
+            destination: to.destination,
+        };
+        let message = ipi.message();
         let mut expected: Vec<u16> = (0..).zip(&rows).filter(|(vcpu, row)| match targets {
             IpiTargets::Destination => answers(row, &message),
             IpiTargets::All => row.mode != ApicMode::Disabled,
             IpiTargets::Others => row.mode != ApicMode::Disabled && *vcpu != sender,
         }).map(|(vcpu, _)| vcpu).collect();
         let mut heard = vec![];
-        let ipi = crate::Ipi { message, targets };
-        let count = destinations.route_ipi(VcpuIndex(sender), &ipi, |vcpu| heard.push(vcpu.0));
+        let count = destinations.route_ipi(VcpuIndex(sender), ipi, |vcpu, heard_of| {
+            assert_eq!(*heard_of, message);
+            heard.push(vcpu.0);
+        });
         prop_assert_eq!(count, heard.len());
         heard.sort_unstable();
         if is_lowest {

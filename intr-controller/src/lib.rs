@@ -35,6 +35,7 @@ mod destinations;
 mod event;
 mod hold;
 pub mod ioapic;
+mod ipi;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 mod lapic;
@@ -61,11 +62,11 @@ mod vector_set;
 pub use counters::Counters;
 pub use decision::{BlockReasons, Blocked, Decision, Windows, decide};
 pub use destinations::{
-    Destination, Destinations, DestinationsError, Ipi, IpiTargets, LogicalModel, NoSuchVcpu,
-    VcpuIndex,
+    Destination, Destinations, DestinationsError, LogicalModel, NoSuchVcpu, VcpuIndex,
 };
 pub use event::{Event, EventClass, IllegalVector, Vector};
 pub use hold::{Holds, HostMask, NotHeld};
+pub use ipi::{Ipi, IpiTargets};
 pub use lapic::{
     Acceptance, Acknowledge, ApicMode, Effect, GeneralProtection, Lapic, LapicConfig,
     LapicRestoreError, LapicState, LocalSource, LvtEntry, Refusal, Startup, TimerMode,

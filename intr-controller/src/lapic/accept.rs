@@ -82,14 +82,17 @@ impl Lapic {
         if self.mode() == ApicMode::Disabled {
             return Acceptance::Refused(Refusal::Disabled);
         }
+        // Nearly all are of these modes, and do not go through what the others need.
         match message.delivery_mode {
-            DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
-                // The end of a level, which the 82093AA's bus knew as a message.
-                if message.trigger_mode == TriggerMode::Level && !message.level {
-                    return Acceptance::Refused(Refusal::Deasserted);
-                }
-                self.accept_vector(message.vector, message.trigger_mode)
-            }
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => self.accept_fixed(message),
+            _ => self.accept_any(message),
+        }
+    }
+
+    #[inline(never)]
+    fn accept_any(&mut self, message: &InterruptMessage) -> Acceptance {
+        match message.delivery_mode {
+            DeliveryMode::Fixed | DeliveryMode::LowestPriority => self.accept_fixed(message),
             DeliveryMode::Smi => self.policy.arrive(Event::Smi).into(),
             DeliveryMode::Nmi => self.policy.arrive(Event::Nmi).into(),
             DeliveryMode::Init => {
@@ -105,6 +108,15 @@ impl Lapic {
                 self.update_ext_int()
             }
         }
+    }
+
+    #[inline(always)]
+    fn accept_fixed(&mut self, message: &InterruptMessage) -> Acceptance {
+        // The end of a level, which the 82093AA's bus knew as a message.
+        if message.trigger_mode == TriggerMode::Level && !message.level {
+            return Acceptance::Refused(Refusal::Deasserted);
+        }
+        self.accept_vector(message.vector, message.trigger_mode)
     }
 
     /// SDM 3A, "Interrupt Acceptance for Fixed Interrupts".

@@ -38,14 +38,18 @@
 //! Pentium 4), extended LVTs of AMD.
 
 mod accept;
-mod access;
 mod base;
 mod inject;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub(crate) mod kvm_parts;
+mod mmio;
+mod msr;
+mod read;
 mod registers;
+mod send;
 mod state;
 mod timer;
+mod write;
 
 use core::num::{NonZeroU16, NonZeroU64};
 
@@ -59,8 +63,8 @@ use base::ApicBase;
 use registers::{Command, Errors, Lvt, Spurious};
 use timer::Timer;
 
-use crate::destinations::{Destination, Ipi, LogicalModel};
-use crate::{GuestTime, InjectionPolicy, ProcessorPriority, TscClock, VectorSet};
+use crate::destinations::{Destination, LogicalModel};
+use crate::{GuestTime, InjectionPolicy, Ipi, ProcessorPriority, TscClock, VectorSet};
 
 /// The guest gets #GP(0): a WRMSR or RDMSR that the architecture refuses. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

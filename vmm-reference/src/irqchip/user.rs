@@ -289,8 +289,8 @@ impl UserChips {
                     .destinations
                     .read()
                     .unwrap_or_else(PoisonError::into_inner);
-                destinations.route_ipi(VcpuIndex(id.0), &ipi, |target| {
-                    processors.accept(target, &ipi.message);
+                destinations.route_ipi(VcpuIndex(id.0), ipi, |target, message| {
+                    processors.accept(target, message);
                 });
             }
         }
