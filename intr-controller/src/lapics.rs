@@ -99,7 +99,7 @@ impl Lapics {
             lapics,
             destinations,
         } = self;
-        // Moved in: where there are many targets each finds its APIC without a look through a reference.
+        // Moved in: each of many targets is found without a look through a reference.
         let lapics = lapics.as_mut_slice();
         destinations.route_ipi(vcpu, ipi, move |target, message| {
             if let Some(lapic) = lapics.get_mut(target.get()) {
