@@ -76,7 +76,7 @@ impl MemoryLayout {
     /// # Errors
     /// [`MemoryError::Size`], which says which sizes there are.
     pub fn new(size: u64) -> Result<Self, MemoryError> {
-        if (MIN_MEMORY..=MAX_MEMORY).contains(&size) && size % PAGE == 0 {
+        if (MIN_MEMORY..=MAX_MEMORY).contains(&size) && size.is_multiple_of(PAGE) {
             Ok(Self { size })
         } else {
             Err(MemoryError::Size(size))

@@ -112,7 +112,7 @@ impl Area {
 
     /// Adds a table; answers its guest-physical address.
     fn append(&mut self, table: &dyn Aml) -> u64 {
-        while self.bytes.len() as u64 % ALIGNMENT != 0 {
+        while !(self.bytes.len() as u64).is_multiple_of(ALIGNMENT) {
             self.bytes.push(0);
         }
         let address = layout::RSDP.0 + self.bytes.len() as u64;
