@@ -187,7 +187,7 @@ fn breakpoint(input: &mut Choices<'_>) -> Option<HwBreakpoint> {
                 HwBreakpointKind::ReadWrite
             };
             let made = HwBreakpoint::watch(address, length, kind);
-            let legal = matches!(length, 1 | 2 | 4 | 8) && address % length == 0;
+            let legal = matches!(length, 1 | 2 | 4 | 8) && address.is_multiple_of(length);
             assert_eq!(made.is_ok(), legal, "{length} bytes at {address:#x}");
             made.ok()
         }
