@@ -31,8 +31,8 @@ pub static SMP: Guest = Guest {
 };
 
 /// A processor that sleeps (`ap_halt`, `ap_woken`, `ap_counted`, `wakes`, `handled`, `flags_image`),
-/// and one that does what a debugger writes into `command`: starts it, wakes it, or says "awake". Prints "sleep guest" and, from
-/// the second, "second cpu".
+/// and one that does what a debugger writes into `command`: starts it, wakes it, or says "awake".
+/// Prints "sleep guest" and, from the second, "second cpu".
 pub static SLEEP: Guest = Guest {
     name: "sleep",
     elf: include_bytes!(concat!(env!("OUT_DIR"), "/sleep.elf")),

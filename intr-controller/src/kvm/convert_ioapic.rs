@@ -8,7 +8,7 @@ use kvm_bindings::{kvm_ioapic_state, kvm_ioapic_state__bindgen_ty_1};
 
 use super::convert::{FromKvmError, Part, ToKvmError};
 use crate::DestinationFormat;
-use crate::ioapic::{IoApicPins, IoApicState, IoApicVersion, RedirectionEntry};
+use crate::ioapic::{IoApicPins, IoApicState, IoApicVersion, PIN_COUNT, RedirectionEntry};
 
 /// Where the IOAPIC of a PC is.
 const BASE_ADDRESS: u64 = 0xfec0_0000;
@@ -89,7 +89,7 @@ impl IoApicState {
                 select,
                 lines: IoApicPins(lines),
                 entries,
-                sent_by: [None; 24],
+                sent_by: [None; PIN_COUNT as usize],
             },
             unsent: IoApicPins(unsent),
         })
