@@ -4,7 +4,7 @@ use core::fmt;
 
 use bitflags::bitflags;
 
-use crate::{Activity, Event, Holds, Pending, ProcessorPriority, Readiness, Vector};
+use crate::{Activity, Event, Holds, Pending, ProcessorPriority, Readiness};
 
 bitflags! {
     /// Everything that keeps one event out.
@@ -138,27 +138,34 @@ pub fn decide(
 ) -> Decision {
     // What nearly every entry finds, without the questions that it does not raise.
     if pending.is_fixed_only() {
-        return match pending.fixed().highest() {
-            None => Decision::Idle,
-            Some(vector)
-                if priority.admits(vector) && !holds.is_held() && *vcpu == Readiness::OPEN =>
-            {
-                Decision::Inject(Event::Fixed(vector))
-            }
-            Some(vector) => decide_blocked(vector, vcpu, priority, holds),
+        let Some(vector) = pending.fixed().highest() else {
+            return Decision::Idle;
         };
+        let event = Event::Fixed(vector);
+        if holds.is_held() || *vcpu != Readiness::OPEN {
+            return decide_one(event, vcpu, priority, holds);
+        }
+        if priority.admits(vector) {
+            return Decision::Inject(event);
+        }
+        return Decision::Blocked(Blocked {
+            event,
+            reasons: BlockReasons::PRIORITY,
+            holds: 0,
+            priority,
+        });
     }
     decide_in_full(pending, vcpu, priority, holds)
 }
 
-/// Of a vector that waits alone, and as it seems in vain.
-fn decide_blocked(
-    vector: Vector,
+#[inline(never)]
+fn decide_one(
+    event: Event,
     vcpu: &Readiness,
     priority: ProcessorPriority,
     holds: Holds,
 ) -> Decision {
-    decide_among([Event::Fixed(vector)], vcpu, priority, holds)
+    decide_among([event], vcpu, priority, holds)
 }
 
 #[inline(never)]

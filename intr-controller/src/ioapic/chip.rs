@@ -53,6 +53,8 @@ pub struct IoApic {
     select: u8,
     lines: IoApicPins,
     entries: [RedirectionEntry; PIN_COUNT as usize],
+    /// The pins whose entry has remote IRR set, so that an EOI need not ask the others.
+    remote_irr: IoApicPins,
     /// By what entry a level that awaits its EOI was sent, if the entry now says something else.
     sent_by: [Option<RedirectionEntry>; PIN_COUNT as usize],
 }
@@ -80,6 +82,7 @@ impl IoApic {
             select: 0,
             lines: IoApicPins(0),
             entries: [RedirectionEntry::RESET; PIN_COUNT as usize],
+            remote_irr: IoApicPins(0),
             sent_by: [None; PIN_COUNT as usize],
         }
     }
@@ -94,6 +97,7 @@ impl IoApic {
             select: _,
             lines,
             entries: _,
+            remote_irr: _,
             sent_by: _,
         } = *self;
         *self = Self {
@@ -117,9 +121,19 @@ impl IoApic {
         if was_up {
             return None;
         }
-        self.entries
-            .get_mut(usize::from(pin.get()))?
-            .send(self.format)
+        self.send(pin)
+    }
+
+    /// Sends a pin's rise, or its level that is up: unless it is masked, or its last one awaits its
+    /// EOI.
+    #[inline]
+    fn send(&mut self, pin: IoApicPin) -> Option<InterruptMessage> {
+        let entry = self.entries.get_mut(usize::from(pin.get()))?;
+        let message = entry.send(self.format);
+        if entry.remote_irr() {
+            self.remote_irr.set(pin, true);
+        }
+        message
     }
 
     /// A rise and a fall: what a device that signals by an event means by it. A level that is not
@@ -169,9 +183,8 @@ impl IoApic {
     /// sources lowers theirs before it calls [`Self::eoi`].
     #[must_use]
     pub fn awaiting_eoi(&self, vector: u8) -> IoApicPins {
-        let awaits = |entry: &RedirectionEntry| entry.remote_irr() && entry.vector() == vector;
-        let pins = self.entries.iter().rev();
-        IoApicPins(pins.fold(0, |pins, entry| pins << 1 | u32::from(awaits(entry))))
+        let awaits = |pin: &IoApicPin| self.entry(*pin).vector() == vector;
+        self.remote_irr.iter().filter(awaits).collect()
     }
 
     /// The vectors of levels, masked or not: vector `n` is bit `n % 64` of word `n / 64`. A local
@@ -215,21 +228,21 @@ impl IoApic {
     /// as (ICH10 data sheet, 13.5.4, "EOIR": "compare it with the vector field for each entry").
     /// Where it came from does not matter: of a level that was moved, the old destination's ends it.
     pub fn eoi(&mut self, vector: u8, mut deliver: impl FnMut(InterruptMessage)) -> IoApicPins {
-        let mut ended = 0;
-        let format = self.format;
-        let pins = self.entries.iter_mut().zip(&mut self.sent_by);
-        for (pin, (entry, sent_by)) in pins.enumerate() {
-            if !entry.remote_irr() || entry.vector() != vector {
-                continue;
+        let ended = self.awaiting_eoi(vector);
+        for pin in ended.iter() {
+            let index = usize::from(pin.get());
+            if let Some(sent_by) = self.sent_by.get_mut(index) {
+                *sent_by = None;
             }
-            ended |= 1 << pin;
-            entry.set_remote_irr(false);
-            *sent_by = None;
-            if self.lines.0 >> pin & 1 != 0 {
-                entry.send(format).into_iter().for_each(&mut deliver);
+            if let Some(entry) = self.entries.get_mut(index) {
+                entry.set_remote_irr(false);
+            }
+            self.remote_irr.set(pin, false);
+            if self.lines.contains(pin) {
+                self.send(pin).into_iter().for_each(&mut deliver);
             }
         }
-        IoApicPins(ended)
+        ended
     }
 
     /// A guest's read, at an offset into the window.
@@ -298,24 +311,11 @@ impl IoApic {
             (IOREGSEL, _) => self.select = low,
             (IOWIN, Register::Id) => self.id = high & 0xf,
             (IOWIN, Register::Entry { pin, upper }) => {
-                let format = self.format;
-                let up = self.lines.0 >> pin & 1 != 0;
-                let index = usize::from(pin);
-                if let (Some(entry), Some(sent_by)) =
-                    (self.entries.get_mut(index), self.sent_by.get_mut(index))
-                {
-                    let before = *entry;
-                    *entry = entry.with_half(upper, value, format);
-                    *sent_by = sent_by
-                        .or(Some(before))
-                        .filter(|_| entry.remote_irr())
-                        .filter(|sent_by| sent_by.message(format) != entry.message(format));
-                    // A level that is up and was masked, or an edge, or awaited an EOI until now.
-                    if up && entry.owes_level() {
-                        entry.send(format).into_iter().for_each(&mut deliver);
-                    }
+                if let Ok(pin) = IoApicPin::new(pin) {
+                    let message = self.write_entry(pin, upper, value);
+                    message.into_iter().for_each(&mut deliver);
+                    outcome.changed.set(pin, true);
                 }
-                outcome.changed = IoApicPins(1 << pin);
             }
             (Self::EOIR, _) if self.model == IoApicVersion::V20 => {
                 outcome.ended = self.eoi(low, deliver);
@@ -323,6 +323,32 @@ impl IoApic {
             _ => {}
         }
         outcome
+    }
+
+    /// Half of an entry. What has to be sent then: a level that is up and was masked, or an edge, or
+    /// awaited an EOI until now.
+    #[inline]
+    fn write_entry(&mut self, pin: IoApicPin, upper: bool, value: u32) -> Option<InterruptMessage> {
+        let format = self.format;
+        let index = usize::from(pin.get());
+        let entry = self.entries.get_mut(index)?;
+        let before = *entry;
+        *entry = entry.with_half(upper, value, format);
+        let now = *entry;
+        self.remote_irr.set(pin, now.remote_irr());
+        if let Some(sent_by) = self.sent_by.get_mut(index) {
+            *sent_by = if now.remote_irr() {
+                let sent_by = sent_by.unwrap_or(before);
+                (sent_by.message(format) != now.message(format)).then_some(sent_by)
+            } else {
+                None
+            };
+        }
+        if self.lines.contains(pin) && now.owes_level() {
+            self.send(pin)
+        } else {
+            None
+        }
     }
 
     /// The state as plain data.
@@ -335,6 +361,7 @@ impl IoApic {
             select,
             lines,
             entries,
+            remote_irr: _,
             sent_by,
         } = *self;
         IoApicState {
@@ -365,6 +392,8 @@ impl IoApic {
             entries,
             sent_by,
         } = *state;
+        let pins = entries.iter().rev();
+        let remote_irr = pins.fold(0, |pins, entry| pins << 1 | u32::from(entry.remote_irr()));
         *self = Self {
             model,
             format,
@@ -372,6 +401,7 @@ impl IoApic {
             select,
             lines,
             entries,
+            remote_irr: IoApicPins(remote_irr),
             sent_by,
         };
         Ok(())
@@ -385,6 +415,7 @@ impl RedirectionEntry {
     }
 
     /// Sends a rise, or a level that is up: unless it is masked, or its last one awaits its EOI.
+    #[inline]
     const fn send(&mut self, format: DestinationFormat) -> Option<InterruptMessage> {
         let level = self.trigger_mode().bit();
         if self.masked() || (level && self.remote_irr()) {

@@ -113,11 +113,28 @@ impl IoApicPins {
         self.0 == 0
     }
 
+    const fn set(&mut self, pin: IoApicPin, member: bool) {
+        self.0 = self.0 & !(1 << pin.get()) | (member as u32) << pin.get();
+    }
+
     /// Its pins, lowest first.
     pub fn iter(self) -> impl Iterator<Item = IoApicPin> {
-        (0..PIN_COUNT)
-            .map(IoApicPin)
-            .filter(move |pin| self.contains(*pin))
+        let mut rest = self.0 & Self::ALL.0;
+        core::iter::from_fn(move || {
+            let pin = u8::try_from(rest.trailing_zeros()).ok()?;
+            rest &= rest.checked_sub(1)?;
+            Some(IoApicPin(pin))
+        })
+    }
+}
+
+impl FromIterator<IoApicPin> for IoApicPins {
+    fn from_iter<I: IntoIterator<Item = IoApicPin>>(pins: I) -> Self {
+        let mut set = Self::default();
+        for pin in pins {
+            set.set(pin, true);
+        }
+        set
     }
 }
 

@@ -159,13 +159,17 @@ proptest! {
                     }
                 }
                 Action::Eoi(vector) | Action::EoiRegister(vector) => {
-                    if matches!(action, Action::Eoi(_)) {
-                        let _ = ioapic.eoi(vector, |message| sent.push(message));
+                    let awaiting = ioapic.awaiting_eoi(vector);
+                    let ended = if matches!(action, Action::Eoi(_)) {
+                        ioapic.eoi(vector, |message| sent.push(message))
                     } else {
-                        let _ = ioapic.write(0x40, &[vector], |message| sent.push(message));
-                    }
-                    for pin in &mut pins {
-                        if pin.awaits_eoi && pin.vector == vector {
+                        ioapic.write(0x40, &[vector], |message| sent.push(message)).ended
+                    };
+                    prop_assert_eq!(ended, awaiting);
+                    for (n, pin) in pins.iter_mut().enumerate() {
+                        let ends = pin.awaits_eoi && pin.vector == vector;
+                        prop_assert_eq!(ended.0 >> n & 1 != 0, ends, "pin {} after {:?}", n, action);
+                        if ends {
                             pin.awaits_eoi = false;
                             if pin.line {
                                 pin.send(&mut expected);

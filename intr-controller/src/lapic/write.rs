@@ -88,20 +88,27 @@ impl Lapic {
     }
 
     fn write_lvt(&mut self, entry: LvtEntry, value: u32, now: GuestTime) {
-        if entry == LvtEntry::Timer {
-            self.advance(now);
-        }
-        let old = self.lvt(entry);
         let writable = Lvt::writable(entry, self.config.tsc_deadline);
-        let mut new = Lvt(old.0 & Lvt::read_only(entry) | value & writable);
+        let mut new = Lvt(value & writable);
         if !self.software_enabled() {
             new = new.masked();
         }
         match entry {
-            LvtEntry::Timer => self.timer.change_mode(old.timer_mode(), new.timer_mode()),
-            LvtEntry::Lint0 | LvtEntry::Lint1 => new = Self::normalise_lint(new),
-            _ => {}
+            LvtEntry::Timer => {
+                self.advance(now);
+                self.timer.change_mode(self.timer_mode(), new.timer_mode());
+                self.set_lvt(entry, new);
+            }
+            LvtEntry::Lint0 | LvtEntry::Lint1 => self.write_lint(entry, new),
+            LvtEntry::Thermal | LvtEntry::Performance | LvtEntry::Error | LvtEntry::Cmci => {
+                self.set_lvt(entry, new);
+            }
         }
+    }
+
+    fn write_lint(&mut self, entry: LvtEntry, new: Lvt) {
+        let remote_irr = self.lvt(entry).remote_irr();
+        let new = Self::normalise_lint(new.with_remote_irr(remote_irr));
         self.set_lvt(entry, new);
         if entry == LvtEntry::Lint0 {
             let _ = self.update_ext_int();
