@@ -27,12 +27,14 @@
 //!   1, 2, 4 or 8 bytes at one of those works on the register's low bytes, and what a narrow write
 //!   does not give is zero; all else reads 0 and writes nothing. So does KVM's.
 
+mod access;
 mod chip;
 mod entry;
 mod eoi_routes;
 mod state;
 
-pub use chip::{IoApic, IoApicWrite};
+pub use access::IoApicWrite;
+pub use chip::IoApic;
 pub use entry::RedirectionEntry;
 pub use eoi_routes::EoiRoutes;
 pub use state::{IoApicRestoreError, IoApicState};
