@@ -75,6 +75,11 @@ impl IoApic {
             1 | 2 | 4 | 8 => self.read_register(offset),
             _ => 0,
         };
+        // What a guest does.
+        if let Ok(word) = <&mut [u8; 4]>::try_from(&mut *data) {
+            *word = value.to_le_bytes();
+            return;
+        }
         let bytes = value.to_le_bytes().into_iter().chain(core::iter::repeat(0));
         for (byte, value) in data.iter_mut().zip(bytes) {
             *byte = value;
@@ -104,19 +109,23 @@ impl IoApic {
         &mut self,
         offset: u64,
         value: u32,
-        mut deliver: impl FnMut(InterruptMessage),
+        deliver: impl FnMut(InterruptMessage),
     ) -> IoApicWrite {
-        let mut outcome = IoApicWrite::default();
         let [low, .., high] = value.to_le_bytes();
-        match (offset, Register::select(self.select)) {
-            (IOREGSEL, _) => self.select = low,
-            (IOWIN, Register::Id) => self.id = high & 0xf,
-            (IOWIN, Register::Entry { pin, upper }) => {
-                let message = self.write_entry(pin, upper, value);
-                message.into_iter().for_each(&mut deliver);
-                outcome.changed.set(pin, true);
-            }
-            (Self::EOIR, _) if self.model == IoApicVersion::V20 => {
+        let mut outcome = IoApicWrite::default();
+        match offset {
+            IOREGSEL => self.select = low,
+            IOWIN => match Register::select(self.select) {
+                Register::Id => self.id = high & 0xf,
+                Register::Entry { pin, upper } => {
+                    let message = self.write_entry(pin, upper, value);
+                    message.into_iter().for_each(deliver);
+                    outcome.changed.set(pin, true);
+                }
+                // Read-only, or not there.
+                Register::Version | Register::Arbitration | Register::Absent => {}
+            },
+            Self::EOIR if self.model == IoApicVersion::V20 => {
                 outcome.ended = self.eoi(low, deliver);
             }
             _ => {}
