@@ -36,7 +36,7 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
             ..Default::default()
         };
         // Level-triggered routes of GSIs below this have EOI exits. KVM takes them for the pins of an
-        // IOAPIC; it does not mind that there are two for each.
+        // IOAPIC; it does not mind that there are three for each.
         capability.args = [EoiRoutes::GSI_COUNT.into(), 0, 0, 0];
         let fd: &VmFd = vm.borrow();
         fd.enable_cap(&capability)
@@ -76,7 +76,7 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
             entries.push(entry);
         }
         let table = KvmIrqRouting::from_entries(&entries).map_err(|_| CallError {
-            call: "a routing table of 48 entries",
+            call: "a routing table of 72 entries",
             source: vmm_sys_util::errno::Error::new(0),
         })?;
         self.vm()
