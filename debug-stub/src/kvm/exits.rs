@@ -101,9 +101,9 @@ pub trait UserInterrupts {
         let _ = (vcpu, fd, index, value);
         false
     }
-    /// `KVM_EXIT_IOAPIC_EOI`: a level-triggered interrupt of this vector ended.
-    fn end_of_interrupt(&self, vector: u8) {
-        let _ = vector;
+    /// `KVM_EXIT_IOAPIC_EOI`: the vCPU wrote EOI for an interrupt of this vector.
+    fn end_of_interrupt(&self, vcpu: VcpuId, fd: &VcpuFd, vector: u8) {
+        let _ = (vcpu, fd, vector);
     }
 }
 

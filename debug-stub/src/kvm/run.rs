@@ -237,7 +237,7 @@ impl DebugVcpu {
                 Entry::Served
             }
             Ok(VcpuExit::IoapicEoi(vector)) => {
-                exits.end_of_interrupt(vector);
+                exits.end_of_interrupt(self.id, &self.fd, vector);
                 Entry::Nothing
             }
             Ok(VcpuExit::Debug(exit)) => Entry::Debug(exit),

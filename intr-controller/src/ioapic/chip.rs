@@ -1,5 +1,6 @@
 //! Pins, entries and EOIs. Sections are those of the 82093AA data sheet (Intel 290566).
 
+use super::eoi_routes::PinRoutes;
 use super::{
     EoiRoutes, IoApicPin, IoApicPins, IoApicRestoreError, IoApicState, IoApicVersion, PIN_COUNT,
     RedirectionEntry,
@@ -171,7 +172,7 @@ impl IoApic {
         for (route, (entry, sent_by)) in routes.pins.iter_mut().zip(pins) {
             // See `eoi`: one of another vector would end nothing.
             let sent_by = sent_by.filter(|sent_by| sent_by.vector() == entry.vector());
-            *route = [level(*entry), sent_by.and_then(level)];
+            *route = PinRoutes::new(level(*entry), sent_by.and_then(level));
         }
         routes
     }

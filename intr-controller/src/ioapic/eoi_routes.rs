@@ -1,10 +1,10 @@
 //! What a host that has the local APICs has to know of the IOAPIC to tell of EOIs.
 
 use super::PIN_COUNT;
-use crate::{Gsi, InterruptMessage};
+use crate::{DeliveryMode, DestinationMode, Gsi, InterruptMessage};
 
 /// The routes whose EOIs matter to an IOAPIC ([`IoApic::eoi_routes`](super::IoApic::eoi_routes)): up
-/// to two for each pin.
+/// to three for each pin.
 ///
 /// KVM with a split irqchip keeps for each vCPU the vectors whose EOIs it tells of: those of
 /// level-triggered routes that name this vCPU. A guest may write an entry while its level waits in
@@ -13,26 +13,67 @@ use crate::{Gsi, InterruptMessage};
 /// So the route that the level was sent by is one too, until it has ended. If its vector is not the
 /// entry's any more it is none: [its EOI would end nothing](super::IoApic::eoi).
 ///
+/// A guest may also rename a local APIC that has a level (LDR, DFR, a change to x2APIC mode): then the
+/// route does not name it any more, and the host is not told of that. So a logical destination has a third
+/// route, to every local APIC. It is there before the level and after it: a change of routes at each
+/// delivery would cost more than an EOI that is told for nothing.
+///
+/// A physical destination has none, though a guest may write the APIC id too. None is known to, and with
+/// such a route every vCPU would tell of its EOIs of edges that have the vector, which are many where each
+/// vCPU has vectors of its own.
+///
+/// What is told need not have been broadcast, and then ends nothing: ask the local APIC's TMR
+/// (`kvm::SplitVcpu::broadcasts_eoi`).
+///
 /// Masked pins have routes: a level in service may be masked before its EOI. Edges have none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EoiRoutes {
-    /// By the entry, and by what a level that awaits its EOI was sent as.
-    pub(super) pins: [[Option<InterruptMessage>; 2]; PIN_COUNT as usize],
+    pub(super) pins: [PinRoutes; PIN_COUNT as usize],
+}
+
+/// Those of one pin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct PinRoutes {
+    /// By the entry.
+    now: Option<InterruptMessage>,
+    /// By what a level that awaits its EOI was sent as.
+    sent_by: Option<InterruptMessage>,
+    /// To whoever had or will have another name.
+    everyone: Option<InterruptMessage>,
+}
+
+impl PinRoutes {
+    /// Of levels that have the same vector.
+    pub(super) fn new(now: Option<InterruptMessage>, sent_by: Option<InterruptMessage>) -> Self {
+        let logical = |message: &&InterruptMessage| message.destination_mode.bit();
+        let named = now.as_ref().into_iter().chain(&sent_by).find(logical);
+        Self {
+            now,
+            sent_by,
+            everyone: named.map(|message| InterruptMessage {
+                destination: InterruptMessage::BROADCAST,
+                destination_mode: DestinationMode::Physical,
+                delivery_mode: DeliveryMode::Fixed,
+                ..*message
+            }),
+        }
+    }
 }
 
 impl EoiRoutes {
-    /// The GSIs that the routes take, from 0 on: the pins' own numbers, and those above them for
-    /// levels that were sent by an entry which has changed.
-    pub const GSI_COUNT: u8 = 2 * PIN_COUNT;
+    /// The GSIs that the routes take, from 0 on: the pins' own numbers, as many above them for levels
+    /// that were sent by an entry which has changed, and as many for logical destinations.
+    pub const GSI_COUNT: u8 = 3 * PIN_COUNT;
 
     /// The routes.
     pub fn iter(&self) -> impl Iterator<Item = (Gsi, InterruptMessage)> {
-        let now = self.pins.iter().map(|[entry, _]| entry);
-        let sent_by = self.pins.iter().map(|[_, sent_by]| sent_by);
+        let now = self.pins.iter().map(|pin| pin.now);
+        let sent_by = self.pins.iter().map(|pin| pin.sent_by);
+        let everyone = self.pins.iter().map(|pin| pin.everyone);
         (0..)
             .map(Gsi)
-            .zip(now.chain(sent_by))
-            .filter_map(|(gsi, message)| Some((gsi, (*message)?)))
+            .zip(now.chain(sent_by).chain(everyone))
+            .filter_map(|(gsi, message)| Some((gsi, message?)))
     }
 }
 
@@ -48,6 +89,7 @@ mod tests {
     const LEVEL: u32 = 1 << 15;
     const NMI: u32 = 4 << 8;
     const LOGICAL: u32 = 1 << 11;
+    const ALL: u32 = 0xffff_ffff;
 
     fn write(ioapic: &mut IoApic, index: u8, value: u32) {
         let _ = ioapic.write_register(0x00, index.into(), |_| ());
@@ -108,14 +150,16 @@ mod tests {
 
     #[test]
     fn an_interrupt_and_its_eoi_change_nothing() {
-        let mut ioapic = IoApic::default();
-        low(&mut ioapic, 5, LEVEL | 0x41);
-        let before = ioapic.eoi_routes();
-        let pin = IoApicPin::new(5).unwrap();
-        assert!(ioapic.set_line(pin, true).is_some());
-        assert_eq!(ioapic.eoi_routes(), before);
-        eoi(&mut ioapic, 0x41);
-        assert_eq!(ioapic.eoi_routes(), before);
+        for mode in [0, LOGICAL] {
+            let mut ioapic = IoApic::default();
+            low(&mut ioapic, 5, LEVEL | mode | 0x41);
+            let before = ioapic.eoi_routes();
+            let pin = IoApicPin::new(5).unwrap();
+            assert!(ioapic.set_line(pin, true).is_some());
+            assert_eq!(ioapic.eoi_routes(), before);
+            eoi(&mut ioapic, 0x41);
+            assert_eq!(ioapic.eoi_routes(), before);
+        }
     }
 
     #[test]
@@ -198,12 +242,57 @@ mod tests {
     #[test]
     fn other_fields_of_the_route_count_as_well() {
         let mut ioapic = sent();
-        low(&mut ioapic, 5, LEVEL | LOGICAL | 0x41);
+        low(&mut ioapic, 5, LEVEL | 1 << 8 | 0x41);
         assert_eq!(routes(&ioapic), [(5, 0x41, 0), (29, 0x41, 0)]);
+        low(&mut ioapic, 5, LEVEL | LOGICAL | 0x41);
+        let all = [(5, 0x41, 0), (29, 0x41, 0), (53, 0x41, ALL)];
+        assert_eq!(routes(&ioapic), all);
         low(&mut ioapic, 5, LEVEL | NMI | 0x41);
         assert_eq!(routes(&ioapic), [(29, 0x41, 0)], "an NMI has no EOI");
         low(&mut ioapic, 5, LEVEL | 3 << 8 | 0x41);
         assert_eq!(routes(&ioapic), [(29, 0x41, 0)], "reserved");
+    }
+
+    #[test]
+    fn a_logical_destination_has_one_to_everyone_whatever_it_is_and_as_long_as_it_is_one() {
+        let mut ioapic = IoApic::default();
+        low(&mut ioapic, 5, LEVEL | LOGICAL | MASKED | 0x41);
+        assert_eq!(routes(&ioapic), [(5, 0x41, 0), (53, 0x41, ALL)]);
+        destination(&mut ioapic, 5, 4);
+        low(&mut ioapic, 5, LEVEL | LOGICAL | 1 << 8 | 0x42);
+        assert_eq!(routes(&ioapic), [(5, 0x42, 4), (53, 0x42, ALL)]);
+        low(&mut ioapic, 5, LEVEL | 0x42);
+        assert_eq!(routes(&ioapic), [(5, 0x42, 4)]);
+        low(&mut ioapic, 5, LOGICAL | 0x42);
+        assert_eq!(routes(&ioapic), []);
+    }
+
+    #[test]
+    fn it_is_fixed_and_physical() {
+        let mut ioapic = IoApic::default();
+        low(&mut ioapic, 5, LEVEL | LOGICAL | 1 << 8 | 0x41);
+        let everyone = InterruptMessage {
+            destination: ALL,
+            destination_mode: DestinationMode::Physical,
+            delivery_mode: DeliveryMode::Fixed,
+            trigger_mode: crate::TriggerMode::Level,
+            level: true,
+            vector: 0x41,
+        };
+        let last = ioapic.eoi_routes().iter().last();
+        assert_eq!(last, Some((Gsi(53), everyone)));
+    }
+
+    #[test]
+    fn a_level_that_was_sent_to_a_logical_destination_keeps_it_until_its_eoi() {
+        let mut ioapic = IoApic::default();
+        low(&mut ioapic, 5, LEVEL | LOGICAL | 0x41);
+        let _ = ioapic.pulse(IoApicPin::new(5).unwrap());
+        low(&mut ioapic, 5, LEVEL | 0x41);
+        let all = [(5, 0x41, 0), (29, 0x41, 0), (53, 0x41, ALL)];
+        assert_eq!(routes(&ioapic), all);
+        eoi(&mut ioapic, 0x41);
+        assert_eq!(routes(&ioapic), [(5, 0x41, 0)]);
     }
 
     #[test]
@@ -215,10 +304,10 @@ mod tests {
     }
 
     #[test]
-    fn all_pins_have_two() {
+    fn all_pins_have_three() {
         let mut ioapic = IoApic::default();
         for pin in 0..PIN_COUNT {
-            low(&mut ioapic, pin, LEVEL | 0x41);
+            low(&mut ioapic, pin, LEVEL | LOGICAL | 0x41);
             let _ = ioapic.pulse(IoApicPin::new(pin).unwrap());
             destination(&mut ioapic, pin, 1);
         }

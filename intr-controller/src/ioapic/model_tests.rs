@@ -199,8 +199,10 @@ proptest! {
             let routes = ioapic.eoi_routes();
             let has_routes = |(n, pin): &(u32, &Pin)| {
                 let now = pin.has_levels().then_some((*n, pin.route()));
-                let old = pin.old_route().map(|route| (n + 24, route));
-                [now, old]
+                let old = pin.old_route();
+                let logical = now.is_some() && pin.logical || old.is_some_and(|(_, _, logical, _)| logical);
+                let everyone = logical.then_some((n + 48, (pin.vector, 0xff, false, 0)));
+                [now, old.map(|route| (n + 24, route)), everyone]
             };
             let mut expected: Vec<_> = (0..).zip(&pins).flat_map(|pin| has_routes(&pin)).flatten().collect();
             expected.sort_unstable();

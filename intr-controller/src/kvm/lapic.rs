@@ -2,7 +2,7 @@
 
 use kvm_bindings::kvm_lapic_state;
 
-use crate::{ProcessorPriority, VectorSet};
+use crate::{ProcessorPriority, Vector, VectorSet};
 
 /// Register offsets (SDM 3A, table "Local APIC Register Address Map").
 const TPR: usize = 0x080;
@@ -16,8 +16,10 @@ const LVT_LINT0: usize = 0x350;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_DELIVERY_MODE: u32 = 0b111 << 8;
 const LVT_EXT_INT: u32 = 0b111 << 8;
-/// Spurious-interrupt vector register: bit 8 enables the APIC by software.
+/// Spurious-interrupt vector register: bit 8 enables the APIC by software, bit 12 suppresses the broadcast
+/// of EOIs where the version register has that (SDM 3A, "Spurious Interrupt"); elsewhere it is 0.
 const SPURIOUS_ENABLE: u32 = 1 << 8;
+const SPURIOUS_NO_EOI_BROADCAST: u32 = 1 << 12;
 
 /// `struct kvm_lapic_state` with names.
 pub(super) struct LapicPage<'a>(pub(super) &'a kvm_lapic_state);
@@ -63,6 +65,13 @@ impl LapicPage<'_> {
         self.register(SPURIOUS) & SPURIOUS_ENABLE != 0
     }
 
+    /// Whether an EOI of the vector is broadcast to the IOAPICs: that of a level, by TMR, unless it is
+    /// suppressed (SDM 3A, "Signaling Interrupt Servicing Completion").
+    pub(super) fn broadcasts_eoi(&self, vector: Vector) -> bool {
+        let suppressed = self.register(SPURIOUS) & SPURIOUS_NO_EOI_BROADCAST != 0;
+        self.tmr().contains(vector) && !suppressed
+    }
+
     /// Whether LINT0 passes the 8259A's INTR on: "virtual wire" mode.
     pub(super) fn lint0_passes_ext_int(&self) -> bool {
         let lint0 = self.register(LVT_LINT0);
@@ -75,7 +84,6 @@ mod tests {
     use core::ffi::c_char;
 
     use super::*;
-    use crate::Vector;
 
     fn page(bytes: &[(usize, u8)]) -> kvm_lapic_state {
         let mut page = kvm_lapic_state::default();
@@ -113,6 +121,22 @@ mod tests {
         ] {
             let page = page(&[(0x351, mode), (0x352, mask)]);
             assert_eq!(LapicPage(&page).lint0_passes_ext_int(), passes);
+        }
+    }
+
+    #[test]
+    fn an_eoi_is_broadcast_by_tmr_unless_bit_12_suppresses_it() {
+        let vector = Vector::new(0x41).unwrap();
+        for (tmr, spurious, broadcast) in [
+            (0x02, 0x01, true),
+            (0x02, 0x00, true),
+            (0x02, 0x11, false),
+            (0x01, 0x01, false),
+            (0x00, 0x11, false),
+        ] {
+            // Vector 0x41 is bit 1 of the register at TMR + 0x10 * 2.
+            let page = page(&[(0x1a0, tmr), (0x0f1, spurious)]);
+            assert_eq!(LapicPage(&page).broadcasts_eoi(vector), broadcast);
         }
     }
 

@@ -15,8 +15,9 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::calls::{self, CallError, Taken, failed};
 use super::chip::{MsiOutcome, halves};
+use super::lapic::LapicPage;
 use crate::ioapic::EoiRoutes;
-use crate::{InterruptMessage, MsiMessage};
+use crate::{InterruptMessage, MsiMessage, Vector};
 
 /// KVM's local APICs, and the way there.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
             ..Default::default()
         };
         // Level-triggered routes of GSIs below this have EOI exits. KVM takes them for the pins of an
-        // IOAPIC; it does not mind that there are two for each.
+        // IOAPIC; it does not mind that there are three for each.
         capability.args = [EoiRoutes::GSI_COUNT.into(), 0, 0, 0];
         let fd: &VmFd = vm.borrow();
         fd.enable_cap(&capability)
@@ -75,7 +76,7 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
             entries.push(entry);
         }
         let table = KvmIrqRouting::from_entries(&entries).map_err(|_| CallError {
-            call: "a routing table of 48 entries",
+            call: "a routing table of 72 entries",
             source: vmm_sys_util::errno::Error::new(0),
         })?;
         self.vm()
@@ -158,6 +159,24 @@ impl SplitVcpu {
         let window = self.vector.is_some() || (intr && !masked);
         vcpu.get_kvm_run().request_interrupt_window = window.into();
         Ok(SplitEntry::Run)
+    }
+
+    /// Whether an EOI that this vCPU has just exited for (`KVM_EXIT_IOAPIC_EOI`) has reached the IOAPIC, and
+    /// [ends](crate::ioapic::IoApic::eoi) what [awaits it](crate::ioapic::IoApic::awaiting_eoi); if nothing
+    /// does, do not ask. KVM tells of every EOI of a vector that a route to the vCPU has (lapic.c,
+    /// `kvm_ioapic_send_eoi`): also that of an edge, and also if the guest suppresses the broadcast.
+    /// On the vCPU's thread, before it enters again.
+    ///
+    /// # Errors
+    /// If KVM refuses. Take it for broadcast then: a level that ends too early comes again if its line is up,
+    /// and one that does not end is never seen again.
+    pub fn broadcasts_eoi(vcpu: &VcpuFd, vector: u8) -> Result<bool, CallError> {
+        // Illegal vectors are in no set.
+        let Ok(vector) = Vector::new(vector) else {
+            return Ok(true);
+        };
+        let page = vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
+        Ok(LapicPage(&page).broadcasts_eoi(vector))
     }
 
     /// Hands the vector of an ExtINT over, after [`SplitEntry::Acknowledge`].

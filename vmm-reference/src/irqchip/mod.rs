@@ -321,9 +321,9 @@ impl Irqchip {
         }
     }
 
-    pub(crate) fn end_of_interrupt(&self, vector: u8) {
+    pub(crate) fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8) {
         if let Chips::Split(chips) = &self.chips {
-            chips.board.end_of_interrupt(vector);
+            chips.end_of_interrupt(fd, vector);
         }
     }
 

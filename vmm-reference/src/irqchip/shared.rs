@@ -137,6 +137,11 @@ impl<P: Processors> SharedBoard<P> {
         }
     }
 
+    /// Whether a level awaits an EOI of this vector.
+    pub(super) fn awaits_eoi(&self, vector: u8) -> bool {
+        !lock(&self.board).ioapic().awaiting_eoi(vector).is_empty()
+    }
+
     /// A local APIC's EOI of a level-triggered vector.
     pub(super) fn end_of_interrupt(&self, vector: u8) {
         self.with(|board, todo| todo.changed = board.eoi(vector, todo.deliver()));

@@ -104,4 +104,18 @@ impl SplitChips {
             }
         }
     }
+
+    /// KVM tells of more than is broadcast.
+    pub(super) fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8) {
+        if !self.board.awaits_eoi(vector) {
+            return;
+        }
+        let broadcast = SplitVcpu::broadcasts_eoi(fd, vector).unwrap_or_else(|error| {
+            tracing::warn!(%error, vector, "an interrupt may end too early");
+            true
+        });
+        if broadcast {
+            self.board.end_of_interrupt(vector);
+        }
+    }
 }

@@ -90,7 +90,7 @@ impl UserInterrupts for MachineExits {
         chips.is_some_and(|chips| chips.write_msr(vcpu, fd, index, value))
     }
 
-    fn end_of_interrupt(&self, vector: u8) {
-        self.irqchip.end_of_interrupt(vector);
+    fn end_of_interrupt(&self, _vcpu: VcpuId, fd: &VcpuFd, vector: u8) {
+        self.irqchip.end_of_interrupt(fd, vector);
     }
 }

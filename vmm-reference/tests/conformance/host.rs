@@ -222,7 +222,7 @@ impl UserInterrupts for Exits {
         self.machine.write_msr(vcpu, fd, index, value)
     }
 
-    fn end_of_interrupt(&self, vector: u8) {
-        self.machine.end_of_interrupt(vector);
+    fn end_of_interrupt(&self, vcpu: VcpuId, fd: &VcpuFd, vector: u8) {
+        self.machine.end_of_interrupt(vcpu, fd, vector);
     }
 }

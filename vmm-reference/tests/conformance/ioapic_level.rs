@@ -279,13 +279,7 @@ fn an_eoi_of_an_edge_is_not_broadcast() {
     let entry = p.rte_read(PIN);
     let log = p.run();
     assert_eq!(log.vectors(), [VECTOR]);
-    let told = MODE == Mode::Split
-        && MODE.deviates(
-            Chip::LocalApic,
-            "an EOI of an edge is told too, if a level-triggered entry has the vector (lapic.c, \
-             kvm_ioapic_send_eoi)",
-        );
-    assert_eq!(log[entry] & RTE_REMOTE_IRR != 0, !told);
+    assert_ne!(log[entry] & RTE_REMOTE_IRR, 0);
 }
 
 /// With the broadcast suppressed, the IOAPIC's own EOI register ends a level.
@@ -319,12 +313,6 @@ fn svr_bit_12_suppresses_the_broadcast_where_it_exists() {
     p.window();
     let entry = p.rte_read(PIN);
     let log = p.run();
-    let told = MODE == Mode::Split
-        && MODE.deviates(
-            Chip::LocalApic,
-            "EOIs are told all the same, and their suppression is advertised (lapic.c, \
-             kvm_ioapic_send_eoi)",
-        );
-    let suppressed = log[version] & VERSION_DIRECTED_EOI != 0 && !told;
+    let suppressed = log[version] & VERSION_DIRECTED_EOI != 0;
     assert_eq!(log[entry] & RTE_REMOTE_IRR != 0, suppressed);
 }

@@ -58,6 +58,7 @@ macro_rules! in_modes {
                 mod ioapic_delivery;
                 mod ioapic_level;
                 mod ioapic_moved;
+                mod ioapic_renamed;
                 mod ipi;
                 mod ipi_logical;
                 mod lapic_eoi;
