@@ -167,6 +167,9 @@ impl SplitVcpu {
     /// `kvm_ioapic_send_eoi`): also that of an edge, and also if the guest suppresses the broadcast.
     /// On the vCPU's thread, before it enters again.
     ///
+    /// TMR is that of now: an edge of the same vector that arrived here since the EOI hides it, as it would
+    /// on any machine if it had arrived just before (SDM 3A, "Interrupt Acceptance for Fixed Interrupts").
+    ///
     /// # Errors
     /// If KVM refuses. Take it for broadcast then: a level that ends too early comes again if its line is up,
     /// and one that does not end is never seen again.
