@@ -84,6 +84,7 @@ JOBS = [
     Job("intr-controller lib", "intr-controller:lib", ("kvm::", *TESTS), _limits(60, 120, 120)),
     Job("intr-controller kvm_chips", "intr-controller:kvm_chips", TESTS, _limits(60, 120, 120)),
     Job("intr-controller kvm_kernel", "intr-controller:kvm_kernel", TESTS, _limits(60, 120, 120)),
+    Job("intr-controller kvm_moves", "intr-controller:kvm_moves", TESTS, _limits(60, 120, 120)),
     Job("intr-controller kvm_user", "intr-controller:kvm_user", TESTS, _limits(60, 120, 120)),
     Job("debug-stub kvm_step", "debug-stub:kvm_step", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference boot", "vmm-reference:boot", TESTS, _limits(60, 120, 120)),

@@ -7,6 +7,9 @@
 //! them in that order behind `KVM_GET_MP_STATE`, which takes INIT and SIPI that have arrived, and
 //! write IA32_APIC_BASE before the page and the deadline after it.
 //!
+//! Before a state of `user` mode is saved, [`UserVcpu::prepare`](super::UserVcpu::prepare) under the mask
+//! takes back what KVM was given and the guest has not taken.
+//!
 //! KVM has no place for these, and they are lost on the way to it: errors that ESR does not show
 //! yet, the levels of LINT0 and LINT1, an ExtINT that came as a message, an INIT or a start-up IPI
 //! that is still pending (take them first), sub-count phases of the timer, totals.
