@@ -39,6 +39,7 @@
 
 mod accept;
 mod base;
+mod deadline;
 mod inject;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub(crate) mod kvm_parts;
@@ -55,6 +56,7 @@ use core::num::{NonZeroU16, NonZeroU64};
 
 pub use accept::{Acceptance, LocalSource, Refusal, Startup};
 pub use base::ApicMode;
+pub use deadline::DeadlineWatch;
 pub use inject::Acknowledge;
 pub use registers::{LvtEntry, TimerMode};
 pub use state::{LapicRestoreError, LapicState};
