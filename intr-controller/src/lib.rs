@@ -68,8 +68,8 @@ pub use event::{Event, EventClass, IllegalVector, Vector};
 pub use hold::{Holds, HostMask, NotHeld};
 pub use ipi::{Ipi, IpiTargets};
 pub use lapic::{
-    Acceptance, Acknowledge, ApicMode, Effect, GeneralProtection, Lapic, LapicConfig,
-    LapicRestoreError, LapicState, LocalSource, LvtEntry, Refusal, Startup, TimerMode,
+    Acceptance, Acknowledge, ApicMode, DeadlineWatch, Effect, GeneralProtection, Lapic,
+    LapicConfig, LapicRestoreError, LapicState, LocalSource, LvtEntry, Refusal, Startup, TimerMode,
 };
 pub use lapics::Lapics;
 pub use message::{DeliveryMode, DestinationMode, Gsi, InterruptMessage, MsiMessage, TriggerMode};

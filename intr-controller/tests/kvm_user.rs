@@ -128,6 +128,13 @@ impl Guest {
         msrs.as_slice().first().unwrap().data
     }
 
+    /// What the guest's WRMSR writes.
+    fn set_wrmsr(&self, index: u32, value: u64) {
+        let mut regs = self.vcpu.get_regs().unwrap();
+        (regs.rcx, regs.rax, regs.rdx) = (index.into(), value & 0xffff_ffff, value >> 32);
+        self.vcpu.set_regs(&regs).unwrap();
+    }
+
     fn window(&mut self) -> bool {
         self.vcpu.get_kvm_run().request_interrupt_window != 0
     }
@@ -163,7 +170,11 @@ impl Guest {
     }
 
     fn enter(&mut self, masked: bool) -> Left {
-        match self.prepare(masked) {
+        self.enter_at(masked, GuestTime::ZERO)
+    }
+
+    fn enter_at(&mut self, masked: bool, now: GuestTime) -> Left {
+        match self.prepare_at(masked, now) {
             UserEntry::Run => self.run(),
             UserEntry::Wait => Left::Asleep,
             UserEntry::Acknowledge => Left::Acknowledge,
@@ -180,12 +191,16 @@ impl Guest {
     }
 
     fn step(&mut self, masked: bool) -> Left {
+        self.step_at(masked, GuestTime::ZERO)
+    }
+
+    fn step_at(&mut self, masked: bool, now: GuestTime) -> Left {
         let debug = kvm_guest_debug {
             control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
             ..Default::default()
         };
         self.vcpu.set_guest_debug(&debug).unwrap();
-        self.enter(masked)
+        self.enter_at(masked, now)
     }
 
     /// An entry without a step.
@@ -589,6 +604,112 @@ fn a_halted_vcpu_is_woken_by_its_deadline_on_any_host() {
         assert!(guest.tsc() >= deadline);
     }
     assert_eq!(guest.log(), [0x41; 3]);
+}
+
+/// HLT; WRMSR; JMP back to HLT.
+const HLT_WRMSR_LOOP: [u8; 5] = [0xf4, 0x0f, 0x30, 0xeb, 0xfb];
+
+/// KVM tells nobody that a guest has written its counter. Forwards, an armed deadline comes when it would
+/// have come without; back, not before the counter has reached it, for which the vCPU sleeps on. (Where
+/// the TSC is unstable, KVM forgets the write at the next entry.)
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the counter is the host's, and so is the time that goes with it"
+)]
+fn a_halted_vcpu_that_has_written_its_counter_is_woken_once_that_has_reached_the_deadline() {
+    let begun = std::time::Instant::now();
+    let now = || GuestTime::ZERO.saturating_add(begun.elapsed());
+    let ms_20 = Duration::from_millis(20);
+    for back in [false, true] {
+        let mut guest = Guest::new(FLAGS_IF);
+        guest.memory.write(LOOP, &HLT_WRMSR_LOOP);
+        assert_eq!(guest.until_halted(false), Left::Halted);
+        guest.write(LVT_TIMER, 0x4_0041);
+        let hz = guest.user.lapic().config().tsc.hz().get();
+        let counter = guest.tsc();
+        let deadline = counter + hz / 50;
+        let armed = guest
+            .user
+            .write_msr(&guest.vcpu, MSR_TSC_DEADLINE, deadline, now());
+        assert_eq!(armed, Ok(Effect::None));
+        // The counter of a new vCPU is not far from 0.
+        let (written, longest) = if back {
+            (counter - (counter / 2).min(hz / 50), 2 * ms_20)
+        } else {
+            (deadline + hz / 50, ms_20)
+        };
+        guest.set_wrmsr(MSR_TSC, written);
+        guest.arrive(0x42);
+        while guest.prepare_at(false, now()) == UserEntry::Run {
+            guest.run();
+        }
+        assert!(guest.user.is_halted());
+        assert_eq!(guest.log(), [0x42]);
+
+        let (mut looks, mut slept) = (0, Duration::ZERO);
+        while guest.prepare_at(false, now()) == UserEntry::Wait {
+            looks += 1;
+            assert!(looks < 20, "it is never woken");
+            let at = guest.user.lapic().next_deadline(now()).unwrap();
+            let left = at.saturating_since(now());
+            slept += left;
+            thread::sleep(left);
+        }
+        assert!(slept <= longest + Duration::from_millis(1), "{slept:?}");
+        assert_eq!(guest.run(), Left::Nothing, "its handler's end");
+        assert!(guest.tsc() >= deadline, "back: {back}");
+        assert_eq!(guest.log(), [0x42, 0x41]);
+    }
+}
+
+/// WRMSR; JMP to itself.
+const WRMSR_LOOP: [u8; 4] = [0x0f, 0x30, 0xeb, 0xfe];
+
+/// It takes nothing, but will take what has become pending.
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the counter is the host's, and so is the time that goes with it"
+)]
+fn under_the_mask_too_a_deadline_waits_for_the_counter_that_the_guest_has_written_back() {
+    let mut guest = Guest::new(FLAGS_IF);
+    guest.memory.write(LOOP, &WRMSR_LOOP);
+    guest.write(LVT_TIMER, 0x4_0041);
+    let begun = std::time::Instant::now();
+    let now = || GuestTime::ZERO.saturating_add(begun.elapsed());
+    let hz = guest.user.lapic().config().tsc.hz().get();
+    // The counter of a new vCPU is not far from 0. (Where the TSC is unstable it stays there: KVM forgets
+    // the write at the next entry.)
+    guest.set_wrmsr(MSR_TSC, hz / 2);
+    // On vmx the first step ends where it began.
+    let wrote = (0..3).any(|_| guest.step_at(true, now()) == Left::At(LOOP + 2));
+    assert!(wrote);
+    let deadline = guest.tsc() + hz / 100;
+    let armed = guest
+        .user
+        .write_msr(&guest.vcpu, MSR_TSC_DEADLINE, deadline, now());
+    assert_eq!(armed, Ok(Effect::None));
+    guest.set_wrmsr(MSR_TSC, guest.tsc().saturating_sub(hz / 50));
+    let mut regs = guest.vcpu.get_regs().unwrap();
+    regs.rip = LOOP;
+    guest.vcpu.set_regs(&regs).unwrap();
+    loop {
+        guest.step_at(true, now());
+        let fired = guest.irr().contains(vector(0x41));
+        assert!(!fired || guest.tsc() >= deadline, "at {}", now());
+        if fired {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "it never fires");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(guest.log(), []);
+    guest.step_at(false, now());
+    guest.steps(false, STEPS);
+    assert_eq!(guest.log(), [0x41]);
 }
 
 #[test]

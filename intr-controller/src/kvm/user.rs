@@ -22,8 +22,8 @@ use super::calls::{self, CallError, failed};
 use super::observe::{Observation, ObserveError, readiness};
 use super::startup::apply_startup;
 use crate::{
-    Activity, Decision, Effect, Event, GeneralProtection, GuestTime, Lapic, LapicConfig, Pending,
-    Readiness, VectorSet, Windows,
+    Activity, DeadlineWatch, Decision, Effect, Event, GeneralProtection, GuestTime, Lapic,
+    LapicConfig, Pending, Readiness, VectorSet, Windows,
 };
 
 /// IA32_APIC_BASE, IA32_TSC_DEADLINE.
@@ -62,10 +62,7 @@ pub struct UserVcpu {
     /// The CR8 that the guest was entered with: an exit with another one means that it wrote it. It
     /// may write the same register in memory too, between two exits.
     entered_with: u8,
-    /// For how long guest time had stood still, all in all.
-    stood_still: Duration,
-    /// A deadline was due by the TSC's frequency, and KVM showed this count, which had not reached it.
-    early: Option<(u64, GuestTime)>,
+    watch: DeadlineWatch,
 }
 
 impl UserVcpu {
@@ -79,8 +76,7 @@ impl UserVcpu {
             lent: Lent::default(),
             acknowledged: None,
             entered_with: 0,
-            stood_still: Duration::ZERO,
-            early: None,
+            watch: DeadlineWatch::new(),
         }
     }
 
@@ -129,7 +125,7 @@ impl UserVcpu {
             run.if_flag = 0;
             return Ok(UserEntry::Restarted);
         }
-        self.compare_counter(vcpu, masked, now, stood_still)?;
+        self.compare_counter(vcpu, now, stood_still)?;
         self.lapic.advance(now);
         let owed = self.owed_ext_int(vcpu)?;
         let window = loop {

@@ -40,6 +40,7 @@
 mod accept;
 mod base;
 mod config;
+mod deadline;
 mod inject;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub(crate) mod kvm_parts;
@@ -55,6 +56,7 @@ mod write;
 pub use accept::{Acceptance, LocalSource, Refusal, Startup};
 pub use base::ApicMode;
 pub use config::LapicConfig;
+pub use deadline::DeadlineWatch;
 pub use inject::Acknowledge;
 pub use registers::{LvtEntry, TimerMode};
 pub use state::{LapicRestoreError, LapicState};

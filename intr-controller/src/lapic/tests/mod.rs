@@ -3,6 +3,8 @@
 
 mod base;
 mod command;
+mod deadline;
+mod deadline_model;
 mod errors;
 mod lint;
 mod priority;
