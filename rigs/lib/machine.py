@@ -70,15 +70,17 @@ class Svm(Machine):
     most_cpus = 8
     #: A step of gdb's takes 20 ms.
     test_percent = 25
+    #: Huge pages in the nested tables and two processors are more than QEMU 10 can do (../README.md, "What an
+    #: emulator gets wrong").
+    command_line = f"{COMMAND_LINE} transparent_hugepage=never"
 
     def _start(self, log):
         arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         for folder in ["usr/share/qemu", "usr/share/seabios"]:
             arguments += ["-L", self.root / folder]
-        # One thread for all processors: with more it is wrong (../README.md, "What an emulator gets wrong").
-        arguments += ["-accel", "tcg,thread=single", "-cpu", "EPYC,+svm"]
+        arguments += ["-machine", "accel=tcg", "-cpu", "EPYC,+svm"]
         arguments += ["-m", self.memory, "-smp", self.cpus]
-        arguments += ["-kernel", self.kernel, "-initrd", self.initrd, "-append", COMMAND_LINE]
+        arguments += ["-kernel", self.kernel, "-initrd", self.initrd, "-append", self.command_line]
         arguments += ["-serial", f"file:{self.console}"]
         for line in (self.conversation, self.debugger):
             arguments += ["-serial", line.name]
