@@ -35,6 +35,8 @@ class Machine:
     kvm_module: str
     #: Of the rounds that a test makes: the tests themselves look at this variable.
     test_percent: int
+    #: Its processor may sleep for ever in HLT (../README.md, "What an emulator gets wrong").
+    oversleeps = False
 
     def __init__(self, root, work, cpus, memory):
         self.root, self.work, self.cpus, self.memory = root, work, cpus, memory
@@ -73,6 +75,7 @@ class Svm(Machine):
     #: Huge pages in the nested tables and two processors are more than QEMU 10 can do (../README.md, "What an
     #: emulator gets wrong").
     command_line = f"{COMMAND_LINE} transparent_hugepage=never"
+    oversleeps = True
 
     def _start(self, log):
         arguments = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]

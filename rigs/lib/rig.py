@@ -23,6 +23,8 @@ GDB_PORT = 1234
 ENVIRONMENT = {"RUST_BACKTRACE": "1", "HOME": "/root", "PATH": "/bin"}
 #: Lines of a log that are shown.
 TAIL = 60
+#: Seconds of silence after which a machine that may oversleep is woken.
+NUDGE = 10
 
 
 @dataclasses.dataclass
@@ -155,6 +157,7 @@ class Rig:
         begun = time.monotonic()
         end = begun + limit
         boot_end = begun + min(limit, self.machine.boot_limit)
+        heard = begun
         self.machine.start()
         fd = self.machine.conversation.fd
         while True:
@@ -176,7 +179,12 @@ class Rig:
                     raise RigError(f"the kernel of {self.kind} panicked{self.tail()}")
                 if ended:
                     raise RigError(f"{self.kind} ended by itself{self.tail()}")
+                if self.machine.oversleeps and self.ready_after is not None and time.monotonic() - heard > NUDGE:
+                    # To `init` this is a command that there is not.
+                    os.write(fd, b"\n")
+                    heard = time.monotonic()
                 continue
+            heard = time.monotonic()
             for item in conversation.feed(os.read(fd, 65536)):
                 match item:
                     case bytes() if self._part_begun:
