@@ -2,19 +2,20 @@
 //! `KVM_GET_PIT2` of a virtual machine that has them.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![expect(
+    clippy::unwrap_used,
     clippy::expect_used,
     reason = "a test machine that cannot be made is a failed test"
 )]
+
+mod kvms_chips;
 
 use intr_controller::GuestTime;
 use intr_controller::ioapic::{IoApic, IoApicPin, IoApicState, IoApicVersion};
 use intr_controller::pic::{Pic, PicPin, PicState};
 use intr_controller::pit::{Pit, PitChannelState, PitState};
-use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_ioapic_state,
-    kvm_irqchip, kvm_pic_state, kvm_pit_config,
-};
+use kvm_bindings::{kvm_pic_state, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
+use kvms_chips::{ioapic_of, monotonic_ns, pics, set_ioapic, set_pics};
 
 fn machine() -> VmFd {
     let kvm = Kvm::new().expect("/dev/kvm");
@@ -23,52 +24,6 @@ fn machine() -> VmFd {
     vm.create_pit2(kvm_pit_config::default())
         .expect("KVM's PIT");
     vm
-}
-
-fn chip(vm: &VmFd, chip_id: u32) -> kvm_irqchip {
-    let mut chip = kvm_irqchip {
-        chip_id,
-        ..Default::default()
-    };
-    vm.get_irqchip(&mut chip).expect("KVM_GET_IRQCHIP");
-    chip
-}
-
-fn pics(vm: &VmFd) -> [kvm_pic_state; 2] {
-    [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE].map(|id| {
-        let chip = chip(vm, id);
-        // SAFETY: KVM filled `pic` for this chip id, and it is made of integers only.
-        unsafe { chip.chip.pic }
-    })
-}
-
-fn set_pics(vm: &VmFd, states: [kvm_pic_state; 2]) {
-    for (chip_id, state) in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE]
-        .into_iter()
-        .zip(states)
-    {
-        let mut chip = kvm_irqchip {
-            chip_id,
-            ..Default::default()
-        };
-        chip.chip.pic = state;
-        vm.set_irqchip(&chip).expect("KVM_SET_IRQCHIP");
-    }
-}
-
-fn ioapic_of(vm: &VmFd) -> kvm_ioapic_state {
-    let chip = chip(vm, KVM_IRQCHIP_IOAPIC);
-    // SAFETY: KVM filled `ioapic` for this chip id, and every bit pattern of it is valid.
-    unsafe { chip.chip.ioapic }
-}
-
-fn set_ioapic(vm: &VmFd, state: kvm_ioapic_state) {
-    let mut chip = kvm_irqchip {
-        chip_id: KVM_IRQCHIP_IOAPIC,
-        ..Default::default()
-    };
-    chip.chip.ioapic = state;
-    vm.set_irqchip(&chip).expect("KVM_SET_IRQCHIP");
 }
 
 fn ours(states: &[kvm_pic_state; 2]) -> Pic {
@@ -150,18 +105,6 @@ fn kvms_ioapic_at_power_on_is_ours() {
     let state = IoApicState::from_kvm(&state, IoApicVersion::V11).unwrap();
     let ours = IoApic::new(IoApicVersion::V11, Default::default());
     assert_eq!(state.state, ours.save());
-}
-
-/// The host's CLOCK_MONOTONIC, which KVM's PIT counts by.
-fn monotonic_ns() -> i64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is a valid timespec to write to.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    assert_eq!(result, 0);
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
 #[test]

@@ -5,22 +5,21 @@ use std::time::Duration;
 use intr_controller::board::{Board, BoardState};
 use intr_controller::ioapic::{IoApicPins, IoApicState, IoApicVersion};
 use intr_controller::kvm::{
-    KernelIrqchip, KvmLapic, SplitEntry, SplitIrqchip, SplitVcpu, UserEntry, UserVcpu, X2ApicFormat,
+    KernelIrqchip, KvmLapic, MsiOutcome, SplitEntry, SplitIrqchip, SplitVcpu, UserEntry, UserVcpu,
+    X2ApicFormat,
 };
 use intr_controller::pic::PicState;
 use intr_controller::pit::PitState;
 use intr_controller::routing::{GsiRouter, SourceId};
 use intr_controller::{
-    DestinationFormat, Effect, Gsi, GuestTime, InterruptMessage, Lapic, LapicConfig, LapicState,
-    MsiMessage,
+    Acceptance, DestinationFormat, Effect, Gsi, GuestTime, InterruptMessage, Lapic, LapicConfig,
+    LapicState, MsiMessage,
 };
-use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
-    kvm_irqchip, kvm_regs, kvm_sregs,
-};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sregs};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::guest::{HANDLER_PORT, LOOP_PORT, Memory};
+use crate::kvms_chips::{ioapic_of, monotonic_ns, pics, set_ioapic, set_pics};
 
 /// The device, and its line.
 pub(crate) const LINE: Gsi = Gsi(5);
@@ -50,18 +49,6 @@ impl Clock {
     pub(crate) fn now(&self) -> GuestTime {
         GuestTime::from_ns(u64::try_from(monotonic_ns() - self.start).unwrap())
     }
-}
-
-/// The host's CLOCK_MONOTONIC, which KVM's PIT counts by.
-fn monotonic_ns() -> i64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is a valid timespec to write to.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    assert_eq!(result, 0);
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
 /// What moves, beside memory.
@@ -181,13 +168,14 @@ impl Machine {
         let (lapic, board) = match &mut self.chips {
             Chips::Kernel(chip) => {
                 let mut board = board();
-                let raised = lines_of(chip.vm()).contains(pin(LINE));
+                let ioapic = ioapic_state(chip.vm());
+                let raised = ioapic.lines.contains(pin(LINE));
                 // What it sends is in KVM's local APIC.
                 board.set_line(LINE, device(), raised, |_| ()).unwrap();
                 let board = BoardState {
-                    pic: pic_of(chip.vm()),
-                    ioapic: ioapic_of(chip.vm()),
-                    pit: pit_of(chip.vm(), now),
+                    pic: pic_state(chip.vm()),
+                    ioapic,
+                    pit: pit_state(chip.vm(), now),
                     ..board.save()
                 };
                 (kvm_lapic(&self.vcpu, now), board)
@@ -195,7 +183,8 @@ impl Machine {
             Chips::Split { board, .. } => (kvm_lapic(&self.vcpu, now), board.save()),
             Chips::User { board, vcpu, .. } => {
                 // Under the mask KVM has nothing that the guest has not.
-                let _ = vcpu.prepare(&mut self.vcpu, true, now, Duration::ZERO);
+                let entry = vcpu.prepare(&mut self.vcpu, true, now, Duration::ZERO);
+                assert_eq!(entry.unwrap(), UserEntry::Run);
                 (vcpu.lapic().save(), board.save())
             }
         };
@@ -225,11 +214,8 @@ impl Machine {
             Chips::Kernel(chip) => {
                 let vm = chip.vm();
                 self.vcpu.set_lapic(&kvm.page).unwrap();
-                let [master, slave] = moving.board.pic.to_kvm().unwrap();
-                set_chip(vm, KVM_IRQCHIP_PIC_MASTER, |chip| chip.chip.pic = master);
-                set_chip(vm, KVM_IRQCHIP_PIC_SLAVE, |chip| chip.chip.pic = slave);
-                let ioapic = moving.board.ioapic.to_kvm().unwrap();
-                set_chip(vm, KVM_IRQCHIP_IOAPIC, |chip| chip.chip.ioapic = ioapic);
+                set_pics(vm, moving.board.pic.to_kvm().unwrap());
+                set_ioapic(vm, moving.board.ioapic.to_kvm().unwrap());
                 vm.set_pit2(&moving.board.pit.to_kvm(monotonic_ns()))
                     .unwrap();
                 // KVM keeps who holds a line beside the chips.
@@ -262,13 +248,14 @@ impl Machine {
         for message in messages {
             match &mut self.chips {
                 Chips::Kernel(chip) => {
-                    let _ = chip.signal_msi(MsiMessage::encode(&message).unwrap());
+                    let msi = MsiMessage::encode(&message).unwrap();
+                    assert_eq!(chip.signal_msi(msi).unwrap(), MsiOutcome::Accepted);
                 }
                 Chips::Split { chip, .. } => {
-                    let _ = chip.deliver(&message).unwrap();
+                    assert_eq!(chip.deliver(&message).unwrap(), MsiOutcome::Accepted);
                 }
                 Chips::User { vcpu, .. } => {
-                    let _ = vcpu.lapic_mut().accept(&message);
+                    assert_eq!(vcpu.lapic_mut().accept(&message), Acceptance::Accepted);
                 }
             }
         }
@@ -378,44 +365,17 @@ fn kvm_lapic(vcpu: &VcpuFd, now: GuestTime) -> LapicState {
     kvm.state(&config(vcpu), now).unwrap()
 }
 
-fn chip(vm: &VmFd, chip_id: u32) -> kvm_irqchip {
-    let mut chip = kvm_irqchip {
-        chip_id,
-        ..Default::default()
-    };
-    vm.get_irqchip(&mut chip).unwrap();
-    chip
-}
-
-fn set_chip(vm: &VmFd, chip_id: u32, fill: impl FnOnce(&mut kvm_irqchip)) {
-    let mut chip = kvm_irqchip {
-        chip_id,
-        ..Default::default()
-    };
-    fill(&mut chip);
-    vm.set_irqchip(&chip).unwrap();
-}
-
-fn pic_of(vm: &VmFd) -> PicState {
-    let [master, slave] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE].map(|id| {
-        // SAFETY: KVM filled `pic` for this chip id, and it is made of integers only.
-        unsafe { chip(vm, id).chip.pic }
-    });
+fn pic_state(vm: &VmFd) -> PicState {
+    let [master, slave] = pics(vm);
     PicState::from_kvm(&master, &slave).unwrap()
 }
 
-fn ioapic_of(vm: &VmFd) -> IoApicState {
-    // SAFETY: KVM filled `ioapic` for this chip id, and every bit pattern of it is valid.
-    let kvm = unsafe { chip(vm, KVM_IRQCHIP_IOAPIC).chip.ioapic };
-    let from = IoApicState::from_kvm(&kvm, IoApicVersion::V11).unwrap();
+fn ioapic_state(vm: &VmFd) -> IoApicState {
+    let from = IoApicState::from_kvm(&ioapic_of(vm), IoApicVersion::V11).unwrap();
     assert_eq!(from.unsent, IoApicPins(0));
     from.state
 }
 
-fn lines_of(vm: &VmFd) -> IoApicPins {
-    ioapic_of(vm).lines
-}
-
-fn pit_of(vm: &VmFd, now: GuestTime) -> PitState {
+fn pit_state(vm: &VmFd, now: GuestTime) -> PitState {
     PitState::from_kvm(&vm.get_pit2().unwrap(), now, monotonic_ns()).unwrap()
 }

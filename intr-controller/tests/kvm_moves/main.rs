@@ -10,6 +10,8 @@
 )]
 
 mod guest;
+#[path = "../kvms_chips/mod.rs"]
+mod kvms_chips;
 mod machine;
 
 use intr_controller::ioapic::IoApicPin;

@@ -102,6 +102,15 @@ impl Vcpu {
         vcpu
     }
 
+    /// When the timer has fired, after these moves or during them.
+    fn fired(host: Host, counter: u64, ahead: u64, moves: &[Move], halted: bool) -> Self {
+        let mut vcpu = Self::armed(host, counter | 1 << 62, ahead);
+        if !vcpu.play(moves) {
+            vcpu.finish(halted);
+        }
+        vcpu
+    }
+
     fn now(&self) -> GuestTime {
         at(self.real - self.paused)
     }
@@ -220,10 +229,7 @@ proptest! {
         moves in moves(),
         halted in any::<bool>(),
     ) {
-        let mut vcpu = Vcpu::armed(host, counter | 1 << 62, ahead);
-        if !vcpu.play(&moves) {
-            vcpu.finish(halted);
-        }
+        let vcpu = Vcpu::fired(host, counter, ahead, &moves, halted);
         // Two looks and what it takes to come to them, and the drift meanwhile.
         let bound = 2 * (50_000 + SERVING) + vcpu.real / 2500;
         prop_assert!(vcpu.late() <= bound, "{} ns late", vcpu.late());
@@ -237,10 +243,7 @@ proptest! {
         moves in moves(),
         halted in any::<bool>(),
     ) {
-        let mut vcpu = Vcpu::armed(host, counter | 1 << 62, ahead);
-        if !vcpu.play(&moves) {
-            vcpu.finish(halted);
-        }
+        let vcpu = Vcpu::fired(host, counter, ahead, &moves, halted);
         prop_assert!(vcpu.beyond() >= 0, "{} ticks early", -vcpu.beyond());
     }
 
@@ -252,10 +255,7 @@ proptest! {
         moves in moves(),
         halted in any::<bool>(),
     ) {
-        let mut vcpu = Vcpu::armed(host, counter | 1 << 62, ahead);
-        if !vcpu.play(&moves) {
-            vcpu.finish(halted);
-        }
+        let vcpu = Vcpu::fired(host, counter, ahead, &moves, halted);
         let writes = moves.iter().filter(|next| matches!(next, Move::RunBack(..))).count();
         let bound = 8 * (1 + u32::try_from(writes).unwrap());
         prop_assert!(vcpu.looks <= bound, "{} looks", vcpu.looks);
