@@ -71,6 +71,9 @@ pub struct Session<H: Host> {
     queued: VecDeque<Stop>,
     /// `Hc`.
     run_thread: ThreadId,
+    /// An interrupt request has come while the guest is stopped, and nothing since that tells that the
+    /// client knew of the stop.
+    early_interrupt: bool,
     closing: bool,
     packet_limit: usize,
 }
@@ -102,6 +105,7 @@ impl<H: Host> Session<H> {
             last_stop: quiet_stop(),
             queued: VecDeque::new(),
             run_thread: ThreadId::Any,
+            early_interrupt: false,
             closing: false,
             packet_limit,
         }
@@ -164,6 +168,9 @@ impl<H: Host> Session<H> {
     pub fn stopped(&mut self, stops: Vec<Stop>) {
         // Before anything else: nobody may see an INT3 of ours.
         self.guest.breakpoints.disarm(&self.guest.host);
+        // What has not been carried out is no longer needed: its own stop would be a later resume's.
+        self.actions
+            .retain(|action| !matches!(action, Action::Interrupt));
         match self.state {
             State::Detached | State::Stopped | State::Ended => {
                 tracing::warn!(?stops, state = ?self.state, "a stop that nobody waits for");
@@ -250,6 +257,7 @@ impl<H: Host> Session<H> {
         self.held.clear();
         self.closing = false;
         self.run_thread = ThreadId::Any;
+        self.early_interrupt = false;
     }
 
     fn interrupt_for_client(&mut self) {
@@ -326,13 +334,9 @@ impl<H: Host> Session<H> {
             Event::Ack => self.sender.acknowledged(),
             Event::Nack => self.sender.resend(),
             Event::Interrupt => match self.state {
-                State::Running { interrupted: false } => {
-                    self.actions.push_back(Action::Interrupt);
-                    self.state = State::Running { interrupted: true };
-                }
-                // Asked for already; or the guest is stopped, and a stop that the client gets
-                // after its *next* resume would be a phantom.
-                _ => tracing::debug!("interrupt request with nothing to interrupt: dropped"),
+                State::Running { interrupted: false } => self.interrupt(),
+                State::Stopped => self.early_interrupt = true,
+                _ => tracing::debug!("the guest is asked to stop already"),
             },
             Event::BadChecksum => {
                 tracing::warn!("a packet with a wrong checksum");
@@ -356,7 +360,9 @@ impl<H: Host> Session<H> {
                 let body = self.receiver.take_body();
                 if self.state == State::Stopped {
                     self.sender.acknowledge();
-                    self.answer(parse(&body), &body);
+                    let request = parse(&body);
+                    self.early_interrupt &= leads_to_resume(&request, &body);
+                    self.answer(request, &body);
                 } else {
                     // All-stop: until the stop reply nothing but an interrupt is legal, and the
                     // registers and memory of a guest that runs are nothing to answer with.
@@ -365,6 +371,12 @@ impl<H: Host> Session<H> {
                 self.receiver.reuse(body);
             }
         }
+    }
+
+    /// The client wants the guest to stop.
+    fn interrupt(&mut self) {
+        self.actions.push_back(Action::Interrupt);
+        self.state = State::Running { interrupted: true };
     }
 
     fn reply(&mut self, body: &[u8]) {
@@ -446,5 +458,20 @@ fn quiet_stop() -> Stop {
         vcpu: VcpuId(0),
         reason: StopReason::Step,
         registers: None,
+    }
+}
+
+/// Whether the client may be resuming the guest with this, and its user be waiting for a stop already.
+///
+/// gdb hands Ctrl-C on from when it has given the guest its terminal: before `vCont?` and the resume itself,
+/// and between the resumes of one command before it inserts breakpoints, too. An interrupt request that
+/// came then and was dropped would be the user's, lost. One that crossed with a stop would be a phantom
+/// after the next resume; but a client that shows a stop to its user reads something first.
+fn leads_to_resume(request: &Request, body: &[u8]) -> bool {
+    match request {
+        Request::Resume(_) | Request::ResumeLegacy { .. } | Request::SelectForRun(_) => true,
+        Request::Point { .. } => true,
+        Request::Plain => body == b"vCont?",
+        _ => false,
     }
 }

@@ -433,6 +433,8 @@ fn ctrl_c_while_stopped_is_no_phantom_stop_later(chips: Chips) {
     let mut client = vmm.client();
     client.interrupt().unwrap();
     client.interrupt().unwrap();
+    // As gdb does before it shows a stop.
+    client.read_rip().unwrap();
     let start = vmm.symbol("loop_start");
     assert_eq!(client.request(&format!("Z1,{start:x},1")).unwrap(), "OK");
     let stop = client.request("vCont;c").unwrap();

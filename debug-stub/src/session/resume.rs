@@ -87,6 +87,9 @@ impl<H: Host> Session<H> {
         }
         self.guest.registers.forget();
         self.actions.push_back(Action::Resume(plan));
+        if std::mem::take(&mut self.early_interrupt) {
+            self.interrupt();
+        }
     }
 
     /// The vCPUs cannot run: says why, and reports a stop, since one is waited for.

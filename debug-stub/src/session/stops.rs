@@ -60,6 +60,7 @@ impl<H: Host> Session<H> {
 
     /// Sends the stop reply; the client has the word then.
     pub(super) fn report(&mut self, stop: &Stop) {
+        self.early_interrupt = false;
         self.note_reason(stop);
         self.flush_notices();
         let reply = self.stop_reply(stop);

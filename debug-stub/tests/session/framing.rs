@@ -42,11 +42,55 @@ fn a_packet_over_the_advertised_size_is_refused_and_the_next_one_served() {
 }
 
 #[test]
-fn ctrl_c_while_stopped_leaves_no_phantom_stop() {
+fn ctrl_c_that_crosses_with_a_stop_leaves_no_phantom_stop() {
+    for looks in ["g", "m4000,4", "p10", "qThreadExtraInfo,1", "?", "qRcmd,68656c70"] {
+        let mut rig = spinning(1);
+        rig.bytes(b"\x03");
+        rig.ask("z1,4000,1");
+        rig.send(looks);
+        assert_eq!(rig.send("vCont;c"), [""; 0], "it runs: {looks}");
+        assert!(rig.running.is_some());
+        assert_eq!(rig.interrupts, 0);
+    }
+}
+
+#[test]
+fn ctrl_c_that_overtakes_a_resume_interrupts_it_once() {
+    for resume in ["vCont;c", "vCont;c:1", "c", "C05"] {
+        let mut rig = spinning(1);
+        rig.ask("g");
+        assert_eq!(rig.bytes(b"\x03"), [""; 0]);
+        rig.ask("Z1,5000,1");
+        rig.ask("Hc0");
+        rig.ask("vCont?");
+        let replies = rig.send(resume);
+        assert!(replies[0].starts_with("T02thread:01;"), "{replies:?}");
+        assert_eq!(rig.interrupts, 1);
+        assert_eq!(rig.send("vCont;c"), [""; 0], "it runs");
+        assert_eq!(rig.interrupts, 1);
+    }
+}
+
+#[test]
+fn ctrl_c_at_a_resume_that_has_stopped_at_once_stops_no_later_one() {
+    for together in [b"\x03$vCont;s:1#23", b"$vCont;s:1#23\x03"] {
+        let mut rig = nops(1);
+        let replies = rig.bytes(together);
+        assert_eq!(replies.len(), 1, "{replies:?}");
+        assert!(replies[0].starts_with("T05"), "{replies:?}");
+        assert_eq!(rig.interrupts, 0);
+    }
+}
+
+#[test]
+fn ctrl_c_is_not_left_to_the_next_client() {
     let mut rig = spinning(1);
     assert_eq!(rig.bytes(b"\x03"), [""; 0]);
+    rig.session.disconnected();
+    rig.act();
+    rig.session.attach(GuestState::Stopped);
+    rig.act();
     assert_eq!(rig.send("vCont;c"), [""; 0], "it runs");
-    assert!(rig.running.is_some());
     assert_eq!(rig.interrupts, 0);
 }
 
