@@ -186,40 +186,36 @@ fn a_step_of_a_vcpu_that_was_never_started_lasts_until_ctrl_c(chips: Chips) {
     assert_sleeps_and_wakes(&vmm);
 }
 
+/// CS and IP where INIT and the startup IPI may end a step each.
+const ENDS: [(u64, u64); 2] = [(0xf000, 0xfff0), (0x7000, 0)];
+
 fn a_vcpu_that_is_started_in_its_step_is_at_its_first_instruction(chips: Chips) {
     let vmm = never_started(chips);
-    is_started_in_its_step(&vmm, chips, 1);
+    is_started_in_its_step(&vmm, &ENDS, 1);
 }
 
 fn a_halted_vcpu_that_is_started_anew_in_its_step_is_at_its_first_instruction(chips: Chips) {
     let vmm = halted(chips);
-    is_started_in_its_step(&vmm, chips, 2);
+    // KVM goes on in the entry that takes them; in Bochs the first fetch from a page traps for nothing.
+    is_started_in_its_step(&vmm, if chips == USER { &ENDS } else { &ENDS[1..] }, 2);
 }
 
-fn is_started_in_its_step(vmm: &Vmm, chips: Chips, times: usize) {
+fn is_started_in_its_step(vmm: &Vmm, mut before: &[(u64, u64)], times: usize) {
     let mut client = vmm.client();
     tell(&mut client, vmm, START);
     // Behind the CLI of the trampoline.
-    let end = (Some(0x7000), Some(1));
-    let mut places = Vec::new();
-    while places.last() != Some(&end) && places.len() < 4 {
+    let first = (0x7000, 1);
+    loop {
         let stop = client.request("vCont;s:2;c").unwrap();
         assert!(stop.starts_with("T05"), "{stop}");
         assert_eq!(flags(&mut client) & RFLAGS_TF, 0);
-        places.push((expedited(&stop, 0x12), expedited(&stop, 0x10)));
-    }
-    assert_eq!(places.pop(), Some(end));
-    if chips == USER {
-        // Of ours INIT and the startup IPI end a step each, unless they come together.
-        let after = [(0xf000, 0xfff0), (0x7000, 0)].map(|(cs, ip)| (Some(cs), Some(ip)));
-        assert!(
-            !places.is_empty() && after.ends_with(&places),
-            "{places:x?}"
-        );
-    } else {
-        // KVM takes both in the entry that runs the first instruction (lapic.c,
-        // `kvm_apic_accept_events`).
-        assert_eq!(places, []);
+        let place = [0x12, 0x10].map(|register| expedited(&stop, register).unwrap());
+        let place = (place[0], place[1]);
+        if place == first {
+            break;
+        }
+        let at = before.iter().position(|known| *known == place);
+        before = &before[at.unwrap_or_else(|| panic!("{place:x?}, of {before:x?}")) + 1..];
     }
     drop(client);
     eventually("it starts", || starts(vmm) == times);

@@ -4,7 +4,8 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
 
 use kvm_bindings::{
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debug_exit_arch,
+    KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_debug_exit_arch,
 };
 use kvm_ioctls::VcpuExit;
 
@@ -60,7 +61,7 @@ pub(super) enum Entry {
     Nothing,
     /// HLT left the guest: only with a userspace local APIC.
     Halted,
-    /// INIT or a start-up IPI has replaced the registers: only with a userspace local APIC.
+    /// INIT or a start-up IPI has replaced the registers.
     Restarted,
     /// `KVM_EXIT_DEBUG`.
     Debug(kvm_debug_exit_arch),
@@ -200,6 +201,7 @@ impl DebugVcpu {
         environment: &Environment<'_, E, M>,
     ) -> Entry {
         self.cached = None;
+        self.mp_state = KVM_MP_STATE_RUNNABLE;
         self.incomplete = false;
         let exits = environment.exits;
         let mut written = None;

@@ -9,8 +9,11 @@
 //! 2. `KVM_RUN`; a device access is served and then completed with `immediate_exit`, since an
 //!    emulated OUT or MMIO write ends *without* a trap and would take one more instruction along;
 //! 3. SYSCALL and SYSRET are helped to a trap at all ([`system_call`](super::system_call));
-//! 4. a trap that moved nothing though the instruction must move is spurious: step again.
+//! 4. a trap that moved nothing though the instruction must move is spurious: step again;
+//! 5. a vCPU that waits in KVM may be started anew in its step, which ends then with its first
+//!    instruction there, or before it.
 
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED};
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use super::debug_exit::{DR6_BS, DebugExit};
@@ -19,12 +22,17 @@ use super::run::{Entry, Environment, OnStop, RunEnd};
 use super::system_call::Lent;
 use super::vcpu::DebugVcpu;
 use crate::host::{Armed, GuestMemory, StepOrder, StopReason};
-use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepPlan};
+use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepClass, StepPlan};
 
 /// How often an instruction may be begun without getting anywhere. One spurious trap for each
 /// page that it touches has been seen (an EPT violation in Bochs); an instruction touches fewer
 /// than ten.
 const MAX_ATTEMPTS: u32 = 64;
+
+/// CR0.PE (SDM 3A 2.5).
+const CR0_PE: u64 = 1;
+/// In bytes (SDM 2A 2.3.11).
+const LONGEST_INSTRUCTION: u64 = 15;
 
 /// An instruction whose step is armed, and not known to be done.
 #[derive(Debug)]
@@ -32,6 +40,8 @@ pub(super) struct Begun {
     plan: StepPlan,
     /// [`RegisterGroups::EXPEDITED`] before it.
     before: RegisterFile,
+    /// `KVM_MP_STATE_*` before it.
+    mp_state: u32,
     /// To be taken back when it is done.
     lent: Lent,
 }
@@ -127,6 +137,7 @@ impl DebugVcpu {
         environment: &Environment<'_, E, M>,
     ) -> Result<Begun, StopReason> {
         let before = self.expedited_now()?;
+        let mp_state = self.mp_state;
         let pc = before.linear_pc();
         let stays = |breakpoint: &HwBreakpoint| !(first && executes_at(breakpoint, pc));
         let hardware = armed.hardware.map(|slot| slot.filter(stays));
@@ -143,7 +154,12 @@ impl DebugVcpu {
             let _ = self.take_back(lent);
             return Err(error.stop());
         }
-        Ok(Begun { plan, before, lent })
+        Ok(Begun {
+            plan,
+            before,
+            mp_state,
+            lent,
+        })
     }
 
     /// Runs the instruction to its end.
@@ -156,6 +172,10 @@ impl DebugVcpu {
         for _ in 0..MAX_ATTEMPTS {
             let mut entry = self.enter(environment);
             while let Entry::Nothing = entry {
+                if begun.mp_state == KVM_MP_STATE_UNINITIALIZED && self.has_been_reset() {
+                    entry = Entry::Restarted;
+                    break;
+                }
                 // A signal for somebody else. TF is as it was, here or in a handler's frame.
                 entry = self.enter(environment);
             }
@@ -224,9 +244,19 @@ impl DebugVcpu {
         trapped: bool,
         environment: &Environment<'_, E, M>,
     ) -> Result<Progress, StopReason> {
-        let Begun { plan, before, lent } = begun;
+        let Begun {
+            plan,
+            before,
+            mp_state,
+            lent,
+        } = begun;
         let mut after = self.expedited_now()?;
         lent.hide(&mut after);
+        if *mp_state != KVM_MP_STATE_RUNNABLE && is_started_anew(before, &after) {
+            // The instruction is no more, and nothing of it is to be mended.
+            self.set_guest_tf(false);
+            return Ok(Progress::Done);
+        }
         if !trapped && after.core.rip == before.core.rip {
             return Ok(Progress::NotStarted);
         }
@@ -245,12 +275,25 @@ impl DebugVcpu {
             self.write_registers(RegisterGroups::CORE, &after)
                 .map_err(|error| StopReason::InternalError(error.to_string()))?;
         }
+        if plan.class() == StepClass::Halt {
+            // It may be halted now: the next step asks KVM, together with the registers.
+            self.cached = None;
+        }
         self.set_guest_tf(settlement.guest_tf);
         if settlement.guest_trap {
             self.owe_debug_exception(DR6_BS);
         }
         Ok(Progress::Done)
     }
+}
+
+/// Whether a vCPU that waited has taken INIT and a startup IPI since, and run one instruction there at most.
+/// Both leave it in real-address mode, at IP 0 of another code segment, with no stack (SDM 3A, 9.4.4 and
+/// table 9-1).
+fn is_started_anew(before: &RegisterFile, after: &RegisterFile) -> bool {
+    let moved = before.special.cs.base != after.special.cs.base;
+    let unset = after.core.rsp == 0 || before.special.cr0 & CR0_PE != 0;
+    after.special.cr0 & CR0_PE == 0 && moved && unset && after.core.rip <= LONGEST_INSTRUCTION
 }
 
 /// Whether the breakpoint is for the instruction at `pc`.

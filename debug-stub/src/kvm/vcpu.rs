@@ -1,8 +1,8 @@
 //! One KVM vCPU under a debugger.
 
 use kvm_bindings::{
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED,
-    KVM_MP_STATE_UNINITIALIZED,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use vcpu_caps::kvm::{SetGuestDebugError, apply_pending};
@@ -17,6 +17,9 @@ use crate::x86_64::{RegisterFile, RegisterGroups};
 pub(super) const RFLAGS_TF: u64 = 1 << 8;
 /// RFLAGS.IF.
 const RFLAGS_IF: u64 = 1 << 9;
+/// Where KVM's `kvm_vcpu_reset` has the linear RIP when it sets RFLAGS: CS is that of INIT already
+/// (SDM 3A, table 9-1), and RIP still 0.
+const RESETS_LINEAR_RIP: u64 = 0xffff_0000;
 /// The debugger, as an owner of holds on [`Capability::MaskHwintr`]. Others may hold it too: see
 /// [`DebugVcpu::control`].
 pub const DEBUGGER: Owner = Owner::new("debugger");
@@ -39,6 +42,8 @@ pub struct DebugVcpu {
     /// A device access was served and KVM has not completed the instruction yet: registers are
     /// not consistent (api.rst 5, "For KVM_EXIT_IO...").
     pub(super) incomplete: bool,
+    /// `KVM_MP_STATE_*`, as last read; `RUNNABLE` if the vCPU has run since.
+    pub(super) mp_state: u32,
     /// The instruction under way, after a run that yielded.
     pub(super) begun: Option<Begun>,
     /// The guest is over: why. Running it again answers the same.
@@ -58,6 +63,7 @@ impl DebugVcpu {
             guest_tf: None,
             cached: None,
             incomplete: false,
+            mp_state: KVM_MP_STATE_RUNNABLE,
             begun: None,
             over: None,
         }
@@ -146,7 +152,7 @@ impl DebugVcpu {
         }
         if wanted.intersects(RegisterGroups::EXPEDITED) {
             // May change CS and RIP, by accepting a SIPI: before the registers, or not at all.
-            let _ = self.fd.get_mp_state();
+            self.mp_state = self.mp_state_now();
         }
         if wanted.is_empty() {
             return Ok(());
@@ -184,6 +190,12 @@ impl DebugVcpu {
             return Ok(());
         }
         write_registers(&self.fd, groups, file)
+    }
+
+    /// `KVM_MP_STATE_*`, which is `RUNNABLE` where the local APIC is not KVM's.
+    pub(super) fn mp_state_now(&self) -> u32 {
+        let state = self.fd.get_mp_state();
+        state.map_or(KVM_MP_STATE_RUNNABLE, |state| state.mp_state)
     }
 
     /// [`RegisterGroups::EXPEDITED`], if they came with the last exit.
@@ -265,6 +277,16 @@ impl DebugVcpu {
         Ok(self.control.set_hardware(hardware)?)
     }
 
+    /// Whether KVM has taken INIT for this vCPU, which waited for it. It comes back for that with EAGAIN or
+    /// EINTR (`kvm_arch_vcpu_ioctl_run`), and without TF.
+    pub(super) fn has_been_reset(&mut self) -> bool {
+        let reset = self.mp_state_now() != KVM_MP_STATE_UNINITIALIZED;
+        if reset {
+            self.forget_registers();
+        }
+        reset
+    }
+
     /// INIT or a start-up IPI has replaced them.
     pub(super) fn forget_registers(&mut self) {
         self.cached = None;
@@ -292,7 +314,35 @@ impl DebugVcpu {
             return Ok(());
         }
         self.control.step()?;
-        self.arm()
+        if self.mp_state == KVM_MP_STATE_HALTED {
+            self.arm_as_reset()
+        } else {
+            self.arm()
+        }
+    }
+
+    /// Arms a step that outlives INIT.
+    ///
+    /// A `KVM_RUN` of a vCPU that is halted in KVM takes INIT and the startup IPI, and goes on in the
+    /// guest; the reset has cleared TF, so that the vCPU would run on, masked. But KVM adds TF to RFLAGS
+    /// that it sets while the linear RIP is the one of `KVM_SET_GUEST_DEBUG` (`__kvm_set_rflags`), and a
+    /// startup IPI leaves RFLAGS as they are. So the call is made with RIP where the reset will have it,
+    /// and what is to be stepped without INIT gets its TF by hand.
+    fn arm_as_reset(&mut self) -> Result<(), DebugError> {
+        let mut file = RegisterFile::default();
+        self.read_registers(RegisterGroups::EXPEDITED, &mut file)?;
+        if self.mp_state != KVM_MP_STATE_HALTED {
+            // INIT has just come.
+            return self.arm();
+        }
+        let mut elsewhere = file.clone();
+        let distance = RESETS_LINEAR_RIP.wrapping_sub(file.linear_pc());
+        elsewhere.core.rip = file.core.rip.wrapping_add(distance);
+        self.write_registers(RegisterGroups::CORE, &elsewhere)?;
+        let armed = self.arm();
+        file.core.rflags |= RFLAGS_TF;
+        write_registers(&self.fd, RegisterGroups::CORE, &file)?;
+        armed
     }
 
     /// The guest's own TF, as far as it is known.

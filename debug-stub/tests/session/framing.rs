@@ -43,7 +43,14 @@ fn a_packet_over_the_advertised_size_is_refused_and_the_next_one_served() {
 
 #[test]
 fn ctrl_c_that_crosses_with_a_stop_leaves_no_phantom_stop() {
-    for looks in ["g", "m4000,4", "p10", "qThreadExtraInfo,1", "?", "qRcmd,68656c70"] {
+    for looks in [
+        "g",
+        "m4000,4",
+        "p10",
+        "qThreadExtraInfo,1",
+        "?",
+        "qRcmd,68656c70",
+    ] {
         let mut rig = spinning(1);
         rig.bytes(b"\x03");
         rig.ask("z1,4000,1");

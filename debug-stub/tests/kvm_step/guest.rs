@@ -1,0 +1,283 @@
+//! The vCPU, its memory, and what watches it.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use debug_stub::kvm::{
+    DebugVcpu, Environment, ExitHandler, OnStop, RunEnd, UserInterrupts, VmMemory,
+};
+use debug_stub::x86_64::{RegisterFile, RegisterGroups};
+use debug_stub::{Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder};
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_msi, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VmFd};
+use vcpu_caps::{HostReport, Plan, Profile, negotiate};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+pub(crate) const MEMORY: usize = 0x1_0000;
+pub(crate) const CODE: u64 = 0x1000;
+pub(crate) const HANDLER: u64 = 0x3000;
+pub(crate) const STACK: u64 = 0x8000;
+/// Where interrupts count: the handler increments the word here.
+pub(crate) const COUNTER: u64 = 0x4000;
+pub(crate) const VECTOR: u8 = 0x40;
+pub(crate) const TF: u64 = 1 << 8;
+pub(crate) const IF: u64 = 1 << 9;
+
+/// The software KVM whose CPL0 code is emulated.
+pub(crate) fn is_pvm() -> bool {
+    Path::new("/sys/module/kvm_pvm").exists()
+}
+
+/// What this host was seen to do, tried out once.
+pub(crate) fn report() -> &'static HostReport {
+    static REPORT: OnceLock<HostReport> = OnceLock::new();
+    REPORT.get_or_init(|| {
+        let kvm = Kvm::new().expect("this test needs /dev/kvm");
+        let mut report = vcpu_caps::kvm::probe(&kvm);
+        vcpu_caps::kvm::verify(&kvm, &mut report).unwrap();
+        report
+    })
+}
+
+pub(crate) fn plan() -> &'static Plan {
+    static PLAN: OnceLock<Plan> = OnceLock::new();
+    PLAN.get_or_init(|| negotiate(report(), &Profile::debugger()).unwrap())
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) enum Access {
+    In(u16, usize),
+    Out(u16, Vec<u8>),
+    Read(u64, usize),
+    Write(u64, Vec<u8>),
+}
+
+/// Records what the guest asks for, and answers each byte with 0x5a.
+#[derive(Default)]
+pub(crate) struct Recorder(Mutex<Vec<Access>>);
+
+impl Recorder {
+    pub(crate) fn push(&self, access: Access) {
+        self.0.lock().unwrap().push(access);
+    }
+
+    pub(crate) fn take(&self) -> Vec<Access> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl UserInterrupts for Recorder {}
+
+impl ExitHandler for Recorder {
+    fn io_in(&self, port: u16, data: &mut [u8]) {
+        self.push(Access::In(port, data.len()));
+        data.fill(0x5a);
+    }
+    fn io_out(&self, port: u16, data: &[u8]) {
+        self.push(Access::Out(port, data.to_vec()));
+    }
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        self.push(Access::Read(address, data.len()));
+        data.fill(0x5a);
+    }
+    fn mmio_write(&self, address: u64, data: &[u8]) {
+        self.push(Access::Write(address, data.to_vec()));
+    }
+    fn exited(&self) -> Option<u8> {
+        None
+    }
+}
+
+extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+pub(crate) struct Runner(libc::pthread_t);
+
+// SAFETY: used only while the thread it names waits for the thread that uses it.
+unsafe impl Killable for Runner {
+    fn pthread_handle(&self) -> libc::pthread_t {
+        self.0
+    }
+}
+
+pub(crate) struct Guest {
+    pub(crate) vcpu: DebugVcpu,
+    pub(crate) memory: VmMemory<GuestMemoryMmap<()>>,
+    pub(crate) devices: Recorder,
+    pub(crate) stop: AtomicBool,
+    pub(crate) vm: Arc<VmFd>,
+}
+
+impl Guest {
+    /// A guest with `code` at [`CODE`], a handler `inc word [COUNTER]; iret` for [`VECTOR`], and
+    /// KVM's interrupt chips.
+    pub(crate) fn new(code: &[u8]) -> Self {
+        Self::with(code, plan())
+    }
+
+    pub(crate) fn with(code: &[u8], plan: &Plan) -> Self {
+        Self::of(VcpuId(0), code, plan)
+    }
+
+    /// Whose only vCPU is this one.
+    pub(crate) fn of(id: VcpuId, code: &[u8], plan: &Plan) -> Self {
+        let kvm = Kvm::new().expect("this test needs /dev/kvm");
+        let vm = kvm.create_vm().unwrap();
+        vm.set_tss_address(0xfffb_d000).unwrap();
+        vm.create_irq_chip().unwrap();
+        let mmap = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: MEMORY as u64,
+            userspace_addr: mmap.get_host_address(GuestAddress(0)).unwrap() as u64,
+        };
+        // SAFETY: the mapping lives as long as the guest: both are fields of `Guest`.
+        unsafe { vm.set_user_memory_region(region).unwrap() };
+        let memory = VmMemory(mmap);
+        let put = |at: u64, bytes: &[u8]| {
+            assert_eq!(memory.write_memory(GuestPhysAddr(at), bytes), bytes.len());
+        };
+        put(CODE, code);
+        // inc word [0x4000]; push ax; ... ; iret: no EOI, each vector is delivered once.
+        put(HANDLER, &[0xff, 0x06, 0x00, 0x40, 0xcf]);
+        for vector in [1u64, 3, 6, u64::from(VECTOR)] {
+            let handler = u16::try_from(HANDLER).unwrap().to_le_bytes();
+            put(vector * 4, &[handler[0], handler[1], 0, 0]);
+        }
+        let fd = vm.create_vcpu(id.0.into()).unwrap();
+        let running = kvm_mp_state {
+            mp_state: KVM_MP_STATE_RUNNABLE,
+        };
+        fd.set_mp_state(running).unwrap();
+        let mut sregs = fd.get_sregs().unwrap();
+        for segment in [&mut sregs.cs, &mut sregs.ss, &mut sregs.ds, &mut sregs.es] {
+            segment.base = 0;
+            segment.selector = 0;
+        }
+        fd.set_sregs(&sregs).unwrap();
+        let mut regs = fd.get_regs().unwrap();
+        regs.rip = CODE;
+        regs.rsp = STACK;
+        regs.rflags = 2;
+        fd.set_regs(&regs).unwrap();
+        let mut lapic = fd.get_lapic().unwrap();
+        // Spurious-interrupt vector register, offset 0xf0: software-enable the local APIC.
+        for (offset, byte) in [(0xf0, 0xff), (0xf1, 0x01)] {
+            lapic.regs[offset] = i8::from_ne_bytes([byte]);
+        }
+        fd.set_lapic(&lapic).unwrap();
+        let mut vcpu = DebugVcpu::new(id, fd, plan);
+        let _ = vcpu.kvm_run();
+        Self {
+            vcpu,
+            memory,
+            devices: Recorder::default(),
+            stop: AtomicBool::new(false),
+            vm: Arc::new(vm),
+        }
+    }
+
+    pub(crate) fn run(&mut self, order: &VcpuOrder, armed: &Armed) -> StopReason {
+        match self.run_until(OnStop::Interrupt, order, armed) {
+            RunEnd::Stopped(reason) => reason,
+            RunEnd::Yielded => panic!("nobody asked for it"),
+        }
+    }
+
+    /// Runs, and stops a vCPU that does not come back.
+    pub(crate) fn run_until(
+        &mut self,
+        on_stop: OnStop,
+        order: &VcpuOrder,
+        armed: &Armed,
+    ) -> RunEnd {
+        register_signal_handler(SIGRTMIN(), ignore).unwrap();
+        let (stop, devices, memory, vcpu) =
+            (&self.stop, &self.devices, &self.memory, &mut self.vcpu);
+        // SAFETY: has no precondition.
+        let runner = Runner(unsafe { libc::pthread_self() });
+        let (done, watch) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut patience = Duration::from_secs(5);
+                while watch.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    stop.store(true, Ordering::Release);
+                    runner.kill(SIGRTMIN()).unwrap();
+                    patience = Duration::from_millis(10);
+                }
+            });
+            let reason = vcpu.run(
+                order,
+                armed,
+                &Environment {
+                    exits: devices,
+                    memory,
+                    stop,
+                    on_stop,
+                },
+            );
+            drop(done);
+            reason
+        })
+    }
+
+    pub(crate) fn step_with(&mut self, mask: bool, armed: &Armed) -> StopReason {
+        self.run(&VcpuOrder::Step(StepOrder { range: None, mask }), armed)
+    }
+
+    pub(crate) fn step(&mut self) -> StopReason {
+        self.step_with(true, &Armed::default())
+    }
+
+    pub(crate) fn registers(&mut self) -> RegisterFile {
+        let mut file = RegisterFile::default();
+        self.vcpu
+            .read_registers(RegisterGroups::all(), &mut file)
+            .unwrap();
+        file
+    }
+
+    pub(crate) fn set(&mut self, change: impl FnOnce(&mut RegisterFile)) {
+        let mut file = self.registers();
+        change(&mut file);
+        self.vcpu
+            .write_registers(RegisterGroups::CORE, &file)
+            .unwrap();
+    }
+
+    pub(crate) fn rip(&mut self) -> u64 {
+        self.registers().core.rip
+    }
+
+    pub(crate) fn word(&self, at: u64) -> u16 {
+        let mut bytes = [0; 2];
+        assert_eq!(self.memory.read_memory(GuestPhysAddr(at), &mut bytes), 2);
+        u16::from_le_bytes(bytes)
+    }
+
+    pub(crate) fn raise(&self) {
+        send(&self.vm, self.vcpu.id(), u32::from(VECTOR));
+    }
+
+    #[track_caller]
+    pub(crate) fn step_to(&mut self, rip: u64) {
+        assert_eq!(self.step(), StopReason::Step);
+        assert_eq!(self.rip(), rip, "RIP after the step");
+    }
+}
+
+/// Sends a message with this data (SDM 3A 10.11.2) to a vCPU's local APIC.
+pub(crate) fn send(vm: &VmFd, id: VcpuId, data: u32) {
+    let msi = kvm_msi {
+        address_lo: 0xfee0_0000 | u32::from(id.0) << 12,
+        data,
+        ..Default::default()
+    };
+    let taken = vm.signal_msi(msi).unwrap();
+    assert_eq!(taken, 1, "the local APIC took the message");
+}

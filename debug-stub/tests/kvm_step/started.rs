@@ -1,0 +1,146 @@
+//! A vCPU that waits in KVM, and is started anew in its step: INIT and the startup IPI come while its
+//! thread sleeps in `KVM_RUN`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use debug_stub::{Armed, StopReason, VcpuId};
+use kvm_bindings::{
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
+};
+
+use crate::guest::{CODE, COUNTER, Guest, IF, TF, plan, send};
+
+/// An application processor.
+const AP: VcpuId = VcpuId(1);
+/// Of a message (SDM 3A, figure 10-25): delivery mode INIT, and start-up with the page of [`CODE`].
+const INIT: u32 = 0x500;
+const STARTUP: u32 = 0x600 | (CODE >> 12) as u32;
+/// CS and IP, where a step may end: after INIT, after a startup IPI, and one instruction later.
+const RESET: (u16, u64) = (0xf000, 0xfff0);
+const STARTED: (u16, u64) = ((CODE >> 4) as u16, 0);
+const FIRST: (u16, u64) = (STARTED.0, 1);
+
+/// A processor that waits, with code to start at.
+fn waiting(mp_state: u32) -> Guest {
+    // inc ax, four times; jmp $
+    let code = [0x40, 0x40, 0x40, 0x40, 0xeb, 0xfe];
+    let mut guest = Guest::of(AP, &code, plan());
+    guest.set(|file| file.core.rip = CODE + 4);
+    guest
+        .vcpu
+        .fd()
+        .set_mp_state(kvm_mp_state { mp_state })
+        .unwrap();
+    guest
+}
+
+fn place(guest: &mut Guest) -> (u16, u64) {
+    let file = guest.registers();
+    assert_eq!(file.core.rflags & TF, 0, "the debugger's TF");
+    (file.special.cs.selector, file.core.rip)
+}
+
+/// Steps, while these messages come, each some time after the one before.
+fn step_beside(guest: &mut Guest, mask: bool, messages: &'static [u32], pause: Duration) {
+    let vm = Arc::clone(&guest.vm);
+    let sender = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(50));
+        for message in messages {
+            send(&vm, AP, *message);
+            thread::sleep(pause);
+        }
+    });
+    assert_eq!(guest.step_with(mask, &Armed::default()), StopReason::Step);
+    sender.join().unwrap();
+}
+
+fn assert_is_at_its_first_instruction(
+    mp_state: u32,
+    messages: &'static [u32],
+    before: &[(u16, u64)],
+) {
+    for pause in [Duration::ZERO, Duration::from_millis(50)] {
+        for mask in [true, false] {
+            let mut guest = waiting(mp_state);
+            // The first plan takes longest.
+            guest.stop.store(true, Ordering::Release);
+            assert_eq!(guest.step(), StopReason::Interrupted);
+            guest.stop.store(false, Ordering::Release);
+
+            step_beside(&mut guest, mask, messages, pause);
+            let mut places = vec![place(&mut guest)];
+            while *places.last().unwrap() != FIRST && places.len() <= before.len() {
+                assert_eq!(guest.step_with(mask, &Armed::default()), StopReason::Step);
+                places.push(place(&mut guest));
+            }
+            assert_eq!(places.pop(), Some(FIRST), "{places:x?}");
+            assert!(
+                places.iter().all(|place| before.contains(place)),
+                "{places:x?}"
+            );
+            guest.set(|file| file.core.rax = 0);
+            for ip in 2..=4 {
+                guest.step_to(ip);
+            }
+            assert_eq!(guest.registers().core.rax & 0xffff, 3);
+            assert_eq!(guest.vcpu.waiting(), None);
+        }
+    }
+}
+
+/// KVM goes on in the entry that takes INIT and the startup IPI. In Bochs the first fetch from a page traps
+/// once for nothing, before the instruction.
+#[test]
+fn a_halted_vcpu_stops_at_its_first_instruction() {
+    assert_is_at_its_first_instruction(KVM_MP_STATE_HALTED, &[INIT, STARTUP], &[STARTED]);
+}
+
+#[test]
+fn a_vcpu_that_waits_for_a_startup_ipi_stops_at_its_first_instruction() {
+    assert_is_at_its_first_instruction(KVM_MP_STATE_INIT_RECEIVED, &[STARTUP], &[STARTED]);
+}
+
+/// KVM comes back after INIT, and may have taken the startup IPI by then, too.
+#[test]
+fn a_vcpu_that_waits_for_init_stops_at_it_and_at_its_first_instruction() {
+    let before = [RESET, STARTED];
+    assert_is_at_its_first_instruction(KVM_MP_STATE_UNINITIALIZED, &[INIT, STARTUP], &before);
+}
+
+#[test]
+fn a_halted_vcpu_that_nothing_starts_is_as_it_was() {
+    let mut guest = waiting(KVM_MP_STATE_HALTED);
+    for guests_own in [0, TF] {
+        guest.set(|file| file.core.rflags = 2 | IF | guests_own);
+        let before = guest.registers();
+        guest.stop.store(true, Ordering::Release);
+        for _ in 0..3 {
+            assert_eq!(guest.step(), StopReason::Interrupted);
+            assert_eq!(guest.registers().core, before.core);
+            assert_eq!(guest.registers().special.cs, before.special.cs);
+        }
+        assert_eq!(guest.vcpu.waiting(), Some("halted"));
+        guest.stop.store(false, Ordering::Release);
+    }
+    guest.vcpu.release().unwrap();
+    assert_ne!(guest.registers().core.rflags & TF, 0, "the guest's own");
+}
+
+#[test]
+fn a_halted_vcpu_that_is_woken_steps_its_next_instruction() {
+    let mut guest = waiting(KVM_MP_STATE_HALTED);
+    guest.set(|file| {
+        file.core.rip = CODE;
+        file.core.rflags = 2 | IF;
+    });
+    step_beside(&mut guest, true, &[0x40], Duration::ZERO);
+    assert_eq!(guest.rip(), CODE + 1);
+    assert_eq!(guest.vcpu.waiting(), None);
+    guest.step_to(CODE + 2);
+    assert_eq!(guest.word(COUNTER), 0, "masked");
+    let _ = guest.step_with(false, &Armed::default());
+    assert_eq!(guest.word(COUNTER), 1, "neither lost nor doubled");
+}
