@@ -4,7 +4,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-const GUESTS: [&str; 5] = ["timer", "smp", "sleep", "fault", "script"];
+const GUESTS: [&str; 6] = ["timer", "smp", "sleep", "fault", "reset", "script"];
+/// Where the firmware is linked to: `FIRMWARE` in src/layout.rs.
+const FIRMWARE: &str = "0xfff00";
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=guests");
@@ -13,8 +15,13 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let source = source.join("guests");
-    for guest in GUESTS {
-        if let Err(problem) = assemble(&source, &out, guest) {
+    let script = format!("-Wl,-T,{}", source.join("link.ld").display());
+    let elf = [script.as_str(), "-Wl,-z,max-page-size=0x1000"];
+    let flat = [&format!("-Wl,-Ttext={FIRMWARE}"), "-Wl,--oformat=binary"];
+    let guests = GUESTS.map(|guest| (guest, "elf", &elf));
+    for (guest, extension, options) in guests.into_iter().chain([("firmware", "bin", &flat)]) {
+        let output = out.join(guest).with_extension(extension);
+        if let Err(problem) = assemble(&source, guest, options, &output) {
             println!("cargo::error=cannot assemble guests/{guest}.S: {problem}");
             println!("cargo::error=a C compiler with binutils is needed (Debian: gcc)");
             return ExitCode::FAILURE;
@@ -27,7 +34,7 @@ fn dir(variable: &str) -> Option<PathBuf> {
     env::var_os(variable).map(PathBuf::from)
 }
 
-fn assemble(source: &Path, out: &Path, guest: &str) -> Result<(), String> {
+fn assemble(source: &Path, guest: &str, options: &[&str], output: &Path) -> Result<(), String> {
     // The `cc` crate knows which compiler is wanted ($CC, the target's), but builds libraries
     // only; none of its own flags apply to a program without an operating system.
     let compiler = cc::Build::new()
@@ -39,14 +46,10 @@ fn assemble(source: &Path, out: &Path, guest: &str) -> Result<(), String> {
         .args(["-m64", "-nostdlib", "-static", "-no-pie", "-g"])
         // The same bytes wherever the sources are.
         .arg(format!("-ffile-prefix-map={}=guests", source.display()))
-        .arg(format!("-Wl,-T,{}", source.join("link.ld").display()))
-        .args([
-            "-Wl,--build-id=none",
-            "-Wl,-z,noexecstack",
-            "-Wl,-z,max-page-size=0x1000",
-        ])
+        .args(["-Wl,--build-id=none", "-Wl,-z,noexecstack"])
+        .args(options)
         .arg("-o")
-        .arg(out.join(format!("{guest}.elf")))
+        .arg(output)
         .arg(source.join(format!("{guest}.S")));
     let output = command
         .output()

@@ -1,5 +1,6 @@
 //! Why a command failed, and the exit status that this means.
 
+use std::error::Error as StdError;
 use std::io;
 
 use debug_stub::server::ListenError;
@@ -13,6 +14,18 @@ use crate::exit_status::ExitStatus;
 use crate::loader::LoadError;
 use crate::machine::MachineError;
 use crate::vcpu::GroupError;
+
+/// The error and its causes on one line.
+#[must_use]
+pub fn with_causes(error: &dyn StdError) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}
 
 /// Why a command failed.
 #[derive(Debug, Error)]

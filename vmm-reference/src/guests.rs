@@ -45,6 +45,13 @@ pub static FAULT: Guest = Guest {
     elf: include_bytes!(concat!(env!("OUT_DIR"), "/fault.elf")),
 };
 
+/// Resets its processor in five ways, comes back each time, and ends with debug-exit code 5. Prints "reset
+/// guest" at each boot.
+pub static RESET: Guest = Guest {
+    name: "reset",
+    elf: include_bytes!(concat!(env!("OUT_DIR"), "/reset.elf")),
+};
+
 /// Runs tables of operations that the host has written into its memory, on up to 32 processors:
 /// for the conformance suite, whose `wire` module has the format. Prints "script guest".
 pub static SCRIPT: Guest = Guest {
@@ -106,7 +113,7 @@ mod tests {
 
     #[test]
     fn every_guest_is_a_pvh_kernel_that_starts_at_1_mib() {
-        for guest in [TIMER, SMP, SLEEP, FAULT, SCRIPT] {
+        for guest in [TIMER, SMP, SLEEP, FAULT, RESET, SCRIPT] {
             let Ok(Kernel::Pvh { entry, .. }) = Kernel::parse(guest.elf) else {
                 panic!("{} is not a PVH kernel", guest.name);
             };

@@ -7,7 +7,7 @@
 //! | `0xa_0000` | `0xe_0000` | no memory: the legacy hole |
 //! | `0xe_0000` | `0x10_0000` | reserved: ACPI tables, Intel MP table |
 //! | `0x10_0000` | 3 GiB at most | memory: kernel, initrd |
-//! | 3 GiB | 4 GiB | no memory: IOAPIC, local APICs, KVM's own pages |
+//! | 3 GiB | 4 GiB | no memory: IOAPIC, local APICs, KVM's own pages; with `--testdev` a page of firmware at its end |
 //! | 4 GiB | … | the rest of the memory |
 
 use vm_memory::GuestAddress;
@@ -49,7 +49,9 @@ pub const ACPI_END: u64 = 0xf_e000;
 pub const MP_TABLE: GuestAddress = GuestAddress(ACPI_END);
 /// The MP floating pointer: in the BIOS's area from 0xf0000 on, where kernels scan for it too (MP
 /// spec 1.4, section 4).
-pub const MP_POINTER: GuestAddress = GuestAddress(0xf_fff0);
+pub const MP_POINTER: GuestAddress = GuestAddress(0xf_fef0);
+/// The firmware, up to [`HIGH_MEMORY_START`]: its last 16 bytes are the reset vector.
+pub const FIRMWARE: GuestAddress = GuestAddress(0xf_ff00);
 /// Where memory goes on above the legacy hole.
 pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 
@@ -57,6 +59,10 @@ pub const HIGH_MEMORY_START: u64 = 0x10_0000;
 pub const MMIO_HOLE_START: u64 = 0xc000_0000;
 /// Where memory goes on above it.
 pub const MMIO_HOLE_END: u64 = 0x1_0000_0000;
+/// The page in which processors start after INIT (SDM 3A 9.1.4), up to [`MMIO_HOLE_END`]. Read-only.
+pub const FIRMWARE_PAGE: GuestAddress = GuestAddress(0xffff_f000);
+/// The firmware in it.
+pub const HIGH_FIRMWARE: GuestAddress = GuestAddress(0xffff_ff00);
 
 /// IOAPIC registers (82093AA 3.1).
 pub const IOAPIC: u32 = 0xfec0_0000;

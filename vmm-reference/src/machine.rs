@@ -3,7 +3,7 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use intr_controller::IrqchipMode;
+use intr_controller::{IrqchipMode, MsiMessage};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
 use vcpu_caps::VcpuId;
@@ -11,7 +11,8 @@ use vcpu_caps::kvm::OpenError;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::{self, AcpiError, Entry, MpTableError, SetupError};
-use crate::devices::{DeviceError, Devices, SERIAL_IRQ, SerialOutput, TestMachine};
+use crate::devices::{DeviceError, Devices, Firmware, SERIAL_IRQ, SerialOutput, TestMachine};
+use crate::error::with_causes;
 use crate::exit::ExitEvent;
 use crate::exit_status::ExitStatus;
 use crate::irqchip::{Irqchip, IrqchipError, Processor};
@@ -134,6 +135,12 @@ impl MachineError {
     }
 }
 
+/// INIT, edge, to every local APIC (SDM 3A 10.11).
+const INIT_TO_ALL: MsiMessage = MsiMessage {
+    address: 0xfeef_f000,
+    data: 0x4500,
+};
+
 /// A machine that is ready to run.
 #[derive(Debug)]
 pub struct Machine {
@@ -170,17 +177,14 @@ impl Machine {
             });
         }
         let layout = MemoryLayout::new(config.memory)?;
-        let memory = layout.allocate()?;
-        let entry = loader::load(
-            &memory,
-            layout,
-            &config.kernel,
-            config.initrd.as_ref(),
-            &config.cmdline,
-        )?;
+        let memory = if config.testdev {
+            layout.allocate_with_firmware()?
+        } else {
+            layout.allocate()?
+        };
         boot::write_acpi(&memory, config.cpus)?;
         boot::write_mp_table(&memory, config.cpus)?;
-        boot::prepare_memory(&memory, entry)?;
+        let entry = load(&memory, layout, config)?;
 
         let exit = ExitEvent::new().map_err(|source| MachineError::Ioctl {
             call: "eventfd",
@@ -221,6 +225,14 @@ impl Machine {
                 lines: Arc::new(irqchip.clone()),
                 memory: memory.clone(),
                 cpus: config.cpus,
+                firmware: match entry {
+                    Entry::Protected { .. } => {
+                        boot::write_firmware(&memory)?;
+                        Some(firmware(&memory, layout, config, &irqchip))
+                    }
+                    // The firmware boots in 32-bit mode.
+                    Entry::Long { .. } => None,
+                },
             };
             devices.add_test_devices(machine, &exit)?;
         }
@@ -236,6 +248,35 @@ impl Machine {
             exit,
             entry,
         })
+    }
+}
+
+/// Places the kernel and all that it needs in memory.
+fn load(
+    memory: &GuestRam,
+    layout: MemoryLayout,
+    config: &MachineConfig,
+) -> Result<Entry, MachineError> {
+    let (kernel, initrd) = (&config.kernel, config.initrd.as_ref());
+    let entry = loader::load(memory, layout, kernel, initrd, &config.cmdline)?;
+    boot::prepare_memory(memory, entry)?;
+    Ok(entry)
+}
+
+fn firmware(
+    memory: &GuestRam,
+    layout: MemoryLayout,
+    config: &MachineConfig,
+    irqchip: &Irqchip,
+) -> Firmware {
+    let (memory, config, irqchip) = (memory.clone(), config.clone(), irqchip.clone());
+    Firmware {
+        send_init: Box::new(move || {
+            if let Err(error) = irqchip.signal_msi(INIT_TO_ALL) {
+                tracing::error!(%error, "INIT could not be sent");
+            }
+        }),
+        load: Box::new(move || load(&memory, layout, &config).map_err(|error| with_causes(&error))),
     }
 }
 
@@ -263,7 +304,11 @@ fn register_memory(vm: &VmFd, memory: &GuestRam) -> Result<(), MachineError> {
     for (slot, region) in (0..).zip(memory.iter()) {
         let region = kvm_bindings::kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags: if region.start_addr() == layout::FIRMWARE_PAGE {
+                kvm_bindings::KVM_MEM_READONLY
+            } else {
+                0
+            },
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,

@@ -1,12 +1,12 @@
 //! The command.
 
-use std::error::Error as StdError;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use vmm_reference::cli::{Cli, Command};
+use vmm_reference::error::with_causes;
 use vmm_reference::{Error, ExitReason, ExitStatus, caps, demo, run};
 
 fn main() -> ExitCode {
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     match execute(cli.command) {
         Ok(status) => status.into(),
         Err(error) => {
-            report(&error);
+            report_line(&with_causes(&error));
             error.status().into()
         }
     }
@@ -46,17 +46,6 @@ fn execute(command: Command) -> Result<ExitStatus, Error> {
             Ok(ExitStatus::Success)
         }
     }
-}
-
-/// The error and its causes on one line.
-fn report(error: &dyn StdError) {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    report_line(&line);
 }
 
 fn report_line(line: &str) {

@@ -149,8 +149,22 @@ impl MemoryLayout {
     /// # Errors
     /// [`MemoryError::Map`] if the host has no room.
     pub fn allocate(self) -> Result<GuestRam, MemoryError> {
+        self.map_all(self.backed())
+    }
+
+    /// The same, and the page of firmware below 4 GiB.
+    ///
+    /// # Errors
+    /// [`MemoryError::Map`] if the host has no room.
+    pub fn allocate_with_firmware(self) -> Result<GuestRam, MemoryError> {
+        let mut ranges = self.backed();
+        ranges.insert(1, layout::FIRMWARE_PAGE.0..layout::MMIO_HOLE_END);
+        self.map_all(ranges)
+    }
+
+    fn map_all(self, backed: Vec<Range<u64>>) -> Result<GuestRam, MemoryError> {
         let mut ranges = Vec::new();
-        for range in self.backed() {
+        for range in backed {
             let length = usize::try_from(range.end - range.start)
                 .map_err(|_| MemoryError::Size(self.size))?;
             ranges.push((GuestAddress(range.start), length));

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use vmm_reference::guests::{FAULT, SMP, TIMER};
+use vmm_reference::guests::{FAULT, RESET, SMP, TIMER};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -63,6 +63,30 @@ fn a_guests_end_is_the_exit_status() {
         assert_eq!(stderr.is_empty(), message.is_empty(), "{cmdline}: {stderr}");
         assert!(stderr.contains(message), "{cmdline}: {stderr}");
     }
+}
+
+#[test]
+fn with_testdev_a_processor_comes_back_from_each_reset_of_its_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = guest_file(&directory, RESET);
+    let kernel = kernel.to_str().unwrap();
+    for irqchip in ["kernel", "split", "user"] {
+        for cpus in ["1", "2"] {
+            let machine = ["--irqchip", irqchip, "--cpus", cpus, "--testdev"];
+            let output = output(&[&["run", "--kernel", kernel][..], &machine].concat());
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(
+                output.status.code(),
+                Some(2 * 5 + 1),
+                "{machine:?}: {stderr}"
+            );
+            assert_eq!(output.stdout, b"reset guest\n".repeat(6), "{machine:?}");
+        }
+    }
+    // Without, the first reset ends it.
+    let output = output(&["run", "--kernel", kernel]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(output.stdout, b"reset guest\n");
 }
 
 #[test]

@@ -3,11 +3,13 @@
 
 mod acpi;
 mod cpuid;
+mod firmware;
 mod mp_table;
 mod state;
 mod vcpu;
 
 pub use acpi::{AcpiError, tables as acpi_tables, write_acpi};
+pub(crate) use firmware::write_firmware;
 pub use mp_table::{MAX_CPUS, MpTableError, write_mp_table};
 pub use state::Entry;
 pub use vcpu::{SetupError, prepare_memory};

@@ -1,7 +1,8 @@
 //! The registers by which a guest resets itself: i8042, port 0x92 and port 0xcf9.
 
 use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
@@ -10,24 +11,103 @@ use vm_superio::{I8042Device, Trigger};
 use super::I8042_PORT;
 use crate::exit::{ExitEvent, ExitReason};
 
+/// Sends INIT to the processors; answers whether they have something to go on with.
+type SendInit = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// Where resets go to. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Resets {
+    exit: ExitEvent,
+    send_init: Arc<OnceLock<SendInit>>,
+}
+
+impl Resets {
+    pub(super) fn new(exit: ExitEvent) -> Self {
+        Self {
+            exit,
+            send_init: Arc::default(),
+        }
+    }
+
+    /// What resets the processors alone sends them INIT from now on. It ends the machine only if they have
+    /// nothing to go on with.
+    pub(super) fn survive_init(&self, send_init: SendInit) {
+        let _ = self.send_init.set(send_init);
+    }
+
+    /// Of the whole machine.
+    fn machine(&self) {
+        self.exit.request(ExitReason::Reset);
+    }
+
+    /// Of the processors.
+    fn processors(&self) {
+        if !self.send_init.get().is_some_and(|send_init| send_init()) {
+            self.machine();
+        }
+    }
+}
+
+impl fmt::Debug for Resets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resets")
+            .field("survives_init", &self.send_init.get().is_some())
+            .finish_non_exhaustive()
+    }
+}
+
 /// Asks for a reset when vm-superio's keyboard controller sees the reset command.
-struct ResetRequest(ExitEvent);
+struct ResetRequest(Resets);
 
 impl Trigger for ResetRequest {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
-        self.0.request(ExitReason::Reset);
+        self.0.processors();
         Ok(())
     }
 }
 
-/// The keyboard controller: command 0xfe pulses the reset line (IBM PC/AT, 8042 commands).
-pub(super) struct I8042(Mutex<I8042Device<ResetRequest>>);
+/// The keyboard controller, as far as it resets (IBM PC/AT, 8042 commands): command 0xfe pulses the reset line,
+/// and so does bit 0 of the output port when it falls.
+pub(super) struct I8042 {
+    state: Mutex<Controller>,
+    resets: Resets,
+}
+
+struct Controller {
+    rest: I8042Device<ResetRequest>,
+    output_port: u8,
+    /// What the data port has to say.
+    answer: Option<u8>,
+    /// The next byte for the data port is the output port's.
+    writes_output_port: bool,
+}
+
+/// Commands: read and write the output port.
+const READ_OUTPUT_PORT: u8 = 0xd0;
+const WRITE_OUTPUT_PORT: u8 = 0xd1;
+/// The output port: the processor is not reset, and address line 20 is not masked. It never is.
+const NOT_RESET: u8 = 0b01;
+const GATE_A20: u8 = 0b10;
+/// The status port: the data port has an answer.
+const OUTPUT_BUFFER_FULL: u8 = 1;
+/// Registers: data; status and command.
+const DATA: u8 = 0;
+const STATUS: u8 = 4;
 
 impl I8042 {
-    pub(super) fn new(exit: ExitEvent) -> Self {
-        Self(Mutex::new(I8042Device::new(ResetRequest(exit))))
+    pub(super) fn new(resets: Resets) -> Self {
+        let controller = Controller {
+            rest: I8042Device::new(ResetRequest(resets.clone())),
+            output_port: NOT_RESET | GATE_A20,
+            answer: None,
+            writes_output_port: false,
+        };
+        Self {
+            state: Mutex::new(controller),
+            resets,
+        }
     }
 }
 
@@ -39,19 +119,40 @@ fn register(base: PioAddress, offset: PioAddressOffset) -> Option<u8> {
 
 impl DevicePio for I8042 {
     fn pio_read(&self, base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
-        if let ([byte], Some(offset)) = (data, register(base, offset)) {
-            *byte = self
-                .0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .read(offset);
-        }
+        let ([byte], Some(register)) = (data, register(base, offset)) else {
+            return;
+        };
+        let mut chip = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *byte = match (register, chip.answer) {
+            (DATA, Some(answer)) => {
+                chip.answer = None;
+                answer
+            }
+            (STATUS, Some(_)) => OUTPUT_BUFFER_FULL,
+            _ => chip.rest.read(register),
+        };
     }
 
     fn pio_write(&self, base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
-        if let (&[byte], Some(offset)) = (data, register(base, offset)) {
-            let mut chip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let Ok(()) = chip.write(offset, byte);
+        let (&[byte], Some(register)) = (data, register(base, offset)) else {
+            return;
+        };
+        let mut chip = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let writes_output_port = std::mem::take(&mut chip.writes_output_port);
+        match (register, byte) {
+            (DATA, byte) if writes_output_port => {
+                let falls = chip.output_port & !byte & NOT_RESET != 0;
+                // A pulse, after which it is as before.
+                chip.output_port = byte | NOT_RESET;
+                if falls {
+                    self.resets.processors();
+                }
+            }
+            (STATUS, READ_OUTPUT_PORT) => chip.answer = Some(chip.output_port),
+            (STATUS, WRITE_OUTPUT_PORT) => chip.writes_output_port = true,
+            _ => {
+                let Ok(()) = chip.rest.write(register, byte);
+            }
         }
     }
 }
@@ -59,7 +160,7 @@ impl DevicePio for I8042 {
 /// System control port A (Intel ICH9 datasheet, 13.7.3 PORT92: fast A20 and init).
 pub(super) struct SystemControlA {
     value: Mutex<u8>,
-    exit: ExitEvent,
+    resets: Resets,
 }
 
 /// Bit 0: the processor is reset when it goes from 0 to 1.
@@ -68,10 +169,10 @@ const FAST_INIT: u8 = 0b01;
 const A20: u8 = 0b10;
 
 impl SystemControlA {
-    pub(super) fn new(exit: ExitEvent) -> Self {
+    pub(super) fn new(resets: Resets) -> Self {
         Self {
             value: Mutex::new(A20),
-            exit,
+            resets,
         }
     }
 }
@@ -87,17 +188,17 @@ impl DevicePio for SystemControlA {
         let &[byte] = data else { return };
         let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
         if *value & FAST_INIT == 0 && byte & FAST_INIT != 0 {
-            self.exit.request(ExitReason::Reset);
+            self.resets.processors();
         }
         *value = byte & (FAST_INIT | A20);
     }
 }
 
 /// The reset control register (Intel ICH9 datasheet, 13.7.5 RST_CNT): a reset happens when bit 2
-/// goes from 0 to 1.
+/// goes from 0 to 1, and bit 1 says which.
 pub(super) struct ResetControl {
     value: Mutex<u8>,
-    exit: ExitEvent,
+    resets: Resets,
 }
 
 /// Bit 1, system reset (hard rather than soft); bit 2, reset the processor; bit 3, full reset.
@@ -108,10 +209,10 @@ const RESET_CPU: u8 = 0b0100;
 pub(super) const RESET_HARD: u8 = RESET_SYSTEM | RESET_CPU;
 
 impl ResetControl {
-    pub(super) fn new(exit: ExitEvent) -> Self {
+    pub(super) fn new(resets: Resets) -> Self {
         Self {
             value: Mutex::new(0),
-            exit,
+            resets,
         }
     }
 }
@@ -127,7 +228,11 @@ impl DevicePio for ResetControl {
         let &[byte] = data else { return };
         let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
         if *value & RESET_CPU == 0 && byte & RESET_CPU != 0 {
-            self.exit.request(ExitReason::Reset);
+            if byte & RESET_SYSTEM != 0 {
+                self.resets.machine();
+            } else {
+                self.resets.processors();
+            }
         }
         *value = byte & RESET_BITS;
     }

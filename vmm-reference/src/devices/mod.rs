@@ -3,7 +3,7 @@
 //! | ports | device |
 //! |---|---|
 //! | 0x3f8–0x3ff | 16550A serial port, interrupt 4 |
-//! | 0x60, 0x64 | i8042, of which only the reset command works |
+//! | 0x60, 0x64 | i8042, of which only resets work: command 0xfe, and the output port |
 //! | 0x92 | system control A, of which only the reset works |
 //! | 0xcf9 | reset control |
 //! | 0x600–0x603 | ACPI PM1a event, in which nothing happens |
@@ -18,6 +18,8 @@
 //! | port 0xe4 | pc-testdev: flushes a page from KVM's page tables |
 //! | ports 0x2000–0x2017 | pc-testdev: interrupt lines 0 to 23 |
 //! | memory 0xff00_0000–0xff00_ffff | pc-testdev: memory that takes an exit for each access |
+//! | ports 0x70–0x71 | CMOS: 128 bytes that keep what is written, and no clock |
+//! | port 0xf00 | the firmware's: loads the kernel again |
 //! | ports 0x510–0x511 | firmware configuration: signature, id, memory size, number of vCPUs |
 //!
 //! The interrupt chips that are not KVM's are on the bus too ([`crate::irqchip`]). What no device claims reads as all-ones
@@ -41,9 +43,10 @@ use vm_device::bus::{
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_device::{DeviceMmio, DevicePio};
 
+use control::Resets;
 pub use lines::{InterruptLines, KernelLines};
 pub use serial::{SerialDevice, SerialError, SerialOutput};
-pub use testdev::{DEBUG_EXIT_PORT, TestMachine};
+pub use testdev::{DEBUG_EXIT_PORT, Firmware, TestMachine};
 
 use crate::exit::ExitEvent;
 
@@ -130,6 +133,7 @@ pub enum DeviceError {
 pub struct Devices {
     bus: IoManager,
     serial: Arc<SerialDevice>,
+    resets: Resets,
 }
 
 impl Devices {
@@ -139,22 +143,21 @@ impl Devices {
     /// If the serial port's output or descriptors cannot be had.
     pub fn new(output: &SerialOutput, exit: &ExitEvent) -> Result<Self, DeviceError> {
         let serial = Arc::new(SerialDevice::new(output)?);
+        let resets = Resets::new(exit.clone());
         let mut devices = Self {
             bus: IoManager::new(),
             serial: Arc::clone(&serial),
+            resets: resets.clone(),
         };
         devices.add(SERIAL_PORT, 8, serial)?;
         // Between the two is the 8254's port 0x61.
-        let i8042 = Arc::new(control::I8042::new(exit.clone()));
+        let i8042 = Arc::new(control::I8042::new(resets.clone()));
         devices.add(I8042_PORT, 1, Arc::clone(&i8042) as _)?;
         devices.add(I8042_PORT + 4, 1, i8042)?;
-        let system_control = control::SystemControlA::new(exit.clone());
+        let system_control = control::SystemControlA::new(resets.clone());
         devices.add(SYSTEM_CONTROL_PORT, 1, Arc::new(system_control))?;
-        devices.add(
-            RESET_PORT,
-            1,
-            Arc::new(control::ResetControl::new(exit.clone())),
-        )?;
+        let reset_control = control::ResetControl::new(resets);
+        devices.add(RESET_PORT, 1, Arc::new(reset_control))?;
         devices.add(PM1_EVENT_PORT, 6, Arc::new(acpi::Pm1::new(exit.clone())))?;
         Ok(devices)
     }

@@ -42,11 +42,33 @@ fn what_no_device_claims_reads_as_all_ones_and_takes_writes() {
 #[test]
 fn the_keyboard_controller_resets_on_its_command_only() {
     let (devices, exit) = devices();
-    write(&devices, 0x64, [0xd1]);
     write(&devices, 0x60, [0xfe]);
     write(&devices, 0x64, [0xfe, 0]);
     assert_eq!(exit.reason(), None, "a word is no command");
     write(&devices, 0x64, [0xfe]);
+    assert_eq!(exit.reason(), Some(ExitReason::Reset));
+}
+
+#[test]
+fn the_keyboard_controller_resets_when_bit_0_of_its_output_port_falls() {
+    let (devices, exit) = devices();
+    write(&devices, 0x64, [0xd0]);
+    assert_eq!(read(&devices, 0x64), [1], "an answer waits");
+    assert_eq!(read(&devices, 0x60), [3], "not reset, and A20 is on");
+    assert_eq!(read(&devices, 0x64), [0]);
+    write(&devices, 0x64, [0xd1]);
+    write(&devices, 0x60, [1]);
+    write(&devices, 0x60, [0]);
+    assert_eq!(exit.reason(), None, "one byte is the output port's");
+    write(&devices, 0x64, [0xd0]);
+    assert_eq!(read(&devices, 0x60), [1]);
+    write(&devices, 0x64, [0xd1]);
+    // A command takes its place.
+    write(&devices, 0x64, [0xd0]);
+    write(&devices, 0x60, [0]);
+    assert_eq!(exit.reason(), None);
+    write(&devices, 0x64, [0xd1]);
+    write(&devices, 0x60, [2]);
     assert_eq!(exit.reason(), Some(ExitReason::Reset));
 }
 
@@ -57,6 +79,13 @@ fn port_cf9_resets_when_bit_2_rises() {
     assert_eq!(read(&devices, 0xcf9), [0x02]);
     assert_eq!(exit.reason(), None, "the kind alone resets nothing");
     write(&devices, 0xcf9, [0x06]);
+    assert_eq!(exit.reason(), Some(ExitReason::Reset));
+}
+
+#[test]
+fn a_reset_of_the_processors_alone_ends_the_machine_too() {
+    let (devices, exit) = devices();
+    write(&devices, 0xcf9, [0x04]);
     assert_eq!(exit.reason(), Some(ExitReason::Reset));
 }
 

@@ -10,6 +10,7 @@ use vm_device::DevicePio;
 use vm_device::bus::{PioAddress, PioAddressOffset};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::layout;
 use crate::memory::GuestRam;
 
 /// The items' selectors, by the names that QEMU gives them.
@@ -37,7 +38,11 @@ struct Selected {
 
 impl FwCfg {
     pub(super) fn new(cpus: u16, memory: &GuestRam) -> Self {
-        let ram_size: u64 = memory.iter().map(GuestMemoryRegion::len).sum();
+        let ram_size: u64 = memory
+            .iter()
+            .filter(|region| region.start_addr() != layout::FIRMWARE_PAGE)
+            .map(GuestMemoryRegion::len)
+            .sum();
         let items = vec![
             (SIGNATURE, b"QEMU".to_vec()),
             (ID, TRADITIONAL_INTERFACE.to_le_bytes().to_vec()),

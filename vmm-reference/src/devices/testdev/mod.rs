@@ -1,6 +1,8 @@
 //! What public x86 test images (kvm-unit-tests) expect of their machine, with `--testdev` only:
 //! QEMU's `isa-debug-exit`, `pc-testdev` and firmware configuration.
 
+mod boot_again;
+mod cmos;
 mod debug_exit;
 mod fw_cfg;
 mod irq_lines;
@@ -12,6 +14,7 @@ use std::sync::Arc;
 
 use super::lines::InterruptLines;
 use super::{DeviceError, Devices};
+use crate::boot::Entry;
 use crate::exit::ExitEvent;
 use crate::memory::GuestRam;
 
@@ -27,6 +30,10 @@ const REGISTER_PORT_ALIAS: u16 = 0xe8;
 const IRQ_LINE_PORT: u16 = 0x2000;
 /// pc-testdev: 64 KiB that keep what is written, and take an exit for each access.
 const IO_MEMORY: u64 = 0xff00_0000;
+/// CMOS: which byte, and its value.
+const CMOS_PORT: u16 = 0x70;
+/// The firmware's own.
+const BOOT_PORT: u16 = 0xf00;
 /// Firmware configuration: which item, by a word; its bytes are at the next port.
 const FW_CFG_PORT: u16 = 0x510;
 
@@ -38,6 +45,22 @@ pub struct TestMachine {
     pub memory: GuestRam,
     /// The number of vCPUs, which it asks for.
     pub cpus: u16,
+    /// What its firmware does.
+    pub firmware: Option<Firmware>,
+}
+
+/// What a machine does whose processors have firmware to go on with after INIT.
+pub struct Firmware {
+    /// Sends INIT to all processors.
+    pub send_init: Box<dyn Fn() + Send + Sync>,
+    /// Loads the kernel into memory once more; answers how it starts, or why it cannot be loaded.
+    pub load: Box<dyn Fn() -> Result<Entry, String> + Send + Sync>,
+}
+
+impl fmt::Debug for Firmware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Firmware").finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for TestMachine {
@@ -45,6 +68,7 @@ impl fmt::Debug for TestMachine {
         f.debug_struct("TestMachine")
             .field("memory", &self.memory)
             .field("cpus", &self.cpus)
+            .field("firmware", &self.firmware)
             .finish_non_exhaustive()
     }
 }
@@ -63,6 +87,7 @@ impl Devices {
             lines,
             memory,
             cpus,
+            firmware,
         } = machine;
         let debug_exit = debug_exit::DebugExit::new(exit.clone());
         self.add(DEBUG_EXIT_PORT, 4, Arc::new(debug_exit))?;
@@ -75,7 +100,21 @@ impl Devices {
         let irq_lines = irq_lines::IrqLines::new(lines);
         self.add(IRQ_LINE_PORT, irq_lines::COUNT, Arc::new(irq_lines))?;
         let io_memory = Arc::new(memory::IoMemory::default());
-        self.add_mmio(IO_MEMORY, memory::IO_MEMORY_LENGTH, io_memory)
+        self.add_mmio(IO_MEMORY, memory::IO_MEMORY_LENGTH, io_memory)?;
+        let cmos = cmos::Cmos::default();
+        self.add(CMOS_PORT, 2, Arc::new(cmos.clone()))?;
+        if let Some(Firmware { send_init, load }) = firmware {
+            let boot_again = boot_again::BootAgain::new(load, exit.clone());
+            self.add(BOOT_PORT, 4, Arc::new(boot_again))?;
+            self.resets.survive_init(Box::new(move || {
+                let resumes = cmos.wants_to_resume();
+                if resumes {
+                    send_init();
+                }
+                resumes
+            }));
+        }
+        Ok(())
     }
 }
 

@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use intr_controller::Gsi;
@@ -36,6 +37,10 @@ struct Setup {
 
 /// Three vCPUs and 6 MiB.
 fn setup() -> Setup {
+    setup_with(None)
+}
+
+fn setup_with(firmware: Option<Firmware>) -> Setup {
     let (mut devices, exit) = plain_devices();
     let lines = Arc::new(Recorder::default());
     let memory = MemoryLayout::new(6 << 20).unwrap().allocate().unwrap();
@@ -43,6 +48,7 @@ fn setup() -> Setup {
         lines: Arc::clone(&lines) as _,
         memory: memory.clone(),
         cpus: 3,
+        firmware,
     };
     devices.add_test_devices(machine, &exit).unwrap();
     Setup {
@@ -70,6 +76,103 @@ fn the_debug_exit_port_takes_every_width_and_is_there_on_request_only() {
     let (devices, exit) = plain_devices();
     write(&devices, 0xf4, [7]);
     assert_eq!(exit.reason(), None);
+}
+
+/// With firmware that counts INITs, and boots as `boots` says.
+fn with_firmware(boots: Result<Entry, &'static str>) -> (Setup, Arc<AtomicUsize>) {
+    let inits = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&inits);
+    let setup = setup_with(Some(Firmware {
+        send_init: Box::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        }),
+        load: Box::new(move || boots.map_err(str::to_owned)),
+    }));
+    (setup, inits)
+}
+
+const BOOTS: Result<Entry, &str> = Ok(Entry::Protected {
+    rip: 0x10_0000,
+    eax: 0x2bad_b002,
+    ebx: 0x6000,
+});
+
+#[test]
+fn a_reset_of_the_processors_is_an_init_if_they_want_to_go_on() {
+    let ways: [&[(u16, u8)]; 4] = [
+        &[(0x92, 0), (0x92, 1)],
+        &[(0x64, 0xfe)],
+        &[(0x64, 0xd1), (0x60, 2)],
+        &[(0xcf9, 0), (0xcf9, 4)],
+    ];
+    let (Setup { devices, exit, .. }, inits) = with_firmware(BOOTS);
+    write(&devices, 0x70, [0x8f]);
+    write(&devices, 0x71, [0x0a]);
+    for (count, way) in (1..).zip(ways) {
+        for (port, value) in way {
+            write(&devices, *port, [*value]);
+        }
+        assert_eq!(inits.load(Ordering::Relaxed), count, "{way:x?}");
+    }
+    assert_eq!(exit.reason(), None);
+    // The whole machine's.
+    write(&devices, 0xcf9, [0]);
+    write(&devices, 0xcf9, [6]);
+    assert_eq!(exit.reason(), Some(ExitReason::Reset));
+    assert_eq!(inits.load(Ordering::Relaxed), 4);
+
+    for way in ways {
+        let (Setup { devices, exit, .. }, inits) = with_firmware(BOOTS);
+        for (port, value) in way {
+            write(&devices, *port, [*value]);
+        }
+        assert_eq!(
+            exit.reason(),
+            Some(ExitReason::Reset),
+            "no status: {way:x?}"
+        );
+        assert_eq!(inits.load(Ordering::Relaxed), 0);
+    }
+}
+
+#[test]
+fn the_cmos_keeps_what_is_written_to_each_byte() {
+    let Setup { devices, .. } = setup();
+    for index in 0..=0x7f {
+        write(&devices, 0x70, [index]);
+        write(&devices, 0x71, [index ^ 0x5a]);
+    }
+    for index in 0..=0xff {
+        write(&devices, 0x70, [index]);
+        assert_eq!(read(&devices, 0x71), [(index & 0x7f) ^ 0x5a]);
+    }
+    write(&devices, 0x70, [0, 1]);
+    assert_eq!(read(&devices, 0x70), [0xff]);
+    assert_eq!(read::<2>(&devices, 0x70), [0xff; 2]);
+    assert_eq!(read(&devices, 0x71), [0x7f ^ 0x5a], "byte 0xff still");
+}
+
+#[test]
+fn the_firmware_boots_again_or_says_why_it_cannot() {
+    let (Setup { devices, exit, .. }, _) = with_firmware(BOOTS);
+    let register = || u32::from_le_bytes(read(&devices, 0xf00));
+    assert_eq!(register(), 0, "not loaded");
+    for _ in 0..2 {
+        write(&devices, 0xf00, [0; 4]);
+        assert_eq!([register(), register()], [0x10_0000, 0x6000]);
+    }
+    assert_eq!([register(), register()], [0x2bad_b002, 0]);
+    assert_eq!(exit.reason(), None);
+
+    let long = Entry::Long { rip: 0, rsi: 0 };
+    for (boots, why) in [(Err("no such file"), "no such file"), (Ok(long), "64-bit")] {
+        let (Setup { devices, exit, .. }, _) = with_firmware(boots);
+        write(&devices, 0xf00, [0; 4]);
+        let Some(ExitReason::GuestFailed(text)) = exit.reason() else {
+            panic!("{:?}", exit.reason());
+        };
+        assert!(text.contains("second time") && text.contains(why), "{text}");
+    }
 }
 
 #[test]

@@ -1,0 +1,65 @@
+# What processors do after INIT, with --testdev: the little of a PC's firmware that test images need to come
+# back from it. It is linked to FIRMWARE in src/layout.rs, and is below 4 GiB once more.
+#
+# IBM PC/AT, "shutdown status": a program that resets the processor says in the CMOS, in byte 0x0f, that it
+# wants to go on, and where at 40:67. Whoever jumps here without loads the kernel again, whose
+# memory stays as it is otherwise.
+
+    .set CMOS_INDEX, 0x70
+    .set CMOS_DATA, 0x71
+    .set SHUTDOWN_STATUS, 0x0f
+    .set JUMP_40_67, 0x0a
+    .set RESUME_VECTOR, 0x467
+    .set BOOT_PORT, 0xf00           # src/devices/testdev/boot_again.rs
+    .set GDT, 0x5000                # src/layout.rs, and its selectors (src/boot/state.rs)
+    .set CODE, 0x10
+    .set DATA, 0x18
+    .set SEGMENT, 0xf000            # that this is linked in
+    .set CR0_PE, 1
+
+    .code16
+    .text
+    .globl _start
+_start:
+    cli
+    movb $SHUTDOWN_STATUS, %al
+    outb %al, $CMOS_INDEX
+    inb $CMOS_DATA, %al
+    cmpb $JUMP_40_67, %al
+    je resume
+    movw $BOOT_PORT, %dx
+    outl %eax, %dx                  # loads it, whatever is written
+    inl %dx, %eax                   # EIP
+    movl %eax, %esi
+    inl %dx, %eax                   # EBX
+    movl %eax, %ebx
+    inl %dx, %eax                   # EAX
+    lgdtl %cs:(gdt_pointer - (SEGMENT << 4))
+    movl %cr0, %ecx
+    orb $CR0_PE, %cl
+    movl %ecx, %cr0
+    ljmpl $CODE, $start32
+resume:
+    xorw %ax, %ax
+    movw %ax, %ds
+    ljmpw *RESUME_VECTOR
+    .balign 4
+gdt_pointer:
+    .word 6 * 8 - 1
+    .long GDT
+
+    .code32
+start32:
+    movl $DATA, %ecx
+    movl %ecx, %ds
+    movl %ecx, %es
+    movl %ecx, %ss
+    movl %ecx, %fs
+    movl %ecx, %gs
+    jmp *%esi
+
+    .code16
+    .org 0xf0
+reset_vector:
+    ljmpw $SEGMENT, $(_start - (SEGMENT << 4))
+    .org 0x100
