@@ -99,7 +99,8 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u64).range(..=10_000),
     )]
     pub gdb_busy_poll: u64,
-    /// Add the devices of test images: debug exit, QEMU's pc-testdev, firmware configuration.
+    /// Add the devices of test images: debug exit, QEMU's pc-testdev, firmware configuration, and
+    /// firmware to come back from resets of a processor.
     #[arg(long)]
     pub testdev: bool,
     /// Hide x2APIC mode from the guest, which then has xAPIC mode only.

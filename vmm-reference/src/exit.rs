@@ -13,8 +13,8 @@ use crate::exit_status::ExitStatus;
 pub enum ExitReason {
     /// The guest switched itself off (ACPI S5).
     PowerOff,
-    /// The guest reset the machine (keyboard controller or port 0xcf9). There is no second boot:
-    /// a reset ends the process, as QEMU's `-no-reboot` does.
+    /// The guest reset the machine (keyboard controller, port 0x92 or port 0xcf9). There is no second
+    /// boot: a reset ends the process, as QEMU's `-no-reboot` does.
     Reset,
     /// The guest wrote this byte to the debug-exit port.
     DebugExit(u8),

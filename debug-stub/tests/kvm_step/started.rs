@@ -17,10 +17,11 @@ use crate::guest::{CODE, COUNTER, Guest, IF, TF, plan, send};
 const AP: VcpuId = VcpuId(1);
 /// Of a message (SDM 3A, figure 10-25): delivery mode INIT, and start-up with the page of [`CODE`].
 const INIT: u32 = 0x500;
-const STARTUP: u32 = 0x600 | (CODE >> 12) as u32;
+const STARTUP: u32 = 0x601;
+const _: () = assert!(CODE == 0x1000);
 /// CS and IP, where a step may end: after INIT, after a startup IPI, and one instruction later.
 const RESET: (u16, u64) = (0xf000, 0xfff0);
-const STARTED: (u16, u64) = ((CODE >> 4) as u16, 0);
+const STARTED: (u16, u64) = (0x100, 0);
 const FIRST: (u16, u64) = (STARTED.0, 1);
 
 /// A processor that waits, with code to start at.
