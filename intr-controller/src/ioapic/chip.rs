@@ -3,7 +3,7 @@
 use super::eoi_routes::PinRoutes;
 use super::{
     EoiRoutes, IoApicPin, IoApicPins, IoApicRestoreError, IoApicState, IoApicVersion, PIN_COUNT,
-    RedirectionEntry,
+    RedirectionEntry, SentEntry,
 };
 use crate::{DestinationFormat, InterruptMessage, TriggerMode};
 
@@ -19,7 +19,7 @@ pub struct IoApic {
     /// The pins whose entry has remote IRR set, so that an EOI need not ask the others.
     remote_irr: IoApicPins,
     /// By what entry a level that awaits its EOI was sent, if the entry now says something else.
-    sent_by: [Option<RedirectionEntry>; PIN_COUNT as usize],
+    sent_by: [Option<SentEntry>; PIN_COUNT as usize],
 }
 
 impl Default for IoApic {
@@ -171,7 +171,9 @@ impl IoApic {
         let pins = self.entries.iter().zip(&self.sent_by);
         for (route, (entry, sent_by)) in routes.pins.iter_mut().zip(pins) {
             // See `eoi`: one of another vector would end nothing.
-            let sent_by = sent_by.filter(|sent_by| sent_by.vector() == entry.vector());
+            let sent_by = sent_by
+                .map(SentEntry::entry)
+                .filter(|sent_by| sent_by.vector() == entry.vector());
             *route = PinRoutes::new(level(*entry), sent_by.and_then(level));
         }
         routes
@@ -220,8 +222,9 @@ impl IoApic {
         self.remote_irr.set(pin, now.remote_irr());
         if let Some(sent_by) = self.sent_by.get_mut(index) {
             *sent_by = if now.remote_irr() {
-                let sent_by = sent_by.unwrap_or(before);
-                (sent_by.message(format) != now.message(format)).then_some(sent_by)
+                let was = sent_by.map_or(before, SentEntry::entry);
+                let moved = was.message(format) != now.message(format);
+                SentEntry::new(was).filter(|_| moved)
             } else {
                 None
             };

@@ -1,6 +1,7 @@
 //! A redirection-table entry (82093AA, 3.2.4, "IOREDTBL[23:0]").
 
 use core::fmt;
+use core::num::NonZeroU64;
 
 use crate::msi::delivery_mode;
 use crate::{DeliveryMode, DestinationFormat, DestinationMode, InterruptMessage, TriggerMode};
@@ -50,8 +51,14 @@ impl RedirectionEntry {
 
     /// Whether a state may have these bits.
     pub(crate) const fn is_valid(self, format: DestinationFormat) -> bool {
-        let known = self.0 & !(Self::writable(format) | REMOTE_IRR) == 0;
-        known && (self.trigger_bit() || !self.remote_irr())
+        self.wrong_bits(format) == 0
+    }
+
+    /// Bits that a state may not have: those that do not exist, and remote IRR (moved to the trigger mode's
+    /// place) of an edge.
+    pub(super) const fn wrong_bits(self, format: DestinationFormat) -> u64 {
+        let unknown = self.0 & !(Self::writable(format) | REMOTE_IRR);
+        unknown | (self.0 & REMOTE_IRR) << 1 & !self.0
     }
 
     /// Either half, as the guest reads it.
@@ -152,11 +159,40 @@ impl RedirectionEntry {
     }
 }
 
+/// The entry that a level was sent by which awaits its EOI: remote IRR is set in it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SentEntry(NonZeroU64);
+
+impl SentEntry {
+    /// `None` if it awaits none.
+    #[must_use]
+    pub const fn new(entry: RedirectionEntry) -> Option<Self> {
+        match NonZeroU64::new(entry.0) {
+            Some(bits) if entry.remote_irr() => Some(Self(bits)),
+            _ => None,
+        }
+    }
+
+    /// The entry.
+    #[must_use]
+    pub const fn entry(self) -> RedirectionEntry {
+        RedirectionEntry(self.0.get())
+    }
+}
+
+impl fmt::Debug for SentEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SentEntry({:#018x})", self.0)
+    }
+}
+
 impl fmt::Debug for RedirectionEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RedirectionEntry({:#018x})", self.0)
     }
 }
 
+const _: () = assert!(REMOTE_IRR << 1 == LEVEL);
 // Read-only, and 0: a message is accepted when it is sent.
 const _: () = assert!(WRITABLE & (DELIVERY_STATUS | REMOTE_IRR) == 0);

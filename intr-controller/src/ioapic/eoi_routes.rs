@@ -83,7 +83,9 @@ mod tests {
 
     use super::*;
     use crate::DestinationFormat;
-    use crate::ioapic::{IoApic, IoApicPin, IoApicState, IoApicVersion, RedirectionEntry};
+    use crate::ioapic::{
+        IoApic, IoApicPin, IoApicState, IoApicVersion, RedirectionEntry, SentEntry,
+    };
 
     const MASKED: u32 = 1 << 16;
     const LEVEL: u32 = 1 << 15;
@@ -328,15 +330,15 @@ mod tests {
     fn a_state_with_an_old_route_that_cannot_be_is_refused() {
         type Break = fn(&mut IoApicState);
         let cases: [Break; 3] = [
-            |state| state.sent_by[6] = state.entries[5].into(),
+            |state| state.sent_by[6] = SentEntry::new(state.entries[5]),
             |state| {
-                let edge = RedirectionEntry::from_bits(0x41, DestinationFormat::Xapic);
-                state.sent_by[5] = Some(edge);
+                let edge = RedirectionEntry::from_bits(0x4041, DestinationFormat::Xapic);
+                state.sent_by[5] = SentEntry::new(edge);
             },
             |state| {
                 let bits = state.entries[5].bits() | 1 << 49;
                 let extended = RedirectionEntry::from_bits(bits, DestinationFormat::Extended);
-                state.sent_by[5] = Some(extended);
+                state.sent_by[5] = SentEntry::new(extended);
             },
         ];
         for spoil in cases {

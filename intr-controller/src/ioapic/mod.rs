@@ -35,7 +35,7 @@ mod state;
 
 pub use access::IoApicWrite;
 pub use chip::IoApic;
-pub use entry::RedirectionEntry;
+pub use entry::{RedirectionEntry, SentEntry};
 pub use eoi_routes::EoiRoutes;
 pub use state::{IoApicRestoreError, IoApicState};
 

@@ -610,6 +610,41 @@ fn restore_refuses_what_an_ioapic_cannot_be_and_changes_nothing() {
 
 #[cfg(feature = "serde")]
 #[test]
+fn an_entry_is_refused_for_the_same_bits_whatever_the_other_pins_do() {
+    for bit in 0..64 {
+        for others in [0, LEVEL, LEVEL | REMOTE_IRR] {
+            let mut plain = IoApic::default().save();
+            let bits = others | 1 << bit;
+            plain.entries[7] = serde_json::from_value(bits.into()).unwrap();
+            // Another pin is asserted: each is asked alone.
+            let mut asserted = plain;
+            asserted.lines = IoApicPins(1 << 9);
+            let [plain, asserted] =
+                [plain, asserted].map(|state| IoApic::default().restore(&state).err());
+            assert_eq!(plain, asserted, "{bits:#x}");
+        }
+    }
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn the_entry_that_a_level_was_sent_by_awaits_its_eoi() {
+    let mut state = with_entry(5, LEVEL | 0x41).save();
+    state.sent_by[5] = Some(serde_json::from_value(0x8042.into()).unwrap());
+    let error = IoApic::default().restore(&state).unwrap_err();
+    assert!(matches!(
+        error,
+        IoApicRestoreError::SentBy {
+            pin: 5,
+            bits: 0x8042
+        }
+    ));
+    assert_eq!(SentEntry::new(RedirectionEntry::RESET), None);
+    assert!(serde_json::from_value::<SentEntry>(0.into()).is_err());
+}
+
+#[cfg(feature = "serde")]
+#[test]
 fn the_state_survives_serde_and_unknown_fields_do_not() {
     let ioapic = with_entry(5, LEVEL | 0x41);
     let json = serde_json::to_string(&ioapic.save()).unwrap();
