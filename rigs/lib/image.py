@@ -75,11 +75,12 @@ def stripped(path):
     """The file without debug information, which is most of a test and has to be loaded."""
     strip = shutil.which("strip")
     if strip and path.stat().st_mode & 0o111:
-        with tempfile.NamedTemporaryFile() as copy:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = pathlib.Path(folder) / path.name
             # Refused for what is no ELF file: then it stays as it is.
-            command = [strip, "--strip-debug", "-o", copy.name, path]
+            command = [strip, "--strip-debug", "-o", copy, path]
             if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-                return pathlib.Path(copy.name).read_bytes()
+                return copy.read_bytes()
     return path.read_bytes()
 
 
