@@ -159,10 +159,11 @@ impl<H: Host + RunControl> GdbServer<H> {
         let Some(connection) = &mut self.connection else {
             return false;
         };
-        if !self.session.wants_input() {
+        let room = self.session.input_room().min(self.buffer.len());
+        let Some(buffer) = self.buffer.get_mut(..room).filter(|room| !room.is_empty()) else {
             return false;
-        }
-        match io::Read::read(&mut connection.stream, &mut self.buffer) {
+        };
+        match io::Read::read(&mut connection.stream, buffer) {
             Ok(0) => self.hang_up(ops),
             Ok(count) => {
                 let bytes = self.buffer.get(..count).unwrap_or_default();
@@ -241,7 +242,7 @@ impl<H: Host + RunControl> GdbServer<H> {
             return;
         };
         let mut interest = EventSet::READ_HANG_UP;
-        interest.set(EventSet::IN, self.session.wants_input());
+        interest.set(EventSet::IN, self.session.input_room() > 0);
         interest.set(EventSet::OUT, !self.session.output().is_empty());
         if interest == connection.interest {
             return;

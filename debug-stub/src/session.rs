@@ -134,8 +134,8 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Bytes from the client, however they are cut. While [`wants_input`](Self::wants_input) is
-    /// false, what exceeds the limit is dropped.
+    /// Bytes from the client, however they are cut: at most [`input_room`](Self::input_room). What exceeds
+    /// that may be dropped.
     pub fn receive(&mut self, bytes: &[u8]) {
         if self.closing || matches!(self.state, State::Detached | State::Ended) {
             return;
@@ -155,12 +155,12 @@ impl<H: Host> Session<H> {
         self.held.extend(rest.iter().take(room));
     }
 
-    /// Whether [`receive`](Self::receive) takes more at once: false while too much waits, in
-    /// either direction.
-    pub fn wants_input(&self) -> bool {
-        !self.closing
-            && self.held.len() < self.packet_limit
-            && self.sender.output().len() < self.output_limit()
+    /// How many bytes [`receive`](Self::receive) takes at once: 0 while too much waits, in either direction.
+    pub fn input_room(&self) -> usize {
+        if self.closing || self.sender.output().len() >= self.output_limit() {
+            return 0;
+        }
+        self.packet_limit.saturating_sub(self.held.len())
     }
 
     /// All vCPUs are stopped: the answer to [`Action::Resume`] and [`Action::Interrupt`]. Stops

@@ -301,6 +301,29 @@ fn a_client_is_served_byte_by_byte_and_interrupts_a_spinning_guest() {
 }
 
 #[test]
+fn what_a_client_sends_while_the_guest_is_being_stopped_is_not_lost_however_much_it_is() {
+    let server = Server::new(Machine::new(1, &[code::SPIN]));
+    drop(server.connect());
+    eventually("it runs", || server.releases() == 1);
+    let brake = server.shared.brake.lock().unwrap();
+    let mut stream = server.connect();
+    let mut writes = stream.try_clone().unwrap();
+    let writer = thread::spawn(move || {
+        let long = frame(&vec![b'a'; 3 * SessionConfig::DEFAULT_MAX_PACKET]);
+        // So that what is read next does not fill it exactly.
+        writes.write_all(&long[..1]).unwrap();
+        thread::sleep(Duration::from_millis(50));
+        writes.write_all(&long[1..]).unwrap();
+        writes.write_all(&frame(b"qAttached")).unwrap();
+    });
+    thread::sleep(Duration::from_millis(200));
+    drop(brake);
+    let seen = expect(&mut stream, "$1#31");
+    assert_eq!(seen, "+$E5a#db+$1#31");
+    writer.join().unwrap();
+}
+
+#[test]
 fn a_second_client_is_turned_away_and_may_come_later() {
     let server = Server::new(nops());
     let mut first = server.connect();

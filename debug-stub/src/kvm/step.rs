@@ -185,6 +185,10 @@ impl DebugVcpu {
                 if environment.on_stop == OnStop::Yield {
                     return End::Yielded;
                 }
+                if begun.mp_state != KVM_MP_STATE_RUNNABLE {
+                    // It may wait still: the next step asks KVM, together with the registers.
+                    self.cached = None;
+                }
                 // In the middle of it, in a handler that the instruction called: what KVM left
                 // there of TF is mended now, since nobody will come back to this step.
                 return match self.settle(begun, false, environment) {

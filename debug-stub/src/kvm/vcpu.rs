@@ -340,7 +340,9 @@ impl DebugVcpu {
         elsewhere.core.rip = file.core.rip.wrapping_add(distance);
         self.write_registers(RegisterGroups::CORE, &elsewhere)?;
         let armed = self.arm();
-        file.core.rflags |= RFLAGS_TF;
+        if armed.is_ok() {
+            file.core.rflags |= RFLAGS_TF;
+        }
         write_registers(&self.fd, RegisterGroups::CORE, &file)?;
         armed
     }

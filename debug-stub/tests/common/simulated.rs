@@ -32,6 +32,8 @@ pub struct Shared {
     stopped: EventFd,
     pub releases: AtomicUsize,
     pub kills: AtomicUsize,
+    /// Whoever holds it keeps a guest that runs from stopping.
+    pub brake: Mutex<()>,
 }
 
 /// The machine, to be handed to a server.
@@ -50,6 +52,7 @@ impl Simulated {
             stopped: EventFd::new(EFD_NONBLOCK).expect("no eventfd"),
             releases: AtomicUsize::new(0),
             kills: AtomicUsize::new(0),
+            brake: Mutex::default(),
         });
         let (runner, plans) = channel::<ResumePlan>();
         let in_thread = Arc::clone(&shared);
@@ -76,6 +79,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     fn carry_out(&self, plan: &ResumePlan) -> Vec<Stop> {
         loop {
+            drop(lock(&self.brake));
             if self.interrupt.load(Ordering::SeqCst) {
                 return Vec::new();
             }

@@ -109,6 +109,8 @@ pub(crate) struct Guest {
     pub(crate) devices: Recorder,
     pub(crate) stop: AtomicBool,
     pub(crate) vm: Arc<VmFd>,
+    /// How long a run may take.
+    pub(crate) patience: Duration,
 }
 
 impl Guest {
@@ -179,6 +181,7 @@ impl Guest {
             devices: Recorder::default(),
             stop: AtomicBool::new(false),
             vm: Arc::new(vm),
+            patience: Duration::from_secs(5),
         }
     }
 
@@ -202,9 +205,9 @@ impl Guest {
         // SAFETY: has no precondition.
         let runner = Runner(unsafe { libc::pthread_self() });
         let (done, watch) = mpsc::channel::<()>();
+        let mut patience = self.patience;
         thread::scope(|scope| {
             scope.spawn(move || {
-                let mut patience = Duration::from_secs(5);
                 while watch.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
                     stop.store(true, Ordering::Release);
                     runner.kill(SIGRTMIN()).unwrap();

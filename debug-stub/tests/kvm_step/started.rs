@@ -38,6 +38,14 @@ fn waiting(mp_state: u32) -> Guest {
     guest
 }
 
+/// A step that does not end, and is stopped where it waits.
+fn interrupt_in_kvm_run(guest: &mut Guest) {
+    let patience = std::mem::replace(&mut guest.patience, Duration::from_millis(50));
+    assert_eq!(guest.step(), StopReason::Interrupted);
+    guest.patience = patience;
+    guest.stop.store(false, Ordering::Release);
+}
+
 fn place(guest: &mut Guest) -> (u16, u64) {
     let file = guest.registers();
     assert_eq!(file.core.rflags & TF, 0, "the debugger's TF");
@@ -66,10 +74,7 @@ fn assert_is_at_its_first_instruction(
     for pause in [Duration::ZERO, Duration::from_millis(50)] {
         for mask in [true, false] {
             let mut guest = waiting(mp_state);
-            // The first plan takes longest.
-            guest.stop.store(true, Ordering::Release);
-            assert_eq!(guest.step(), StopReason::Interrupted);
-            guest.stop.store(false, Ordering::Release);
+            interrupt_in_kvm_run(&mut guest);
 
             step_beside(&mut guest, mask, messages, pause);
             let mut places = vec![place(&mut guest)];
@@ -117,14 +122,12 @@ fn a_halted_vcpu_that_nothing_starts_is_as_it_was() {
     for guests_own in [0, TF] {
         guest.set(|file| file.core.rflags = 2 | IF | guests_own);
         let before = guest.registers();
-        guest.stop.store(true, Ordering::Release);
         for _ in 0..3 {
-            assert_eq!(guest.step(), StopReason::Interrupted);
+            interrupt_in_kvm_run(&mut guest);
             assert_eq!(guest.registers().core, before.core);
             assert_eq!(guest.registers().special.cs, before.special.cs);
         }
         assert_eq!(guest.vcpu.waiting(), Some("halted"));
-        guest.stop.store(false, Ordering::Release);
     }
     guest.vcpu.release().unwrap();
     assert_ne!(guest.registers().core.rflags & TF, 0, "the guest's own");

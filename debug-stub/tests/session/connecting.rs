@@ -60,6 +60,32 @@ fn a_running_guest_is_stopped_and_what_came_meanwhile_is_answered_then() {
 }
 
 #[test]
+fn of_what_comes_meanwhile_nothing_is_lost_however_much_it_is() {
+    let mut session = Session::new(
+        Machine::new(1, &[code::SPIN]),
+        SessionConfig::new(plan(&[])),
+    );
+    session.attach(GuestState::Running);
+    // Too long for one packet, and asks behind it.
+    let long = frame(&vec![b'a'; 2 * SessionConfig::DEFAULT_MAX_PACKET]);
+    let input = [long, frame(b"qAttached").repeat(3)].concat();
+    let mut rest = input.as_slice();
+    let mut give = |session: &mut Session<Machine>| {
+        // As a server reads: a buffer at most, and what there is room for.
+        while !rest.is_empty() && session.input_room() > 0 {
+            let count = rest.len().min(session.input_room()).min(1000);
+            session.receive(&rest[..count]);
+            rest = &rest[count..];
+        }
+        rest.len()
+    };
+    assert_ne!(give(&mut session), 0, "it is held back");
+    session.stopped(Vec::new());
+    assert_eq!(give(&mut session), 0);
+    assert_eq!(unframe(session.output()), ["E5a", "1", "1", "1"]);
+}
+
+#[test]
 fn a_crash_before_the_client_came_is_what_it_is_told() {
     let mut session = Session::new(
         Machine::new(2, &[code::SPIN]),
