@@ -335,6 +335,9 @@ impl DebugVcpu {
             // INIT has just come.
             return self.arm();
         }
+        // From here on nothing may ask for the state: that takes INIT, and what is written would be of before.
+        self.guest_tf
+            .get_or_insert(file.core.rflags & RFLAGS_TF != 0);
         let mut elsewhere = file.clone();
         let distance = RESETS_LINEAR_RIP.wrapping_sub(file.linear_pc());
         elsewhere.core.rip = file.core.rip.wrapping_add(distance);

@@ -1,10 +1,11 @@
 //! A vCPU that waits in KVM, and is started anew in its step: INIT and the startup IPI come while its
 //! thread sleeps in `KVM_RUN`.
 
-use std::sync::Arc;
+use std::hint::spin_loop;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use debug_stub::{Armed, StopReason, VcpuId};
 use kvm_bindings::{
@@ -114,6 +115,34 @@ fn a_vcpu_that_waits_for_a_startup_ipi_stops_at_its_first_instruction() {
 fn a_vcpu_that_waits_for_init_stops_at_it_and_at_its_first_instruction() {
     let before = [RESET, STARTED];
     assert_is_at_its_first_instruction(KVM_MP_STATE_UNINITIALIZED, &[INIT, STARTUP], &before);
+}
+
+/// Before its step is armed, in the middle of that, and when its thread sleeps.
+#[test]
+fn a_halted_vcpu_may_be_started_at_any_time_of_its_step() {
+    for round in 0..200 {
+        let mut guest = waiting(KVM_MP_STATE_HALTED);
+        let vm = Arc::clone(&guest.vm);
+        let begun = Arc::new(Barrier::new(2));
+        let delay = Duration::from_micros(round * round / 40);
+        let sender = thread::spawn({
+            let begun = Arc::clone(&begun);
+            move || {
+                begun.wait();
+                let start = Instant::now();
+                while start.elapsed() < delay {
+                    spin_loop();
+                }
+                send(&vm, AP, INIT);
+                send(&vm, AP, STARTUP);
+            }
+        });
+        begun.wait();
+        assert_eq!(guest.step(), StopReason::Step, "{delay:?}");
+        sender.join().unwrap();
+        let place = place(&mut guest);
+        assert!([STARTED, FIRST].contains(&place), "{place:x?}, {delay:?}");
+    }
 }
 
 #[test]
