@@ -138,7 +138,7 @@ impl Host for MachineHost {
     }
 
     fn interrupts(&mut self, id: VcpuId) -> Interrupts {
-        let Some(vcpu) = self.group.vcpu(id) else {
+        let Some(mut vcpu) = self.group.vcpu(id) else {
             return Interrupts::default();
         };
         let masked = vcpu.is_masked();

@@ -13,7 +13,7 @@
 //! 5. a vCPU that waits in KVM may be started anew in its step, which ends then with its first
 //!    instruction there, or before it.
 
-use kvm_bindings::{KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED};
+use kvm_bindings::KVM_MP_STATE_UNINITIALIZED;
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use super::debug_exit::{DR6_BS, DebugExit};
@@ -185,10 +185,8 @@ impl DebugVcpu {
                 if environment.on_stop == OnStop::Yield {
                     return End::Yielded;
                 }
-                if begun.mp_state != KVM_MP_STATE_RUNNABLE {
-                    // It may wait still: the next step asks KVM, together with the registers.
-                    self.cached = None;
-                }
+                // It may wait: the next step asks KVM, together with the registers.
+                self.cached = None;
                 // In the middle of it, in a handler that the instruction called: what KVM left
                 // there of TF is mended now, since nobody will come back to this step.
                 return match self.settle(begun, false, environment) {
@@ -251,12 +249,12 @@ impl DebugVcpu {
         let Begun {
             plan,
             before,
-            mp_state,
+            mp_state: _,
             lent,
         } = begun;
         let mut after = self.expedited_now()?;
         lent.hide(&mut after);
-        if *mp_state != KVM_MP_STATE_RUNNABLE && is_started_anew(before, &after) {
+        if is_started_anew(before, &after) {
             // The instruction is no more, and nothing of it is to be mended.
             self.set_guest_tf(false);
             return Ok(Progress::Done);
@@ -291,13 +289,16 @@ impl DebugVcpu {
     }
 }
 
-/// Whether a vCPU that waited has taken INIT and a startup IPI since, and run one instruction there at most.
-/// Both leave it in real-address mode, at IP 0 of another code segment, with no stack (SDM 3A, 9.4.4 and
-/// table 9-1).
+/// Whether the vCPU has taken INIT and a startup IPI since, and run one instruction there at most. Both leave
+/// it in real-address mode, at IP 0 of another code segment, with neither stack nor data (SDM 3A, 9.4.4 and table
+/// 9-1); one instruction changes little of that.
 fn is_started_anew(before: &RegisterFile, after: &RegisterFile) -> bool {
-    let moved = before.special.cs.base != after.special.cs.base;
-    let unset = after.core.rsp == 0 || before.special.cr0 & CR0_PE != 0;
-    after.special.cr0 & CR0_PE == 0 && moved && unset && after.core.rip <= LONGEST_INSTRUCTION
+    let special = &after.special;
+    let moved = before.special.cs.base != special.cs.base && after.core.rip <= LONGEST_INSTRUCTION;
+    let unset = [&special.ds, &special.es, &special.ss].map(|segment| segment.selector == 0);
+    let nearly_unset = unset.into_iter().filter(|unset| !unset).count() <= 1;
+    let real = special.cr0 & CR0_PE == 0;
+    moved && real && nearly_unset && (after.core.rsp == 0 || before.special.cr0 & CR0_PE != 0)
 }
 
 /// Whether the breakpoint is for the instruction at `pc`.

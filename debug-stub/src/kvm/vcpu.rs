@@ -6,7 +6,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use vcpu_caps::kvm::{SetGuestDebugError, apply_pending};
-use vcpu_caps::{Capability, ControlError, HwBreakpoint, Owner, Plan, VcpuControl, VcpuId};
+use vcpu_caps::{
+    Capability, ControlError, GuestDebugFlags, HwBreakpoint, Owner, Plan, VcpuControl, VcpuId,
+};
 
 use super::registers::{RegistersError, read_registers, write_registers};
 use super::step::Begun;
@@ -44,6 +46,8 @@ pub struct DebugVcpu {
     pub(super) incomplete: bool,
     /// `KVM_MP_STATE_*`, as last read; `RUNNABLE` if the vCPU has run since.
     pub(super) mp_state: u32,
+    /// The single step in force was armed by [`DebugVcpu::arm_as_reset`].
+    outlives_init: bool,
     /// The instruction under way, after a run that yielded.
     pub(super) begun: Option<Begun>,
     /// The guest is over: why. Running it again answers the same.
@@ -64,6 +68,7 @@ impl DebugVcpu {
             cached: None,
             incomplete: false,
             mp_state: KVM_MP_STATE_RUNNABLE,
+            outlives_init: false,
             begun: None,
             over: None,
         }
@@ -77,8 +82,12 @@ impl DebugVcpu {
 
     /// The vCPU, for what this type does not do. Do not run it, and do not set its registers or
     /// its debug state.
+    ///
+    /// KVM is asked for registers anew afterwards: `KVM_GET_MP_STATE` takes INIT and startup IPIs.
     #[must_use]
-    pub fn fd(&self) -> &VcpuFd {
+    pub fn fd(&mut self) -> &VcpuFd {
+        self.cached = None;
+        self.forget_armed_step();
         &self.fd
     }
 
@@ -108,6 +117,11 @@ impl DebugVcpu {
     /// What the vCPU waits for, in one word, as `info threads` shows it; `None` if it runs code.
     #[must_use]
     pub fn waiting(&self) -> Option<&'static str> {
+        if self.cached.is_some() {
+            // It has just run an instruction. And KVM would take INIT if it were asked, so that what is cached
+            // were of before.
+            return None;
+        }
         match self.fd.get_mp_state().ok()?.mp_state {
             KVM_MP_STATE_HALTED => Some("halted"),
             KVM_MP_STATE_UNINITIALIZED => Some("waits for INIT"),
@@ -221,7 +235,9 @@ impl DebugVcpu {
             self.fd.clear_sync_valid_reg(SyncReg::SystemRegister);
         }
         self.forget_armed_step();
-        apply_pending(&mut self.control, &self.fd)?;
+        if apply_pending(&mut self.control, &self.fd)? {
+            self.outlives_init = false;
+        }
         if !self.stepping && self.guest_tf.take() == Some(true) {
             // KVM cleared it together with its own: `kvm_arch_vcpu_ioctl_set_guest_debug` reads
             // RFLAGS while the step still masks TF.
@@ -308,30 +324,41 @@ impl DebugVcpu {
     pub(super) fn arm_step(&mut self) -> Result<(), DebugError> {
         // Not in force: the vCPU was to run freely since, and was stopped before it had begun.
         let in_force = self.control.get(Capability::SingleStep).unwrap_or(false);
-        if in_force && self.cached.is_some() && self.control.pending().is_none() {
+        let in_series = in_force && self.cached.is_some() && self.control.pending().is_none();
+        if in_series && self.outlives_init {
             self.fd.sync_regs_mut().regs.rflags |= RFLAGS_TF;
             self.fd.set_sync_dirty_reg(SyncReg::Register);
             return Ok(());
         }
         self.control.step()?;
-        if self.mp_state == KVM_MP_STATE_HALTED {
+        if in_series || (self.mp_state == KVM_MP_STATE_HALTED && !self.injects()) {
             self.arm_as_reset()
         } else {
             self.arm()
         }
     }
 
+    /// Whether an exception is on its way to the guest, which a write of registers would drop.
+    fn injects(&self) -> bool {
+        let pending = self.control.pending();
+        pending.is_some_and(|wanted| wanted.control.intersects(GuestDebugFlags::INJECT))
+    }
+
     /// Arms a step that outlives INIT.
     ///
-    /// A `KVM_RUN` of a vCPU that is halted in KVM takes INIT and the startup IPI, and goes on in the
+    /// A `KVM_RUN` takes INIT and the startup IPI, if both are there or the vCPU is halted, and goes on in the
     /// guest; the reset has cleared TF, so that the vCPU would run on, masked. But KVM adds TF to RFLAGS
     /// that it sets while the linear RIP is the one of `KVM_SET_GUEST_DEBUG` (`__kvm_set_rflags`), and a
     /// startup IPI leaves RFLAGS as they are. So the call is made with RIP where the reset will have it,
-    /// and what is to be stepped without INIT gets its TF by hand.
+    /// and what is to be stepped without INIT gets its TF by hand, as all that follow in a series do.
+    ///
+    /// Not for the first step after a free run: an exception that KVM has queued and not injected would be
+    /// lost with the write of registers (`__set_regs`).
     fn arm_as_reset(&mut self) -> Result<(), DebugError> {
         let mut file = RegisterFile::default();
+        let mp_state = self.mp_state;
         self.read_registers(RegisterGroups::EXPEDITED, &mut file)?;
-        if self.mp_state != KVM_MP_STATE_HALTED {
+        if self.mp_state != mp_state {
             // INIT has just come.
             return self.arm();
         }
@@ -341,12 +368,15 @@ impl DebugVcpu {
         let mut elsewhere = file.clone();
         let distance = RESETS_LINEAR_RIP.wrapping_sub(file.linear_pc());
         elsewhere.core.rip = file.core.rip.wrapping_add(distance);
+        let cached = self.cached.take();
         self.write_registers(RegisterGroups::CORE, &elsewhere)?;
         let armed = self.arm();
         if armed.is_ok() {
             file.core.rflags |= RFLAGS_TF;
+            self.outlives_init = true;
         }
         write_registers(&self.fd, RegisterGroups::CORE, &file)?;
+        self.cached = cached;
         armed
     }
 

@@ -514,7 +514,7 @@ impl Guest {
     /// A kernel in 64-bit mode about to execute `code`: pages one to one, which user code may
     /// use; system calls come in at [`HANDLER`] and clear what `mask` has.
     fn in_long_mode(code: &[u8], handler: &[u8], mask: u64) -> Self {
-        let guest = Self::new(code);
+        let mut guest = Self::new(code);
         let put = |at: u64, bytes: &[u8]| {
             guest.memory.write_memory(GuestPhysAddr(at), bytes);
         };
@@ -554,7 +554,7 @@ impl Guest {
         guest
     }
 
-    fn fmask(&self) -> u64 {
+    fn fmask(&mut self) -> u64 {
         let mut msrs = msr(FMASK, 0);
         assert_eq!(self.vcpu.fd().get_msrs(&mut msrs).unwrap(), 1);
         msrs.as_slice()[0].data

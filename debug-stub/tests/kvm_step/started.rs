@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use debug_stub::{Armed, StopReason, VcpuId};
 use kvm_bindings::{
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
 };
 
 use crate::guest::{CODE, COUNTER, Guest, IF, TF, plan, send};
@@ -24,6 +25,9 @@ const _: () = assert!(CODE == 0x1000);
 const RESET: (u16, u64) = (0xf000, 0xfff0);
 const STARTED: (u16, u64) = (0x100, 0);
 const FIRST: (u16, u64) = (STARTED.0, 1);
+
+/// How many times of a step are tried.
+const ROUNDS: u64 = 100;
 
 /// A processor that waits, with code to start at.
 fn waiting(mp_state: u32) -> Guest {
@@ -120,11 +124,11 @@ fn a_vcpu_that_waits_for_init_stops_at_it_and_at_its_first_instruction() {
 /// Messages that come at any time of a step: before it is armed, in the middle of that, and when its thread
 /// sleeps.
 fn assert_starts_at_any_time(mp_state: u32, messages: &'static [u32], before: &[(u16, u64)]) {
-    for round in 0..200 {
+    for round in 0..ROUNDS {
         let mut guest = waiting(mp_state);
         let vm = Arc::clone(&guest.vm);
         let begun = Arc::new(Barrier::new(2));
-        let delay = Duration::from_micros(round * round / 40);
+        let delay = Duration::from_micros(round * round / 10);
         let sender = thread::spawn({
             let begun = Arc::clone(&begun);
             move || {
@@ -163,6 +167,74 @@ fn a_vcpu_that_waits_for_a_startup_ipi_may_get_it_at_any_time_of_its_step() {
 fn a_vcpu_that_waits_for_init_may_get_it_at_any_time_of_its_step() {
     let before = [RESET, STARTED];
     assert_starts_at_any_time(KVM_MP_STATE_UNINITIALIZED, &[INIT, STARTUP], &before);
+}
+
+/// From the second step of a series on. Before that an exception that is on its way counts more.
+#[test]
+fn a_vcpu_that_runs_may_be_started_anew_at_any_time_of_a_series_of_steps() {
+    for round in 0..ROUNDS {
+        let mut guest = waiting(KVM_MP_STATE_RUNNABLE);
+        guest.set(|file| file.core.rip = CODE);
+        for ip in 1..=3 {
+            guest.step_to(CODE + ip);
+        }
+        let vm = Arc::clone(&guest.vm);
+        let delay = Duration::from_micros(round * 4);
+        let sender = thread::spawn(move || {
+            thread::sleep(delay);
+            send(&vm, AP, INIT);
+            send(&vm, AP, STARTUP);
+        });
+        let mut places = Vec::new();
+        while !places.ends_with(&[FIRST]) && places.len() < 100_000 {
+            assert_eq!(guest.step(), StopReason::Step, "{places:x?}");
+            places.push(place(&mut guest));
+        }
+        sender.join().unwrap();
+        let in_time = |place: &&(u16, u64)| place.0 == STARTED.0;
+        let first = places.iter().find(in_time);
+        assert!(
+            [Some(&STARTED), Some(&FIRST)].contains(&first),
+            "{first:x?}"
+        );
+        guest.step_to(2);
+    }
+}
+
+/// And whoever asks meanwhile what it does brings back no register of before.
+#[test]
+fn a_vcpu_that_is_started_anew_between_its_steps_stops_at_its_first_instruction() {
+    let asks: [fn(&mut Guest); 4] = [
+        |_| (),
+        |guest| assert_eq!(guest.vcpu.waiting(), None),
+        |guest| {
+            let _ = guest.registers();
+        },
+        |guest| {
+            let _ = guest.vcpu.fd().get_mp_state().unwrap();
+        },
+    ];
+    for ask in asks {
+        for steps in 2..=4 {
+            let mut guest = waiting(KVM_MP_STATE_RUNNABLE);
+            guest.set(|file| file.core.rip = CODE);
+            for ip in 1..=steps {
+                guest.step_to(CODE + ip);
+            }
+            send(&guest.vm, AP, INIT);
+            send(&guest.vm, AP, STARTUP);
+            ask(&mut guest);
+            let mut places = Vec::new();
+            while places.last() != Some(&FIRST) && places.len() < 2 {
+                assert_eq!(guest.step(), StopReason::Step, "{places:x?}");
+                places.push(place(&mut guest));
+            }
+            assert!(
+                matches!(places[..], [FIRST] | [STARTED, FIRST]),
+                "{places:x?}"
+            );
+        }
+    }
 }
 
 #[test]
