@@ -469,8 +469,10 @@ fn quiet_stop() -> Stop {
 /// after the next resume; but a client that shows a stop to its user reads something first.
 fn leads_to_resume(request: &Request, body: &[u8]) -> bool {
     match request {
-        Request::Resume(_) | Request::ResumeLegacy { .. } | Request::SelectForRun(_) => true,
-        Request::Point { .. } => true,
+        Request::Resume(_)
+        | Request::ResumeLegacy { .. }
+        | Request::SelectForRun(_)
+        | Request::Point { .. } => true,
         Request::Plain => body == b"vCont?",
         _ => false,
     }

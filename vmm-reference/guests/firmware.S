@@ -1,16 +1,12 @@
 # What processors do after INIT, with --testdev: the little of a PC's firmware that test images need to come
 # back from it. It is linked to FIRMWARE in src/layout.rs, and is below 4 GiB once more.
 #
-# IBM PC/AT, "shutdown status": a program that resets the processor says in the CMOS, in byte 0x0f, that it
-# wants to go on, and where at 40:67. Whoever jumps here without loads the kernel again, whose
-# memory stays as it is otherwise.
+# Who has a shutdown status goes on where it says. Whoever comes without loads the kernel again; memory stays
+# as it is otherwise.
 
-    .set CMOS_INDEX, 0x70
-    .set CMOS_DATA, 0x71
-    .set SHUTDOWN_STATUS, 0x0f
-    .set JUMP_40_67, 0x0a
-    .set RESUME_VECTOR, 0x467
-    .set BOOT_PORT, 0xf00           # src/devices/testdev/boot_again.rs
+#include "cmos.inc"
+
+    .set BOOT_PORT, 0xf00           # src/devices/testdev/mod.rs
     .set GDT, 0x5000                # src/layout.rs, and its selectors (src/boot/state.rs)
     .set CODE, 0x10
     .set DATA, 0x18
@@ -28,6 +24,7 @@ _start:
     cmpb $JUMP_40_67, %al
     je resume
     movw $BOOT_PORT, %dx
+    inl %dx, %eax                   # what was loaded and not booted does not count
     outl %eax, %dx                  # loads it, whatever is written
     inl %dx, %eax                   # EIP
     movl %eax, %esi

@@ -6,12 +6,8 @@
 # way's number for a resume that did not happen once, 0x50 if port 92 has not kept its bit.
 
 #include "common.inc"
+#include "cmos.inc"
 
-    .set CMOS_INDEX, 0x70
-    .set CMOS_DATA, 0x71
-    .set SHUTDOWN_STATUS, 0x0f
-    .set JUMP_40_67, 0x0a
-    .set RESUME_VECTOR, 0x467
     .set SYSTEM_CONTROL_A, 0x92
     .set FAST_INIT, 1
     .set I8042_DATA, 0x60

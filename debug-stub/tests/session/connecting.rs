@@ -2,6 +2,12 @@
 
 use super::*;
 
+/// A session that nobody has come to.
+fn unattached(vcpus: usize) -> Session<Machine> {
+    let machine = Machine::new(vcpus, &[code::SPIN]);
+    Session::new(machine, SessionConfig::new(plan(&[])))
+}
+
 #[test]
 fn the_features_are_those_of_filter_and_gdbstub() {
     let mut rig = spinning(1);
@@ -46,10 +52,7 @@ fn the_last_stop_is_shown_with_the_registers_of_now() {
 
 #[test]
 fn a_running_guest_is_stopped_and_what_came_meanwhile_is_answered_then() {
-    let mut session = Session::new(
-        Machine::new(1, &[code::SPIN]),
-        SessionConfig::new(plan(&[])),
-    );
+    let mut session = unattached(1);
     session.attach(GuestState::Running);
     session.receive(&frame(b"?"));
     assert_eq!(session.output(), b"");
@@ -61,10 +64,7 @@ fn a_running_guest_is_stopped_and_what_came_meanwhile_is_answered_then() {
 
 #[test]
 fn of_what_comes_meanwhile_nothing_is_lost_however_much_it_is() {
-    let mut session = Session::new(
-        Machine::new(1, &[code::SPIN]),
-        SessionConfig::new(plan(&[])),
-    );
+    let mut session = unattached(1);
     session.attach(GuestState::Running);
     // Too long for one packet, and asks behind it.
     let long = frame(&vec![b'a'; 2 * SessionConfig::DEFAULT_MAX_PACKET]);
@@ -87,10 +87,7 @@ fn of_what_comes_meanwhile_nothing_is_lost_however_much_it_is() {
 
 #[test]
 fn a_crash_before_the_client_came_is_what_it_is_told() {
-    let mut session = Session::new(
-        Machine::new(2, &[code::SPIN]),
-        SessionConfig::new(plan(&[])),
-    );
+    let mut session = unattached(2);
     session.attach(GuestState::Running);
     session.stopped(vec![stop(1, StopReason::TripleFault("no IDT".into()))]);
     session.receive(&frame(b"?"));
@@ -102,10 +99,7 @@ fn a_crash_before_the_client_came_is_what_it_is_told() {
 
 #[test]
 fn a_guest_that_ended_as_the_client_came_is_not_run_again() {
-    let mut session = Session::new(
-        Machine::new(2, &[code::SPIN]),
-        SessionConfig::new(plan(&[])),
-    );
+    let mut session = unattached(2);
     session.attach(GuestState::Running);
     assert_eq!(session.next_action(), Some(debug_stub::Action::Interrupt));
     session.stopped(vec![stop(1, StopReason::Exited(7))]);

@@ -1,4 +1,5 @@
-//! How the firmware boots once more: a write loads the kernel, and reads answer where it starts.
+//! How the firmware boots once more: a write loads the kernel, and reads answer where it starts. Before the
+//! first read a further write does nothing: string output has many of them in one exit.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +12,9 @@ use crate::exit::{ExitEvent, ExitReason};
 
 /// Loads the kernel, or says why it cannot be.
 pub(super) type Load = Box<dyn Fn() -> Result<Entry, String> + Send + Sync>;
+
+/// As many are read after a load.
+const REGISTERS: usize = 3;
 
 /// The device.
 pub(super) struct BootAgain {
@@ -43,13 +47,16 @@ impl DevicePio for BootAgain {
     }
 
     fn pio_write(&self, _: PioAddress, _: PioAddressOffset, _: &[u8]) {
+        let mut registers = self
+            .registers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if registers.len() == REGISTERS {
+            return;
+        }
         let problem = match (self.load)() {
             Ok(Entry::Protected { rip, eax, ebx }) => {
-                let mut registers = self
-                    .registers
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                *registers = [rip, ebx, eax].into();
+                *registers = VecDeque::from([rip, ebx, eax]);
                 return;
             }
             Ok(Entry::Long { .. }) => "it starts in 64-bit mode".to_owned(),

@@ -78,17 +78,27 @@ fn the_debug_exit_port_takes_every_width_and_is_there_on_request_only() {
     assert_eq!(exit.reason(), None);
 }
 
-/// With firmware that counts INITs, and boots as `boots` says.
-fn with_firmware(boots: Result<Entry, &'static str>) -> (Setup, Arc<AtomicUsize>) {
-    let inits = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&inits);
+/// What firmware did.
+#[derive(Default)]
+struct Calls {
+    inits: AtomicUsize,
+    loads: AtomicUsize,
+}
+
+/// With firmware that counts what it does, and boots as `boots` says.
+fn with_firmware(boots: Result<Entry, &'static str>) -> (Setup, Arc<Calls>) {
+    let calls = Arc::new(Calls::default());
+    let (sends, loads) = (Arc::clone(&calls), Arc::clone(&calls));
     let setup = setup_with(Some(Firmware {
         send_init: Box::new(move || {
-            count.fetch_add(1, Ordering::Relaxed);
+            sends.inits.fetch_add(1, Ordering::Relaxed);
         }),
-        load: Box::new(move || boots.map_err(str::to_owned)),
+        load: Box::new(move || {
+            loads.loads.fetch_add(1, Ordering::Relaxed);
+            boots.map_err(str::to_owned)
+        }),
     }));
-    (setup, inits)
+    (setup, calls)
 }
 
 const BOOTS: Result<Entry, &str> = Ok(Entry::Protected {
@@ -105,24 +115,24 @@ fn a_reset_of_the_processors_is_an_init_if_they_want_to_go_on() {
         &[(0x64, 0xd1), (0x60, 2)],
         &[(0xcf9, 0), (0xcf9, 4)],
     ];
-    let (Setup { devices, exit, .. }, inits) = with_firmware(BOOTS);
+    let (Setup { devices, exit, .. }, calls) = with_firmware(BOOTS);
     write(&devices, 0x70, [0x8f]);
     write(&devices, 0x71, [0x0a]);
     for (count, way) in (1..).zip(ways) {
         for (port, value) in way {
             write(&devices, *port, [*value]);
         }
-        assert_eq!(inits.load(Ordering::Relaxed), count, "{way:x?}");
+        assert_eq!(calls.inits.load(Ordering::Relaxed), count, "{way:x?}");
     }
     assert_eq!(exit.reason(), None);
     // The whole machine's.
     write(&devices, 0xcf9, [0]);
     write(&devices, 0xcf9, [6]);
     assert_eq!(exit.reason(), Some(ExitReason::Reset));
-    assert_eq!(inits.load(Ordering::Relaxed), 4);
+    assert_eq!(calls.inits.load(Ordering::Relaxed), 4);
 
     for way in ways {
-        let (Setup { devices, exit, .. }, inits) = with_firmware(BOOTS);
+        let (Setup { devices, exit, .. }, calls) = with_firmware(BOOTS);
         for (port, value) in way {
             write(&devices, *port, [*value]);
         }
@@ -131,7 +141,7 @@ fn a_reset_of_the_processors_is_an_init_if_they_want_to_go_on() {
             Some(ExitReason::Reset),
             "no status: {way:x?}"
         );
-        assert_eq!(inits.load(Ordering::Relaxed), 0);
+        assert_eq!(calls.inits.load(Ordering::Relaxed), 0);
     }
 }
 
@@ -154,7 +164,7 @@ fn the_cmos_keeps_what_is_written_to_each_byte() {
 
 #[test]
 fn the_firmware_boots_again_or_says_why_it_cannot() {
-    let (Setup { devices, exit, .. }, _) = with_firmware(BOOTS);
+    let (Setup { devices, exit, .. }, calls) = with_firmware(BOOTS);
     let register = || u32::from_le_bytes(read(&devices, 0xf00));
     assert_eq!(register(), 0, "not loaded");
     for _ in 0..2 {
@@ -163,6 +173,10 @@ fn the_firmware_boots_again_or_says_why_it_cannot() {
     }
     assert_eq!([register(), register()], [0x2bad_b002, 0]);
     assert_eq!(exit.reason(), None);
+    assert_eq!(calls.loads.load(Ordering::Relaxed), 2);
+    // REP OUTSL: one exit, and one load.
+    devices.io_out(0xf00, AccessSize::Dword, &[0; 4096]);
+    assert_eq!(calls.loads.load(Ordering::Relaxed), 3);
 
     let long = Entry::Long { rip: 0, rsi: 0 };
     for (boots, why) in [(Err("no such file"), "no such file"), (Ok(long), "64-bit")] {
@@ -351,6 +365,8 @@ fn access() -> impl Strategy<Value = Access> {
         0xdc_u16..0x100,
         0x1ffc_u16..0x201c,
         0x50c_u16..0x518,
+        0x5c_u16..0x74,
+        0xefc_u16..0xf08,
         any::<u16>()
     ];
     let address = prop_oneof![
@@ -380,7 +396,7 @@ proptest! {
     fn hostile_accesses_panic_nowhere_and_set_lines_below_24_only(
         accesses in prop::collection::vec((access(), size()), 0..200)
     ) {
-        let Setup { devices, lines, .. } = setup();
+        let (Setup { devices, lines, .. }, _) = with_firmware(BOOTS);
         for (access, size) in accesses {
             match access {
                 Access::In(port, length) => devices.io_in(port, size, &mut vec![0; length]),
@@ -402,7 +418,10 @@ proptest! {
         use vm_device::{DeviceMmio, DevicePio};
 
         let memory = MemoryLayout::new(2 << 20).unwrap().allocate().unwrap();
-        let devices: [&dyn DevicePio; 5] = [
+        let boots = Box::new(|| BOOTS.map_err(str::to_owned));
+        let devices: [&dyn DevicePio; 7] = [
+            &boot_again::BootAgain::new(boots, ExitEvent::new().unwrap()),
+            &cmos::Cmos::default(),
             &debug_exit::DebugExit::new(ExitEvent::new().unwrap()),
             &registers::Registers::default(),
             &fw_cfg::FwCfg::new(1, &memory),
