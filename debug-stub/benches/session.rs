@@ -27,8 +27,7 @@ fn session() -> Session<Machine> {
 fn benches(criterion: &mut Criterion) {
     let mut stepping = session();
     let packet = frame(b"vCont;s:1");
-    let registers = Box::new(stepping.host().vcpus[0].clone());
-    assert_eq!(registers.core.rip, ENTRY);
+    assert_eq!(stepping.host().vcpus[0].core.rip, ENTRY);
     criterion.bench_function("stepi: bytes, action, stop, bytes", |bencher| {
         bencher.iter(|| {
             stepping.receive(&packet);
@@ -37,7 +36,6 @@ fn benches(criterion: &mut Criterion) {
             stepping.stopped(vec![Stop {
                 vcpu: VcpuId(0),
                 reason: StopReason::Step,
-                registers: Some(registers.clone()),
             }]);
             black_box(stepping.output());
             stepping.consume_output(usize::MAX);

@@ -15,7 +15,8 @@ use thiserror::Error;
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use crate::address::GuestPhysAddr;
-use crate::host::{Armed, GuestMemory, WatchAccess};
+use crate::host::GuestMemory;
+use crate::order::{Armed, WatchAccess};
 use crate::request::PointKind;
 
 /// The one-byte breakpoint instruction (SDM 2A, INT3).
@@ -202,11 +203,10 @@ impl Breakpoints {
             WatchAccess::Write => HwBreakpointKind::Write,
             WatchAccess::ReadWrite => HwBreakpointKind::ReadWrite,
         };
-        self.slots.iter().flatten().any(|slot| {
-            slot.breakpoint.kind() == kind
-                && address.wrapping_sub(slot.breakpoint.address())
-                    < u64::from(slot.breakpoint.length())
-        })
+        self.slots
+            .iter()
+            .flatten()
+            .any(|slot| slot.breakpoint.kind() == kind && slot.breakpoint.overlaps(address, 1))
     }
 
     /// Writes the INT3s, all but those at `except`.
@@ -283,7 +283,12 @@ impl Breakpoints {
 
     fn refresh(&mut self) {
         self.armed = Arc::new(Armed {
-            hardware: self.slots.map(|slot| slot.map(|slot| slot.breakpoint)),
+            hardware: self
+                .slots
+                .iter()
+                .flatten()
+                .map(|slot| slot.breakpoint)
+                .collect(),
             software: self.software.keys().copied().collect(),
         });
     }
@@ -317,8 +322,9 @@ fn pieces(point: Point) -> Result<ArrayVec<HwBreakpoint, SLOTS>, PointError> {
             .into_iter()
             .find(|run| *run <= left && at % run == 0)
             .unwrap_or(1);
-        let piece = HwBreakpoint::watch(at, run, kind).map_err(|_| too_long)?;
-        pieces.try_push(piece).map_err(|_| too_long)?;
+        pieces
+            .try_push(HwBreakpoint::watch(at, run, kind))
+            .map_err(|_| too_long)?;
         left -= run;
         at = at.wrapping_add(run);
     }

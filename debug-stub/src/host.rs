@@ -4,13 +4,10 @@
 //! told of [`Stop`]s. It never runs a vCPU itself: one [`ResumePlan`] goes out, one list of stops
 //! comes back.
 
-use std::collections::BTreeSet;
-use std::ops::Range;
-use std::sync::Arc;
-
-use vcpu_caps::{HwBreakpoint, VcpuId};
+use vcpu_caps::VcpuId;
 
 use crate::address::GuestPhysAddr;
+use crate::order::ResumePlan;
 use crate::x86_64::{RegisterFile, RegisterGroups};
 
 /// Guest-physical memory.
@@ -98,95 +95,4 @@ pub enum Action {
     Release,
     /// The client asked to kill the guest: end it. No answer.
     Kill,
-}
-
-/// How to run the vCPUs until the next stop.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResumePlan {
-    /// One order for each vCPU, by index.
-    pub vcpus: Vec<VcpuOrder>,
-    /// What is armed meanwhile, on every vCPU that runs.
-    pub armed: Arc<Armed>,
-}
-
-/// What one vCPU does until the next stop.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum VcpuOrder {
-    /// It stays as it is, frozen; so does a hold on `mask_hwintr` that a step of it took.
-    #[default]
-    Stay,
-    /// It runs until something stops it; `mask_hwintr` is lifted.
-    Continue,
-    /// It runs one instruction, or a range of them.
-    Step(StepOrder),
-}
-
-/// One step, or a range step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StepOrder {
-    /// Step on while the linear PC is in here (`vCont;r`); `None` is one instruction.
-    pub range: Option<Range<u64>>,
-    /// Hold `mask_hwintr` from before the first instruction until this vCPU is continued. If
-    /// false, a hold that earlier steps took is dropped.
-    pub mask: bool,
-}
-
-/// The breakpoints and watchpoints in force while the guest runs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Armed {
-    /// Debug-address registers, the same on all vCPUs. A step that begins on an armed execute
-    /// breakpoint runs its first instruction with that slot disarmed.
-    pub hardware: [Option<HwBreakpoint>; 4],
-    /// Guest-physical addresses at which the session has written INT3. A step never begins on
-    /// one: the session lifts it and steps that vCPU alone.
-    pub software: BTreeSet<GuestPhysAddr>,
-}
-
-/// Why a vCPU stopped, and its registers then.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stop {
-    /// The vCPU that stopped.
-    pub vcpu: VcpuId,
-    /// Why.
-    pub reason: StopReason,
-    /// [`RegisterGroups::EXPEDITED`] of it, if they came for free with the exit: the stop reply
-    /// carries them, and the session reads them itself otherwise.
-    pub registers: Option<Box<RegisterFile>>,
-}
-
-/// Why a vCPU stopped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StopReason {
-    /// The step, or the range, is done.
-    Step,
-    /// It is about to execute the INT3 that the session wrote at its PC.
-    SoftwareBreakpoint,
-    /// It is about to execute the instruction at an armed execute breakpoint.
-    HardwareBreakpoint,
-    /// It has touched watched data.
-    Watchpoint {
-        /// Linear address watched.
-        address: u64,
-        /// What the watchpoint was armed for.
-        access: WatchAccess,
-    },
-    /// [`Action::Interrupt`], seen by a vCPU that had nothing else to say.
-    Interrupted,
-    /// Triple fault: the guest cannot go on. The text says what is known.
-    TripleFault(String),
-    /// The hypervisor cannot go on with this vCPU (for KVM: `KVM_EXIT_INTERNAL_ERROR`,
-    /// `KVM_EXIT_FAIL_ENTRY`). The text says what, where and with which instruction bytes.
-    InternalError(String),
-    /// The guest has ended with this exit status: powered off, reset, or asked for it.
-    Exited(u8),
-}
-
-/// What a watchpoint was armed for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WatchAccess {
-    /// Writes.
-    Write,
-    /// Reads and writes.
-    ReadWrite,
 }

@@ -46,6 +46,7 @@ mod host;
 pub mod kvm;
 mod memory;
 mod monitor;
+mod order;
 mod qemu;
 mod request;
 #[cfg(all(feature = "server", target_os = "linux"))]
@@ -57,9 +58,7 @@ pub mod x86_64;
 
 pub use address::{GuestPhysAddr, GuestVirtAddr};
 pub use config::SessionConfig;
-pub use host::{
-    Action, Armed, GuestMemory, Host, Interrupts, ResumePlan, StepOrder, Stop, StopReason,
-    VcpuOrder, WatchAccess,
-};
+pub use host::{Action, GuestMemory, Host, Interrupts};
+pub use order::{Armed, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder, WatchAccess};
 pub use session::{GuestState, Session};
 pub use vcpu_caps::VcpuId;

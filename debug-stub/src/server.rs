@@ -14,7 +14,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use crate::config::SessionConfig;
-use crate::host::{Action, Host, ResumePlan, Stop};
+use crate::host::{Action, Host};
+use crate::order::{ResumePlan, Stop};
 use crate::session::{GuestState, Session};
 
 pub use address::{AddressError, ListenAddress};

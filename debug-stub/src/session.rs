@@ -12,7 +12,8 @@ use vcpu_caps::VcpuId;
 use crate::config::SessionConfig;
 use crate::filter::{Event, Receiver, Sender, push_hex_bytes};
 use crate::guest::{Guest, errno};
-use crate::host::{Action, Host, Stop, StopReason};
+use crate::host::{Action, Host};
+use crate::order::{Stop, StopReason};
 use crate::request::{Request, ThreadId, parse};
 use crate::stub::Stub;
 
@@ -281,7 +282,6 @@ impl<H: Host> Session<H> {
         self.last_stop = Stop {
             vcpu: stop.vcpu,
             reason,
-            registers: None,
         };
         self.note_reason(&self.last_stop.clone());
         // `?` comes later, but the client may ask something else first.
@@ -457,7 +457,6 @@ fn quiet_stop() -> Stop {
     Stop {
         vcpu: VcpuId(0),
         reason: StopReason::Step,
-        registers: None,
     }
 }
 

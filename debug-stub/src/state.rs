@@ -27,14 +27,6 @@ impl RegisterCache {
         }
     }
 
-    /// Registers that came with a stop.
-    pub(crate) fn learn(&mut self, vcpu: VcpuId, registers: &RegisterFile) {
-        let entry = self.entries.entry(vcpu).or_default();
-        entry.registers.core = registers.core;
-        entry.registers.special = registers.special;
-        entry.valid |= RegisterGroups::EXPEDITED;
-    }
-
     /// The registers of a vCPU, of which at least `groups` are filled.
     pub(crate) fn read<H: Host>(
         &mut self,

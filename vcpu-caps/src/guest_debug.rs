@@ -71,13 +71,16 @@ pub enum HwBreakpointError {
     },
 }
 
-/// One debug-address register's content.
+/// A breakpoint or watchpoint that takes a debug-address register.
+///
+/// The type fits any architecture; [`HwBreakpoint::check_x86`] says whether an x86 debug register
+/// can hold it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HwBreakpoint {
     address: u64,
     kind: HwBreakpointKind,
-    length: u8,
+    length: u64,
 }
 
 impl HwBreakpoint {
@@ -91,30 +94,18 @@ impl HwBreakpoint {
         }
     }
 
-    /// A watchpoint over `length` bytes at a linear address.
-    ///
-    /// # Errors
-    /// If the debug registers cannot express the range.
-    pub fn watch(
-        address: u64,
-        length: u64,
-        kind: HwBreakpointKind,
-    ) -> Result<Self, HwBreakpointError> {
-        let bytes = match (kind, length) {
-            (HwBreakpointKind::Execute, _) | (_, 1) => 1,
-            (_, 2) => 2,
-            (_, 4) => 4,
-            (_, 8) => 8,
-            (_, other) => return Err(HwBreakpointError::Length(other)),
-        };
-        if address % u64::from(bytes) != 0 {
-            return Err(HwBreakpointError::Alignment { address, length });
+    /// A watchpoint over `length` bytes at a linear address. An execute breakpoint has no length:
+    /// it is that of [`HwBreakpoint::execute`].
+    #[must_use]
+    pub const fn watch(address: u64, length: u64, kind: HwBreakpointKind) -> Self {
+        match kind {
+            HwBreakpointKind::Execute => Self::execute(address),
+            HwBreakpointKind::Write | HwBreakpointKind::ReadWrite => Self {
+                address,
+                kind,
+                length,
+            },
         }
-        Ok(Self {
-            address,
-            kind,
-            length: bytes,
-        })
     }
 
     /// The linear address.
@@ -131,8 +122,32 @@ impl HwBreakpoint {
 
     /// Bytes watched; 1 for an execute breakpoint.
     #[must_use]
-    pub const fn length(&self) -> u8 {
+    pub const fn length(&self) -> u64 {
         self.length
+    }
+
+    /// Returns `true` if an access of `length` bytes at `address` touches what is watched.
+    #[must_use]
+    pub const fn overlaps(&self, address: u64, length: u64) -> bool {
+        address.wrapping_sub(self.address) < self.length
+            || self.address.wrapping_sub(address) < length
+    }
+
+    /// Checks that an x86 debug-address register can hold it.
+    ///
+    /// # Errors
+    /// If the length or the alignment cannot be expressed (SDM 3B 19.2.5).
+    pub const fn check_x86(&self) -> Result<(), HwBreakpointError> {
+        let Self {
+            address, length, ..
+        } = *self;
+        if !matches!(length, 1 | 2 | 4 | 8) {
+            return Err(HwBreakpointError::Length(length));
+        }
+        if address % length != 0 {
+            return Err(HwBreakpointError::Alignment { address, length });
+        }
+        Ok(())
     }
 
     /// The bits of DR7 that enable this breakpoint globally in `slot` (SDM 3B 19.2.4).

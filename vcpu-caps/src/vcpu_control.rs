@@ -7,7 +7,8 @@ use thiserror::Error;
 use crate::applied::{AppliedDebug, Rearm};
 use crate::capability::{Capability, VcpuId};
 use crate::guest_debug::{
-    DebugIntent, GuestDebug, GuestDebugFlags, HwBreakpoint, HwBreakpointKind, Inject,
+    DebugIntent, GuestDebug, GuestDebugFlags, HwBreakpoint, HwBreakpointError, HwBreakpointKind,
+    Inject,
 };
 use crate::holds::{HoldError, Holds, Owner};
 use crate::plan::Plan;
@@ -39,6 +40,9 @@ pub enum ControlError {
     /// Nothing like it is set.
     #[error("no such breakpoint is set")]
     NoSuchBreakpoint,
+    /// A debug register cannot hold the breakpoint.
+    #[error(transparent)]
+    Breakpoint(#[from] HwBreakpointError),
     /// A hold cannot be taken or dropped.
     #[error(transparent)]
     Hold(#[from] HoldError),
@@ -299,18 +303,21 @@ impl VcpuControl {
         Ok(slot)
     }
 
-    /// Sets all debug-address registers at once, for somebody who allocates them over all vCPUs.
+    /// Sets all debug-address registers at once: the first breakpoint into DR0, and so on.
     ///
     /// # Errors
-    /// If the plan does not provide one of the kinds.
-    pub fn set_hardware(
-        &mut self,
-        hardware: [Option<HwBreakpoint>; 4],
-    ) -> Result<(), ControlError> {
-        for breakpoint in hardware.iter().flatten() {
-            self.check_breakpoint(breakpoint)?;
+    /// If the plan does not provide one of the kinds, a register cannot hold one of them, or there
+    /// are more than four. Nothing has changed then.
+    pub fn set_hardware(&mut self, hardware: &[HwBreakpoint]) -> Result<(), ControlError> {
+        let mut slots = [None; 4];
+        if hardware.len() > slots.len() {
+            return Err(ControlError::NoFreeSlot);
         }
-        self.hardware = hardware;
+        for (slot, breakpoint) in slots.iter_mut().zip(hardware) {
+            self.check_breakpoint(breakpoint)?;
+            *slot = Some(*breakpoint);
+        }
+        self.hardware = slots;
         Ok(())
     }
 
@@ -403,6 +410,7 @@ impl VcpuControl {
     }
 
     fn check_breakpoint(&self, breakpoint: &HwBreakpoint) -> Result<(), ControlError> {
+        breakpoint.check_x86()?;
         match breakpoint.kind() {
             HwBreakpointKind::Execute => {
                 self.check(self.ways.hw_breakpoint, Capability::HwBreakpoint)

@@ -5,7 +5,8 @@ use vcpu_caps::{HwBreakpointKind, Inject};
 
 use super::vcpu::DebugVcpu;
 use crate::address::GuestVirtAddr;
-use crate::host::{Armed, GuestMemory, StopReason, WatchAccess};
+use crate::host::GuestMemory;
+use crate::order::{Armed, StopReason, WatchAccess};
 use crate::x86_64::{RegisterFile, RegisterGroups, translate};
 
 /// DR6.B0-B3: which debug-address register hit (SDM 3B 19.2.3).

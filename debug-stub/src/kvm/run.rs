@@ -13,7 +13,8 @@ use super::debug_exit::DebugExit;
 use super::exits::{Entering, ExitHandler, Permit, UserInterrupts, place, suberror_name};
 use super::registers::{core_from_kvm, special_from_kvm};
 use super::vcpu::{DebugVcpu, RFLAGS_TF};
-use crate::host::{Armed, GuestMemory, StopReason, VcpuOrder};
+use crate::host::GuestMemory;
+use crate::order::{Armed, StopReason, VcpuOrder};
 use crate::x86_64::{RegisterFile, RegisterGroups};
 
 /// What a vCPU runs in.

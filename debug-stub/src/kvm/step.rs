@@ -21,7 +21,8 @@ use super::exits::{ExitHandler, UserInterrupts};
 use super::run::{Entry, Environment, OnStop, RunEnd};
 use super::system_call::Lent;
 use super::vcpu::DebugVcpu;
-use crate::host::{Armed, GuestMemory, StepOrder, StopReason};
+use crate::host::GuestMemory;
+use crate::order::{Armed, StepOrder, StopReason};
 use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepClass, StepPlan};
 
 /// How often an instruction may be begun without getting anywhere. One spurious trap for each
@@ -105,7 +106,6 @@ impl DebugVcpu {
         if armed
             .hardware
             .iter()
-            .flatten()
             .any(|breakpoint| executes_at(breakpoint, pc))
         {
             return Ok(Some(StopReason::HardwareBreakpoint));
@@ -139,15 +139,15 @@ impl DebugVcpu {
         let before = self.expedited_now()?;
         let mp_state = self.mp_state;
         let pc = before.linear_pc();
-        let stays = |breakpoint: &HwBreakpoint| !(first && executes_at(breakpoint, pc));
-        let hardware = armed.hardware.map(|slot| slot.filter(stays));
+        let stays = |breakpoint: &&HwBreakpoint| !(first && executes_at(breakpoint, pc));
+        let hardware: Vec<_> = armed.hardware.iter().filter(stays).copied().collect();
         let plan = StepPlan::new(&before, environment.memory);
         let lent = self.lend(plan.class(), &before).unwrap_or_else(|error| {
             tracing::warn!(vcpu = %self.id(), %error, "a system call is stepped over, not into");
             Lent::Nothing
         });
         if let Err(error) = self
-            .intend_step(mask, armed, hardware)
+            .intend_step(mask, armed, &hardware)
             .and_then(|()| self.arm_step())
         {
             // What stops the vCPU is the first error.

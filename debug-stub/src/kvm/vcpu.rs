@@ -12,7 +12,7 @@ use vcpu_caps::{
 
 use super::registers::{RegistersError, read_registers, write_registers};
 use super::step::Begun;
-use crate::host::{Armed, StopReason};
+use crate::order::{Armed, StopReason};
 use crate::x86_64::{RegisterFile, RegisterGroups};
 
 /// RFLAGS.TF (SDM 1 3.4.3.3).
@@ -212,12 +212,6 @@ impl DebugVcpu {
         state.map_or(KVM_MP_STATE_RUNNABLE, |state| state.mp_state)
     }
 
-    /// [`RegisterGroups::EXPEDITED`], if they came with the last exit.
-    #[must_use]
-    pub fn expedited(&self) -> Option<Box<RegisterFile>> {
-        self.cached.clone()
-    }
-
     /// Puts in force what `self.control` has pending. What was written to registers must be
     /// written before: KVM captures the linear RIP here.
     pub(super) fn arm(&mut self) -> Result<(), DebugError> {
@@ -257,7 +251,7 @@ impl DebugVcpu {
             self.stepping = false;
         }
         self.control.drop_owner(DEBUGGER);
-        self.intend_breakpoints(armed, armed.hardware)
+        self.intend_breakpoints(armed, &armed.hardware)
     }
 
     /// Sets what [`DebugVcpu::arm`] will put in force for a step.
@@ -265,7 +259,7 @@ impl DebugVcpu {
         &mut self,
         mask: bool,
         armed: &Armed,
-        hardware: [Option<HwBreakpoint>; 4],
+        hardware: &[HwBreakpoint],
     ) -> Result<(), DebugError> {
         self.stepping = true;
         let holds = self.control.holds();
@@ -283,7 +277,7 @@ impl DebugVcpu {
     fn intend_breakpoints(
         &mut self,
         armed: &Armed,
-        hardware: [Option<HwBreakpoint>; 4],
+        hardware: &[HwBreakpoint],
     ) -> Result<(), DebugError> {
         let software = !armed.software.is_empty();
         // Off already where the plan does not have them.

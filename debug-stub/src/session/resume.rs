@@ -9,7 +9,8 @@ use vcpu_caps::VcpuId;
 
 use crate::address::GuestPhysAddr;
 use crate::guest::{Orders, errno, refused, tid};
-use crate::host::{Action, Armed, Host, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder};
+use crate::host::{Action, Host};
+use crate::order::{Armed, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder};
 use crate::request::{Run, RunAction, ThreadId};
 use crate::x86_64::{RegisterGroups, translate};
 
@@ -99,7 +100,6 @@ impl<H: Host> Session<H> {
         self.report(&Stop {
             vcpu,
             reason: StopReason::Step,
-            registers: None,
         });
     }
 
@@ -209,9 +209,6 @@ impl<H: Host> Session<H> {
             .queued
             .iter()
             .position(|stop| orders.named.contains_key(&stop.vcpu) || !orders.others_stay)?;
-        let mut stop = self.queued.remove(at)?;
-        // The client may have written registers since.
-        stop.registers = None;
-        Some(stop)
+        self.queued.remove(at)
     }
 }

@@ -6,7 +6,8 @@ use gdbstub::target::ext::breakpoints::WatchKind;
 
 use crate::arch::{Expedited, GdbRegister};
 use crate::guest::{refused, tid};
-use crate::host::{Host, Stop, StopReason, WatchAccess};
+use crate::host::Host;
+use crate::order::{Stop, StopReason, WatchAccess};
 use crate::x86_64::{RegisterGroups, RegisterId};
 
 use super::{Session, State};
@@ -17,7 +18,6 @@ impl<H: Host> Session<H> {
         let stop = self.choose(stops).unwrap_or(Stop {
             vcpu: self.guest.current,
             reason: StopReason::Interrupted,
-            registers: None,
         });
         self.report(&stop);
     }
@@ -29,11 +29,6 @@ impl<H: Host> Session<H> {
             .into_iter()
             .filter(|stop| stop.vcpu.0 < count)
             .collect();
-        for stop in &stops {
-            if let Some(registers) = &stop.registers {
-                self.guest.registers.learn(stop.vcpu, registers);
-            }
-        }
         let current = self.guest.current;
         // Of equals the vCPU that the client looks at, then the first.
         stops.sort_by_key(|stop| (urgency(&stop.reason), stop.vcpu != current, stop.vcpu));
@@ -65,10 +60,7 @@ impl<H: Host> Session<H> {
         self.flush_notices();
         let reply = self.stop_reply(stop);
         self.reply(&reply);
-        self.last_stop = Stop {
-            registers: None,
-            ..stop.clone()
-        };
+        self.last_stop = Stop { ..stop.clone() };
         self.state = if matches!(stop.reason, StopReason::Exited(_)) {
             self.closing = true;
             State::Ended

@@ -42,8 +42,6 @@ pub struct Machine {
     /// Pages that take no writes.
     pub read_only: Vec<std::ops::Range<u64>>,
     pub vcpus: Vec<RegisterFile>,
-    /// Registers come with a stop.
-    pub expedite: bool,
     /// How often registers were read.
     pub register_reads: usize,
     /// How often the guest took a breakpoint instruction of its own.
@@ -86,7 +84,6 @@ impl Machine {
             memory: Mutex::new(vec![0; RAM]),
             read_only: Vec::new(),
             vcpus: vec![registers; vcpus],
-            expedite: true,
             register_reads: 0,
             own_breakpoints: 0,
             interrupts: Interrupts::default(),
@@ -153,13 +150,12 @@ impl Machine {
         Stop {
             vcpu: VcpuId(u16::try_from(index).unwrap()),
             reason,
-            registers: self.expedite.then(|| Box::new(self.vcpus[index].clone())),
         }
     }
 
     fn execute(&mut self, index: usize, armed: &Armed, disarmed: bool) -> Option<StopReason> {
         let pc = self.vcpus[index].linear_pc();
-        let slots = || armed.hardware.iter().flatten();
+        let slots = || armed.hardware.iter();
         let hit = slots().any(|b| b.kind() == HwBreakpointKind::Execute && b.address() == pc);
         if hit && !disarmed {
             return Some(StopReason::HardwareBreakpoint);
@@ -190,7 +186,7 @@ impl Machine {
                 self.write_memory(to.gpa, &[value]);
                 let watch = slots().find(|b| {
                     b.kind() != HwBreakpointKind::Execute
-                        && at.wrapping_sub(b.address()) < u64::from(b.length())
+                        && at.wrapping_sub(b.address()) < b.length()
                 });
                 return watch.map(|b| StopReason::Watchpoint {
                     address: b.address(),

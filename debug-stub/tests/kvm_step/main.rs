@@ -205,7 +205,7 @@ fn an_execute_breakpoint_stops_before_its_instruction_and_is_stepped_off() {
     // nop; nop; inc ax; jmp -3 (to the inc)
     let mut guest = Guest::new(&[0x90, 0x90, 0x40, 0xeb, 0xfd]);
     let armed = Armed {
-        hardware: [None, Some(HwBreakpoint::execute(CODE + 2)), None, None],
+        hardware: vec![HwBreakpoint::execute(CODE + 2)],
         ..Armed::default()
     };
     guest.set(|file| file.core.rax = 0);
@@ -243,7 +243,7 @@ fn a_range_step_ends_at_the_first_instruction_outside_and_at_a_breakpoint_inside
         mask: true,
     });
     let armed = Armed {
-        hardware: [Some(HwBreakpoint::execute(CODE + 2)), None, None, None],
+        hardware: vec![HwBreakpoint::execute(CODE + 2)],
         ..Armed::default()
     };
     assert_eq!(guest.run(&range, &armed), StopReason::HardwareBreakpoint);
@@ -293,7 +293,7 @@ fn a_step_that_yields_is_gone_on_with_and_registers_written_in_between_count() {
 fn what_is_released_is_neither_masked_nor_armed() {
     let mut guest = Guest::new(&[0x90, 0xeb, 0xfe]);
     let armed = Armed {
-        hardware: [Some(HwBreakpoint::execute(CODE)), None, None, None],
+        hardware: vec![HwBreakpoint::execute(CODE)],
         ..Armed::default()
     };
     assert_eq!(guest.step_with(true, &armed), StopReason::Step);
@@ -421,12 +421,7 @@ fn a_watchpoint_stops_behind_the_access_and_tells_its_address() {
     ] {
         guest.set(|file| file.core.rip = CODE);
         let armed = Armed {
-            hardware: [
-                None,
-                None,
-                Some(HwBreakpoint::watch(0x5000, 2, kind).unwrap()),
-                None,
-            ],
+            hardware: vec![HwBreakpoint::watch(0x5000, 2, kind)],
             ..Armed::default()
         };
         let reason = guest.run(&VcpuOrder::Continue, &armed);
@@ -468,7 +463,7 @@ fn an_int3_of_the_debugger_stops_at_it_and_one_of_the_guest_goes_back_to_it() {
     // The handler of vector 3 counts, and returns behind the INT3 that is the guest's own.
     guest.set(|file| file.core.rip = CODE + 2);
     let armed = Armed {
-        hardware: [Some(HwBreakpoint::execute(CODE + 3)), None, None, None],
+        hardware: vec![HwBreakpoint::execute(CODE + 3)],
         ..armed
     };
     assert_eq!(

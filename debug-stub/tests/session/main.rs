@@ -51,6 +51,5 @@ fn stop(vcpu: u16, reason: StopReason) -> Stop {
     Stop {
         vcpu: VcpuId(vcpu),
         reason,
-        registers: None,
     }
 }

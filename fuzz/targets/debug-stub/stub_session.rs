@@ -290,7 +290,7 @@ impl Vmm {
                 "a step begins on an INT3"
             );
         }
-        for breakpoint in plan.armed.hardware.iter().flatten() {
+        for breakpoint in plan.armed.hardware.iter() {
             let watches = breakpoint.kind() != HwBreakpointKind::Execute;
             assert!(!watches || self.plan.has(Capability::Watchpoint));
         }

@@ -40,7 +40,7 @@ fn every_dr7_encoding_is_the_manuals() {
 }
 
 fn watch(length: u64, kind: HwBreakpointKind) -> HwBreakpoint {
-    HwBreakpoint::watch(0x1000, length, kind).unwrap()
+    HwBreakpoint::watch(0x1000, length, kind)
 }
 
 #[test]
@@ -48,9 +48,9 @@ fn four_slots_share_one_dr7() {
     let debug = GuestDebug::compose(&DebugIntent {
         hardware: [
             Some(HwBreakpoint::execute(0xffff_ffff_8100_0001)),
-            Some(HwBreakpoint::watch(0x2008, 8, HwBreakpointKind::Write).unwrap()),
+            Some(HwBreakpoint::watch(0x2008, 8, HwBreakpointKind::Write)),
             None,
-            Some(HwBreakpoint::watch(0x3004, 4, HwBreakpointKind::ReadWrite).unwrap()),
+            Some(HwBreakpoint::watch(0x3004, 4, HwBreakpointKind::ReadWrite)),
         ],
         ..DebugIntent::default()
     });
@@ -75,10 +75,10 @@ fn a_watchpoint_is_aligned_to_its_length() {
         for offset in 0..16_u64 {
             let watched = HwBreakpoint::watch(0x7000 + offset, length, HwBreakpointKind::Write);
             if offset % length == 0 {
-                assert_eq!(u64::from(watched.unwrap().length()), length);
+                assert_eq!(watched.check_x86(), Ok(()));
             } else {
                 assert_eq!(
-                    watched,
+                    watched.check_x86(),
                     Err(HwBreakpointError::Alignment {
                         address: 0x7000 + offset,
                         length
@@ -94,7 +94,7 @@ fn odd_lengths_are_refused() {
     for length in [0, 3, 5, 6, 7, 9, 16, u64::MAX] {
         for kind in [HwBreakpointKind::Write, HwBreakpointKind::ReadWrite] {
             assert_eq!(
-                HwBreakpoint::watch(0, length, kind),
+                HwBreakpoint::watch(0, length, kind).check_x86(),
                 Err(HwBreakpointError::Length(length))
             );
         }
@@ -103,7 +103,7 @@ fn odd_lengths_are_refused() {
 
 #[test]
 fn an_execute_breakpoint_needs_no_alignment_and_has_length_1() {
-    let breakpoint = HwBreakpoint::watch(0x1003, 4, HwBreakpointKind::Execute).unwrap();
+    let breakpoint = HwBreakpoint::watch(0x1003, 4, HwBreakpointKind::Execute);
     assert_eq!(breakpoint, HwBreakpoint::execute(0x1003));
 }
 
@@ -143,7 +143,7 @@ fn any_breakpoint() -> impl Strategy<Value = HwBreakpoint> {
     ]);
     (any::<u64>(), kind, 0..4_u32).prop_map(|(address, kind, exponent)| {
         let length = 1 << exponent;
-        HwBreakpoint::watch(address & !(length - 1), length, kind).unwrap()
+        HwBreakpoint::watch(address & !(length - 1), length, kind)
     })
 }
 
@@ -176,7 +176,7 @@ fn decode(debug: &GuestDebug) -> DebugIntent {
                     other => panic!("R/W {other} is I/O"),
                 };
                 let length = [1, 2, 8, 4][usize::try_from(dr7 >> (18 + 4 * slot) & 3).unwrap()];
-                HwBreakpoint::watch(debug.debugreg[slot], length, kind).unwrap()
+                HwBreakpoint::watch(debug.debugreg[slot], length, kind)
             })
         })
         .collect();

@@ -193,7 +193,7 @@ fn software_breakpoints_are_bounded() {
 #[test]
 fn what_the_plan_lacks_is_refused_and_changes_nothing() {
     let mut vcpu = vcpu_without(SWITCHES);
-    let watch = HwBreakpoint::watch(0x1000, 4, HwBreakpointKind::Write).unwrap();
+    let watch = HwBreakpoint::watch(0x1000, 4, HwBreakpointKind::Write);
     let refused = |capability| Err(ControlError::NotInPlan(capability));
     assert_eq!(vcpu.set(MASK, true), refused(MASK));
     assert_eq!(vcpu.get(MASK), Err(ControlError::NotInPlan(MASK)));
@@ -211,10 +211,7 @@ fn what_the_plan_lacks_is_refused_and_changes_nothing() {
         vcpu.insert_breakpoint(0x1000),
         Err(ControlError::NotInPlan(Capability::BptExit))
     );
-    assert_eq!(
-        vcpu.set_hardware([None, Some(watch), None, None]),
-        refused(Capability::Watchpoint)
-    );
+    assert_eq!(vcpu.set_hardware(&[watch]), refused(Capability::Watchpoint));
     assert_eq!(
         vcpu.arm(HwBreakpoint::execute(0)),
         Err(ControlError::NotInPlan(Capability::HwBreakpoint))

@@ -109,7 +109,7 @@ impl Machine {
 
     fn execute(&mut self, index: usize, armed: &Armed, disarmed: bool) -> Option<StopReason> {
         let pc = self.vcpus[index].linear_pc();
-        let mut slots = armed.hardware.iter().flatten();
+        let mut slots = armed.hardware.iter();
         let at_pc = slots.any(|b| b.kind() == HwBreakpointKind::Execute && b.address() == pc);
         if at_pc && !disarmed {
             return Some(StopReason::HardwareBreakpoint);
@@ -157,9 +157,8 @@ impl Machine {
             return Some(StopReason::TripleFault(format!("store to {at:#x}")));
         };
         self.write_memory(to.gpa, &[value]);
-        let watched = armed.hardware.iter().flatten().find(|b| {
-            b.kind() != HwBreakpointKind::Execute
-                && at.wrapping_sub(b.address()) < u64::from(b.length())
+        let watched = armed.hardware.iter().find(|b| {
+            b.kind() != HwBreakpointKind::Execute && at.wrapping_sub(b.address()) < b.length()
         })?;
         Some(StopReason::Watchpoint {
             address: watched.address(),

@@ -158,8 +158,7 @@ fn watchpoint(machine: &mut Machine<'_>) -> Seen {
         (HwBreakpointKind::ReadWrite, "read/write", 3),
     ];
     for (kind, name, next_instruction) in cases {
-        let watch = HwBreakpoint::watch(u64::from(DATA), 2, kind)
-            .map_err(|error| Stop::Unclear(format!("{error}").into()))?;
+        let watch = HwBreakpoint::watch(u64::from(DATA), 2, kind);
         let mut guest = machine.vcpu(&program, None)?;
         guest.debug(&DebugIntent {
             hardware: [Some(watch), None, None, None],

@@ -80,14 +80,9 @@ impl VcpuGroup {
             .map(|(index, (slot, order))| (index, slot, order))
             .collect();
         if let [(index, slot, order)] = orders.as_slice() {
-            if let Some((reason, registers)) = self.step_here(slot, order, &plan.armed) {
+            if let Some(reason) = self.step_here(slot, order, &plan.armed) {
                 let vcpu = u16::try_from(*index).map(VcpuId).unwrap_or_default();
-                let stop = Stop {
-                    vcpu,
-                    reason,
-                    registers,
-                };
-                return Some(vec![stop]);
+                return Some(vec![Stop { vcpu, reason }]);
             }
         }
         let mut round = lock(&self.shared.round);

@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use debug_stub::kvm::{OnStop, RunEnd};
-use debug_stub::x86_64::RegisterFile;
 use debug_stub::{Armed, StopReason, VcpuOrder};
 
 use super::shared::Slot;
@@ -52,7 +51,7 @@ impl VcpuGroup {
         slot: &Slot,
         order: &VcpuOrder,
         armed: &Armed,
-    ) -> Option<(StopReason, Option<Box<RegisterFile>>)> {
+    ) -> Option<StopReason> {
         let is_step = matches!(order, VcpuOrder::Step(_));
         if !slot.stepped.swap(is_step, Ordering::Relaxed) || !is_step {
             return None;
@@ -92,7 +91,7 @@ impl VcpuGroup {
         match end {
             Ok(RunEnd::Stopped(reason)) => {
                 self.lost.set(LostTurns::default());
-                Some((reason, vcpu.expedited()))
+                Some(reason)
             }
             Ok(RunEnd::Yielded) => {
                 lost.lose();

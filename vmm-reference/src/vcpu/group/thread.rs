@@ -22,7 +22,6 @@ impl Drop for ReportPanic<'_> {
             self.shared.finish(Stop {
                 vcpu: self.id,
                 reason: StopReason::InternalError(format!("the thread of {} panicked", self.id)),
-                registers: None,
             });
         }
     }
@@ -58,13 +57,8 @@ pub(super) fn vcpu_thread(id: VcpuId, shared: &Shared) {
             // Not on a thread of its own.
             RunEnd::Yielded => StopReason::Interrupted,
         };
-        let registers = vcpu.expedited();
         drop(vcpu);
         drop(report);
-        shared.finish(Stop {
-            vcpu: id,
-            reason,
-            registers,
-        });
+        shared.finish(Stop { vcpu: id, reason });
     }
 }
