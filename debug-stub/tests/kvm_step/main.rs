@@ -14,6 +14,7 @@
 )]
 
 mod guest;
+mod seccomp;
 mod started;
 
 use std::sync::atomic::Ordering;
