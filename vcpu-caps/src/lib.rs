@@ -41,36 +41,36 @@ extern crate alloc;
 #[cfg(feature = "kvm")]
 extern crate std;
 
-mod applied;
 mod capability;
 pub mod cpuid;
+mod debug_state;
 mod evidence;
-mod guest_debug;
 mod holds;
-#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+mod irqchip;
 pub mod kvm;
+mod mechanism;
 mod negotiate;
 mod plan;
 mod profile;
 mod report;
 mod table;
 mod vcpu_control;
-mod way;
+pub mod x86;
 
-pub use applied::{AppliedDebug, Rearm};
 pub use capability::{Capability, UnknownCapability, VcpuId};
-pub use evidence::{Evidence, Finding, Minimum};
-pub use guest_debug::{
-    DebugIntent, GuestDebug, GuestDebugFlags, HwBreakpoint, HwBreakpointError, HwBreakpointKind,
-    Inject,
+pub use debug_state::{
+    DebugIntent, DebugState, HwBreakpoint, HwBreakpointError, HwBreakpointKind, Inject,
 };
+pub use evidence::{Evidence, Finding, Minimum};
 pub use holds::{HoldError, Holds, Owner};
+pub use irqchip::IrqchipMode;
+pub use kvm::x86::{GuestDebug, GuestDebugFlags};
+pub use mechanism::{Basis, Candidate, Mechanism, MechanismSet, RestsOn};
 pub use negotiate::negotiate;
-pub use plan::{Entry, Met, PassedOver, Plan, Reason, Refusal};
-pub use profile::{Profile, ProfileBuilder, ProfileError, Wish};
+pub use plan::{Entry, Plan, Provision, Reason, Refusal, Rejected};
+pub use profile::{Profile, ProfileBuilder, ProfileError, Requirement};
 pub use report::{HostFacts, HostReport};
-pub use vcpu_control::{ControlError, Placement, VcpuControl};
-pub use way::{IrqchipMode, Way};
+pub use vcpu_control::{ControlError, VcpuControl};
 
 /// The README's code compiles.
 #[cfg(all(doctest, feature = "kvm"))]

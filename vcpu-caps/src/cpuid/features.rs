@@ -1,7 +1,7 @@
 //! Features that depend on who implements the interrupt controllers, or on a guest that stops.
 
 use super::entry::{CpuidEntry, set_bit};
-use crate::way::IrqchipMode;
+use crate::irqchip::IrqchipMode;
 
 /// What the guest's local APICs implement, whoever does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -13,9 +13,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::Kvm;
 
+use super::x86::GuestDebugFlags;
 use crate::capability::Capability;
 use crate::evidence::Finding;
-use crate::guest_debug::GuestDebugFlags;
 use crate::report::{HostFacts, HostReport};
 
 /// The modules that bring a KVM flavour. `kvm` alone is the part that all share.
@@ -140,6 +140,11 @@ impl Claims {
             Finding::claimed(format!("KVM_CAP_SET_GUEST_DEBUG2 has {:#x}", flag.bits()))
         } else if self.guest_debug_mask == 0 && before_mask.contains(flag) {
             Finding::claimed("KVM_CAP_SET_GUEST_DEBUG")
+        } else if flag == GuestDebugFlags::BLOCKIRQ {
+            Finding::absent(format!(
+                "KVM_CAP_SET_GUEST_DEBUG2 lacks {:#x}; Linux 5.15 and later have it",
+                flag.bits()
+            ))
         } else {
             Finding::absent(format!("KVM_CAP_SET_GUEST_DEBUG2 lacks {:#x}", flag.bits()))
         }

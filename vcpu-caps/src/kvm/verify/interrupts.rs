@@ -7,7 +7,7 @@ use kvm_bindings::kvm_msi;
 use super::machine::{CODE, Exit, Guest, Machine, Stop, refused};
 use super::{Case, Seen};
 use crate::capability::Capability;
-use crate::guest_debug::DebugIntent;
+use crate::debug_state::DebugIntent;
 
 /// For a machine with the local APICs in the kernel.
 pub(super) const MASK: Case = (Capability::MaskHwintr, mask_hwintr);
@@ -74,7 +74,7 @@ fn mask_hwintr(machine: &mut Machine<'_>) -> Seen {
 }
 
 /// Apart from [`mask_hwintr`], so that a test can leave the mask out and see it fail.
-pub(super) fn nothing_comes_in(machine: &mut Machine<'_>, masked: &DebugIntent) -> Seen {
+pub(super) fn nothing_comes_in(machine: &mut Machine<'_>, masked: &DebugIntent<'_>) -> Seen {
     let mut guest = in_the_loop(machine)?;
     guest.debug(masked)?;
     send_interrupt(&guest)?;

@@ -15,10 +15,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::VerifyError;
 use super::deadline::Deadline;
-use crate::applied::Rearm;
-use crate::guest_debug::{DebugIntent, GuestDebug};
-use crate::kvm::control::GuestDebugControl;
-use crate::way::IrqchipMode;
+use crate::debug_state::DebugIntent;
+use crate::irqchip::IrqchipMode;
+use crate::kvm::control::set_guest_debug;
+use crate::kvm::x86::GuestDebug;
 
 /// Where a program begins.
 pub(super) const CODE: u16 = 0x1000;
@@ -243,7 +243,6 @@ impl<'a> Machine<'a> {
         Ok(Guest {
             vcpu,
             id,
-            debug: GuestDebugControl::new(),
             machine: self,
         })
     }
@@ -269,7 +268,6 @@ pub(super) struct Guest<'a> {
     pub(super) vcpu: VcpuFd,
     /// Also its APIC id.
     pub(super) id: u8,
-    debug: GuestDebugControl,
     machine: &'a Machine<'a>,
 }
 
@@ -279,11 +277,9 @@ impl Guest<'_> {
         &self.machine.vm
     }
 
-    /// Sets the debug state, in any case.
-    pub(super) fn debug(&mut self, intent: &DebugIntent) -> Result<(), Stop> {
-        self.debug
-            .apply(&self.vcpu, &GuestDebug::compose(intent), Rearm::Always)
-            .map(|_| ())
+    /// Sets the debug state, also if it is in force: that arms a step again.
+    pub(super) fn debug(&mut self, intent: &DebugIntent<'_>) -> Result<(), Stop> {
+        set_guest_debug(&self.vcpu, &GuestDebug::compose(intent))
             .map_err(|error| Stop::Fails(format!("{error}").into()))
     }
 
@@ -330,7 +326,7 @@ impl Guest<'_> {
     ///
     /// An emulated CPU may report a step that has executed nothing (Bochs does when the step first
     /// touches a page): it is armed again. None of the programs has an instruction that stays.
-    pub(super) fn step(&mut self, intent: &DebugIntent) -> Result<Exit, Stop> {
+    pub(super) fn step(&mut self, intent: &DebugIntent<'_>) -> Result<Exit, Stop> {
         let before = self.regs()?.rip;
         let intent = DebugIntent {
             single_step: true,

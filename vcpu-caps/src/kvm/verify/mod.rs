@@ -19,8 +19,8 @@ use thiserror::Error;
 
 use crate::capability::Capability;
 use crate::evidence::{Evidence, Finding};
+use crate::irqchip::IrqchipMode;
 use crate::report::HostReport;
-use crate::way::IrqchipMode;
 use machine::{Clock, Machine, Stop};
 
 /// What a case has to say: what was seen to work, or what ended it.
@@ -103,4 +103,145 @@ fn examine((capability, case): &Case, machine: &mut Machine<'_>, report: &mut Ho
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::fs;
+    use std::string::String;
+    use std::time::Duration;
+
+    use super::machine::{Clock, Exit, Machine, Stop};
+    use super::{debug, interrupts};
+    use crate::capability::Capability;
+    use crate::debug_state::DebugIntent;
+    use crate::evidence::Evidence;
+    use crate::irqchip::IrqchipMode;
+    use crate::kvm::{open, probe};
+
+    /// With interrupts enabled: Bochs lets nothing end a guest that spins without.
+    const SPIN: &[u8] = &[
+        0xfb, //       1000: sti
+        0xeb, 0xfe, // 1001: jmp 0x1001
+    ];
+    const HALT: &[u8] = &[
+        0xf4, //       1000: hlt
+        0xeb, 0xfd, // 1001: jmp 0x1000
+    ];
+
+    fn clock(one_run: Duration) -> Clock {
+        Clock::with_limits(one_run, Duration::from_secs(60)).unwrap()
+    }
+
+    /// The mask of blocked signals and the pending signals of this thread.
+    fn signals() -> [String; 2] {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        ["SigBlk:", "SigPnd:"].map(|name| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            line.unwrap().into()
+        })
+    }
+
+    #[test]
+    fn a_guest_that_spins_is_ended() {
+        let kvm = open().unwrap();
+        let clock = clock(Duration::from_millis(20));
+        let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+        let mut guest = machine.vcpu(SPIN, None).unwrap();
+        // Also the second time: nothing is left over from the first.
+        for _ in 0..2 {
+            let stop = guest.run().unwrap_err();
+            assert!(
+                matches!(&stop, Stop::Unclear(why) if why.contains("did not return")),
+                "{stop:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_guest_that_halts_for_ever_is_ended() {
+        let kvm = open().unwrap();
+        let clock = clock(Duration::from_millis(20));
+        // With a local APIC in the kernel KVM_RUN sleeps in HLT.
+        let mut machine = Machine::new(&kvm, IrqchipMode::Split, &clock).unwrap();
+        let mut guest = machine.vcpu(HALT, None).unwrap();
+        let stop = guest.run().unwrap_err();
+        assert!(matches!(stop, Stop::Unclear(_)), "{stop:?}");
+    }
+
+    #[test]
+    fn a_deadline_that_passes_before_the_run_is_not_lost() {
+        let kvm = open().unwrap();
+        let clock = clock(Duration::from_nanos(1));
+        let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+        let mut guest = machine.vcpu(SPIN, None).unwrap();
+        for _ in 0..200 {
+            assert!(matches!(guest.run(), Err(Stop::Unclear(_))));
+        }
+    }
+
+    #[test]
+    fn a_deadline_that_comes_late_does_not_end_the_next_run() {
+        let kvm = open().unwrap();
+        // About as long as one run takes, so that it passes before, in and after runs.
+        for micros in 1..60 {
+            let clock = clock(Duration::from_micros(micros));
+            let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+            let mut guest = machine.vcpu(HALT, None).unwrap();
+            for _ in 0..20 {
+                match guest.run() {
+                    Ok(Exit::Hlt) | Err(Stop::Unclear(_)) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_time_for_all_of_it_is_bounded() {
+        let kvm = open().unwrap();
+        let clock = Clock::with_limits(Duration::from_secs(60), Duration::ZERO).unwrap();
+        let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+        let mut report = probe(&kvm);
+        for case in debug::CASES {
+            super::examine(case, &mut machine, &mut report);
+        }
+        // A host that was given no time is neither verified nor refuted.
+        let finding = report.finding(Capability::SingleStep);
+        assert_eq!(finding.evidence, Evidence::Claimed);
+        assert!(finding.detail.contains("no time was left"), "{finding}");
+    }
+
+    #[test]
+    fn the_threads_signals_are_left_as_they_were() {
+        let before = signals();
+        let kvm = open().unwrap();
+        {
+            let clock = clock(Duration::from_millis(1));
+            assert_ne!(signals(), before);
+            let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+            let mut guest = machine.vcpu(SPIN, None).unwrap();
+            assert!(guest.run().is_err());
+        }
+        assert_eq!(signals(), before);
+    }
+
+    /// The case that everything rests on fails where there is no mask.
+    #[test]
+    fn steps_without_the_mask_refute_it() {
+        let kvm = open().unwrap();
+        let clock = Clock::start().unwrap();
+        let mut machine = Machine::new(&kvm, IrqchipMode::Split, &clock).unwrap();
+        let stop = interrupts::nothing_comes_in(&mut machine, &DebugIntent::default()).unwrap_err();
+        assert!(matches!(stop, Stop::Fails(_)), "{stop:?}");
+    }
+
+    #[test]
+    fn what_the_host_does_not_claim_is_not_examined() {
+        let kvm = open().unwrap();
+        let clock = Clock::start().unwrap();
+        let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+        let mut report = crate::HostReport::default();
+        for case in debug::CASES {
+            super::examine(case, &mut machine, &mut report);
+        }
+        assert_eq!(report, crate::HostReport::default());
+    }
+}
