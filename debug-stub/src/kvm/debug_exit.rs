@@ -59,9 +59,6 @@ impl DebugVcpu {
                 let hits = exit.dr6 & DR6_HITS;
                 let hardware = self.control.intent().hardware;
                 for (slot, breakpoint) in hardware.iter().enumerate() {
-                    let Some(breakpoint) = breakpoint else {
-                        continue;
-                    };
                     if hits & (1 << slot) == 0 {
                         continue;
                     }
@@ -80,7 +77,7 @@ impl DebugVcpu {
                     };
                     return DebugExit::Hit(reason);
                 }
-                let own_registers = hardware.iter().all(Option::is_none);
+                let own_registers = hardware.is_empty();
                 let mut owed = exit.dr6 & DR6_BD;
                 if own_registers && hits != 0 {
                     // The guest's own DR0-DR3 were in force, if anybody's.
