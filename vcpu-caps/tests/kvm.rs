@@ -38,7 +38,7 @@ fn under_hypervisor(signature: &[u8; 12]) -> bool {
         .eq(*signature)
 }
 
-/// Whether this machine keeps its time by the time-stamp counter, which it does if it trusts it.
+/// Returns `true` if this machine's clock is the time-stamp counter: it then trusts the counter.
 fn tsc_is_stable() -> bool {
     let path = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     std::fs::read_to_string(path).unwrap().trim() == "tsc"
@@ -139,7 +139,7 @@ fn known(flavour: &str) -> Option<Known> {
                 (C::InjectBp, "KVM_EXIT_HLT in place of KVM_EXIT_IO"),
             ],
         }),
-        // Without a stable time-stamp counter KVM sets the offset anew each time that it loads the
+        // Without a stable time-stamp counter KVM replaces the offset each time that it loads the
         // vCPU (x86.c, `kvm_arch_vcpu_load`): what was written does not read back.
         "kvm_amd" | "kvm_intel" if !tsc_is_stable() => Some(Known {
             verified: ALL_BUT_TSC,

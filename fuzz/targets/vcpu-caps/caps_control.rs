@@ -85,7 +85,7 @@ impl Model {
         }
     }
 
-    /// Whether debug registers may hold this.
+    /// Returns `true` if the plan lets a debug register hold this.
     fn provides(&self, breakpoint: &HwBreakpoint) -> bool {
         match breakpoint.kind() {
             HwBreakpointKind::Execute => {
@@ -127,7 +127,7 @@ impl Model {
                 continue;
             };
             assert_eq!(address, wanted.address());
-            assert_eq!(enabled, 0b10, "globally, so that a task switch keeps it");
+            assert_eq!(enabled, 0b10, "globally: a task switch clears a local enable");
             assert_eq!(
                 kind,
                 match wanted.kind() {

@@ -1,9 +1,9 @@
-//! What a vCPU says of itself: CPUID and MSR negotiation, as pure functions on tables.
+//! CPUID and MSR negotiation on x86, as pure functions on tables.
 //!
-//! A hypervisor reports what it supports (`KVM_GET_SUPPORTED_CPUID`), with the APIC id of whatever
-//! host CPU answered and with features of *its* local APIC. [`for_vcpu`] makes one vCPU's table of
-//! it: its own ids, one package of single-threaded cores, and only features that the chosen
-//! irqchip has and that a guest which a debugger stops can rely on.
+//! A hypervisor reports what it supports (`KVM_GET_SUPPORTED_CPUID`). The report has the APIC id
+//! of some host CPU, and the features of the hypervisor's local APIC. [`for_vcpu`] turns it into
+//! the table of one vCPU: the vCPU's ids, one package of single-threaded cores, and only features
+//! that the chosen irqchip has and that work in a guest that a debugger stops.
 //!
 //! Unsupported: several packages, several threads per core, NUMA nodes.
 
@@ -21,9 +21,9 @@ use crate::irqchip::IrqchipMode;
 
 /// One vCPU's table.
 ///
-/// `supported` is what the hypervisor reports. The entries come out in the same order; those that
-/// have to do with neither topology nor interrupt controllers come out unchanged. Doing it twice
-/// is the same as doing it once.
+/// `supported` is the hypervisor's report. The entries keep their order. Entries that describe
+/// neither topology nor interrupt controllers stay unchanged. To apply the function twice is the
+/// same as to apply it once.
 #[must_use]
 pub fn for_vcpu(
     supported: &[CpuidEntry],
@@ -35,7 +35,7 @@ pub fn for_vcpu(
     let mut table = Vec::with_capacity(supported.len() + 4);
     for entry in supported {
         match entry.leaf {
-            // The list of levels is written anew, where its first entry was.
+            // The list of levels is replaced, where its first entry was.
             0xb | 0x1f => {
                 if entry.subleaf == 0 {
                     table.extend(topology.levels(entry.leaf));
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn the_levels_of_leaf_b_and_1f_are_written_anew() {
+    fn the_levels_of_leaf_b_and_1f_are_replaced() {
         // A host with two threads per core and 64 processors, and a fourth level.
         let host = [
             INTEL,

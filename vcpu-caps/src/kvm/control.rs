@@ -1,4 +1,4 @@
-//! The one place that calls `KVM_SET_GUEST_DEBUG`.
+//! `KVM_SET_GUEST_DEBUG`. No other file calls it.
 
 use kvm_bindings::{kvm_guest_debug, kvm_guest_debug_arch};
 use kvm_ioctls::VcpuFd;

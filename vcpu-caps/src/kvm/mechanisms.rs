@@ -1,4 +1,4 @@
-//! KVM's mechanisms, and what stands in their way.
+//! KVM's mechanisms and their obstacles.
 
 use crate::capability::Capability;
 use crate::irqchip::IrqchipMode;

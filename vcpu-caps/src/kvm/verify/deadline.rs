@@ -116,7 +116,7 @@ impl Deadline {
         })
     }
 
-    /// Stops the clock. Answers whether time had run out.
+    /// Stops the clock. Returns `true` if time had run out.
     pub(super) fn disarm(&self) -> bool {
         // Look first: since Linux 6.13 a signal that is still queued goes with its setting.
         let in_time = self.take_signal();

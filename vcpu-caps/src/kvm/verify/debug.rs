@@ -191,8 +191,9 @@ fn watchpoint(machine: &mut Machine<'_>) -> Seen {
 /// A #BP that has left the guest is given back, as a debugger does with an INT3 that is not its
 /// own: the handler must return behind the INT3.
 ///
-/// VMX takes the length of the instruction from the exit before (vmx.c, `vmx_inject_exception`), so
-/// this is the way to ask. Where INT3 does not leave the guest, any instruction has to do.
+/// VMX takes the length of the instruction from the previous exit (vmx.c, `vmx_inject_exception`);
+/// therefore the #BP follows an INT3 here. Where INT3 does not leave the guest, it follows another
+/// instruction.
 fn inject_bp(machine: &mut Machine<'_>) -> Seen {
     let mut guest = machine.vcpu(
         &[
@@ -246,7 +247,7 @@ fn inject(machine: &mut Machine<'_>, inject: Inject, vector: u8) -> Seen {
         ],
         Some((vector, REPORTING_HANDLER)),
     )?;
-    // Stand somewhere that is not the entry, so that the return address proves something.
+    // Not at the entry: there the return address would prove nothing.
     let mut regs = guest.regs()?;
     regs.rip = u64::from(CODE) + 1;
     guest

@@ -57,11 +57,11 @@ const COUNT_NMI: &[u8] = &[
 const LOOP: u64 = CODE as u64 + 5;
 const LOOP_LENGTH: u64 = 3;
 
-/// Steps in the loop with an interrupt and an NMI pending: not one may land outside it. Then a free
-/// run, still masked; then the mask is lifted, and both must be delivered, once.
+/// Steps in the loop with an interrupt and an NMI pending: no step may land outside the loop. A
+/// free run follows, still masked. Then the mask is lifted, and both must be delivered, once.
 ///
-/// Before that the same without the mask: if the interrupt does not come then, the rest shows
-/// nothing.
+/// The control comes first: the same step without the mask. If the interrupt does not come there,
+/// the rest shows nothing.
 fn mask_hwintr(machine: &mut Machine<'_>) -> Seen {
     unmasked_interrupt_is_delivered_in_a_step(machine)?;
     nothing_comes_in(
@@ -73,7 +73,7 @@ fn mask_hwintr(machine: &mut Machine<'_>) -> Seen {
     )
 }
 
-/// Apart from [`mask_hwintr`], so that a test can leave the mask out and see it fail.
+/// A function of its own: a test leaves the mask out and expects it to fail.
 pub(super) fn nothing_comes_in(machine: &mut Machine<'_>, masked: &DebugIntent<'_>) -> Seen {
     let mut guest = in_the_loop(machine)?;
     guest.debug(masked)?;

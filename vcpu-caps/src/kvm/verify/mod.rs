@@ -1,10 +1,10 @@
-//! What KVM really does: micro-guests of a few instructions in throw-away VMs.
+//! Verification: micro-guests of a few instructions in throw-away VMs.
 //!
-//! Each case runs a fresh vCPU in real mode (there is least to set up) and watches it. What it
-//! shows holds for CPL0, where the code that is worth stepping without interrupts runs.
+//! Each case runs a fresh vCPU in real mode, which needs the least set-up. The result holds for
+//! CPL0: there runs the code that is worth stepping without interrupts.
 //!
-//! A case that shows the opposite of a claim refutes it. A case from which nothing can be learnt,
-//! because time ran out or its own control failed, leaves the claim as it is and says so.
+//! A case that shows the opposite of a claim refutes it. A case can also show nothing, because
+//! time ran out or its control failed: the claim then stays as it is, and the finding says so.
 
 mod deadline;
 mod debug;
@@ -23,13 +23,13 @@ use crate::irqchip::IrqchipMode;
 use crate::report::HostReport;
 use machine::{Clock, Machine, Stop};
 
-/// What a case has to say: what was seen to work, or what ended it.
+/// The result of a case: what worked, or what ended it.
 type Seen = Result<Cow<'static, str>, Stop>;
-/// A case: what it shows, and how.
+/// A case: the ability that it verifies, and how.
 type Case = (Capability, fn(&mut Machine<'_>) -> Seen);
 
-/// No throw-away VM can be made, so nothing can be verified. The report stays as it was, except
-/// for what had been seen before.
+/// No throw-away VM can be made, so no ability can be verified. The report keeps what was
+/// verified before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("cannot make a VM to verify the host with: {call}: {source}")]
 pub struct VerifyError {
@@ -37,13 +37,13 @@ pub struct VerifyError {
     source: kvm_ioctls::Error,
 }
 
-/// Verifies or refutes what `report` has as claimed, by running it.
+/// Verifies or refutes the claims in `report`: runs a guest for each.
 ///
-/// It takes some tens of milliseconds, most of them to make and free two VMs. Guests run for five
-/// seconds at the most, all together, even if every one of them hangs.
+/// It takes some tens of milliseconds, most of them to make and free two VMs. All guests together
+/// run for five seconds at most, even if every one of them hangs.
 ///
-/// It blocks `SIGRTMAX` in the calling thread meanwhile, and uses it. No thread, descriptor,
-/// signal handler or VM is left behind.
+/// While it runs, it blocks and uses `SIGRTMAX` in the calling thread. It leaves no thread,
+/// descriptor, signal handler or VM behind.
 ///
 /// # Errors
 /// If no VM can be made.
@@ -51,7 +51,7 @@ pub fn verify(kvm: &Kvm, report: &mut HostReport) -> Result<(), VerifyError> {
     verify_some(kvm, report, Capability::ALL)
 }
 
-/// As [`verify`], but for these abilities only: for somebody who needs few of them, and at once.
+/// As [`verify`], but for these abilities only, for a caller that needs few of them at once.
 ///
 /// # Errors
 /// If no VM can be made.
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_halts_for_ever_is_ended() {
+    fn a_guest_that_halts_forever_is_ended() {
         let kvm = open().unwrap();
         let clock = clock(Duration::from_millis(20));
         // With a local APIC in the kernel KVM_RUN sleeps in HLT.
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn a_deadline_that_comes_late_does_not_end_the_next_run() {
         let kvm = open().unwrap();
-        // About as long as one run takes, so that it passes before, in and after runs.
+        // About as long as one run takes: the deadline passes before, in and after runs.
         for micros in 1..60 {
             let clock = clock(Duration::from_micros(micros));
             let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(signals(), before);
     }
 
-    /// The case that everything rests on fails where there is no mask.
+    /// The case of the mask fails where there is no mask.
     #[test]
     fn steps_without_the_mask_refute_it() {
         let kvm = open().unwrap();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_does_not_claim_is_not_examined() {
+    fn an_ability_that_the_host_does_not_claim_is_not_examined() {
         let kvm = open().unwrap();
         let clock = Clock::start().unwrap();
         let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
