@@ -37,7 +37,7 @@ fn report() -> HostReport {
     report.record(Capability::SingleStep, Finding::verified("stepped by TF"));
     report.record(Capability::UserIrqchip, Finding::verified(""));
     report.record_mechanism(
-        "interrupt_shadow",
+        &INTERRUPT_SHADOW,
         Finding::verified("8 steps beside a pending interrupt stayed in the loop"),
     );
     report

@@ -324,7 +324,7 @@ mod tests {
                 .contains("interrupt_shadow: interrupt_shadow is absent: not probed"),
             "{refusal}"
         );
-        report.record_mechanism("interrupt_shadow", Finding::verified("8 steps"));
+        report.record_mechanism(&SHADOW, Finding::verified("8 steps"));
         assert!(report.to_string().ends_with("verified  8 steps"));
         let plan = negotiate(&report, &profile).unwrap();
         assert_eq!(plan.mechanism(Capability::MaskHwintr), Some(&SHADOW));
@@ -340,7 +340,7 @@ mod tests {
     fn an_embedders_obstacle_is_shown_and_the_next_mechanism_taken() {
         let shadow = Candidate::new(SHADOW).obstructed("this partition has no register page");
         let mut report = report(&[(Capability::UserIrqchip, Finding::verified(""))]);
-        report.record_mechanism("interrupt_shadow", Finding::verified(""));
+        report.record_mechanism(&SHADOW, Finding::verified(""));
         let plan = negotiate(&report, &mask_only(other_hypervisor(shadow))).unwrap();
         assert_eq!(
             plan.mechanism(Capability::MaskHwintr),
@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn a_plan_with_an_embedders_mechanism_survives_json() {
         let mut report = report(&[]);
-        report.record_mechanism("interrupt_shadow", Finding::verified(""));
+        report.record_mechanism(&SHADOW, Finding::verified(""));
         let plan = negotiate(&report, &mask_only(other_hypervisor(SHADOW.into()))).unwrap();
         let json = serde_json::to_string(&plan).unwrap();
         assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);

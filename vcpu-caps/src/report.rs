@@ -8,7 +8,7 @@ use core::fmt;
 
 use crate::capability::Capability;
 use crate::evidence::{Evidence, Finding};
-use crate::mechanism::Basis;
+use crate::mechanism::{Basis, Mechanism};
 use crate::table::write_table;
 
 /// Numbers that a hypervisor reports about itself. They are shown and saved with a report, to
@@ -110,10 +110,11 @@ impl HostReport {
         self.findings.insert(capability, finding);
     }
 
-    /// Replaces the finding for a mechanism that rests on no ability
+    /// Replaces the finding for a mechanism. It counts only for one that rests on no ability
     /// ([`RestsOn::Itself`](crate::RestsOn::Itself)).
-    pub fn record_mechanism(&mut self, name: &'static str, finding: Finding) {
-        self.mechanisms.insert(Cow::Borrowed(name), finding);
+    pub fn record_mechanism(&mut self, mechanism: &Mechanism, finding: Finding) {
+        let name = Cow::Owned(String::from(mechanism.name()));
+        self.mechanisms.insert(name, finding);
     }
 
     /// Every ability with its finding, in the order in which tables show them.

@@ -566,7 +566,7 @@ mod tests {
     fn a_mask_by_an_embedders_mechanism_is_the_embedders() {
         const SHADOW: Mechanism = Mechanism::new("interrupt_shadow", RestsOn::Itself);
         let mut report = HostReport::new("mshv_test", HostFacts::default());
-        report.record_mechanism("interrupt_shadow", Finding::verified(""));
+        report.record_mechanism(&SHADOW, Finding::verified(""));
         let profile = Profile::builder()
             .mechanisms(MechanismSet::host_only().offer(MASK, SHADOW))
             .require(MASK, Minimum::Verified)
@@ -822,7 +822,7 @@ mod tests {
             }
             hardware.iter().try_for_each(|breakpoint| {
                 let address = breakpoint.address();
-                if address.is_multiple_of(4) {
+                if address % 4 == 0 {
                     Ok(())
                 } else {
                     Err(HwBreakpointError::Alignment { address, length: 4 })

@@ -127,7 +127,10 @@ impl Model {
                 continue;
             };
             assert_eq!(address, wanted.address());
-            assert_eq!(enabled, 0b10, "globally: a task switch clears a local enable");
+            assert_eq!(
+                enabled, 0b10,
+                "globally: a task switch clears a local enable"
+            );
             assert_eq!(
                 kind,
                 match wanted.kind() {

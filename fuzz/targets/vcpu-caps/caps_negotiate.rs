@@ -109,7 +109,7 @@ fuzz_target!(|data: &[u8]| {
         asked.push((capability, asked_for));
     }
     if let Some(finding) = finding(input.byte()) {
-        report.record_mechanism("interrupt_shadow", finding);
+        report.record_mechanism(&SHADOW, finding);
     }
     let asked_of = |capability| {
         asked
