@@ -166,9 +166,6 @@ pub trait DebugState: Clone + fmt::Debug + Default + PartialEq {
     #[must_use]
     fn lasting(&self) -> Self;
 
-    /// Returns `true` if the state arms a single step.
-    fn arms_step(&self) -> bool;
-
     /// Returns the exception that the state injects.
     fn injects(&self) -> Option<Inject>;
 }

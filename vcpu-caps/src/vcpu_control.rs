@@ -340,7 +340,9 @@ impl<D: DebugState> VcpuControl<D> {
     /// of it: the component that has the mechanism reads the switch by [`get`](Self::get).
     #[must_use]
     pub fn intent(&self) -> DebugIntent<'_> {
-        let in_state = |by, capability| by == Some(AppliedBy::DebugState) && self.is_on(capability);
+        let in_state = |by: Option<AppliedBy>, capability| {
+            by == Some(AppliedBy::DebugState) && self.is_on(capability)
+        };
         DebugIntent {
             single_step: in_state(self.provided.single_step, Capability::SingleStep),
             mask_hwintr: in_state(self.provided.mask_hwintr, Capability::MaskHwintr),
@@ -372,9 +374,8 @@ impl<D: DebugState> VcpuControl<D> {
     /// Do not call it if the hypervisor has refused `set`: the previous state stays in force, and
     /// what was asked for stays pending.
     pub fn applied(&mut self, set: &D) {
-        if !self.step || set.arms_step() {
-            self.rearm = false;
-        }
+        // If `set` arms no step, it differs from what is asked for, and that stays pending.
+        self.rearm = false;
         if self.inject.is_some() && self.inject == set.injects() {
             self.inject = None;
         }
@@ -542,6 +543,29 @@ mod tests {
         // The same again is another event.
         vcpu.inject(Inject::Breakpoint).unwrap();
         assert!(accept(&mut vcpu).is_some());
+    }
+
+    #[test]
+    fn an_exception_that_replaces_another_stays_pending_when_the_first_is_accepted() {
+        let mut vcpu = vcpu_without(&[]);
+        vcpu.inject(Inject::Debug).unwrap();
+        let first = vcpu.pending().unwrap();
+        vcpu.inject(Inject::Breakpoint).unwrap();
+        vcpu.applied(&first);
+        assert_eq!(accept(&mut vcpu).unwrap().control.bits(), 0x8_0000);
+    }
+
+    #[test]
+    fn breakpoints_in_place_of_int3_need_no_other_entry_in_the_plan() {
+        let mut report = HostReport::new("kvm_test", HostFacts::default());
+        report.record(Capability::HwBreakpoint, Finding::verified(""));
+        let profile = Profile::builder()
+            .require(Capability::BptExit, Minimum::Verified)
+            .build()
+            .unwrap();
+        let mut vcpu = VcpuControl::new(VcpuId(0), &negotiate(&report, &profile).unwrap());
+        vcpu.set_hardware(&[HwBreakpoint::execute(0x1000)]).unwrap();
+        assert_eq!(accept(&mut vcpu).unwrap().control.bits(), 0x2_0001);
     }
 
     #[test]
@@ -832,10 +856,6 @@ mod tests {
 
         fn lasting(&self) -> Self {
             self.clone()
-        }
-
-        fn arms_step(&self) -> bool {
-            self.step
         }
 
         fn injects(&self) -> Option<Inject> {

@@ -91,10 +91,6 @@ impl DebugState for GuestDebug {
         self.lasting()
     }
 
-    fn arms_step(&self) -> bool {
-        self.control.contains(GuestDebugFlags::SINGLESTEP)
-    }
-
     fn injects(&self) -> Option<Inject> {
         if self.control.contains(GuestDebugFlags::INJECT_DB) {
             Some(Inject::Debug)
@@ -223,7 +219,6 @@ mod tests {
         fn nothing_is_lost_or_added(asked in any_intent()) {
             let debug = GuestDebug::compose(&asked.intent());
             prop_assert_eq!(debug.injects(), asked.inject);
-            prop_assert_eq!(debug.arms_step(), asked.flags[0]);
             prop_assert_eq!(decode(&debug), asked);
         }
 
