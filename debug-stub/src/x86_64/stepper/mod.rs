@@ -42,7 +42,7 @@ mod vcpu;
 
 use std::sync::Arc;
 
-use vcpu_caps::{Capability, Plan, VcpuControl, VcpuId};
+use vcpu_caps::{Plan, VcpuControl, VcpuId};
 
 pub use arming::DEBUGGER;
 pub use vcpu::{DebugExit, DebugStatus, Next, Outcome, RunState, StepperError, Vcpu};
@@ -145,8 +145,7 @@ impl Stepper {
     /// Returns `true` if hardware interrupts are withheld, by any owner and mechanism.
     #[must_use]
     pub fn is_masked(&self) -> bool {
-        let control = self.control();
-        control.get(Capability::MaskHwintr).unwrap_or(false)
+        self.control().is_masked()
     }
 
     /// Returns `true` if one instruction is to be run, not the guest.

@@ -101,7 +101,7 @@ fn a_repeated_string_instruction_ends_within_its_iterations_and_one() {
             (file.core.rsi, file.core.rdi, file.core.rcx) = (0x6000, 0x7000, 3);
         });
         let mut steps = 0;
-        while machine.registers().core.rip == CODE.into() {
+        while machine.registers().core.rip == u64::from(CODE) {
             assert_eq!(machine.step(), StopReason::Step);
             steps += 1;
             assert!(steps <= 4);
@@ -286,7 +286,7 @@ fn watchpoints_stop_behind_the_access_where_there_are_any() {
                     access,
                 };
                 assert_eq!(machine.run(&order), stop);
-                assert_eq!(machine.registers().core.rip, rip.into());
+                assert_eq!(machine.registers().core.rip, u64::from(rip));
             }
             // The other kind of access is none.
             if kind == HwBreakpointKind::Write {
