@@ -33,7 +33,7 @@ fn covered(point: Point) -> Option<Vec<u64>> {
     let pieces = pieces(point).ok()?;
     let mut bytes = Vec::new();
     for piece in &pieces {
-        bytes.extend(piece.address()..piece.address() + u64::from(piece.length()));
+        bytes.extend(piece.address()..piece.address() + piece.length());
     }
     Some(bytes)
 }

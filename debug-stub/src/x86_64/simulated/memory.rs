@@ -1,6 +1,6 @@
 //! The simulated guest's memory.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::cell::RefCell;
 
 use crate::address::GuestPhysAddr;
 use crate::host::GuestMemory;
@@ -8,7 +8,7 @@ use crate::host::GuestMemory;
 /// RAM from guest-physical 0 on.
 #[derive(Debug)]
 pub struct Ram {
-    bytes: Mutex<Vec<u8>>,
+    bytes: RefCell<Vec<u8>>,
     read_only: Vec<std::ops::Range<u64>>,
 }
 
@@ -17,7 +17,7 @@ impl Ram {
     #[must_use]
     pub fn new(size: usize) -> Self {
         Self {
-            bytes: Mutex::new(vec![0; size]),
+            bytes: RefCell::new(vec![0; size]),
             read_only: Vec::new(),
         }
     }
@@ -29,7 +29,7 @@ impl Ram {
 
     /// Writes bytes, also where the range is protected. What lies outside is left out.
     pub fn put(&self, address: u64, data: &[u8]) {
-        let mut bytes = self.lock();
+        let mut bytes = self.bytes.borrow_mut();
         let to = place(&bytes, address, data.len());
         if let Some(to) = bytes.get_mut(to) {
             to.copy_from_slice(data.get(..to.len()).unwrap_or_default());
@@ -39,7 +39,7 @@ impl Ram {
     /// Reads `length` bytes; what lies outside is left out.
     #[must_use]
     pub fn get(&self, address: u64, length: usize) -> Vec<u8> {
-        let bytes = self.lock();
+        let bytes = self.bytes.borrow();
         let from = place(&bytes, address, length);
         bytes.get(from).unwrap_or_default().to_vec()
     }
@@ -47,11 +47,7 @@ impl Ram {
     /// All of it.
     #[must_use]
     pub fn snapshot(&self) -> Vec<u8> {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bytes.borrow().clone()
     }
 }
 
@@ -62,7 +58,7 @@ fn place(bytes: &[u8], address: u64, length: usize) -> std::ops::Range<usize> {
 
 impl GuestMemory for Ram {
     fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
-        let bytes = self.lock();
+        let bytes = self.bytes.borrow();
         let from = place(&bytes, address.0, data.len());
         let from = bytes.get(from).unwrap_or_default();
         for (to, byte) in data.iter_mut().zip(from) {
@@ -79,7 +75,7 @@ impl GuestMemory for Ram {
         {
             return 0;
         }
-        let mut bytes = self.lock();
+        let mut bytes = self.bytes.borrow_mut();
         let to = place(&bytes, address.0, data.len());
         let to = bytes.get_mut(to).unwrap_or_default();
         for (to, byte) in to.iter_mut().zip(data) {

@@ -170,7 +170,11 @@ impl Machine {
     #[track_caller]
     fn step_to(&mut self, rip: u16) {
         assert_eq!(self.step(), StopReason::Step);
-        assert_eq!(self.registers().core.rip, u64::from(rip), "RIP after the step");
+        assert_eq!(
+            self.registers().core.rip,
+            u64::from(rip),
+            "RIP after the step"
+        );
     }
 
     /// As the debugger sees them.
