@@ -36,7 +36,7 @@
 #![cfg_attr(not(any(feature = "kvm", feature = "server")), forbid(unsafe_code))]
 
 mod address;
-mod arch;
+pub mod arch;
 mod breakpoints;
 mod config;
 mod filter;
@@ -57,6 +57,7 @@ mod stub;
 pub mod x86_64;
 
 pub use address::{GuestPhysAddr, GuestVirtAddr};
+pub use arch::Arch;
 pub use config::SessionConfig;
 pub use host::{Action, GuestMemory, Host, Interrupts};
 pub use order::{Armed, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder, WatchAccess};

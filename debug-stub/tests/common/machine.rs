@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use debug_stub::x86_64::{RegisterFile, RegisterGroups, Segment, translate};
+use debug_stub::x86_64::{RegisterFile, RegisterGroups, Segment, X86_64, translate};
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, GuestVirtAddr, Host, Interrupts, ResumePlan, Stop,
     StopReason, VcpuId, VcpuOrder, WatchAccess,
@@ -246,13 +246,14 @@ impl GuestMemory for Machine {
 }
 
 impl Host for Machine {
+    type Arch = X86_64;
     type Error = Infallible;
 
     fn vcpu_count(&self) -> u16 {
         u16::try_from(self.vcpus.len()).unwrap()
     }
 
-    fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
+    fn vcpu_name(&self, vcpu: VcpuId) -> String {
         format!("CPU#{}", vcpu.0)
     }
 

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use debug_stub::server::RunControl;
-use debug_stub::x86_64::{RegisterFile, RegisterGroups};
+use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
 use debug_stub::{
     GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, VcpuId, VcpuOrder,
 };
@@ -121,6 +121,7 @@ impl RunControl for Simulated {
         let vcpus = usize::from(self.vcpu_count());
         self.start(ResumePlan {
             vcpus: vec![VcpuOrder::Continue; vcpus],
+            others: VcpuOrder::Continue,
             ..ResumePlan::default()
         });
     }
@@ -160,13 +161,14 @@ impl GuestMemory for Simulated {
 }
 
 impl Host for Simulated {
+    type Arch = X86_64;
     type Error = Infallible;
 
     fn vcpu_count(&self) -> u16 {
         lock(&self.shared.machine).vcpu_count()
     }
 
-    fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
+    fn vcpu_name(&self, vcpu: VcpuId) -> String {
         lock(&self.shared.machine).vcpu_name(vcpu)
     }
 

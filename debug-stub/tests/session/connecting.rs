@@ -123,7 +123,7 @@ fn threads_are_listed_in_order_named_and_alive() {
     assert!(rest.starts_with("l<thread id=\"2\">"), "{rest}");
     assert_eq!(rig.ask("qXfer:threads:read::fff,1000"), "l");
     assert_eq!(rig.ask("T3"), "OK");
-    assert_eq!(rig.ask("T4"), "E16");
+    assert_eq!(rig.ask("T4"), "E01");
     assert_eq!(rig.ask("Hg4"), "E16");
     assert_eq!(rig.ask("Hg-1"), "OK");
     assert_eq!(rig.ask("Hgp1.2"), "OK");

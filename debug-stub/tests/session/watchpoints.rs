@@ -19,7 +19,7 @@ fn a_range_is_split_over_aligned_registers() {
     assert_eq!(rig.ask("Z2,a000,0"), "E16");
     assert_eq!(rig.ask("z2,9001,7"), "OK");
     assert!(console(&rig.send("vCont;s:1")[0]).contains("more than the 4"));
-    assert_eq!(rig.last_plan().armed.hardware.iter().count(), 0);
+    assert_eq!(rig.last_plan().armed.hardware.len(), 0);
 }
 
 #[test]

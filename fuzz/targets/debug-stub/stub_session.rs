@@ -7,8 +7,7 @@
 //!
 //! Input: lines of text. The first sets the machine up: a digit for the vCPUs, one of what the
 //! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of what it is like (1: 64-bit
-//! mode, 2: registers come with stops, 4: runs before the client comes), and the program's
-//! letters (`machine.rs`). Each other line is one operation:
+//! mode, 4: runs before the client comes), and the program's letters (`machine.rs`). Each other line is one operation:
 //! - `>body`: a packet with the right sum; `=bytes`: bytes as they are; `/n`: the pieces in which
 //!   they arrive;
 //! - `.n`: the guest runs n instructions; `!kn`: it stops, reason k, vCPU n;
@@ -97,7 +96,6 @@ impl Vmm {
         let machine = Machine::new(
             usize::from(digit(0) & 3) + 1,
             like & 1 != 0,
-            like & 2 != 0,
             setup.get(3..).unwrap_or_default(),
         );
         let mut config = SessionConfig::new(plan.clone());

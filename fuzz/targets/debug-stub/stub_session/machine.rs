@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::convert::Infallible;
 
-use debug_stub::x86_64::{RegisterFile, RegisterGroups, Segment, translate};
+use debug_stub::x86_64::{RegisterFile, RegisterGroups, Segment, X86_64, translate};
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, GuestVirtAddr, Host, Interrupts, ResumePlan, Stop,
     StopReason, VcpuId, VcpuOrder, WatchAccess,
@@ -24,15 +24,13 @@ pub struct Machine {
     /// What is the guest's, or was written for good: `ram` without the session's INT3s.
     own: RefCell<Vec<u8>>,
     vcpus: Vec<RegisterFile>,
-    /// Registers come with a stop.
-    expedite: bool,
     /// Some vCPU may run: only memory may be looked at.
     pub running: bool,
 }
 
 impl Machine {
     /// `program` is one letter for each instruction; see [`assemble`].
-    pub fn new(vcpus: usize, long: bool, expedite: bool, program: &[u8]) -> Self {
+    pub fn new(vcpus: usize, long: bool, program: &[u8]) -> Self {
         let mut ram = vec![0; RAM];
         for (at, entry) in [
             (0x1000, 0x2003u64),
@@ -50,7 +48,6 @@ impl Machine {
             own: RefCell::new(ram.clone()),
             ram: RefCell::new(ram),
             vcpus: vec![registers(long); vcpus],
-            expedite,
             running: false,
         }
     }
@@ -73,11 +70,9 @@ impl Machine {
     }
 
     pub fn stop(&self, vcpu: u16, reason: StopReason) -> Stop {
-        let registers = self.vcpus.get(usize::from(vcpu)).filter(|_| self.expedite);
         Stop {
             vcpu: VcpuId(vcpu),
             reason,
-            registers: registers.cloned().map(Box::new),
         }
     }
 
@@ -251,13 +246,14 @@ impl GuestMemory for Machine {
 }
 
 impl Host for Machine {
+    type Arch = X86_64;
     type Error = Infallible;
 
     fn vcpu_count(&self) -> u16 {
         u16::try_from(self.vcpus.len()).expect("few vCPUs")
     }
 
-    fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
+    fn vcpu_name(&self, vcpu: VcpuId) -> String {
         assert!(!self.running, "a name while vCPUs run");
         // To be escaped in a packet and in XML.
         format!("<CPU#{}>}}$*", vcpu.0)
