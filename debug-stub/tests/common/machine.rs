@@ -8,6 +8,7 @@
 use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::Run;
 use debug_stub::x86_64::{RegisterFile, RegisterGroups, Segment, X86_64, translate};
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, GuestVirtAddr, Host, Interrupts, ResumePlan, Stop,
@@ -117,35 +118,6 @@ impl Machine {
         self.ram()[at..at + data.len()].copy_from_slice(data);
     }
 
-    /// Carries out a plan for at most `budget` instructions of each vCPU; `None` if nothing has
-    /// stopped it by then.
-    pub fn run(&mut self, plan: &ResumePlan, budget: usize) -> Option<Vec<Stop>> {
-        assert_eq!(plan.vcpus.len(), self.vcpus.len());
-        for round in 0..budget {
-            let mut stops = Vec::new();
-            for (index, order) in plan.vcpus.iter().enumerate() {
-                let reason = match order {
-                    VcpuOrder::Stay => continue,
-                    VcpuOrder::Continue => self.execute(index, &plan.armed, false),
-                    VcpuOrder::Step(step) => {
-                        self.execute(index, &plan.armed, round == 0).or_else(|| {
-                            let pc = self.vcpus[index].linear_pc();
-                            let goes_on = step.range.as_ref().is_some_and(|r| r.contains(&pc));
-                            (!goes_on).then_some(StopReason::Step)
-                        })
-                    }
-                };
-                if let Some(reason) = reason {
-                    stops.push(self.stop(index, reason));
-                }
-            }
-            if !stops.is_empty() {
-                return Some(stops);
-            }
-        }
-        None
-    }
-
     pub fn stop(&self, index: usize, reason: StopReason) -> Stop {
         Stop {
             vcpu: VcpuId(u16::try_from(index).unwrap()),
@@ -208,6 +180,35 @@ impl Machine {
                 return Some(StopReason::TripleFault(format!(
                     "bytes {bytes:02x?} at {pc:#x}"
                 )));
+            }
+        }
+        None
+    }
+}
+
+impl Run for Machine {
+    fn run(&mut self, plan: &ResumePlan, budget: usize) -> Option<Vec<Stop>> {
+        for round in 0..budget {
+            let mut stops = Vec::new();
+            for index in 0..self.vcpus.len() {
+                let order = plan.order(VcpuId(u16::try_from(index).unwrap()));
+                let reason = match order {
+                    VcpuOrder::Stay => continue,
+                    VcpuOrder::Continue => self.execute(index, &plan.armed, false),
+                    VcpuOrder::Step(step) => {
+                        self.execute(index, &plan.armed, round == 0).or_else(|| {
+                            let pc = self.vcpus[index].linear_pc();
+                            let goes_on = step.range.as_ref().is_some_and(|r| r.contains(&pc));
+                            (!goes_on).then_some(StopReason::Step)
+                        })
+                    }
+                };
+                if let Some(reason) = reason {
+                    stops.push(self.stop(index, reason));
+                }
+            }
+            if !stops.is_empty() {
+                return Some(stops);
             }
         }
         None

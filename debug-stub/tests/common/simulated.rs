@@ -15,6 +15,7 @@ use debug_stub::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::Run;
 use super::machine::Machine;
 
 /// What the runner has to say, and whether it still works on it.

@@ -19,6 +19,7 @@ mod memory;
 mod properties;
 mod registers;
 mod stepping;
+mod toy;
 mod watchpoints;
 
 use common::machine::{ALIAS, ALIASED, ENTRY, Machine, RAM, code, plan};
