@@ -72,6 +72,8 @@ pub(crate) struct Guest<H: Host> {
     /// The orders of the resume packet that is being parsed.
     pub(crate) orders: Orders,
     pub(crate) notices: Notices,
+    /// What the client sees of the first vCPU while there is none.
+    no_registers: <H::Arch as Arch>::Registers,
     /// Where the client has been told that its breakpoint took a debug slot. GDB removes and
     /// inserts its breakpoints at each stop; once is enough.
     told: BTreeSet<u64>,
@@ -138,6 +140,7 @@ impl<H: Host> Guest<H> {
             physical_memory: false,
             orders: Orders::default(),
             notices: Notices::default(),
+            no_registers: <H::Arch as Arch>::Registers::default(),
             told: BTreeSet::new(),
         }
     }
@@ -195,14 +198,19 @@ impl<H: Host> Guest<H> {
     }
 
     /// Returns the registers of the selected vCPU, of which at least `groups` are filled.
+    ///
+    /// While there is no vCPU, the registers of the first have their default values: GDB gives up a
+    /// connection without a program counter.
     fn selected_registers(
         &mut self,
         groups: <H::Arch as Arch>::Groups,
-    ) -> Result<(VcpuId, &<H::Arch as Arch>::Registers), u8> {
+    ) -> Result<&<H::Arch as Arch>::Registers, u8> {
+        if self.current == VcpuId(0) && self.host.vcpu_count() == 0 {
+            return Ok(&self.no_registers);
+        }
         let vcpu = self.selected()?;
         self.registers
             .read(&mut self.host, vcpu, groups)
-            .map(|registers| (vcpu, registers))
             .map_err(|error| refused(vcpu, &error))
     }
 
@@ -216,7 +224,7 @@ impl<H: Host> Guest<H> {
 
     /// Returns the address space of the selected vCPU.
     fn virtual_space(&mut self) -> Result<Space<H::Arch>, u8> {
-        let (_, registers) = self.selected_registers(H::Arch::SPACE_GROUPS)?;
+        let registers = self.selected_registers(H::Arch::SPACE_GROUPS)?;
         Ok(Space::Virtual(H::Arch::address_space(registers)))
     }
 

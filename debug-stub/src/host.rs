@@ -37,9 +37,13 @@ pub trait Host: GuestMemory {
     /// Returns the number of vCPUs: their ids are `0..count`.
     ///
     /// The number may change between stops: vCPUs are plugged and unplugged, and a reboot may
-    /// build them again. It may be 0 while there is no machine yet. Then the client sees one
-    /// thread, "no vCPU yet", with unavailable registers, and physical memory only. A request for
-    /// a vCPU that has gone is answered with an error that names it.
+    /// build them again. A request for a vCPU that has gone is answered with an error that names
+    /// it.
+    ///
+    /// The number may be 0 while there is no machine yet. The client then sees one thread, "no
+    /// vCPU yet", since GDB gives up a connection without one. It reads the default value of each
+    /// register, and memory as with these registers (on x86, without paging). It can set
+    /// breakpoints, and continue; it can neither write registers nor step.
     fn vcpu_count(&self) -> u16;
 
     /// Returns a short name for a vCPU, as `info threads` shows it: "CPU#1 \[halted\]".

@@ -270,6 +270,39 @@ fn maintenance_packets_switch_the_mask() {
 }
 
 #[test]
+fn gdb_attaches_before_there_is_a_vcpu_and_sees_it_come() {
+    let server = Server::new(Machine::new(0, &[code::NOP, code::NOP, code::SPIN]));
+    let shared = Arc::clone(&server.shared);
+    let builder = thread::spawn(move || {
+        eventually("gdb waits", || shared.resumes.load(Ordering::SeqCst) == 1);
+        let machine = Machine::new(1, &[]);
+        shared.machine.lock().unwrap().vcpus = machine.vcpus;
+    });
+    let text = server.gdb(&[
+        "info threads",
+        "break *0x8001",
+        "continue",
+        "info threads",
+        "p/x $rip",
+        "stepi",
+        "p/x $rip",
+        "detach",
+    ]);
+    builder.join().unwrap();
+    for part in [
+        "(no vCPU yet)",
+        "Breakpoint 1, 0x0000000000008001",
+        "(CPU#0)",
+        "$1 = 0x8001",
+        "$2 = 0x8002",
+        "detached",
+    ] {
+        assert!(text.contains(part), "{part}\n---\n{text}");
+    }
+    assert!(!text.contains("warning: Remote"), "{text}");
+}
+
+#[test]
 fn gdb_kills_the_guest() {
     let server = Server::new(nops());
     server.gdb(&["kill"]);

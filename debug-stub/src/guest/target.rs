@@ -90,17 +90,12 @@ impl<H: Host> Target for Guest<H> {
 
 impl<H: Host> MultiThreadBase for Guest<H> {
     fn read_registers(&mut self, regs: &mut RegisterBytes, _: Tid) -> TargetResult<(), Self> {
-        regs.data.clear();
-        if self.host.vcpu_count() == 0 {
-            regs.data.resize(H::Arch::REGISTER_BYTES, 0);
-            regs.unavailable = true;
-            return Ok(());
-        }
-        let (_, registers) = self
+        let registers = self
             .selected_registers(H::Arch::ALL_GROUPS)
             .map_err(TargetError::Errno)?;
-        regs.data.reserve(H::Arch::REGISTER_BYTES);
-        H::Arch::read_all(registers, &mut regs.data);
+        regs.0.clear();
+        regs.0.reserve(H::Arch::REGISTER_BYTES);
+        H::Arch::read_all(registers, &mut regs.0);
         Ok(())
     }
 
@@ -109,7 +104,7 @@ impl<H: Host> MultiThreadBase for Guest<H> {
         let vcpu = self.selected().map_err(TargetError::Errno)?;
         self.change_registers(vcpu, H::Arch::ALL_GROUPS, |registers, host| {
             let before = registers.clone();
-            H::Arch::write_all(registers, host, &regs.data)?;
+            H::Arch::write_all(registers, host, &regs.0)?;
             Ok(H::Arch::changed_groups(&before, registers))
         })
         .map_err(TargetError::Errno)
@@ -158,7 +153,7 @@ impl<H: Host> SingleRegisterAccess<Tid> for Guest<H> {
         buffer: &mut [u8],
     ) -> TargetResult<usize, Self> {
         let register = H::Arch::register(number).ok_or(TargetError::Errno(errno::EFAULT))?;
-        let (_, registers) = self
+        let registers = self
             .selected_registers(H::Arch::groups(register))
             .map_err(TargetError::Errno)?;
         let mut value = Vec::new();

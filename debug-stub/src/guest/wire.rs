@@ -18,11 +18,7 @@ impl Arch for AnyArch {
 
 /// The data of a `g` or `G` packet.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct RegisterBytes {
-    pub(crate) data: Vec<u8>,
-    /// There is no vCPU: the client gets `xx` for each byte.
-    pub(crate) unavailable: bool,
-}
+pub(crate) struct RegisterBytes(pub(crate) Vec<u8>);
 
 impl Registers for RegisterBytes {
     type ProgramCounter = u64;
@@ -33,15 +29,15 @@ impl Registers for RegisterBytes {
     }
 
     fn gdb_serialize(&self, mut write_byte: impl FnMut(Option<u8>)) {
-        for &byte in &self.data {
-            write_byte((!self.unavailable).then_some(byte));
+        for &byte in &self.0 {
+            write_byte(Some(byte));
         }
     }
 
     /// Takes data of any length: [`Arch::write_all`](crate::Arch::write_all) checks it.
     fn gdb_deserialize(&mut self, bytes: &[u8]) -> Result<(), ()> {
-        self.data.clear();
-        self.data.extend_from_slice(bytes);
+        self.0.clear();
+        self.0.extend_from_slice(bytes);
         Ok(())
     }
 }

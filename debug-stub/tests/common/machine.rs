@@ -6,6 +6,7 @@
 //! MOV \[RDI\],AL, INT3, HLT (powers off) and UD2 (triple fault).
 
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Run;
@@ -48,6 +49,8 @@ pub struct Machine {
     /// How often the guest took a breakpoint instruction of its own.
     pub own_breakpoints: usize,
     pub interrupts: Interrupts,
+    /// What the VMM's own `monitor` commands were.
+    pub commands: Vec<String>,
 }
 
 impl Machine {
@@ -88,6 +91,7 @@ impl Machine {
             register_reads: 0,
             own_breakpoints: 0,
             interrupts: Interrupts::default(),
+            commands: Vec::new(),
         };
         for (at, entry) in [
             (0x1000, 0x2003),
@@ -281,6 +285,22 @@ impl Host for Machine {
 
     fn interrupts(&mut self, _: VcpuId) -> Interrupts {
         self.interrupts.clone()
+    }
+
+    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
+        self.commands.push(command.into());
+        match command.split_once(' ') {
+            Some(("say", text)) => write!(out, "the machine says {text}").is_ok(),
+            _ if command == "flood" => {
+                while out.write_str("0123456789abcde\n").is_ok() {}
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn monitor_help(&self) -> &str {
+        "monitor say TEXT     the machine says it\n"
     }
 }
 

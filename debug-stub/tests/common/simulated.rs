@@ -31,6 +31,7 @@ pub struct Shared {
     interrupt: AtomicBool,
     report: Mutex<Report>,
     stopped: EventFd,
+    pub resumes: AtomicUsize,
     pub releases: AtomicUsize,
     pub kills: AtomicUsize,
     /// Whoever holds it keeps a guest that runs from stopping.
@@ -51,6 +52,7 @@ impl Simulated {
             interrupt: AtomicBool::new(false),
             report: Mutex::default(),
             stopped: EventFd::new(EFD_NONBLOCK).expect("no eventfd"),
+            resumes: AtomicUsize::new(0),
             releases: AtomicUsize::new(0),
             kills: AtomicUsize::new(0),
             brake: Mutex::default(),
@@ -102,6 +104,7 @@ impl Shared {
 
 impl RunControl for Simulated {
     fn resume(&mut self, plan: ResumePlan) -> Option<Vec<Stop>> {
+        self.shared.resumes.fetch_add(1, Ordering::SeqCst);
         self.start(plan);
         None
     }

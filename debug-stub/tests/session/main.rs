@@ -11,6 +11,7 @@
 mod common;
 
 mod breakpoints;
+mod changes;
 mod connecting;
 mod ends;
 mod framing;

@@ -6,8 +6,8 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::convert::Infallible;
 use std::ops::{BitOr, Range, Sub};
+use std::rc::Rc;
 
 use debug_stub::arch::{Arch, DebugSlots, Mapped};
 use debug_stub::{Armed, GuestMemory, GuestPhysAddr, GuestVirtAddr, Host, Interrupts, ResumePlan};
@@ -335,9 +335,14 @@ impl GuestMemory for ToyMachine {
     }
 }
 
+/// A host's error need be neither `Send` nor `Sync`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct HostError(Rc<str>);
+
 impl Host for ToyMachine {
     type Arch = Toy;
-    type Error = Infallible;
+    type Error = HostError;
 
     fn vcpu_count(&self) -> u16 {
         u16::try_from(self.vcpus.len()).unwrap()
@@ -352,9 +357,11 @@ impl Host for ToyMachine {
         vcpu: VcpuId,
         groups: Groups,
         registers: &mut Registers,
-    ) -> Result<(), Infallible> {
+    ) -> Result<(), HostError> {
         self.groups_read.push(groups);
-        copy(groups, &self.vcpus[vcpu.index()], registers);
+        let from = self.vcpus.get(vcpu.index());
+        let from = from.ok_or_else(|| HostError(format!("no {vcpu}").into()))?;
+        copy(groups, from, registers);
         Ok(())
     }
 
@@ -363,7 +370,7 @@ impl Host for ToyMachine {
         vcpu: VcpuId,
         groups: Groups,
         registers: &Registers,
-    ) -> Result<(), Infallible> {
+    ) -> Result<(), HostError> {
         copy(groups, registers, &mut self.vcpus[vcpu.index()]);
         Ok(())
     }
