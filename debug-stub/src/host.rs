@@ -126,3 +126,12 @@ pub enum Action {
     /// The client asked to kill the guest: end it. No answer.
     Kill,
 }
+
+/// Whether the guest runs when a client connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestState {
+    /// Some vCPU runs, or may.
+    Running,
+    /// All vCPUs are stopped, for a reason that is no news.
+    Stopped,
+}

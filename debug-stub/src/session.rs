@@ -12,21 +12,13 @@ use vcpu_caps::VcpuId;
 use crate::config::SessionConfig;
 use crate::filter::{Event, Receiver, Sender, push_hex_bytes};
 use crate::guest::{Guest, errno};
+pub use crate::host::GuestState;
 use crate::host::{Action, Host};
 use crate::order::{Stop, StopReason};
 use crate::request::{ThreadId, classify};
 use crate::stub::Stub;
 
 use stops::Expedited;
-
-/// Whether the guest runs when a client connects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GuestState {
-    /// Some vCPU runs, or may.
-    Running,
-    /// All vCPUs are stopped, for a reason that is no news.
-    Stopped,
-}
 
 /// Where the session is. The guest runs, as far as the session knows, in `Attaching`, `Running`
 /// and `Leaving`, and when there is no client.
