@@ -24,8 +24,8 @@ use crate::state::RegisterCache;
 pub(crate) use orders::Orders;
 pub(crate) use wire::RegisterNumber;
 
-/// Addresses remembered in [`Guest::told`].
-const MAX_TOLD: usize = 256;
+/// Addresses kept in [`Guest::noticed`].
+const MAX_NOTICED: usize = 256;
 
 /// Linux error numbers, as the client shows them. The packets carry them in hexadecimal.
 pub(crate) mod errno {
@@ -74,9 +74,9 @@ pub(crate) struct Guest<H: Host> {
     pub(crate) notices: Notices,
     /// What the client sees of the first vCPU while there is none.
     no_registers: <H::Arch as Arch>::Registers,
-    /// Where the client has been told that its breakpoint took a debug slot. GDB removes and
-    /// inserts its breakpoints at each stop; once is enough.
-    told: BTreeSet<u64>,
+    /// Addresses of breakpoints that took a debug slot, with a notice to the client. GDB removes and
+    /// inserts its breakpoints at each stop; one notice is enough.
+    noticed: BTreeSet<u64>,
 }
 
 impl<H: Host> fmt::Debug for Guest<H> {
@@ -141,7 +141,7 @@ impl<H: Host> Guest<H> {
             orders: Orders::default(),
             notices: Notices::default(),
             no_registers: <H::Arch as Arch>::Registers::default(),
-            told: BTreeSet::new(),
+            noticed: BTreeSet::new(),
         }
     }
 
@@ -154,7 +154,7 @@ impl<H: Host> Guest<H> {
         self.step_bits = StepBits::new(self.config.mask());
         self.orders.clear();
         self.notices.take();
-        self.told.clear();
+        self.noticed.clear();
     }
 
     /// Returns the vCPU that a thread id names.
@@ -184,8 +184,7 @@ impl<H: Host> Guest<H> {
         }
     }
 
-    /// Returns the selected vCPU, if it exists. If it does not, the client is told which is
-    /// missing.
+    /// Returns the selected vCPU, if it exists. If it does not, a notice names it.
     pub(crate) fn selected(&mut self) -> Result<VcpuId, u8> {
         let vcpu = self.current;
         if self.exists(vcpu) {
@@ -287,7 +286,7 @@ impl<H: Host> Guest<H> {
         match placed {
             Ok(Placed::AsAsked) => Ok(true),
             Ok(Placed::InSlot(why)) => {
-                if self.told.len() < MAX_TOLD && self.told.insert(address) {
+                if self.noticed.len() < MAX_NOTICED && self.noticed.insert(address) {
                     let slots = slots_in_words::<H::Arch>();
                     self.notices.push(&format!(
                         "breakpoint at {address:#x} takes one of the {slots}: {why}"

@@ -30,8 +30,8 @@ pub trait Host: GuestMemory {
     /// The guest's architecture.
     type Arch: Arch;
 
-    /// Why a host call failed. A session logs it and answers the client with an error number; it
-    /// keeps none.
+    /// Why a host call failed. A session logs it, sends the client an error number, and keeps no
+    /// copy.
     type Error: std::error::Error;
 
     /// Returns the number of vCPUs: their ids are `0..count`.
@@ -52,7 +52,7 @@ pub trait Host: GuestMemory {
     /// Fills the `groups` of `registers`, and leaves the others alone.
     ///
     /// # Errors
-    /// If the hypervisor refuses; the session answers the client with an error.
+    /// If the hypervisor refuses. The session sends the client an error number.
     fn read_registers(
         &mut self,
         vcpu: VcpuId,
@@ -63,7 +63,7 @@ pub trait Host: GuestMemory {
     /// Sets the `groups` of a vCPU from `registers`, all or nothing for each group.
     ///
     /// # Errors
-    /// If the hypervisor refuses; the session answers the client with an error.
+    /// If the hypervisor refuses. The session sends the client an error number.
     fn write_registers(
         &mut self,
         vcpu: VcpuId,

@@ -19,8 +19,8 @@
 //! - Each packet is parsed once: by gdbstub if it survives the packet, and by the session
 //!   otherwise. Both parsers end in gdbstub's `Target` traits, which say what a request does.
 //! - A software breakpoint is a breakpoint instruction at a guest-physical address. It is in memory
-//!   only from an [`Action::Resume`] to the [`Session::stopped`] that answers it: a stopped guest's
-//!   memory is its own.
+//!   only from an [`Action::Resume`] to the next [`Session::stopped`]: a stopped guest's memory is
+//!   its own.
 //! - One plan goes out and one list of stops comes back. A step costs one hand-over each way, and
 //!   its reply carries the registers.
 //! - However a client goes, one [`Action::Release`] follows: nothing is armed, masked or held.

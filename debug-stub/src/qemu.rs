@@ -59,7 +59,7 @@ impl StepBits {
     }
 }
 
-/// Answers a maintenance packet.
+/// Carries out a maintenance packet. Returns the reply.
 pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, request: QemuRequest) -> String {
     let bits = guest.step_bits;
     match request {

@@ -14,8 +14,8 @@
 //! | `x`, `qC`, `qSearch`, `qCRC`, `qXfer:threads`, `qqemu`, `Qqemu` | gdbstub does not know them |
 //! | `Z3` | no host provides read watchpoints; gdbstub cannot refuse one kind |
 //!
-//! A packet that gdbstub refuses ends its state machine. The session answers with an error and
-//! builds a new one (`stub`).
+//! A packet that gdbstub refuses ends its state machine. The session then sends an error and builds
+//! a new machine (`stub`).
 
 use crate::filter::hex_digit;
 

@@ -12,8 +12,7 @@ use vcpu_caps::VcpuId;
 use crate::config::SessionConfig;
 use crate::filter::{Event, Receiver, Sender, push_hex_bytes};
 use crate::guest::{Guest, errno};
-pub use crate::host::GuestState;
-use crate::host::{Action, Host};
+use crate::host::{Action, GuestState, Host};
 use crate::order::{Stop, StopReason};
 use crate::request::{ThreadId, classify};
 use crate::stub::Stub;
@@ -32,8 +31,8 @@ enum State {
     Stopped,
     /// The client waits for a stop reply.
     Running { interrupted: bool },
-    /// The client has gone. The guest has been asked to stop, so that its memory can be cleaned
-    /// before it is released. Another client may be there already.
+    /// The client has gone. The guest has been asked to stop; its breakpoints are removed then, and
+    /// it is released. Another client may be there already.
     Leaving { next_client: bool },
     /// The guest was killed or has ended: only output is left.
     Ended,
@@ -295,9 +294,10 @@ impl<H: Host> Session<H> {
         self.state = State::Stopped;
         let stop = self.choose(stops).unwrap_or_else(quiet_stop);
         let reason = match stop.reason {
-            StopReason::TripleFault(_) | StopReason::InternalError(_) | StopReason::Exited(_) => {
-                stop.reason
-            }
+            StopReason::Reset
+            | StopReason::TripleFault(_)
+            | StopReason::InternalError(_)
+            | StopReason::Exited(_) => stop.reason,
             _ => quiet_stop().reason,
         };
         self.last_stop = Stop {
@@ -446,7 +446,7 @@ fn quiet_stop() -> Stop {
     }
 }
 
-/// Returns `true` if the client may be about to resume the guest with this packet, so that its
+/// Returns `true` if this packet may be one of those with which the client resumes the guest. Its
 /// user may be waiting for a stop already.
 ///
 /// gdb hands Ctrl-C on from when it has given the guest its terminal. That is before `vCont?` and

@@ -291,7 +291,7 @@ impl<H: Host> MultiThreadSchedulerLocking for Guest<H> {
     }
 }
 
-// What the plan does not provide is not supported here: gdbstub then answers with an empty packet.
+// What the plan does not provide is not supported here. gdbstub then sends an empty reply.
 impl<H: Host> BreakpointsExt for Guest<H> {
     fn support_sw_breakpoint(&mut self) -> Option<SwBreakpointOps<'_, Self>> {
         let config = &self.config;
@@ -359,8 +359,8 @@ impl<H: Host> HwWatchpoint for Guest<H> {
     }
 }
 
-/// The session answers that read watchpoints are not supported (`request`): no capability
-/// provides them. A slot that watches reads and writes stops at those, too.
+/// Read watchpoints do not get here: `request` refuses them, since no capability provides them. A
+/// slot that watches reads and writes would serve them.
 fn access(kind: WatchKind) -> WatchAccess {
     match kind {
         WatchKind::Write => WatchAccess::Write,

@@ -1,4 +1,4 @@
-//! Answers to the packets that the session parses itself. The guest is stopped.
+//! Replies to the client's packets. The guest is stopped.
 
 use std::fmt::Write as _;
 
@@ -271,7 +271,7 @@ impl<H: Host> Session<H> {
         self.resume_as_ordered(ordered, body);
     }
 
-    /// Resumes, or answers that the orders make no sense.
+    /// Resumes, or sends an error if the orders make no sense.
     fn resume_as_ordered(&mut self, ordered: Result<(), OrderError>, body: &[u8]) {
         match ordered {
             Ok(()) => self.resume(),

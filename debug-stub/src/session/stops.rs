@@ -74,7 +74,7 @@ impl<H: Host> Session<H> {
                 | StopReason::InternalError(_) => self.queued.push_back(stop),
                 // Fault-like: the vCPU is before the instruction, and stops there again.
                 StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint => {}
-                // All-stop: one reply answers the resume, for whichever vCPU it is.
+                // All-stop: there is one reply to a resume, for whichever vCPU.
                 StopReason::Step
                 | StopReason::Interrupted
                 | StopReason::Reset

@@ -1,4 +1,4 @@
-//! The x86-64 architecture: registers, paging, what one instruction does.
+//! The x86-64 architecture: registers, paging, and what one instruction does.
 
 mod arch;
 mod bits;

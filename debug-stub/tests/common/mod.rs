@@ -67,7 +67,7 @@ impl<M: Run> Rig<M> {
         self.session.host_mut()
     }
 
-    /// Sends a packet, lets the machine run as far as it goes, and answers all replies.
+    /// Sends a packet and runs the machine as far as it goes. Returns all replies.
     pub fn send(&mut self, body: impl AsRef<[u8]>) -> Vec<String> {
         let frame = frame(body.as_ref());
         self.bytes(&frame)

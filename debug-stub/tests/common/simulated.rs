@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::Run;
 use super::machine::Machine;
 
-/// What the runner has to say, and whether it still works on it.
+/// The stops of the last plan, and whether a plan is being carried out.
 #[derive(Default)]
 struct Report {
     busy: bool,
@@ -34,7 +34,7 @@ pub struct Shared {
     pub resumes: AtomicUsize,
     pub releases: AtomicUsize,
     pub kills: AtomicUsize,
-    /// Whoever holds it keeps a guest that runs from stopping.
+    /// A running guest does not stop while this is locked.
     pub brake: Mutex<()>,
 }
 
@@ -89,7 +89,7 @@ impl Shared {
             if let Some(stops) = lock(&self.machine).run(plan, 1000) {
                 return stops;
             }
-            // It spins: let others at the machine.
+            // It spins: other threads need the machine.
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -140,7 +140,7 @@ impl RunControl for Simulated {
 
     fn take_stops(&mut self) -> Option<Vec<Stop>> {
         let mut report = lock(&self.shared.report);
-        // It counts; any value is "there is one". It may have been taken before.
+        // Any value of the counter means that there is a report. It may have been taken before.
         let _ = self.shared.stopped.read();
         report.stops.take()
     }

@@ -126,7 +126,7 @@ fn without_int3_exits_breakpoints_take_debug_registers_shared_with_hardware_ones
     assert_eq!(rig.last_plan().armed.hardware.len(), 1);
     assert_eq!(rig.ask(format!("z0,{at:x},1")), "OK");
     assert_eq!(rig.ask(format!("Z0,{at:x},1")), "OK");
-    rig.ask("vCont;s:1"); // The client is told once.
+    rig.ask("vCont;s:1"); // There is one notice.
     assert_eq!(rig.ask(format!("z0,{at:x},1")), "OK");
     rig.ask("vCont;s:1");
     assert_eq!(rig.last_plan().armed.hardware.len(), 1);

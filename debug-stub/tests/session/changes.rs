@@ -156,9 +156,9 @@ fn a_message_of_the_vmm_is_printed_when_that_is_legal() {
     assert_eq!(console(&rig.replies()[0]), "while it runs\n");
     rig.session.disconnected();
     rig.act();
-    rig.session.console_message("nobody is there");
+    rig.session.console_message("there is no client");
     rig.session.attach(GuestState::Stopped);
-    assert_eq!(rig.send("vCont;c"), [""; 0], "nothing of it is left");
+    assert_eq!(rig.send("vCont;c"), [""; 0], "it was dropped");
 }
 
 #[test]

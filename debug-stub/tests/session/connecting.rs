@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A session that nobody has come to.
+/// A session without a client.
 fn unattached(vcpus: usize) -> Session<Machine> {
     let machine = Machine::new(vcpus, &[code::SPIN]);
     Session::new(machine, SessionConfig::new(plan(&[])))
@@ -51,7 +51,7 @@ fn the_last_stop_is_shown_with_the_registers_of_now() {
 }
 
 #[test]
-fn a_running_guest_is_stopped_and_what_came_meanwhile_is_answered_then() {
+fn a_running_guest_is_stopped_before_the_first_reply() {
     let mut session = unattached(1);
     session.attach(GuestState::Running);
     session.receive(&frame(b"?"));
@@ -63,7 +63,7 @@ fn a_running_guest_is_stopped_and_what_came_meanwhile_is_answered_then() {
 }
 
 #[test]
-fn of_what_comes_meanwhile_nothing_is_lost_however_much_it_is() {
+fn input_before_the_guest_has_stopped_is_not_lost_however_much_it_is() {
     let mut session = unattached(1);
     session.attach(GuestState::Running);
     // Too long for one packet, and asks behind it.
@@ -86,7 +86,7 @@ fn of_what_comes_meanwhile_nothing_is_lost_however_much_it_is() {
 }
 
 #[test]
-fn a_crash_before_the_client_came_is_what_it_is_told() {
+fn a_crash_before_the_client_came_is_reported() {
     let mut session = unattached(2);
     session.attach(GuestState::Running);
     session.stopped(vec![stop(1, StopReason::TripleFault("no IDT".into()))]);

@@ -46,7 +46,7 @@ pub(crate) fn monitor(rig: &mut Rig, command: &str) -> String {
 }
 
 #[test]
-fn the_monitor_answers_and_explains() {
+fn the_monitor_commands_print_the_plan_and_the_mask() {
     let mut rig = nops(1);
     rig.machine().interrupts.pending = vec![0x20, 0xec];
     rig.machine().interrupts.blocked = "mask_hwintr".into();

@@ -2,7 +2,7 @@
 //! reason, connections that come and go at any byte.
 //!
 //! Whatever happens: an INT3 of the session is in memory only while a vCPU may run; actions are
-//! legal for the state that the guest is in; the guest is let go once after each client; what goes
+//! legal for the state that the guest is in; the guest is released once after each client; what goes
 //! to the client is bounded, and each packet's sum is right; and the next client is served.
 //!
 //! Input: lines of text. The first sets the machine up: a digit for the vCPUs, one of what the
@@ -56,7 +56,7 @@ struct Vmm {
     interrupting: bool,
     /// What a client has received of a packet that is not complete.
     received: Vec<u8>,
-    /// The client's bytes may have written 0xcc to memory: it cannot be told from an INT3.
+    /// The client's bytes may have written 0xcc to memory, which looks like an INT3.
     tainted: bool,
     last_sent: u8,
     /// It reads whatever there is at once.
@@ -175,7 +175,7 @@ impl Vmm {
     fn run(&mut self, instructions: usize) {
         let stops = match &self.guest {
             Guest::Running(plan) => self.session.host_mut().run(plan, instructions),
-            // Without a debugger there is nothing to run into; it stops if it is told to.
+            // Without a debugger it stops only at an interrupt.
             Guest::Free | Guest::Stopped | Guest::Ended | Guest::Killed => Vec::new(),
         };
         if !stops.is_empty() || self.interrupting {
@@ -217,7 +217,7 @@ impl Vmm {
                     self.interrupting = true;
                 }
                 Action::Release => {
-                    // A client that came as the guest ended has seen it stopped, and lets it go.
+                    // A client that came as the guest ended has seen it stopped, and detaches.
                     assert!(
                         matches!(self.guest, Guest::Stopped | Guest::Ended),
                         "released: {:?}",
@@ -342,7 +342,7 @@ impl Vmm {
     }
 }
 
-/// Takes one packet or acknowledgement from the front; answers its length, once it is complete.
+/// Takes one packet or acknowledgement from the front. Returns its length, once it is complete.
 fn packet(bytes: &[u8], replies: &mut Vec<Vec<u8>>) -> Option<usize> {
     match bytes.first()? {
         b'+' | b'-' => Some(1),

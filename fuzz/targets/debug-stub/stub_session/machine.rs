@@ -2,7 +2,7 @@
 //!
 //! 32 KiB of RAM, in 64-bit mode with page tables or in flat 32-bit mode. It knows six
 //! instructions, and its guest never stores 0xcc: what is 0xcc in memory, and was not when the
-//! machine was made, somebody else has written.
+//! machine was made, the session or the client has written.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
