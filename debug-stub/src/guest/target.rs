@@ -197,8 +197,16 @@ impl<H: Host> ThreadExtraInfo for Guest<H> {
 }
 
 impl<H: Host> Guest<H> {
-    fn ordered(&self, tid: Tid) -> Result<VcpuId, OrderError> {
-        self.vcpu(tid.get()).ok_or(OrderError::NoThread(tid.get()))
+    /// Returns the vCPU that an order names. If there is none, a notice names it.
+    fn ordered(&mut self, tid: Tid) -> Result<VcpuId, OrderError> {
+        self.vcpu(tid.get())
+            .ok_or_else(|| self.refuse(OrderError::NoThread(tid.get())))
+    }
+
+    /// The client gets an error number; the notice says why.
+    fn refuse(&mut self, error: OrderError) -> OrderError {
+        self.notices.push(&format!("cannot resume: {error}"));
+        error
     }
 
     fn order_step(&mut self, tid: Tid, range: Option<(u64, u64)>) -> Result<(), OrderError> {
@@ -211,15 +219,19 @@ impl<H: Host> Guest<H> {
         let range = match range {
             None => None,
             Some((start, end)) => {
-                let registers = self
+                let read = self
                     .registers
-                    .read(&mut self.host, vcpu, H::Arch::STOP_GROUPS)
-                    .map_err(|error| {
+                    .read(&mut self.host, vcpu, H::Arch::STOP_GROUPS);
+                let range = match read {
+                    Ok(registers) => {
+                        H::Arch::code_address(registers, start)
+                            ..H::Arch::code_address(registers, end)
+                    }
+                    Err(error) => {
                         refused(vcpu, &error);
-                        OrderError::Registers(vcpu)
-                    })?;
-                let range =
-                    H::Arch::code_address(registers, start)..H::Arch::code_address(registers, end);
+                        return Err(self.refuse(OrderError::Registers(vcpu)));
+                    }
+                };
                 // "An empty range means a single step" ("vCont", action r); so does one that
                 // wraps around.
                 (start < end && !range.is_empty()).then_some(range)

@@ -228,6 +228,8 @@ struct ToyMachine {
     read_only: Range<usize>,
     vcpus: Vec<Registers>,
     groups_read: Vec<Groups>,
+    /// How many more calls for registers succeed before one fails.
+    until_failure: Option<usize>,
 }
 
 impl ToyMachine {
@@ -240,11 +242,23 @@ impl ToyMachine {
             read_only: 0..0,
             vcpus: vec![Registers::default(); 2],
             groups_read: Vec::new(),
+            until_failure: None,
         }
     }
 
     fn ram(&self) -> [u8; SIZE] {
         *self.ram.borrow()
+    }
+
+    fn call(&mut self) -> Result<(), HostError> {
+        let Some(left) = self.until_failure else {
+            return Ok(());
+        };
+        self.until_failure = left.checked_sub(1);
+        match left {
+            0 => Err(HostError("the test says no".into())),
+            _ => Ok(()),
+        }
     }
 
     fn execute(&mut self, index: usize, armed: &Armed, first: bool) -> Option<StopReason> {
@@ -358,6 +372,7 @@ impl Host for ToyMachine {
         groups: Groups,
         registers: &mut Registers,
     ) -> Result<(), HostError> {
+        self.call()?;
         self.groups_read.push(groups);
         let from = self.vcpus.get(vcpu.index());
         let from = from.ok_or_else(|| HostError(format!("no {vcpu}").into()))?;
@@ -371,6 +386,7 @@ impl Host for ToyMachine {
         groups: Groups,
         registers: &Registers,
     ) -> Result<(), HostError> {
+        self.call()?;
         copy(groups, registers, &mut self.vcpus[vcpu.index()]);
         Ok(())
     }
@@ -554,6 +570,52 @@ fn an_instruction_that_the_guest_writes_over_a_breakpoint_stays_whole() {
     rig.machine().ram.borrow_mut()[code + 8..code + 12].copy_from_slice(&new);
     rig.bytes(b"\x03");
     assert_eq!(rig.machine().ram()[code + 8..code + 12], new);
+}
+
+#[test]
+fn each_call_of_the_host_may_fail_once_and_the_session_lives() {
+    let packets = [
+        "?".to_owned(),
+        "g".into(),
+        "p1".into(),
+        "P0=030201".into(),
+        "G000000040000000000".into(),
+        format!("m{CODE:x},4"),
+        format!("M{:x},1:07", BASE),
+        format!("Z0,{:x},4", CODE + 8),
+        "vCont;s:1".into(),
+        "vCont;r1,2:1".into(),
+        "s0".into(),
+        "vCont;s".into(),
+        "vCont;c".into(),
+        "vCont;s:1;c".into(),
+    ];
+    let mut failures = 0;
+    for fails_after in 0.. {
+        let mut rig = toy(&[NOP, NOP, NOP, SPIN]);
+        rig.machine().until_failure = Some(fails_after);
+        for packet in &packets {
+            let replies = rig.send(packet);
+            assert!(rig.running.is_none(), "{packet}");
+            // One reply, whatever is printed before it.
+            let told = replies
+                .iter()
+                .filter(|reply| !reply.starts_with('O') || *reply == "OK");
+            assert_eq!(told.count(), 1, "{packet}: {replies:?}");
+            failures += replies.iter().filter(|reply| *reply == "E05").count();
+        }
+        let done = rig.machine().until_failure.is_some();
+        rig.machine().until_failure = None;
+        assert_eq!(rig.ask("p0").len(), 6);
+        assert_eq!(rig.ask("D"), "OK");
+        assert_eq!(rig.releases, 1);
+        let memory = rig.machine().ram();
+        assert!(!memory.windows(4).any(|bytes| bytes == BREAK));
+        if done {
+            break;
+        }
+    }
+    assert!(failures >= 5, "{failures}");
 }
 
 proptest! {

@@ -11,6 +11,7 @@
 //! - `>body`: a packet with the right sum; `=bytes`: bytes as they are; `/n`: the pieces in which
 //!   they arrive;
 //! - `.n`: the guest runs n instructions; `!kn`: it stops, reason k, vCPU n;
+//! - `Vn`: there are n vCPUs from now on; `Ctext`: the VMM prints on the client's console;
 //! - `A`: a client comes; `D`: it goes; `rn`: it reads n bytes; `S`: it does or does not read by
 //!   itself.
 #![no_main]
@@ -273,8 +274,12 @@ impl Vmm {
             usize::from(debug_stub::Host::vcpu_count(machine))
         );
         assert!(
-            plan.vcpus.iter().any(|order| *order != VcpuOrder::Stay),
+            plan.vcpus.is_empty() || plan.vcpus.iter().any(|order| *order != VcpuOrder::Stay),
             "nothing is to run"
+        );
+        assert!(
+            !matches!(plan.others, VcpuOrder::Step(_)),
+            "a vCPU that does not exist cannot step"
         );
         for (index, order) in plan.vcpus.iter().enumerate() {
             let VcpuOrder::Step(step) = order else {
@@ -324,6 +329,10 @@ impl Vmm {
             b't' => StopReason::TripleFault("\u{fc} no IDT }$#*".into()),
             b'e' => StopReason::InternalError("emulation failed".into()),
             b'x' => StopReason::Exited(7),
+            b'r' => {
+                self.session.host_mut().reset();
+                StopReason::Reset
+            }
             _ => StopReason::Interrupted,
         };
         let machine = self.session.host();
@@ -385,6 +394,15 @@ fuzz_target!(|data: &[u8]| {
             b'/' => piece = usize::from(operand(0) & 15),
             b'.' => vmm.run(usize::from(operand(0))),
             b'!' => vmm.stop_for(operand(0), u16::from(operand(1) & 7)),
+            b'V' => vmm
+                .session
+                .host_mut()
+                .set_vcpus(usize::from(operand(0) & 7)),
+            b'C' => {
+                vmm.session
+                    .console_message(&String::from_utf8_lossy(operands));
+                vmm.act();
+            }
             b'A' => vmm.attach(),
             b'D' => vmm.disconnect(),
             b'r' => vmm.read(usize::from(operand(0))),

@@ -24,6 +24,8 @@ pub struct Machine {
     /// What is the guest's, or was written for good: `ram` without the session's INT3s.
     own: RefCell<Vec<u8>>,
     vcpus: Vec<RegisterFile>,
+    /// vCPUs start in 64-bit mode.
+    long: bool,
     /// Some vCPU may run: only memory may be looked at.
     pub running: bool,
 }
@@ -48,8 +50,20 @@ impl Machine {
             own: RefCell::new(ram.clone()),
             ram: RefCell::new(ram),
             vcpus: vec![registers(long); vcpus],
+            long,
             running: false,
         }
+    }
+
+    /// Plugs vCPUs in, or takes the last ones away.
+    pub fn set_vcpus(&mut self, count: usize) {
+        self.vcpus.resize(count, registers(self.long));
+    }
+
+    /// The machine starts again; memory stays.
+    pub fn reset(&mut self) {
+        let count = self.vcpus.len();
+        self.vcpus = vec![registers(self.long); count];
     }
 
     /// Where memory differs from what the guest would find without a debugger.
@@ -80,8 +94,9 @@ impl Machine {
     pub fn run(&mut self, plan: &ResumePlan, instructions: usize) -> Vec<Stop> {
         let mut stops = Vec::new();
         for round in 0..instructions {
-            for (index, order) in (0..).zip(&plan.vcpus) {
-                let reason = match order {
+            for index in 0..self.vcpus.len() {
+                let vcpu = u16::try_from(index).expect("few vCPUs");
+                let reason = match plan.order(VcpuId(vcpu)) {
                     VcpuOrder::Stay => None,
                     VcpuOrder::Continue => self.execute(index, &plan.armed, false),
                     VcpuOrder::Step(step) => {
@@ -92,7 +107,6 @@ impl Machine {
                         })
                     }
                 };
-                let vcpu = u16::try_from(index).expect("few vCPUs");
                 stops.extend(reason.map(|reason| self.stop(vcpu, reason)));
             }
             if !stops.is_empty() {
