@@ -227,8 +227,9 @@ impl<H: Host> Session<H> {
     /// Prints text on the client's console, for what the VMM wants its user to know.
     ///
     /// While the guest runs for a client, the text is sent at once. Otherwise it waits until the
-    /// protocol allows it: the next resume, stop or `monitor` command. At most 4 KiB wait; what
-    /// exceeds that is dropped, and counted. Without a client the text is dropped.
+    /// protocol allows it: the next resume, stop or `monitor` command. At most 4 KiB wait. What
+    /// exceeds that is dropped and counted, and a waiting line that repeats the one before is
+    /// dropped. Without a client the text is dropped.
     pub fn console_message(&mut self, text: &str) {
         let text = text.trim_end_matches('\n');
         match self.state {

@@ -141,10 +141,6 @@ impl<H: Host> Stub<H> {
         mut registers: impl Iterator<Item = (RegisterNumber, &'a [u8])>,
         reply: impl FnMut(&[u8]),
     ) -> Result<(), StubError> {
-        if matches!(self.machine, Some(GdbStubStateMachine::Disconnected(_))) {
-            // It has reported the guest's end before.
-            self.machine = None;
-        }
         if !matches!(self.machine, Some(GdbStubStateMachine::Running(_))) {
             // gdbstub reports a stop only after a resume. There was none for a client that asks
             // with `?`, nor when the session parsed the resume packet itself. The orders that
@@ -164,8 +160,11 @@ impl<H: Host> Stub<H> {
 
     fn take(&mut self, guest: &mut Guest<H>) -> Result<Machine<H>, StubError> {
         match self.machine.take() {
-            Some(machine) => Ok(machine),
-            None => GdbStub::builder(Wire::default())
+            // A disconnected one has reported the guest's end. The client may still ask.
+            Some(machine) if !matches!(machine, GdbStubStateMachine::Disconnected(_)) => {
+                Ok(machine)
+            }
+            _ => GdbStub::builder(Wire::default())
                 .packet_buffer_size(Self::BUFFER)
                 .build()
                 .map_err(|error| StubError::Build(error.to_string()))?

@@ -103,8 +103,11 @@ fn a_guest_that_ended_as_the_client_came_is_not_run_again() {
     session.attach(GuestState::Running);
     assert_eq!(session.next_action(), Some(debug_stub::Action::Interrupt));
     session.stopped(vec![stop(1, StopReason::Exited(7))]);
+    session.receive(&frame(b"?"));
+    session.receive(&frame(b"p10"));
     session.receive(&frame(b"vCont;c"));
-    assert_eq!(unframe(session.output()), ["W07"]);
+    let replies = unframe(session.output());
+    assert_eq!(replies, ["W07", "0080000000000000", "W07"]);
     assert_eq!(session.next_action(), None);
     assert!(session.is_closing());
     session.disconnected();
