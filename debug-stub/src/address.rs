@@ -1,4 +1,4 @@
-//! Guest addresses, so that a physical one is never taken for a linear one.
+//! Guest addresses. The types keep physical and virtual ones apart.
 
 use core::fmt;
 
@@ -29,6 +29,6 @@ address! {
     GuestPhysAddr
 }
 address! {
-    /// A guest-linear ("virtual") address, in bytes: what GDB's packets carry.
+    /// A guest-virtual address: what GDB's packets carry. On x86 it is the linear address.
     GuestVirtAddr
 }

@@ -1,63 +1,201 @@
-//! x86-64 as gdbstub wants to have it: our register file behind gdbstub's traits.
+//! The architecture seam: everything that differs between CPUs, behind one trait.
+//!
+//! A session, its breakpoint table, its register cache and its memory code are written against
+//! [`Arch`] and name no CPU. [`X86_64`](crate::x86_64::X86_64) is the implementation that exists.
+//! To add an architecture, implement this trait in a module of its own and name it in
+//! [`Host::Arch`](crate::Host::Arch); nothing above this module changes.
 
-use std::num::NonZeroUsize;
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::{BitOr, Sub};
 
-use arrayvec::ArrayVec;
-use gdbstub::arch::{Arch, RegId, Registers};
+use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
-use crate::x86_64::{RegisterFile, RegisterId, read_all};
+use crate::address::{GuestPhysAddr, GuestVirtAddr};
+use crate::host::GuestMemory;
 
-/// The architecture of every session. The mode of the CPU (16, 32 or 64 bits) does not change
-/// the layout of the packets: one 64-bit register file, whatever runs.
-#[derive(Debug)]
-pub(crate) enum X86_64 {}
+/// A CPU architecture, as a debugger sees it.
+///
+/// The type is a name and has no values: every method is an associated function.
+///
+/// # Register groups
+/// Hypervisors read and write registers in groups. A session asks the host for the groups that it
+/// needs and no more, and remembers which ones it has.
+pub trait Arch: fmt::Debug + 'static {
+    /// All registers of a vCPU, as plain data.
+    type Registers: Clone + fmt::Debug + Default;
 
-impl Arch for X86_64 {
-    type Usize = u64;
-    type Registers = GdbRegisters;
-    type BreakpointKind = usize;
-    type RegId = GdbRegister;
+    /// A set of register groups. The default is the empty set, `|` is the union, and `-` the
+    /// difference.
+    type Groups: Copy
+        + fmt::Debug
+        + Default
+        + PartialEq
+        + BitOr<Output = Self::Groups>
+        + Sub<Output = Self::Groups>;
+
+    /// One register that the client can name.
+    type RegisterId: Copy + fmt::Debug;
+
+    /// Why a register cannot have a value. The text is shown to the client.
+    type WriteError: std::error::Error;
+
+    /// What translates addresses: a copy of the registers that decide it.
+    type AddressSpace: fmt::Debug;
+
+    /// All groups.
+    const ALL_GROUPS: Self::Groups;
+    /// The groups that a stop needs: [`expedited`](Self::expedited), [`pc`](Self::pc),
+    /// [`code_address`](Self::code_address) and [`set_pc`](Self::set_pc).
+    const STOP_GROUPS: Self::Groups;
+    /// The groups that [`address_space`](Self::address_space) needs.
+    const SPACE_GROUPS: Self::Groups;
+    /// The groups that [`set_pc`](Self::set_pc) changes.
+    const PC_GROUPS: Self::Groups;
+
+    /// Length of all registers in a `g` packet, in bytes before hexadecimal.
+    const REGISTER_BYTES: usize;
+
+    /// The breakpoint instruction, as it is in memory. At least one byte.
+    const BREAKPOINT: &'static [u8];
+    /// The debug slots of a vCPU.
+    const SLOTS: DebugSlots;
+    /// What to call debug slots in messages, in the plural: "debug registers".
+    const SLOTS_NAME: &'static str;
+
+    /// Returns the register with the client's number, if there is one.
+    fn register(number: usize) -> Option<Self::RegisterId>;
+
+    /// Returns the client's number of a register.
+    fn number(register: Self::RegisterId) -> usize;
+
+    /// Returns the group that holds a register. It must be filled before a read, and written back
+    /// after a write.
+    fn groups(register: Self::RegisterId) -> Self::Groups;
+
+    /// Returns the groups that must be filled before a write: the register's own, and those that
+    /// decide whether a value is legal.
+    fn groups_for_write(register: Self::RegisterId) -> Self::Groups;
+
+    /// Returns the groups in which two register files differ.
+    fn changed_groups(before: &Self::Registers, after: &Self::Registers) -> Self::Groups;
+
+    /// Returns the registers that a stop reply carries, so a client need not ask for them.
+    fn expedited() -> impl Iterator<Item = Self::RegisterId>;
+
+    /// Appends the value of a register to `value`, in the byte order of the packets.
+    fn read_register(register: Self::RegisterId, from: &Self::Registers, value: &mut Vec<u8>);
+
+    /// Sets a register. All or nothing: after an error `registers` is unchanged.
+    ///
+    /// # Errors
+    /// If the length or the value is wrong.
+    fn write_register(
+        register: Self::RegisterId,
+        registers: &mut Self::Registers,
+        memory: &impl GuestMemory,
+        value: &[u8],
+    ) -> Result<(), Self::WriteError>;
+
+    /// Appends the data of a `g` packet to `data`: all registers, in the client's order.
+    fn read_all(from: &Self::Registers, data: &mut Vec<u8>);
+
+    /// Sets all registers from the data of a `G` packet. All or nothing: after an error
+    /// `registers` is unchanged.
+    ///
+    /// # Errors
+    /// If the length or a value is wrong.
+    fn write_all(
+        registers: &mut Self::Registers,
+        memory: &impl GuestMemory,
+        data: &[u8],
+    ) -> Result<(), Self::WriteError>;
+
+    /// Returns the address of the next instruction: what breakpoints and step ranges are compared
+    /// with. It may differ from the program counter that the client sees.
+    fn pc(registers: &Self::Registers) -> GuestVirtAddr;
+
+    /// Returns the address that [`pc`](Self::pc) has when the client's program counter is
+    /// `address`.
+    fn code_address(registers: &Self::Registers, address: u64) -> u64;
+
+    /// Sets the program counter that the client sees. All or nothing.
+    ///
+    /// # Errors
+    /// If no instruction can be there.
+    fn set_pc(
+        registers: &mut Self::Registers,
+        memory: &impl GuestMemory,
+        address: u64,
+    ) -> Result<(), Self::WriteError>;
+
+    /// Splits a watched range into what single slots can watch. The pieces cover the range
+    /// exactly or more than it. A caller takes as many as there are slots and no more: the range
+    /// may be of any length.
+    fn watch(
+        address: u64,
+        length: u64,
+        kind: HwBreakpointKind,
+    ) -> impl Iterator<Item = HwBreakpoint>;
+
+    /// Returns the address space that the registers select.
+    fn address_space(registers: &Self::Registers) -> Self::AddressSpace;
+
+    /// Translates an address without side effects: no access bit is set and no fault is taken.
+    /// Returns `None` where nothing is mapped.
+    fn translate(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+    ) -> Option<Mapped>;
+
+    /// Returns an annex of the target description ("Target Description Format"); the client asks
+    /// for `target.xml` first.
+    fn target_description(annex: &[u8]) -> Option<Cow<'static, str>>;
 }
 
-/// All registers, for a `g` packet. `G` does not pass through here: what it means depends on
-/// what the registers were.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct GdbRegisters(pub(crate) RegisterFile);
+/// Where an address is in guest-physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// The guest-physical address.
+    pub gpa: GuestPhysAddr,
+    /// Bytes from the address to the end of its page: at least 1. They follow each other in both
+    /// address spaces.
+    pub length: u64,
+}
 
-impl Registers for GdbRegisters {
-    type ProgramCounter = u64;
+/// The debug slots of a vCPU: comparators for code and data addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DebugSlots {
+    /// Each slot takes a breakpoint or a watchpoint.
+    Shared(usize),
+    /// Breakpoints and watchpoints have slots of their own.
+    Separate {
+        /// For breakpoints.
+        execute: usize,
+        /// For watchpoints.
+        watch: usize,
+    },
+}
 
-    fn pc(&self) -> u64 {
-        self.0.core.rip
-    }
-
-    fn gdb_serialize(&self, mut write_byte: impl FnMut(Option<u8>)) {
-        let mut data = Vec::with_capacity(RegisterId::TOTAL_BYTES);
-        read_all(&self.0, &mut data);
-        for byte in data {
-            write_byte(Some(byte));
+impl DebugSlots {
+    /// Returns the number of slots that can hold such a breakpoint.
+    #[must_use]
+    pub const fn count(self, kind: HwBreakpointKind) -> usize {
+        match (self, kind) {
+            (Self::Shared(count), _) => count,
+            (Self::Separate { execute, .. }, HwBreakpointKind::Execute) => execute,
+            (
+                Self::Separate { watch, .. },
+                HwBreakpointKind::Write | HwBreakpointKind::ReadWrite,
+            ) => watch,
         }
     }
 
-    fn gdb_deserialize(&mut self, _bytes: &[u8]) -> Result<(), ()> {
-        Err(())
+    /// Returns `true` if breakpoints of the two kinds compete for the same slots.
+    #[must_use]
+    pub fn competes(self, one: HwBreakpointKind, other: HwBreakpointKind) -> bool {
+        let executes = |kind| kind == HwBreakpointKind::Execute;
+        matches!(self, Self::Shared(_)) || executes(one) == executes(other)
     }
 }
-
-/// One register.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct GdbRegister(pub(crate) RegisterId);
-
-impl RegId for GdbRegister {
-    fn from_raw_id(id: usize) -> Option<(Self, Option<NonZeroUsize>)> {
-        let id = RegisterId::new(id)?;
-        Some((Self(id), NonZeroUsize::new(id.size_bytes())))
-    }
-
-    fn to_raw_id(&self) -> Option<usize> {
-        Some(self.0.number())
-    }
-}
-
-/// A register and its value, for a stop reply.
-pub(crate) type Expedited = (GdbRegister, ArrayVec<u8, 16>);

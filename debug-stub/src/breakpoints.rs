@@ -1,52 +1,64 @@
-//! One table of breakpoints and watchpoints, and where each of them is.
+//! The table of breakpoints and watchpoints, and where each of them is.
 //!
-//! A software breakpoint is an INT3 at a guest-*physical* address, so that it holds in every
-//! address space and does not go stale with CR3. The INT3 is in memory only while a vCPU runs:
-//! [`Breakpoints::arm`] writes it, [`Breakpoints::disarm`] puts the original back before anything
-//! else happens. So whoever reads a stopped guest reads the guest.
+//! A software breakpoint is a breakpoint instruction at a guest-*physical* address. It therefore
+//! holds in every address space, and does not go stale when the page-table root changes. The
+//! instruction is in memory only while a vCPU runs: [`Breakpoints::arm`] writes it, and
+//! [`Breakpoints::disarm`] puts the original back before anything else happens. A read of a
+//! stopped guest's memory therefore shows the guest's own bytes.
 //!
-//! Everything else takes debug-address registers, shared by all that want the same.
+//! All other breakpoints take debug slots. Equal ones share a slot.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
 use thiserror::Error;
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use crate::address::GuestPhysAddr;
+use crate::arch::Arch;
 use crate::host::GuestMemory;
 use crate::order::{Armed, WatchAccess};
-use crate::request::PointKind;
 
-/// The one-byte breakpoint instruction (SDM 2A, INT3).
-pub(crate) const INT3: u8 = 0xcc;
-
-/// Debug-address registers of a vCPU (SDM 3B 19.2).
-const SLOTS: usize = 4;
-
-/// INT3s are written and taken back at each stop: there have to be few enough.
+/// The session writes and restores software breakpoints at each stop. The limit keeps that short.
 const MAX_SOFTWARE: usize = 4096;
 
-/// What the client asked for.
+/// What a point stops at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum PointKind {
+    /// The instruction there, by a breakpoint instruction if possible.
+    Software,
+    /// The instruction there, by a debug slot.
+    Hardware,
+    /// An access of data.
+    Watch(WatchAccess),
+}
+
+/// A breakpoint or watchpoint, as the client asks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Point {
     pub(crate) kind: PointKind,
-    /// Linear address.
+    /// Guest-virtual address.
     pub(crate) address: u64,
     /// Bytes watched; 1 for a breakpoint.
     pub(crate) length: u64,
 }
 
 impl Point {
-    /// The length that comes with a breakpoint is that of the instruction, and says nothing.
-    pub(crate) fn new(kind: PointKind, address: u64, length: u64) -> Self {
-        let length = match kind {
-            PointKind::Software | PointKind::Hardware => 1,
-            PointKind::Write | PointKind::Read | PointKind::Access => length,
-        };
+    /// A breakpoint. The packet's length is that of the instruction, and decides nothing.
+    pub(crate) fn breakpoint(kind: PointKind, address: u64) -> Self {
         Self {
             kind,
+            address,
+            length: 1,
+        }
+    }
+
+    /// A watchpoint over `length` bytes.
+    pub(crate) fn watch(access: WatchAccess, address: u64, length: u64) -> Self {
+        Self {
+            kind: PointKind::Watch(access),
             address,
             length,
         }
@@ -57,27 +69,39 @@ impl Point {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
     Memory(GuestPhysAddr),
-    Slots(ArrayVec<HwBreakpoint, SLOTS>),
+    Slots(Vec<HwBreakpoint>),
 }
 
-/// How the table met a request.
+/// How the table placed a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placed {
     /// As asked, or it was there already.
     AsAsked,
-    /// A software breakpoint took a debug-address register.
-    InSlot,
+    /// A software breakpoint took a debug slot, for this reason.
+    InSlot(&'static str),
 }
 
 /// Why a point cannot be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(crate) enum PointError {
-    /// All debug-address registers are taken.
-    #[error("needs {needed} of the {free} free debug registers: delete another breakpoint")]
-    NoSlot { needed: usize, free: usize },
-    /// More than the four registers can watch.
-    #[error("{length} bytes at {address:#x} need more than the 4 debug registers there are")]
-    TooLong { address: u64, length: u64 },
+    /// Too few debug slots are free.
+    #[error("needs {needed} of the {free} free {slots}: delete another breakpoint")]
+    NoSlot {
+        needed: usize,
+        free: usize,
+        slots: &'static str,
+    },
+    /// The slots of a vCPU cannot watch so much.
+    #[error("{length} bytes at {address:#x} need more than the {count} {slots} there are")]
+    TooLong {
+        address: u64,
+        length: u64,
+        count: usize,
+        slots: &'static str,
+    },
+    /// It cannot be in memory, and the host has no debug slots.
+    #[error("{0}, and this host has no hardware breakpoints")]
+    NotInMemory(&'static str),
     /// There are [`MAX_SOFTWARE`] breakpoints.
     #[error("there are {MAX_SOFTWARE} software breakpoints already: delete some")]
     TooMany,
@@ -86,56 +110,82 @@ pub(crate) enum PointError {
     Empty,
 }
 
+/// A debug slot in use.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     breakpoint: HwBreakpoint,
     users: usize,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Breakpoints {
+/// The breakpoints and watchpoints of one client.
+pub(crate) struct Breakpoints<A> {
     points: BTreeMap<Point, Place>,
-    slots: [Option<Slot>; SLOTS],
-    /// How many points share each INT3: several linear addresses may be one physical one.
+    slots: Vec<Slot>,
+    /// How many points share each breakpoint instruction: several virtual addresses may be one
+    /// physical address.
     software: BTreeMap<GuestPhysAddr, usize>,
-    /// What is under the INT3s that are in guest memory now.
-    written: Vec<(GuestPhysAddr, u8)>,
-    /// What `armed` answers until the table changes.
+    /// Where breakpoint instructions are in guest memory now, in the order of writing.
+    written: Vec<GuestPhysAddr>,
+    /// What each of them replaced: [`Arch::BREAKPOINT`]'s length for each, one after the other.
+    originals: Vec<u8>,
+    /// The table as run control and the vCPUs get it. Rebuilt when the table changes.
     armed: Arc<Armed>,
+    arch: PhantomData<A>,
 }
 
-impl Breakpoints {
-    /// Adds a point; one that is there already stays as it is. `memory_at` says where a software
-    /// breakpoint could be written; if nowhere, it takes a debug-address register.
+impl<A: Arch> Default for Breakpoints<A> {
+    fn default() -> Self {
+        Self {
+            points: BTreeMap::new(),
+            slots: Vec::new(),
+            software: BTreeMap::new(),
+            written: Vec::new(),
+            originals: Vec::new(),
+            armed: Arc::default(),
+            arch: PhantomData,
+        }
+    }
+}
+
+impl<A: Arch> fmt::Debug for Breakpoints<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Breakpoints")
+            .field("points", &self.points)
+            .field("written", &self.written)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<A: Arch> Breakpoints<A> {
+    /// Adds a point. One that is there already stays as it is.
+    ///
+    /// `memory_at` returns where a software breakpoint can be written, or why it cannot. One that
+    /// cannot, and one that would overlap another, takes a debug slot if `may_use_slot`.
     pub(crate) fn insert(
         &mut self,
         point: Point,
-        memory_at: impl FnOnce(u64) -> Option<GuestPhysAddr>,
+        may_use_slot: bool,
+        memory_at: impl FnOnce(u64) -> Result<GuestPhysAddr, &'static str>,
     ) -> Result<Placed, PointError> {
         if self.points.contains_key(&point) {
             return Ok(Placed::AsAsked);
         }
-        let in_memory = match point.kind {
-            PointKind::Software => memory_at(point.address),
-            _ => None,
-        };
-        let (place, placed) = match in_memory {
-            Some(gpa) => {
-                if self.software.len() >= MAX_SOFTWARE {
-                    return Err(PointError::TooMany);
+        let (place, placed) = match point.kind {
+            PointKind::Software => match memory_at(point.address).and_then(|gpa| self.room(gpa)) {
+                Ok(gpa) => {
+                    if self.software.len() >= MAX_SOFTWARE {
+                        return Err(PointError::TooMany);
+                    }
+                    *self.software.entry(gpa).or_default() += 1;
+                    (Place::Memory(gpa), Placed::AsAsked)
                 }
-                *self.software.entry(gpa).or_default() += 1;
-                (Place::Memory(gpa), Placed::AsAsked)
-            }
-            None => {
-                let pieces = pieces(point)?;
-                self.take_slots(&pieces)?;
-                let placed = if point.kind == PointKind::Software {
-                    Placed::InSlot
-                } else {
-                    Placed::AsAsked
-                };
-                (Place::Slots(pieces), placed)
+                Err(why) if may_use_slot => {
+                    (Place::Slots(self.take_slots(point)?), Placed::InSlot(why))
+                }
+                Err(why) => return Err(PointError::NotInMemory(why)),
+            },
+            PointKind::Hardware | PointKind::Watch(_) => {
+                (Place::Slots(self.take_slots(point)?), Placed::AsAsked)
             }
         };
         self.points.insert(point, place);
@@ -143,7 +193,7 @@ impl Breakpoints {
         Ok(placed)
     }
 
-    /// Removes a point; answers whether it was there.
+    /// Removes a point. Returns `true` if it was there.
     pub(crate) fn remove(&mut self, point: Point) -> bool {
         let Some(place) = self.points.remove(&point) else {
             return false;
@@ -159,176 +209,184 @@ impl Breakpoints {
             }
             Place::Slots(pieces) => {
                 for slot in &mut self.slots {
-                    if let Some(taken) = slot {
-                        if pieces.contains(&taken.breakpoint) {
-                            taken.users -= 1;
-                            if taken.users == 0 {
-                                *slot = None;
-                            }
-                        }
+                    if pieces.contains(&slot.breakpoint) {
+                        slot.users -= 1;
                     }
                 }
+                self.slots.retain(|slot| slot.users > 0);
             }
         }
         self.refresh();
         true
     }
 
-    /// Removes all of them.
+    /// Removes all points.
     pub(crate) fn clear(&mut self) {
         self.points.clear();
         self.software.clear();
-        self.slots = [None; SLOTS];
+        self.slots.clear();
         self.refresh();
     }
 
-    /// What is in force while the guest runs.
+    /// Returns what is in force while the guest runs.
     pub(crate) fn armed(&self) -> Arc<Armed> {
         Arc::clone(&self.armed)
     }
 
-    /// Whether an INT3 of ours belongs at this address.
+    /// Returns `true` if a software breakpoint belongs at this address.
     pub(crate) fn has_software(&self, address: GuestPhysAddr) -> bool {
         self.software.contains_key(&address)
     }
 
-    /// Whether there is any INT3 of ours.
+    /// Returns `true` if there is any software breakpoint in memory.
     pub(crate) fn any_software(&self) -> bool {
         !self.software.is_empty()
     }
 
-    /// Whether data at this linear address is still watched for such an access.
+    /// Returns `true` if data at this address is still watched for such an access.
     pub(crate) fn watches(&self, address: u64, access: WatchAccess) -> bool {
-        let kind = match access {
-            WatchAccess::Write => HwBreakpointKind::Write,
-            WatchAccess::ReadWrite => HwBreakpointKind::ReadWrite,
-        };
-        self.slots
-            .iter()
-            .flatten()
-            .any(|slot| slot.breakpoint.kind() == kind && slot.breakpoint.overlaps(address, 1))
+        self.slots.iter().any(|slot| {
+            slot.breakpoint.kind() == access.kind() && slot.breakpoint.overlaps(address, 1)
+        })
     }
 
-    /// Writes the INT3s, all but those at `except`.
+    /// Writes the breakpoint instructions, all but the one at `except`.
     ///
     /// # Errors
-    /// With the address that could not be written; then none is.
+    /// The address that cannot be written. Memory is then as it was before the call.
     pub(crate) fn arm(
         &mut self,
         memory: &impl GuestMemory,
-        except: &[GuestPhysAddr],
+        except: Option<GuestPhysAddr>,
     ) -> Result<(), GuestPhysAddr> {
+        let length = A::BREAKPOINT.len();
         for &address in self.software.keys() {
-            if except.contains(&address) {
+            if except == Some(address) {
                 continue;
             }
-            let mut original = [0];
-            let done = memory.read_memory(address, &mut original) == 1
-                && memory.write_memory(address, &[INT3]) == 1;
-            if !done {
+            let start = self.originals.len();
+            self.originals.resize(start + length, 0);
+            let original = self.originals.get_mut(start..).unwrap_or_default();
+            let readable = memory.read_memory(address, original) == length;
+            if !readable || memory.write_memory(address, A::BREAKPOINT) != length {
+                if readable {
+                    // A part of the instruction may have been written.
+                    let _ = memory.write_memory(address, original);
+                }
+                self.originals.truncate(start);
                 self.disarm(memory);
                 return Err(address);
             }
-            let [original] = original;
-            self.written.push((address, original));
+            self.written.push(address);
         }
         Ok(())
     }
 
-    /// Puts back what the INT3s replaced, except where the guest has written something else
-    /// meanwhile: that is the guest's now.
+    /// Restores what the breakpoint instructions replaced.
+    ///
+    /// Where the guest has overwritten any byte of the instruction, all of it stays as it is:
+    /// guests patch whole instructions, and a byte of the new one may equal a byte of the
+    /// breakpoint instruction.
     pub(crate) fn disarm(&mut self, memory: &impl GuestMemory) {
-        for (address, original) in self.written.drain(..) {
-            let mut now = [0];
-            if memory.read_memory(address, &mut now) != 1 || now != [INT3] {
+        if self.written.is_empty() {
+            return;
+        }
+        let mut now = vec![0; A::BREAKPOINT.len()];
+        let originals = self.originals.chunks_exact(now.len().max(1));
+        for (&address, original) in self.written.iter().zip(originals) {
+            if memory.read_memory(address, &mut now) != now.len() || now != A::BREAKPOINT {
                 tracing::debug!(%address, "the guest overwrote a breakpoint: left as it is");
-                continue;
+            } else if memory.write_memory(address, original) != original.len() {
+                tracing::error!(%address, "the bytes under a breakpoint cannot be restored");
             }
-            if memory.write_memory(address, &[original]) != 1 {
-                tracing::error!(%address, "a breakpoint's original byte cannot be put back");
-            }
+        }
+        self.written.clear();
+        self.originals.clear();
+    }
+
+    /// Checks that a breakpoint instruction at `gpa` overlaps no other.
+    fn room(&self, gpa: GuestPhysAddr) -> Result<GuestPhysAddr, &'static str> {
+        let reach = u64::try_from(A::BREAKPOINT.len().saturating_sub(1)).unwrap_or(u64::MAX);
+        let near =
+            GuestPhysAddr(gpa.0.saturating_sub(reach))..=GuestPhysAddr(gpa.0.saturating_add(reach));
+        if self.software.range(near).all(|(other, _)| *other == gpa) {
+            Ok(gpa)
+        } else {
+            Err("it overlaps another breakpoint")
         }
     }
 
-    /// Takes a slot, or a share in one, for each piece; all or none.
-    fn take_slots(&mut self, pieces: &[HwBreakpoint]) -> Result<(), PointError> {
-        let held = |piece: &HwBreakpoint| {
-            self.slots
-                .iter()
-                .flatten()
-                .any(|slot| slot.breakpoint == *piece)
+    /// Takes a slot, or a share in one, for each piece of a point; all or none.
+    fn take_slots(&mut self, point: Point) -> Result<Vec<HwBreakpoint>, PointError> {
+        let Point {
+            kind,
+            address,
+            length,
+        } = point;
+        let pieces = match kind {
+            PointKind::Software | PointKind::Hardware => vec![HwBreakpoint::execute(address)],
+            PointKind::Watch(_) if length == 0 => return Err(PointError::Empty),
+            PointKind::Watch(access) => {
+                let count = A::SLOTS.count(access.kind());
+                let pieces: Vec<HwBreakpoint> = A::watch(address, length, access.kind())
+                    .take(count + 1)
+                    .collect();
+                if pieces.len() > count {
+                    return Err(PointError::TooLong {
+                        address,
+                        length,
+                        count,
+                        slots: A::SLOTS_NAME,
+                    });
+                }
+                pieces
+            }
         };
+        let held = |piece: &HwBreakpoint| self.slots.iter().any(|slot| slot.breakpoint == *piece);
         let needed = pieces.iter().filter(|piece| !held(piece)).count();
-        let free = self.slots.iter().filter(|slot| slot.is_none()).count();
-        if needed > free {
-            return Err(PointError::NoSlot { needed, free });
-        }
-        for piece in pieces {
-            let same = self
+        if let Some(kind) = pieces.first().map(HwBreakpoint::kind) {
+            let taken = self
                 .slots
-                .iter_mut()
-                .flatten()
-                .find(|slot| slot.breakpoint == *piece);
-            if let Some(slot) = same {
-                slot.users += 1;
-            } else if let Some(slot) = self.slots.iter_mut().find(|slot| slot.is_none()) {
-                *slot = Some(Slot {
-                    breakpoint: *piece,
-                    users: 1,
+                .iter()
+                .filter(|slot| A::SLOTS.competes(slot.breakpoint.kind(), kind))
+                .count();
+            let free = A::SLOTS.count(kind).saturating_sub(taken);
+            if needed > free {
+                return Err(PointError::NoSlot {
+                    needed,
+                    free,
+                    slots: A::SLOTS_NAME,
                 });
             }
         }
-        Ok(())
+        for piece in &pieces {
+            match self.slots.iter_mut().find(|s| s.breakpoint == *piece) {
+                Some(slot) => slot.users += 1,
+                None => self.slots.push(Slot {
+                    breakpoint: *piece,
+                    users: 1,
+                }),
+            }
+        }
+        Ok(pieces)
     }
 
     fn refresh(&mut self) {
         self.armed = Arc::new(Armed {
-            hardware: self
-                .slots
-                .iter()
-                .flatten()
-                .map(|slot| slot.breakpoint)
-                .collect(),
+            hardware: self.slots.iter().map(|slot| slot.breakpoint).collect(),
             software: self.software.keys().copied().collect(),
         });
     }
 }
 
-/// Splits a point into what debug-address registers can hold: aligned runs of 1, 2, 4 or 8 bytes
-/// (SDM 3B 19.2.5), largest first where the alignment allows.
-fn pieces(point: Point) -> Result<ArrayVec<HwBreakpoint, SLOTS>, PointError> {
-    let Point {
-        kind,
-        address,
-        length,
-    } = point;
-    let too_long = PointError::TooLong { address, length };
-    let mut pieces = ArrayVec::new();
-    let kind = match kind {
-        PointKind::Software | PointKind::Hardware => {
-            pieces.push(HwBreakpoint::execute(address));
-            return Ok(pieces);
+impl WatchAccess {
+    /// What a slot watches for.
+    fn kind(self) -> HwBreakpointKind {
+        match self {
+            Self::Write => HwBreakpointKind::Write,
+            Self::ReadWrite => HwBreakpointKind::ReadWrite,
         }
-        PointKind::Write => HwBreakpointKind::Write,
-        PointKind::Read | PointKind::Access => HwBreakpointKind::ReadWrite,
-    };
-    if length == 0 {
-        return Err(PointError::Empty);
     }
-    let mut at = address;
-    let mut left = length;
-    while left != 0 {
-        let run = [8u64, 4, 2]
-            .into_iter()
-            .find(|run| *run <= left && at % run == 0)
-            .unwrap_or(1);
-        pieces
-            .try_push(HwBreakpoint::watch(at, run, kind))
-            .map_err(|_| too_long)?;
-        left -= run;
-        at = at.wrapping_add(run);
-    }
-    Ok(pieces)
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@ use vcpu_caps::{Capability, Mechanism, Plan};
 /// Set-up of a [`Session`](crate::Session).
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
-    /// What the host can do. It decides whether a software breakpoint is an INT3 in guest memory,
-    /// whether there are hardware breakpoints and watchpoints, and whether stepping can hold
-    /// `mask_hwintr`; `monitor caps` shows it.
+    /// What the host can do. It decides whether a software breakpoint is an instruction in guest
+    /// memory, whether there are hardware breakpoints and watchpoints, and whether stepping can
+    /// hold `mask_hwintr`. `monitor caps` shows it.
     pub plan: Plan,
-    /// Longest packet taken, in bytes of body; what `PacketSize` advertises. Taken into
-    /// [`SessionConfig::PACKET_SIZES`].
+    /// Longest packet that the session takes, in bytes of body; `PacketSize` advertises it. Values
+    /// outside [`SessionConfig::PACKET_SIZES`] are clamped.
     pub max_packet: usize,
 }
 
@@ -18,7 +18,7 @@ impl SessionConfig {
     /// The packet size of [`SessionConfig::new`]: memory is read 16 KiB at a time.
     pub const DEFAULT_MAX_PACKET: usize = 32 * 1024;
 
-    /// What `max_packet` may be: a `G` has to fit in, and a session should not cost megabytes.
+    /// What `max_packet` may be. A `G` packet has to fit, and a session should not cost megabytes.
     pub const PACKET_SIZES: core::ops::RangeInclusive<usize> = 2048..=1024 * 1024;
 
     /// The usual set-up for a plan.
@@ -30,12 +30,13 @@ impl SessionConfig {
         }
     }
 
+    /// Returns the longest packet, in bytes of body.
     pub(crate) fn packet_limit(&self) -> usize {
         self.max_packet
             .clamp(*Self::PACKET_SIZES.start(), *Self::PACKET_SIZES.end())
     }
 
-    /// INT3 in guest memory leaves the guest.
+    /// Returns `true` if a breakpoint instruction in guest memory leaves the guest.
     pub(crate) fn software_breakpoints(&self) -> bool {
         self.plan
             .is_provided_by(Capability::BptExit, &Mechanism::HOST)

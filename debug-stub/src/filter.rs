@@ -10,10 +10,10 @@ use std::collections::VecDeque;
 /// Ctrl-C: between packets it is the interrupt request, inside one it is data.
 const INTERRUPT: u8 = 0x03;
 
-/// What the received bytes amount to.
+/// What the received bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A whole packet with a good sum is in [`Receiver::take_body`].
+    /// A whole packet with a right sum: [`Receiver::take_body`] returns it.
     Packet,
     /// `+`.
     Ack,
@@ -21,9 +21,9 @@ pub(crate) enum Event {
     Nack,
     /// Ctrl-C outside any packet.
     Interrupt,
-    /// A packet whose sum is wrong. It is gone.
+    /// A packet whose sum is wrong. It is dropped.
     BadChecksum,
-    /// A packet with a good sum that is longer than advertised. It is gone.
+    /// A packet with a right sum that is longer than advertised. It is dropped.
     TooLong,
 }
 
@@ -31,7 +31,7 @@ pub(crate) enum Event {
 enum State {
     /// Between packets.
     Idle,
-    /// After `$`. If `keep` is false the packet has outgrown the limit, and only its sum is kept.
+    /// After `$`. If `keep` is `false`, the packet exceeds the limit, and only its sum is kept.
     Body { keep: bool },
     /// After `#`.
     FirstDigit { keep: bool },
@@ -46,7 +46,7 @@ pub(crate) struct Receiver {
     body: Vec<u8>,
     sum: u8,
     limit: usize,
-    /// Junk between packets was met and logged, and no packet has come since.
+    /// Junk between packets has been logged, and no packet has come since.
     junk_logged: bool,
 }
 
@@ -62,7 +62,7 @@ impl Receiver {
         }
     }
 
-    /// Takes bytes from the front of `input` until they make an event, or are used up.
+    /// Takes bytes from the front of `input` until they make an event or are used up.
     pub(crate) fn next(&mut self, input: &mut &[u8]) -> Option<Event> {
         loop {
             let event = match self.state {
@@ -82,12 +82,12 @@ impl Receiver {
         }
     }
 
-    /// The body of the packet last announced. Hand it back with [`Receiver::reuse`].
+    /// Returns the body of the packet of the last event. Give it back with [`Receiver::reuse`].
     pub(crate) fn take_body(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.body)
     }
 
-    /// Gives the buffer back, so that packets do not each cost an allocation.
+    /// Gives the buffer back: packets do not each cost an allocation.
     pub(crate) fn reuse(&mut self, mut buffer: Vec<u8>) {
         buffer.clear();
         self.body = buffer;
@@ -183,6 +183,13 @@ impl Sender {
         self.output.get(self.taken..).unwrap_or_default()
     }
 
+    /// Returns how many bytes are kept: for the transport, and for the case that the client asks
+    /// for a frame again.
+    pub(crate) fn backlog(&self) -> usize {
+        let unacknowledged: usize = self.unacknowledged.iter().map(Vec::len).sum();
+        self.output().len() + unacknowledged
+    }
+
     /// The transport has taken `count` bytes.
     pub(crate) fn consume(&mut self, count: usize) {
         self.taken = self.taken.saturating_add(count);
@@ -190,7 +197,7 @@ impl Sender {
             self.output.clear();
             self.taken = 0;
         } else if self.taken > self.output.len() / 2 {
-            // A transport that never quite catches up must not make the buffer grow for ever.
+            // A transport that never catches up must not make the buffer grow forever.
             self.output.drain(..self.taken);
             self.taken = 0;
         }
@@ -202,13 +209,13 @@ impl Sender {
         self.unacknowledged.clear();
     }
 
-    /// Whether packets are acknowledged.
+    /// Returns `true` if packets are acknowledged.
     pub(crate) fn acknowledges(&self) -> bool {
         !self.no_ack
     }
 
-    /// A packet has come in whole: says so. The client would not have sent it had it not got
-    /// all replies.
+    /// Acknowledges a whole packet. The client has got all replies: it would not have sent the
+    /// packet otherwise.
     pub(crate) fn acknowledge(&mut self) {
         if self.acknowledges() {
             self.unacknowledged.clear();
@@ -216,14 +223,14 @@ impl Sender {
         }
     }
 
-    /// A packet has come in damaged: asks for it again.
+    /// Asks for a damaged packet again.
     pub(crate) fn refuse(&mut self) {
         if self.acknowledges() {
             self.output.push(b'-');
         }
     }
 
-    /// Sends a packet. `body` is on the wire as it is: escape binary data first.
+    /// Sends a packet. `body` goes out unchanged: escape binary data first.
     pub(crate) fn send(&mut self, body: &[u8]) {
         let start = self.output.len();
         let sum = body.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
@@ -238,12 +245,12 @@ impl Sender {
         }
     }
 
-    /// The client got the oldest frame that it had not acknowledged.
+    /// The client has acknowledged the oldest frame.
     pub(crate) fn acknowledged(&mut self) {
         self.unacknowledged.pop_front();
     }
 
-    /// The client got a frame damaged: sends it again.
+    /// The client got a damaged frame: sends it again.
     pub(crate) fn resend(&mut self) {
         if let Some(frame) = self.unacknowledged.front() {
             self.output.extend_from_slice(frame);
@@ -251,7 +258,7 @@ impl Sender {
     }
 }
 
-/// The value of a hexadecimal digit.
+/// Returns the value of a hexadecimal digit.
 pub(crate) fn hex_digit(digit: u8) -> Option<u8> {
     match digit {
         b'0'..=b'9' => Some(digit - b'0'),
@@ -280,7 +287,7 @@ pub(crate) fn push_hex_bytes(output: &mut Vec<u8>, data: &[u8]) {
     }
 }
 
-/// Appends binary data, escaped as GDB wants it ("Binary Data": `}` and the byte XOR 0x20).
+/// Appends binary data, escaped ("Binary Data": `}` and the byte XOR 0x20).
 pub(crate) fn push_escaped(output: &mut Vec<u8>, data: &[u8]) {
     let special = |byte: &u8| matches!(byte, b'#' | b'$' | b'}' | b'*');
     let mut rest = data;

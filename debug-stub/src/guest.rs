@@ -1,28 +1,36 @@
 //! The stopped guest, and what the session has set in it.
 
+mod orders;
 mod target;
+mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::fmt;
 use std::num::NonZeroUsize;
 
 use gdbstub::common::Tid;
 use gdbstub::target::{TargetError, TargetResult};
+use thiserror::Error;
 use vcpu_caps::VcpuId;
 
-use crate::breakpoints::{Breakpoints, Placed, Point, PointError};
+use crate::arch::Arch;
+use crate::breakpoints::{Breakpoints, Placed, Point, PointError, PointKind};
 use crate::config::SessionConfig;
 use crate::host::Host;
 use crate::memory::Space;
 use crate::qemu::StepBits;
-use crate::request::Run;
 use crate::state::RegisterCache;
-use crate::x86_64::{RegisterGroups, target_xml, write_all};
 
-/// Addresses remembered in [`Guest::told`].
-const MAX_TOLD: usize = 256;
+pub(crate) use orders::Orders;
+pub(crate) use wire::RegisterNumber;
 
-/// Linux error numbers, as the client shows them. gdbstub sends them in hexadecimal.
+/// Addresses kept in [`Guest::noticed`].
+const MAX_NOTICED: usize = 256;
+
+/// Linux error numbers, as the client shows them. The packets carry them in hexadecimal.
 pub(crate) mod errno {
+    /// ESRCH: the selected vCPU has gone.
+    pub(crate) const ESRCH: u8 = 3;
     /// EIO: the hypervisor refused.
     pub(crate) const EIO: u8 = 5;
     /// EFAULT: no such memory, no such register.
@@ -31,67 +39,91 @@ pub(crate) mod errno {
     pub(crate) const EINVAL: u8 = 22;
     /// EFBIG: too much asked for at once.
     pub(crate) const EFBIG: u8 = 27;
-    /// ENOSPC: no debug-address register is free.
+    /// ENOSPC: no debug slot is free.
     pub(crate) const ENOSPC: u8 = 28;
-    /// EBADMSG: a wrong checksum where no acknowledgement could say so.
+    /// EBADMSG: a wrong checksum, in a session without acknowledgements.
     pub(crate) const EBADMSG: u8 = 74;
     /// EMSGSIZE: a packet longer than advertised.
     pub(crate) const EMSGSIZE: u8 = 90;
 }
 
-/// What a resume packet asked for, before it is a plan.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Orders {
-    /// Named vCPUs.
-    pub(crate) named: BTreeMap<VcpuId, Run>,
-    /// The others stay (scheduler locking); they run on otherwise.
-    pub(crate) others_stay: bool,
+/// A resume packet that cannot be carried out. It ends gdbstub's state machine and not the
+/// session.
+#[derive(Debug, Error)]
+pub(crate) enum OrderError {
+    #[error("an action that makes no sense")]
+    Malformed,
+    #[error("there is no thread {0}")]
+    NoThread(usize),
+    #[error("the registers of {0} cannot be read")]
+    Registers(VcpuId),
 }
 
 /// The guest, and what the session has set in it.
-#[derive(Debug)]
 pub(crate) struct Guest<H: Host> {
     pub(crate) host: H,
     pub(crate) config: SessionConfig,
-    pub(crate) registers: RegisterCache,
-    pub(crate) breakpoints: Breakpoints,
-    /// What memory packets read: the selected vCPU's address space, and `Hg`'s vCPU.
+    pub(crate) registers: RegisterCache<H::Arch>,
+    pub(crate) breakpoints: Breakpoints<H::Arch>,
+    /// The vCPU that the client has selected (`Hg`), for registers and memory.
     pub(crate) current: VcpuId,
     pub(crate) physical_memory: bool,
     pub(crate) step_bits: StepBits,
+    /// The orders of the resume packet that is being parsed.
     pub(crate) orders: Orders,
-    /// Text for the client's console that could not be sent when it arose: an `O` packet is
-    /// legal only while the guest runs, and in reply to `qRcmd`.
     pub(crate) notices: Notices,
-    /// Where the client has been told that its breakpoint took a debug register. GDB removes and
-    /// inserts its breakpoints at each stop; once is enough.
-    told: BTreeSet<u64>,
-    target_xml: String,
+    /// What the client sees of the first vCPU while there is none.
+    no_registers: <H::Arch as Arch>::Registers,
+    /// Addresses of breakpoints that took a debug slot, with a notice to the client. GDB removes and
+    /// inserts its breakpoints at each stop; one notice is enough.
+    noticed: BTreeSet<u64>,
 }
 
-/// Text for the client's console, bounded.
+impl<H: Host> fmt::Debug for Guest<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guest")
+            .field("registers", &self.registers)
+            .field("breakpoints", &self.breakpoints)
+            .field("current", &self.current)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Text for the client's console, bounded. It waits until it may be sent: an `O` packet is legal
+/// only while the guest runs, and in reply to `qRcmd`.
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
     text: String,
+    lost: usize,
 }
 
 impl Notices {
     const LIMIT: usize = 4096;
 
-    /// Adds a line, unless too much waits already.
+    /// Adds a line. Beyond the limit, and if it repeats the line before, it is dropped.
     pub(crate) fn push(&mut self, line: &str) {
+        if self.text.lines().next_back() == Some(line) {
+            return;
+        }
         if self.text.len() + line.len() < Self::LIMIT {
             self.text.push_str(line);
             self.text.push('\n');
+        } else {
+            self.lost += 1;
         }
     }
 
     pub(crate) fn take(&mut self) -> String {
-        std::mem::take(&mut self.text)
+        let mut text = std::mem::take(&mut self.text);
+        match std::mem::take(&mut self.lost) {
+            0 => {}
+            lost => text.push_str(&format!("({lost} more messages were dropped)\n")),
+        }
+        text
     }
 }
 
-/// Threads are numbered from 1: thread ids 0 and -1 mean something else.
+/// Returns a vCPU's thread id. Threads are numbered from 1: ids 0 and -1 mean something else.
 pub(crate) fn tid(vcpu: VcpuId) -> Tid {
     NonZeroUsize::MIN.saturating_add(vcpu.index())
 }
@@ -108,128 +140,169 @@ impl<H: Host> Guest<H> {
             physical_memory: false,
             orders: Orders::default(),
             notices: Notices::default(),
-            told: BTreeSet::new(),
-            target_xml: target_xml(),
+            no_registers: <H::Arch as Arch>::Registers::default(),
+            noticed: BTreeSet::new(),
         }
     }
 
-    /// As for a client that has just come: no breakpoint, no policy of an earlier one.
+    /// Forgets the client: no breakpoint and no policy of it is left.
     pub(crate) fn reset(&mut self) {
         self.registers.forget();
         self.breakpoints.clear();
         self.current = VcpuId(0);
         self.physical_memory = false;
         self.step_bits = StepBits::new(self.config.mask());
-        self.orders = Orders::default();
+        self.orders.clear();
         self.notices.take();
-        self.told.clear();
+        self.noticed.clear();
     }
 
-    /// The vCPU that a thread id names.
+    /// Returns the vCPU that a thread id names.
     pub(crate) fn vcpu(&self, tid: usize) -> Option<VcpuId> {
         let index = u16::try_from(tid.checked_sub(1)?).ok()?;
-        (index < self.host.vcpu_count()).then_some(VcpuId(index))
+        let vcpu = VcpuId(index);
+        self.exists(vcpu).then_some(vcpu)
     }
 
-    /// The address space of memory packets.
-    pub(crate) fn space(&mut self) -> Result<Space, u8> {
+    /// Returns `true` if there is such a vCPU now.
+    pub(crate) fn exists(&self, vcpu: VcpuId) -> bool {
+        vcpu.0 < self.host.vcpu_count()
+    }
+
+    /// Returns the vCPUs that the client sees as threads. There is always one: GDB takes a target
+    /// without threads for a program that has ended.
+    pub(crate) fn threads(&self) -> impl Iterator<Item = VcpuId> {
+        (0..self.host.vcpu_count().max(1)).map(VcpuId)
+    }
+
+    /// Returns what a thread is called.
+    pub(crate) fn thread_name(&self, vcpu: VcpuId) -> String {
+        if self.exists(vcpu) {
+            self.host.vcpu_name(vcpu)
+        } else {
+            "no vCPU yet".into()
+        }
+    }
+
+    /// Returns the selected vCPU, if it exists. If it does not, a notice names it.
+    pub(crate) fn selected(&mut self) -> Result<VcpuId, u8> {
+        let vcpu = self.current;
+        if self.exists(vcpu) {
+            return Ok(vcpu);
+        }
+        tracing::warn!(%vcpu, "the selected vCPU does not exist");
+        let text = format!("thread {}: there is no {vcpu}", tid(vcpu));
+        self.notices.push(&text);
+        Err(errno::ESRCH)
+    }
+
+    /// Returns the registers of the selected vCPU, of which at least `groups` are filled.
+    ///
+    /// While there is no vCPU, the registers of the first have their default values: GDB gives up a
+    /// connection without a program counter.
+    fn selected_registers(
+        &mut self,
+        groups: <H::Arch as Arch>::Groups,
+    ) -> Result<&<H::Arch as Arch>::Registers, u8> {
+        if self.current == VcpuId(0) && self.host.vcpu_count() == 0 {
+            return Ok(&self.no_registers);
+        }
+        let vcpu = self.selected()?;
+        self.registers
+            .read(&mut self.host, vcpu, groups)
+            .map_err(|error| refused(vcpu, &error))
+    }
+
+    /// Returns what the addresses of memory packets mean.
+    pub(crate) fn space(&mut self) -> Result<Space<H::Arch>, u8> {
         if self.physical_memory {
             return Ok(Space::Physical);
         }
-        self.linear(self.current)
+        self.virtual_space()
     }
 
-    /// The linear address space of a vCPU.
-    pub(crate) fn linear(&mut self, vcpu: VcpuId) -> Result<Space, u8> {
-        self.registers
-            .read(&mut self.host, vcpu, RegisterGroups::SPECIAL)
-            .map(|registers| Space::Linear(registers.special))
-            .map_err(|error| refused(vcpu, &error))
+    /// Returns the address space of the selected vCPU.
+    fn virtual_space(&mut self) -> Result<Space<H::Arch>, u8> {
+        let registers = self.selected_registers(H::Arch::SPACE_GROUPS)?;
+        Ok(Space::Virtual(H::Arch::address_space(registers)))
     }
 
-    /// Sets all registers of the selected vCPU from the data of a `G` packet. Only groups that
-    /// change are written: the others may hold what no register shows.
-    pub(crate) fn write_all_registers(&mut self, data: &[u8]) -> Result<(), u8> {
-        let vcpu = self.current;
-        let all = RegisterGroups::all();
-        let before = self
+    /// Changes registers of a vCPU and writes `groups` of them to the host.
+    pub(crate) fn change_registers(
+        &mut self,
+        vcpu: VcpuId,
+        filled: <H::Arch as Arch>::Groups,
+        change: impl FnOnce(
+            &mut <H::Arch as Arch>::Registers,
+            &H,
+        ) -> Result<<H::Arch as Arch>::Groups, <H::Arch as Arch>::WriteError>,
+    ) -> Result<(), u8> {
+        let mut registers = self
             .registers
-            .read(&mut self.host, vcpu, all)
+            .read(&mut self.host, vcpu, filled)
             .map_err(|error| refused(vcpu, &error))?
             .clone();
-        let mut after = before.clone();
-        if let Err(error) = write_all(&mut after, &self.host, data) {
-            tracing::warn!(%vcpu, %error, "registers not written");
-            self.notices.push(&error.to_string());
-            return Err(errno::EINVAL);
+        match change(&mut registers, &self.host) {
+            Ok(groups) if groups == <H::Arch as Arch>::Groups::default() => Ok(()),
+            Ok(groups) => self
+                .registers
+                .write(&mut self.host, vcpu, groups, &registers)
+                .map_err(|error| refused(vcpu, &error)),
+            Err(error) => {
+                tracing::warn!(%vcpu, %error, "registers not written");
+                self.notices.push(&error.to_string());
+                Err(errno::EINVAL)
+            }
         }
-        let mut changed = RegisterGroups::empty();
-        changed.set(RegisterGroups::CORE, before.core != after.core);
-        changed.set(RegisterGroups::SPECIAL, before.special != after.special);
-        changed.set(RegisterGroups::FPU, before.fpu != after.fpu);
-        changed.set(
-            RegisterGroups::MSRS,
-            before.kernel_gs_base != after.kernel_gs_base,
-        );
-        if changed.is_empty() {
-            return Ok(());
-        }
-        self.registers
-            .write(&mut self.host, vcpu, changed, &after)
-            .map_err(|error| refused(vcpu, &error))
     }
 
     /// Adds or removes a breakpoint or watchpoint.
     fn set_point(&mut self, insert: bool, point: Point) -> TargetResult<bool, Self> {
         if !insert {
-            // To remove what is not there is no error: GDB removes after a failed insertion.
+            // Removing what is not there is no error: GDB removes after a failed insertion.
             self.breakpoints.remove(point);
             return Ok(true);
         }
-        let space = self.linear(self.current).map_err(TargetError::Errno)?;
-        let Self {
-            breakpoints,
-            host,
-            config,
-            ..
-        } = self;
-        let in_memory = config.software_breakpoints();
-        let placed = breakpoints.insert(point, |address| {
-            if in_memory {
-                space.writable(host, address)
-            } else {
-                None
-            }
-        });
+        let in_memory = point.kind == PointKind::Software && self.config.software_breakpoints();
+        let space = if in_memory {
+            Some(self.virtual_space().map_err(TargetError::Errno)?)
+        } else {
+            None
+        };
+        let host = &self.host;
+        let placed =
+            self.breakpoints
+                .insert(point, self.config.hardware_breakpoints(), |address| {
+                    let length = H::Arch::BREAKPOINT.len();
+                    match space {
+                        None => Err("the host does not hand breakpoint instructions to the \
+                                     debugger: monitor caps"),
+                        Some(space) => space
+                            .writable(host, address, length)
+                            .ok_or("nothing is mapped there yet, or no RAM"),
+                    }
+                });
+        let address = point.address;
         match placed {
             Ok(Placed::AsAsked) => Ok(true),
-            Ok(Placed::InSlot) => {
-                if self.told.len() >= MAX_TOLD || !self.told.insert(point.address) {
-                    return Ok(true);
+            Ok(Placed::InSlot(why)) => {
+                if self.noticed.len() < MAX_NOTICED && self.noticed.insert(address) {
+                    let slots = slots_in_words::<H::Arch>();
+                    self.notices.push(&format!(
+                        "breakpoint at {address:#x} takes one of the {slots}: {why}"
+                    ));
+                    tracing::info!(address, why, "software breakpoint in a debug slot");
                 }
-                let why = if in_memory {
-                    "nothing is mapped there yet, or no RAM"
-                } else {
-                    "the host does not hand breakpoint instructions to the debugger: monitor caps"
-                };
-                self.notices.push(&format!(
-                    "breakpoint at {:#x} takes one of the four debug registers: {why}",
-                    point.address
-                ));
-                tracing::info!(
-                    address = point.address,
-                    why,
-                    "software breakpoint in a slot"
-                );
                 Ok(true)
             }
             Err(error) => {
-                tracing::warn!(address = point.address, %error, "breakpoint refused");
+                tracing::warn!(address, %error, "breakpoint refused");
                 self.notices
-                    .push(&format!("breakpoint at {:#x}: {error}", point.address));
+                    .push(&format!("breakpoint at {address:#x}: {error}"));
                 Err(TargetError::Errno(match error {
                     PointError::NoSlot { .. }
                     | PointError::TooLong { .. }
+                    | PointError::NotInMemory(_)
                     | PointError::TooMany => errno::ENOSPC,
                     PointError::Empty => errno::EINVAL,
                 }))
@@ -238,7 +311,19 @@ impl<H: Host> Guest<H> {
     }
 }
 
-/// Logs what the hypervisor refused, for the reply's error number.
+/// "four debug registers".
+fn slots_in_words<A: Arch>() -> String {
+    const WORDS: [&str; 9] = [
+        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
+    ];
+    let count = A::SLOTS.count(vcpu_caps::HwBreakpointKind::Execute);
+    match WORDS.get(count) {
+        Some(word) => format!("{word} {}", A::SLOTS_NAME),
+        None => format!("{count} {}", A::SLOTS_NAME),
+    }
+}
+
+/// Logs what the hypervisor refused. Returns the reply's error number.
 pub(crate) fn refused(vcpu: VcpuId, error: &impl std::error::Error) -> u8 {
     tracing::warn!(%vcpu, %error, "the hypervisor refused access to registers");
     errno::EIO

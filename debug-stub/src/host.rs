@@ -1,98 +1,137 @@
 //! What a VMM gives a session, and what passes between the two.
 //!
 //! A session reads and writes the *stopped* guest through [`Host`], hands out [`Action`]s, and is
-//! told of [`Stop`]s. It never runs a vCPU itself: one [`ResumePlan`] goes out, one list of stops
-//! comes back.
+//! given [`Stop`](crate::Stop)s. It never runs a vCPU itself: one [`ResumePlan`] goes out, one
+//! list of stops comes back.
+
+use std::fmt;
 
 use vcpu_caps::VcpuId;
 
 use crate::address::GuestPhysAddr;
+use crate::arch::Arch;
 use crate::order::ResumePlan;
-use crate::x86_64::{RegisterFile, RegisterGroups};
 
 /// Guest-physical memory.
 pub trait GuestMemory {
-    /// Reads into `data`; answers how many bytes from the start could be read (fewer where the
-    /// range leaves RAM). Never a device: a read has no side effect.
+    /// Reads into `data`. Returns the number of bytes from the start that could be read: fewer
+    /// than asked where the range leaves RAM. Never reads a device: a read has no side effect.
     fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize;
 
-    /// Writes; answers how many bytes from the start were written.
+    /// Writes. Returns the number of bytes from the start that were written.
     fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize;
 }
 
 /// The stopped guest, as a session sees it.
 ///
-/// No method is called while a vCPU runs, except those of [`GuestMemory`] and
-/// [`Host::interrupts`].
+/// While a vCPU runs, a session calls none of these methods, but may call those of
+/// [`GuestMemory`].
 pub trait Host: GuestMemory {
-    /// What a failed host call is reported as.
-    type Error: std::error::Error + Send + Sync + 'static;
+    /// The guest's architecture.
+    type Arch: Arch;
 
-    /// How many vCPUs there are: their ids are `0..count`. At least one, and constant.
+    /// Why a host call failed. A session logs it, sends the client an error number, and keeps no
+    /// copy.
+    type Error: std::error::Error;
+
+    /// Returns the number of vCPUs: their ids are `0..count`.
+    ///
+    /// The number may change between stops: vCPUs are plugged and unplugged, and a reboot may
+    /// build them again. A request for a vCPU that has gone is answered with an error that names
+    /// it.
+    ///
+    /// The number may be 0 while there is no machine yet. The client then sees one thread, "no
+    /// vCPU yet", since GDB gives up a connection without one. It reads the default value of each
+    /// register, and memory as with these registers (on x86, without paging). It can set
+    /// breakpoints, and continue; it can neither write registers nor step.
     fn vcpu_count(&self) -> u16;
 
-    /// A short name for a vCPU, as `info threads` shows it; for instance "CPU#1 \[halted\]".
-    fn vcpu_name(&mut self, vcpu: VcpuId) -> String;
+    /// Returns a short name for a vCPU, as `info threads` shows it: "CPU#1 \[halted\]".
+    fn vcpu_name(&self, vcpu: VcpuId) -> String;
 
     /// Fills the `groups` of `registers`, and leaves the others alone.
     ///
     /// # Errors
-    /// If the hypervisor refuses; the session answers the client with an error.
+    /// If the hypervisor refuses. The session sends the client an error number.
     fn read_registers(
         &mut self,
         vcpu: VcpuId,
-        groups: RegisterGroups,
-        registers: &mut RegisterFile,
+        groups: <Self::Arch as Arch>::Groups,
+        registers: &mut <Self::Arch as Arch>::Registers,
     ) -> Result<(), Self::Error>;
 
     /// Sets the `groups` of a vCPU from `registers`, all or nothing for each group.
     ///
     /// # Errors
-    /// If the hypervisor refuses; the session answers the client with an error.
+    /// If the hypervisor refuses. The session sends the client an error number.
     fn write_registers(
         &mut self,
         vcpu: VcpuId,
-        groups: RegisterGroups,
-        registers: &RegisterFile,
+        groups: <Self::Arch as Arch>::Groups,
+        registers: &<Self::Arch as Arch>::Registers,
     ) -> Result<(), Self::Error>;
 
-    /// What is known of the interrupts that wait for a vCPU, for `monitor mask status`.
+    /// Returns what is known of a vCPU's pending interrupts, for `monitor mask status`.
     fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts;
+
+    /// Runs one of the VMM's own `monitor` commands. Returns `false` if there is no such command;
+    /// the session's own commands come first.
+    ///
+    /// `command` is what the client's user typed after `monitor`. What is written to `out` is
+    /// printed on the client's console; writing fails beyond 64 KiB.
+    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
+        let _ = (command, out);
+        false
+    }
+
+    /// Returns what `monitor help` prints about the VMM's own commands, a line for each.
+    fn monitor_help(&self) -> &str {
+        ""
+    }
 }
 
-/// The interrupts that wait for a vCPU.
+/// The pending interrupts of a vCPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interrupts {
     /// `mask_hwintr` is in force now.
     pub masked: bool,
-    /// Vectors that wait (local APIC IRR), lowest first.
+    /// Pending vectors (on x86, the local APIC's IRR), lowest first.
     pub pending: Vec<u8>,
-    /// An NMI waits.
+    /// An NMI is pending.
     pub nmi_pending: bool,
     /// Why nothing enters the vCPU now, in a few words; empty if something may.
     pub blocked: String,
 }
 
-/// What the session wants done. Actions are taken with [`Session::next_action`] until it answers
-/// `None`, in order.
+/// What the session wants done. The VMM takes actions with [`Session::next_action`] until it
+/// returns `None`, and carries them out in order.
 ///
 /// [`Session::next_action`]: crate::Session::next_action
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// All vCPUs are stopped: run some of them as the plan says. Answer, once all of them are
-    /// stopped again, with [`Session::stopped`].
+    /// All vCPUs are stopped: run some of them as the plan says. Call [`Session::stopped`] once
+    /// all of them are stopped again.
     ///
     /// [`Session::stopped`]: crate::Session::stopped
     Resume(ResumePlan),
-    /// Some vCPU runs: stop all. Answer, once all are stopped, with [`Session::stopped`], with an
-    /// empty list if none had a reason of its own. Also sent for a guest that runs without a
-    /// debugger, when a client attaches.
+    /// Some vCPU runs: stop all. Call [`Session::stopped`] once all are stopped, with an empty
+    /// list if none had a reason of its own. Also sent for a guest that runs without a debugger,
+    /// when a client attaches.
     ///
     /// [`Session::stopped`]: crate::Session::stopped
     Interrupt,
-    /// The debugger has gone. All vCPUs are stopped, and memory holds no breakpoint: lift every
+    /// The debugger has gone. All vCPUs are stopped, and memory holds no breakpoint: drop every
     /// hold, disarm everything, and let all of them run. No answer.
     Release,
     /// The client asked to kill the guest: end it. No answer.
     Kill,
+}
+
+/// Whether the guest runs when a client connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestState {
+    /// Some vCPU runs, or may.
+    Running,
+    /// All vCPUs are stopped, for a reason that is no news.
+    Stopped,
 }

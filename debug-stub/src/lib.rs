@@ -5,60 +5,88 @@
 //! memory while the guest is stopped.
 //!
 //! ```text
-//!            bytes             packets            canonical packets
-//! client <-----------> filter <-------> session <-------------------> gdbstub
-//!                                        |   ^
-//!                     Action::Resume ... v   | Vec<Stop>
-//!                                         VMM
+//!            bytes             packets              packets
+//! client <-----------> filter <-------> session <------------> gdbstub
+//!                                        |   ^  \                 |
+//!                                        |   |   own parser       |
+//!                     Action::Resume ... v   |          \         v
+//!                                         VMM  <--------- Target traits
+//!                                            Vec<Stop>
 //! ```
 //!
 //! - The filter assembles packets, checks sums, acknowledges and sends again, and bounds what is
-//!   kept. No packet of the client's reaches gdbstub's state machine, which some of them would
-//!   end: the session parses each, answers most of what gdbstub cannot (memory, `x`, searches,
-//!   `qqemu.*`), and spells the rest anew.
-//! - A software breakpoint is an INT3 at a guest-physical address, in memory only from an
-//!   [`Action::Resume`] to the [`Session::stopped`] that answers it. While the guest is stopped,
-//!   its memory is its own.
-//! - One plan goes out and one list of stops comes back: a step costs one hand-over each way, and
+//!   kept.
+//! - Each packet is parsed once: by gdbstub if it survives the packet, and by the session
+//!   otherwise. Both parsers end in gdbstub's `Target` traits, which say what a request does.
+//! - A software breakpoint is a breakpoint instruction at a guest-physical address. It is in memory
+//!   only from an [`Action::Resume`] to the next [`Session::stopped`]: a stopped guest's memory is
+//!   its own.
+//! - One plan goes out and one list of stops comes back. A step costs one hand-over each way, and
 //!   its reply carries the registers.
-//! - However a client goes, [`Action::Release`] follows, once: nothing armed, masked or held.
+//! - However a client goes, one [`Action::Release`] follows: nothing is armed, masked or held.
+//! - Nothing outside [`x86_64`] and `kvm` knows an x86: [`Arch`] is the seam.
 //!
 //! What the host can do is a [`vcpu_caps::Plan`] in [`SessionConfig`].
 //!
 //! # Features
-//! - `kvm`: module `kvm`, a vCPU of `kvm-ioctls` that a session can run.
-//! - `server`: module `server`, a session on an event-manager loop.
+//! - `session` (default): [`Session`], over the gdbstub crate. Without it the crate has orders and
+//!   stops, architectures, and whatever else needs no protocol.
+//! - `kvm` (default): module `kvm`, a vCPU of `kvm-ioctls` that a session can run. It does not need
+//!   `session`.
+//! - `server` (default): module `server`, a session on an event-manager loop.
+//! - `log`: events go to a `log` logger where no `tracing` subscriber is set.
 //!
 //! # Unsupported
 //! Non-stop mode, reverse execution, conditions evaluated here, host I/O, tracepoints. Read
 //! watchpoints (x86 has none). QEMU's NOTIMER.
 #![deny(unsafe_code)]
 #![cfg_attr(not(any(feature = "kvm", feature = "server")), forbid(unsafe_code))]
+#![cfg_attr(
+    not(feature = "session"),
+    allow(
+        rustdoc::broken_intra_doc_links,
+        reason = "the docs name Session, which is not built"
+    )
+)]
 
 mod address;
-mod arch;
+pub mod arch;
+#[cfg(feature = "session")]
 mod breakpoints;
+#[cfg(feature = "session")]
 mod config;
+#[cfg(feature = "session")]
 mod filter;
+#[cfg(feature = "session")]
 mod guest;
 mod host;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
+#[cfg(feature = "session")]
 mod memory;
+#[cfg(feature = "session")]
 mod monitor;
 mod order;
+#[cfg(feature = "session")]
 mod qemu;
+#[cfg(feature = "session")]
 mod request;
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub mod server;
+#[cfg(feature = "session")]
 mod session;
+#[cfg(feature = "session")]
 mod state;
+#[cfg(feature = "session")]
 mod stub;
 pub mod x86_64;
 
 pub use address::{GuestPhysAddr, GuestVirtAddr};
+pub use arch::Arch;
+#[cfg(feature = "session")]
 pub use config::SessionConfig;
-pub use host::{Action, GuestMemory, Host, Interrupts};
+pub use host::{Action, GuestMemory, GuestState, Host, Interrupts};
 pub use order::{Armed, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder, WatchAccess};
-pub use session::{GuestState, Session};
+#[cfg(feature = "session")]
+pub use session::Session;
 pub use vcpu_caps::VcpuId;

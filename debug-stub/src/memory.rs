@@ -1,43 +1,72 @@
-//! Guest memory as the client addresses it: linear addresses of the selected vCPU, or physical
+//! Guest memory as the client addresses it: virtual addresses of the selected vCPU, or physical
 //! ones (`Qqemu.PhyMemMode:1`).
 
 use crate::address::{GuestPhysAddr, GuestVirtAddr};
+use crate::arch::{Arch, Mapped};
 use crate::host::GuestMemory;
-use crate::x86_64::{SpecialRegisters, read_virtual, translate};
 
 /// How far `qSearch:memory` and `qCRC` go in one packet. It bounds how long a client can keep the
 /// event loop busy: about a tenth of a second.
 pub(crate) const SCAN_LIMIT: u64 = 64 << 20;
 
-/// Bytes read at a time by a scan.
+/// Bytes that a scan reads at a time.
 const SCAN_CHUNK: usize = 64 << 10;
 
-/// How an address is to be understood.
-#[derive(Clone, Copy, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one lives on the stack while a packet is served: an allocation would cost more"
-)]
-pub(crate) enum Space {
-    /// Guest-physical.
+/// What the client's addresses mean.
+#[derive(Debug)]
+pub(crate) enum Space<A: Arch> {
+    /// They are guest-physical.
     Physical,
-    /// Linear, through the tables that these registers point to.
-    Linear(SpecialRegisters),
+    /// They are virtual addresses of this address space.
+    Virtual(A::AddressSpace),
 }
 
-impl Space {
-    /// Reads; answers how many bytes from the start could be read.
-    pub(crate) fn read(&self, memory: &impl GuestMemory, address: u64, data: &mut [u8]) -> usize {
-        let length = data.len();
-        let done = match self {
-            Self::Physical => memory.read_memory(GuestPhysAddr(address), data),
-            Self::Linear(special) => read_virtual(special, memory, GuestVirtAddr(address), data),
-        };
-        done.min(length)
+impl<A: Arch> Space<A> {
+    /// Translates an address. Returns `None` where nothing is mapped.
+    pub(crate) fn translate(&self, memory: &impl GuestMemory, address: u64) -> Option<Mapped> {
+        match self {
+            Self::Physical => Some(Mapped {
+                gpa: GuestPhysAddr(address),
+                length: u64::MAX - address,
+            })
+            .filter(|mapped| mapped.length != 0),
+            Self::Virtual(space) => A::translate(space, memory, GuestVirtAddr(address)),
+        }
     }
 
-    /// Writes all of `data`, or answers false. What can be known before is checked before:
-    /// unless all of the range is mapped to RAM, nothing is written.
+    /// The contiguous physical piece that begins `done` bytes after `address`, of at most
+    /// `length` bytes. `None` where nothing is mapped and at the end of the address space.
+    fn piece(
+        &self,
+        memory: &impl GuestMemory,
+        address: u64,
+        done: usize,
+        length: usize,
+    ) -> Option<(GuestPhysAddr, usize)> {
+        let at = address.checked_add(u64::try_from(done).ok()?)?;
+        let mapped = self.translate(memory, at)?;
+        let contiguous = usize::try_from(mapped.length).unwrap_or(usize::MAX);
+        Some((mapped.gpa, length.min(contiguous)))
+    }
+
+    /// Reads. Returns the number of bytes from the start that could be read.
+    pub(crate) fn read(&self, memory: &impl GuestMemory, address: u64, data: &mut [u8]) -> usize {
+        let mut done = 0;
+        while let Some(rest) = data.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let Some((gpa, length)) = self.piece(memory, address, done, rest.len()) else {
+                break;
+            };
+            let read = memory.read_memory(gpa, rest.get_mut(..length).unwrap_or_default());
+            done += read.min(length);
+            if read < length {
+                break;
+            }
+        }
+        done
+    }
+
+    /// Writes all of `data`. Returns `false` if that is not possible; if some of the range is not
+    /// mapped to RAM, nothing is written then.
     pub(crate) fn write(&self, memory: &impl GuestMemory, address: u64, data: &[u8]) -> bool {
         let Some(pieces) = self.pieces(memory, address, data.len()) else {
             return false;
@@ -55,23 +84,26 @@ impl Space {
         true
     }
 
-    /// Where an address is in guest-physical memory, if that is RAM which can be written.
+    /// Returns where `length` bytes are in guest-physical memory, if they are contiguous there
+    /// and RAM that can be written.
     pub(crate) fn writable(
         &self,
         memory: &impl GuestMemory,
         address: u64,
+        length: usize,
     ) -> Option<GuestPhysAddr> {
-        let gpa = match self {
-            Self::Physical => GuestPhysAddr(address),
-            Self::Linear(special) => translate(special, memory, GuestVirtAddr(address)).ok()?.gpa,
-        };
-        // To write what is there already is the one way to learn that the memory takes it.
-        let mut byte = [0];
-        let works = memory.read_memory(gpa, &mut byte) == 1 && memory.write_memory(gpa, &byte) == 1;
-        works.then_some(gpa)
+        let mapped = self.translate(memory, address)?;
+        if u64::try_from(length).ok()? > mapped.length {
+            return None;
+        }
+        // Writing what is there already is the one way to learn that memory can be written.
+        let mut bytes = vec![0; length];
+        let works = memory.read_memory(mapped.gpa, &mut bytes) == length
+            && memory.write_memory(mapped.gpa, &bytes) == length;
+        works.then_some(mapped.gpa)
     }
 
-    /// The physical pieces of a range; `None` unless all of it is RAM.
+    /// Returns the physical pieces of a range; `None` unless all of it is RAM.
     fn pieces(
         &self,
         memory: &impl GuestMemory,
@@ -79,33 +111,22 @@ impl Space {
         length: usize,
     ) -> Option<Vec<(GuestPhysAddr, usize)>> {
         let mut pieces = Vec::new();
-        let mut at = address;
-        let mut left = length;
-        while left != 0 {
-            let (gpa, run) = match self {
-                Self::Physical => (GuestPhysAddr(at), left),
-                Self::Linear(special) => {
-                    let found = translate(special, memory, GuestVirtAddr(at)).ok()?;
-                    let in_page = usize::try_from(found.bytes_to_page_end()).unwrap_or(usize::MAX);
-                    (found.gpa, left.min(in_page))
-                }
-            };
+        let mut done = 0;
+        while done < length {
+            let (gpa, run) = self.piece(memory, address, done, length - done)?;
             let mut present = vec![0; run];
             if memory.read_memory(gpa, &mut present) != run {
                 return None;
             }
             pieces.push((gpa, run));
-            left -= run;
-            if left != 0 {
-                at = at.checked_add(u64::try_from(run).ok()?)?;
-            }
+            done += run;
         }
         Some(pieces)
     }
 
-    /// Reads `length` bytes piece by piece into `each`, until it answers false.
+    /// Hands `length` bytes to `each`, chunk by chunk, until it returns `false`.
     ///
-    /// Answers false if some byte cannot be read.
+    /// Returns `false` if some byte cannot be read.
     fn scan(
         &self,
         memory: &impl GuestMemory,
@@ -135,8 +156,8 @@ impl Space {
         true
     }
 
-    /// The first place in the range where `pattern` is; `Err` if memory could not be read before
-    /// one was found.
+    /// Returns the first place in the range where `pattern` is; `Err` if memory could not be read
+    /// before one was found.
     pub(crate) fn search(
         &self,
         memory: &impl GuestMemory,
@@ -158,7 +179,7 @@ impl Space {
         if whole { Ok(found) } else { Err(()) }
     }
 
-    /// GDB's checksum of the range ("qCRC"); `None` if some byte cannot be read.
+    /// Returns GDB's checksum of the range ("qCRC"); `None` if some byte cannot be read.
     pub(crate) fn crc(&self, memory: &impl GuestMemory, address: u64, length: u64) -> Option<u32> {
         let mut crc = u32::MAX;
         let whole = self.scan(memory, address, length, |_, chunk| {
@@ -193,10 +214,10 @@ const CRC_TABLE: [u32; 256] = {
     table
 };
 
-/// Knuth, Morris and Pratt's search: one look at each byte, whatever pattern a client sends.
+/// Knuth, Morris and Pratt's search: its time is linear for any pattern that a client sends.
 struct Matcher<'a> {
     pattern: &'a [u8],
-    /// For each prefix, the length of its longest proper prefix that is a suffix of it, too.
+    /// For each prefix, the length of its longest proper prefix that is also its suffix.
     fallback: Vec<usize>,
     matched: usize,
 }
@@ -225,7 +246,7 @@ impl<'a> Matcher<'a> {
         }
     }
 
-    /// Takes the next byte; at a match answers how far back its first byte was.
+    /// Takes the next byte. At a match, returns how far back its first byte was.
     fn push(&mut self, byte: u8) -> Option<u64> {
         self.advance(byte);
         if self.matched < self.pattern.len() {

@@ -1,6 +1,6 @@
 //! `monitor` commands: text in, text out.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use vcpu_caps::{Capability, VcpuId};
 
@@ -12,31 +12,53 @@ monitor help         this text
 monitor caps         what the host can do for the debugger, how, and why not
 monitor mask on      steps hold hardware interrupts back (mask_hwintr); the default if possible
 monitor mask off     interrupts enter stepped vCPUs
-monitor mask status  which is in force, and what waits
+monitor mask status  which is in force, and the pending interrupts
 ";
 
-/// Answers a command.
+/// How much text a command of the VMM's may print, in bytes.
+const VMM_LIMIT: usize = 64 << 10;
+
+/// Text of the VMM's, bounded.
+struct Bounded(String);
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.0.len() + text.len() > VMM_LIMIT {
+            return Err(fmt::Error);
+        }
+        self.0.push_str(text);
+        Ok(())
+    }
+}
+
+/// Runs a command and returns what it prints.
 pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
     let words: Vec<&str> = command.split_whitespace().collect();
     let mut text = match words.as_slice() {
-        [] | ["help"] => HELP.to_owned(),
+        [] | ["help"] => format!("{HELP}{}", guest.host.monitor_help()),
         ["caps"] => guest.config.plan.to_string(),
         ["mask", "on"] => set_mask(guest, true),
         ["mask", "off"] => set_mask(guest, false),
         ["mask", "status"] | ["mask"] => mask_status(guest),
-        _ => {
-            let command: String = command.chars().take(80).collect();
-            format!(
-                "unknown command \"{}\"; monitor help lists those there are",
-                command.escape_debug()
-            )
-        }
+        _ => vmm_command(guest, command),
     };
     if !text.ends_with('\n') {
         text.push('\n');
     }
-    // What could not be said when it happened.
+    // Notices wait for the next console output.
     text + &guest.notices.take()
+}
+
+fn vmm_command<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
+    let mut out = Bounded(String::new());
+    if guest.host.monitor(command.trim(), &mut out) {
+        return out.0;
+    }
+    let command: String = command.chars().take(80).collect();
+    format!(
+        "unknown command \"{}\"; monitor help lists the commands",
+        command.escape_debug()
+    )
 }
 
 fn set_mask<H: Host>(guest: &mut Guest<H>, mask: bool) -> String {

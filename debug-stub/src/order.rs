@@ -13,19 +13,30 @@ use crate::address::GuestPhysAddr;
 /// How to run the vCPUs until the next stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResumePlan {
-    /// One order for each vCPU, by index.
+    /// One order for each vCPU that there is, by index. It is empty if there is none yet.
     pub vcpus: Vec<VcpuOrder>,
-    /// What is armed meanwhile, on every vCPU that runs.
+    /// The order for a vCPU that appears while the plan is in force: `Continue`, or `Stay` if the
+    /// client named the vCPUs that are to run. Never a step.
+    pub others: VcpuOrder,
+    /// What is armed while the plan is in force, on every vCPU that runs.
     pub armed: Arc<Armed>,
+}
+
+impl ResumePlan {
+    /// Returns the order for a vCPU.
+    #[must_use]
+    pub fn order(&self, vcpu: VcpuId) -> &VcpuOrder {
+        self.vcpus.get(vcpu.index()).unwrap_or(&self.others)
+    }
 }
 
 /// What one vCPU does until the next stop.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum VcpuOrder {
-    /// It stays as it is, frozen; so does a hold on `mask_hwintr` that a step of it took.
+    /// It stays stopped. A hold on `mask_hwintr` that an earlier step took stays, too.
     #[default]
     Stay,
-    /// It runs until something stops it; `mask_hwintr` is lifted.
+    /// It runs until something stops it. A hold on `mask_hwintr` is dropped.
     Continue,
     /// It runs one instruction, or a range of them.
     Step(StepOrder),
@@ -34,21 +45,22 @@ pub enum VcpuOrder {
 /// One step, or a range step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepOrder {
-    /// Step on while the linear PC is in here (`vCont;r`); `None` is one instruction.
+    /// Keep stepping while the PC is in this range (`vCont;r`); `None` is one instruction. The
+    /// addresses are those of [`Arch::pc`](crate::Arch::pc).
     pub range: Option<Range<u64>>,
     /// Hold `mask_hwintr` from before the first instruction until this vCPU is continued. If
-    /// false, a hold that earlier steps took is dropped.
+    /// `false`, a hold that earlier steps took is dropped.
     pub mask: bool,
 }
 
 /// The breakpoints and watchpoints in force while the guest runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Armed {
-    /// One debug-address register each, the same on all vCPUs. A step that begins on an armed
-    /// execute breakpoint runs its first instruction with that breakpoint disarmed.
+    /// One debug slot each, the same on all vCPUs. A step that begins on an armed execute
+    /// breakpoint runs its first instruction with that breakpoint disarmed.
     pub hardware: Vec<HwBreakpoint>,
-    /// Guest-physical addresses at which the session has written INT3. A step never begins on
-    /// one: the session lifts it and steps that vCPU alone.
+    /// Guest-physical addresses at which the session has written a breakpoint instruction. A step
+    /// never begins on one: the session removes it from memory and steps that vCPU alone.
     pub software: BTreeSet<GuestPhysAddr>,
 }
 
@@ -70,30 +82,33 @@ pub struct Stop {
 pub enum StopReason {
     /// The step, or the range, is done.
     Step,
-    /// It is about to execute the INT3 that the session wrote at its PC.
+    /// It is about to execute the breakpoint instruction that the session wrote at its PC.
     SoftwareBreakpoint,
     /// It is about to execute the instruction at an armed execute breakpoint.
     HardwareBreakpoint,
-    /// It has touched watched data.
+    /// It has accessed watched data.
     Watchpoint {
-        /// Linear address watched.
+        /// Guest-virtual address watched.
         address: u64,
         /// What the watchpoint was armed for.
         access: WatchAccess,
     },
-    /// [`Action::Interrupt`](crate::Action::Interrupt), seen by a vCPU that had nothing else to say.
+    /// [`Action::Interrupt`](crate::Action::Interrupt), on a vCPU that had no reason of its own.
     Interrupted,
+    /// The machine was reset, and this vCPU is before its first instruction. Breakpoints hold: the
+    /// session writes them again when the guest is resumed.
+    Reset,
     /// Triple fault: the guest cannot go on. The text says what is known.
     TripleFault(String),
     /// The hypervisor cannot go on with this vCPU (for KVM: `KVM_EXIT_INTERNAL_ERROR`,
     /// `KVM_EXIT_FAIL_ENTRY`). The text says what, where and with which instruction bytes.
     InternalError(String),
-    /// The guest has ended with this exit status: powered off, reset, or asked for it.
+    /// The guest has ended with this exit status: it powered off, was reset, or asked for it.
     Exited(u8),
 }
 
 /// What a watchpoint was armed for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WatchAccess {
     /// Writes.
     Write,

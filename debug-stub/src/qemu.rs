@@ -18,8 +18,8 @@ impl StepBits {
     /// No interrupt enters the vCPU during a step: `mask_hwintr`.
     const NO_IRQ: u64 = 2;
 
-    /// Everything that is supported, as QEMU starts. NOTIMER (4) is not: it would stop the
-    /// guest's timers while it steps.
+    /// All supported bits are set, as QEMU starts. NOTIMER (4), which stops the guest's timers
+    /// while it steps, is not supported.
     pub(crate) fn new(mask: bool) -> Self {
         let supported = if mask {
             Self::ENABLE | Self::NO_IRQ
@@ -32,21 +32,22 @@ impl StepBits {
         }
     }
 
+    /// Returns `true` if a step is a step, and `false` if it continues.
     pub(crate) fn steps(self) -> bool {
         self.set & Self::ENABLE != 0
     }
 
-    /// Stepping holds `mask_hwintr`.
+    /// Returns `true` if steps hold `mask_hwintr`.
     pub(crate) fn masks(self) -> bool {
         self.set & Self::NO_IRQ != 0
     }
 
-    /// Whether the mask can be had at all.
+    /// Returns `true` if the host provides the mask.
     pub(crate) fn can_mask(self) -> bool {
         self.supported & Self::NO_IRQ != 0
     }
 
-    /// Switches the mask; false if it cannot be had.
+    /// Switches the mask. Returns `false` if the host does not provide it.
     #[must_use]
     pub(crate) fn set_mask(&mut self, mask: bool) -> bool {
         if mask {
@@ -58,7 +59,7 @@ impl StepBits {
     }
 }
 
-/// Answers a maintenance packet.
+/// Carries out a maintenance packet. Returns the reply.
 pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, request: QemuRequest) -> String {
     let bits = guest.step_bits;
     match request {

@@ -1,11 +1,21 @@
-//! What a packet asks for, checked.
+//! Which parser a packet is for, and the parser for what gdbstub does not survive.
 //!
-//! gdbstub ends the session at a packet that it cannot parse, and at some that it can
-//! (`Hg-1`, `vCont;t`, a step as the default action, a short `G`). So no packet of the client's
-//! reaches it: each is parsed here, in full, and what gdbstub serves is handed to it in a
-//! canonical spelling. Everything else is answered by the session itself.
-
-use std::ops::Range;
+//! Each packet is parsed once. [`classify`] looks at its beginning. Most packets go to gdbstub
+//! ([`Request::Gdbstub`]), unchanged. The session parses the others here:
+//!
+//! | packets | why not gdbstub |
+//! |---|---|
+//! | `H`, `c`, `s`, `C`, `S` | gdbstub takes any thread for `Hg`, ends at `Hg-1`, ignores the address of `c`, and does not know `C` |
+//! | `vCont` with a default step, `t`, or an action behind the default | gdbstub ends, or applies what "leftmost" excludes |
+//! | `m`, `M`, `X` | gdbstub reads without a limit and joins what is on both sides of a hole; it does not compare a length with its data |
+//! | `D`, `k`, `vKill` | they end gdbstub's state machine |
+//! | `?` | gdbstub reports the first thread and no reason |
+//! | `qSupported`, `QStartNoAckMode` | the filter owns what they are about |
+//! | `x`, `qC`, `qSearch`, `qCRC`, `qXfer:threads`, `qqemu`, `Qqemu` | gdbstub does not know them |
+//! | `Z3` | no host provides read watchpoints; gdbstub cannot refuse one kind |
+//!
+//! A packet that gdbstub refuses ends its state machine. The session then sends an error and builds
+//! a new machine (`stub`).
 
 use crate::filter::hex_digit;
 
@@ -17,34 +27,7 @@ pub(crate) enum ThreadId {
     /// 0.
     Any,
     /// A thread's number, counted from 1.
-    One(u32),
-}
-
-/// What one action of a resume packet does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Run {
-    Continue,
-    Step,
-    /// `r start,end`: step while PC is in the range.
-    Range(Range<u64>),
-}
-
-/// One action of a resume packet. Signals that the client wants delivered are ignored: a
-/// virtual machine has none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RunAction {
-    pub(crate) run: Run,
-    pub(crate) thread: ThreadId,
-}
-
-/// Type of a breakpoint, as in `Z type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum PointKind {
-    Software,
-    Hardware,
-    Write,
-    Read,
-    Access,
+    One(usize),
 }
 
 /// `qqemu.*` and `Qqemu.*`, QEMU's maintenance packets (QEMU, "Advanced debugging options").
@@ -58,9 +41,11 @@ pub(crate) enum QemuRequest {
     SetPhysicalMemory(bool),
 }
 
-/// A packet, understood.
+/// A packet, given to its parser.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Request {
+pub(crate) enum Request<'a> {
+    /// gdbstub parses it.
+    Gdbstub,
     /// `?`
     StopReason,
     /// `qSupported`
@@ -69,7 +54,7 @@ pub(crate) enum Request {
     StopAcknowledging,
     /// `D`
     Detach,
-    /// `k`, which has no reply, and `vKill`, which has.
+    /// `k`, which has no reply, and `vKill`, which has one.
     Kill {
         reply: bool,
     },
@@ -77,19 +62,13 @@ pub(crate) enum Request {
     SelectForAccess(ThreadId),
     /// `Hc`
     SelectForRun(ThreadId),
-    /// `T`
-    IsAlive(ThreadId),
     /// `qC`
     CurrentThread,
-    /// `qThreadExtraInfo`
-    ThreadName(ThreadId),
     /// `qXfer:threads:read`
     Threads {
         offset: u64,
         length: u64,
     },
-    /// `qAttached`
-    IsAttached,
     /// `m` and, if `binary`, `x`
     ReadMemory {
         address: u64,
@@ -112,117 +91,114 @@ pub(crate) enum Request {
         address: u64,
         length: u64,
     },
-    /// `G`
-    WriteRegisters(Vec<u8>),
-    /// `p`
-    ReadRegister(usize),
-    /// `P`
-    WriteRegister {
-        number: usize,
-        value: Vec<u8>,
-    },
-    /// `Z`, `z`
-    Point {
-        insert: bool,
-        kind: PointKind,
-        address: u64,
-        length: u64,
-    },
-    /// `vCont`
-    Resume(Vec<RunAction>),
+    /// `vCont`, with its actions as they are: [`actions`] parses them.
+    Resume(&'a [u8]),
     /// `c`, `C`, `s`, `S`, with the address to go on at.
     ResumeLegacy {
         step: bool,
         address: Option<u64>,
     },
-    /// `qRcmd`, with the command still in hexadecimal.
-    Monitor(Vec<u8>),
     Qemu(QemuRequest),
-    /// Served by gdbstub in this very spelling: `g`, `vCont?`, the thread list, target.xml.
-    Plain,
-    /// Known, and wrong.
+    /// A packet that makes no sense.
     Malformed,
-    /// Not known: an empty reply says so ("Packets", "unsupported").
-    Unknown,
+    /// A packet that does not fit gdbstub's buffer.
+    TooLong,
+    /// Not supported: the reply is empty ("Packets").
+    Unsupported,
 }
 
-/// Understands a packet.
-pub(crate) fn parse(body: &[u8]) -> Request {
+/// Decides which parser a packet is for, and parses it if that is the session's own. gdbstub takes
+/// packets of up to `longest` bytes.
+pub(crate) fn classify(body: &[u8], longest: usize) -> Request<'_> {
+    match own(body) {
+        Some(Request::Gdbstub) if body.len() > longest => match body.strip_prefix(b"vCont;") {
+            // An action for each vCPU may not fit.
+            Some(actions) => Request::Resume(actions),
+            None => Request::TooLong,
+        },
+        request => request.unwrap_or(Request::Malformed),
+    }
+}
+
+/// `None` if the packet makes no sense.
+fn own(body: &[u8]) -> Option<Request<'_>> {
     let Some((&first, rest)) = body.split_first() else {
-        return Request::Unknown;
+        return Some(Request::Unsupported);
     };
-    match first {
+    Some(match first {
         b'?' if rest.is_empty() => Request::StopReason,
-        b'g' if rest.is_empty() => Request::Plain,
         b'D' => match rest {
             [] | [b';', ..] => Request::Detach,
-            _ => Request::Malformed,
+            _ => return None,
         },
         b'k' if rest.is_empty() => Request::Kill { reply: false },
-        b'H' => select(rest).unwrap_or(Request::Malformed),
-        b'T' => thread_id(rest).map_or(Request::Malformed, Request::IsAlive),
-        b'm' => read_memory(rest, false).unwrap_or(Request::Malformed),
-        b'x' => read_memory(rest, true).unwrap_or(Request::Malformed),
-        b'M' => write_memory(rest, bytes_from_hex).unwrap_or(Request::Malformed),
-        b'X' => write_memory(rest, unescape).unwrap_or(Request::Malformed),
-        b'G' => bytes_from_hex(rest).map_or(Request::Malformed, Request::WriteRegisters),
-        b'p' => register_number(rest).map_or(Request::Malformed, Request::ReadRegister),
-        b'P' => write_register(rest).unwrap_or(Request::Malformed),
-        b'Z' => point(rest, true).unwrap_or(Request::Malformed),
-        b'z' => point(rest, false).unwrap_or(Request::Malformed),
-        b'c' | b's' => resume_at(first == b's', Some(rest)),
-        b'C' | b'S' => {
-            // `C sig` or `C sig;addr`.
-            let (signal, address) = split_once(rest, b';')
-                .map_or((rest, None), |(signal, address)| (signal, Some(address)));
-            match number(signal) {
-                Some(_) => resume_at(first == b'S', address),
-                None => Request::Malformed,
+        b'k' => Request::Unsupported,
+        b'H' => select(rest)?,
+        b'm' | b'x' => {
+            let (address, length) = address_and_length(rest)?;
+            Request::ReadMemory {
+                address,
+                length,
+                binary: first == b'x',
             }
         }
-        b'v' => parse_v(body),
-        b'q' | b'Q' => parse_query(body),
-        _ => Request::Unknown,
-    }
-}
-
-fn resume_at(step: bool, address: Option<&[u8]>) -> Request {
-    match address {
-        None | Some([]) => Request::ResumeLegacy {
-            step,
-            address: None,
-        },
-        Some(digits) => match number(digits) {
-            Some(address) => Request::ResumeLegacy {
-                step,
-                address: Some(address),
-            },
-            None => Request::Malformed,
-        },
-    }
-}
-
-fn parse_v(body: &[u8]) -> Request {
-    if body == b"vCont?" {
-        Request::Plain
-    } else if let Some(actions) = body.strip_prefix(b"vCont") {
-        resume(actions).map_or(Request::Malformed, Request::Resume)
-    } else if let Some(process) = body.strip_prefix(b"vKill") {
-        match process {
-            [] | [b';', ..] => Request::Kill { reply: true },
-            _ => Request::Unknown,
+        b'M' => write_memory(rest, bytes_from_hex)?,
+        b'X' => write_memory(rest, unescape)?,
+        b'c' | b's' => resume_at(first == b's', rest)?,
+        b'C' | b'S' => {
+            // `C sig` or `C sig;addr`.
+            let (signal, address) = split_once(rest, b';').unwrap_or((rest, &[]));
+            number(signal)?;
+            resume_at(first == b'S', address)?
         }
-    } else {
-        Request::Unknown
-    }
+        // gdbstub takes an odd digit for a byte, and `x` for a zero.
+        b'G' if !is_hex_bytes(rest) => return None,
+        b'P' if !split_once(rest, b'=').is_some_and(|(_, value)| is_hex_bytes(value)) => {
+            return None;
+        }
+        b'Z' | b'z' => match rest {
+            // gdbstub drops conditions and commands, which are for stubs that advertise them. A
+            // breakpoint without its condition would stop where it should not.
+            _ if rest.contains(&b';') => return None,
+            [b'3', b',', ..] => Request::Unsupported,
+            [b'0' | b'1' | b'2' | b'4', b',', ..] => Request::Gdbstub,
+            _ => return None,
+        },
+        b'v' => verbose(body)?,
+        b'q' | b'Q' => query(body)?,
+        _ => Request::Gdbstub,
+    })
 }
 
-fn parse_query(body: &[u8]) -> Request {
+fn resume_at(step: bool, address: &[u8]) -> Option<Request<'_>> {
+    let address = match address {
+        [] => None,
+        digits => Some(number(digits)?),
+    };
+    Some(Request::ResumeLegacy { step, address })
+}
+
+fn verbose(body: &[u8]) -> Option<Request<'_>> {
+    if let Some(actions) = body.strip_prefix(b"vCont") {
+        return match actions {
+            b"?" => Some(Request::Gdbstub),
+            [b';', actions @ ..] if is_regular(actions) => Some(Request::Gdbstub),
+            [b';', actions @ ..] => Some(Request::Resume(actions)),
+            _ => None,
+        };
+    }
+    Some(match body.strip_prefix(b"vKill") {
+        Some([] | [b';', ..]) => Request::Kill { reply: true },
+        Some(_) => Request::Unsupported,
+        None => Request::Gdbstub,
+    })
+}
+
+fn query(body: &[u8]) -> Option<Request<'_>> {
     let after = |prefix: &[u8]| body.strip_prefix(prefix);
-    match body {
+    Some(match body {
         b"QStartNoAckMode" => Request::StopAcknowledging,
         b"qC" => Request::CurrentThread,
-        b"qfThreadInfo" | b"qsThreadInfo" => Request::Plain,
         b"qqemu.Supported" => Request::Qemu(QemuRequest::Supported),
         b"qqemu.sstepbits" => Request::Qemu(QemuRequest::StepBits),
         b"qqemu.sstep" => Request::Qemu(QemuRequest::Step),
@@ -230,45 +206,87 @@ fn parse_query(body: &[u8]) -> Request {
         _ => {
             if after(b"qSupported").is_some_and(|rest| matches!(rest, [] | [b':', ..])) {
                 Request::Supported
-            } else if after(b"qAttached").is_some_and(|rest| matches!(rest, [] | [b':', ..])) {
-                Request::IsAttached
-            } else if let Some(rest) = after(b"qThreadExtraInfo,") {
-                thread_id(rest).map_or(Request::Malformed, Request::ThreadName)
             } else if let Some(rest) = after(b"qRcmd,") {
-                match bytes_from_hex(rest) {
-                    Some(_) => Request::Monitor(rest.to_vec()),
-                    None => Request::Malformed,
+                if !is_hex_bytes(rest) {
+                    return None;
                 }
-            } else if let Some(rest) = after(b"qXfer:features:read:") {
-                transfer(rest).unwrap_or(Request::Malformed)
+                Request::Gdbstub
             } else if let Some(rest) = after(b"qXfer:threads:read::") {
-                match address_and_length(rest) {
-                    Some((offset, length)) => Request::Threads { offset, length },
-                    None => Request::Malformed,
-                }
+                let (offset, length) = address_and_length(rest)?;
+                Request::Threads { offset, length }
             } else if let Some(rest) = after(b"qSearch:memory:") {
-                search(rest).unwrap_or(Request::Malformed)
+                search(rest)?
             } else if let Some(rest) = after(b"qCRC:") {
-                match address_and_length(rest) {
-                    Some((address, length)) => Request::Crc { address, length },
-                    None => Request::Malformed,
-                }
+                let (address, length) = address_and_length(rest)?;
+                Request::Crc { address, length }
             } else if let Some(rest) = after(b"Qqemu.sstep=") {
-                qemu_number(rest).map_or(Request::Malformed, |bits| {
-                    Request::Qemu(QemuRequest::SetStep(bits))
-                })
+                Request::Qemu(QemuRequest::SetStep(qemu_number(rest)?))
             } else if let Some(rest) = after(b"Qqemu.PhyMemMode:") {
-                qemu_number(rest).map_or(Request::Malformed, |mode| {
-                    Request::Qemu(QemuRequest::SetPhysicalMemory(mode != 0))
-                })
+                Request::Qemu(QemuRequest::SetPhysicalMemory(qemu_number(rest)? != 0))
             } else {
-                Request::Unknown
+                Request::Gdbstub
             }
+        }
+    })
+}
+
+/// Returns `true` if gdbstub carries out these actions of a `vCont` as the manual says: each names
+/// a thread, except that the last may be a continue for all others.
+fn is_regular(actions: &[u8]) -> bool {
+    let mut rest = actions;
+    loop {
+        let (action, tail) = match split_once(rest, b';') {
+            Some((action, tail)) => (action, Some(tail)),
+            None => (rest, None),
+        };
+        let regular = match (action, split_once(action, b':')) {
+            // To stop a thread is for non-stop mode.
+            ([b't', ..], _) => false,
+            (_, Some((_, thread))) => matches!(thread, [b'1'..=b'9' | b'a'..=b'f', ..]),
+            ([b'c' | b'C', ..], None) => tail.is_none(),
+            _ => false,
+        };
+        match tail {
+            Some(tail) if regular => rest = tail,
+            _ => return regular,
         }
     }
 }
 
-fn select(rest: &[u8]) -> Option<Request> {
+/// What an action of a `vCont` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Run {
+    Continue,
+    Step,
+    /// `r start,end`: step while PC is in the range.
+    Range(u64, u64),
+}
+
+/// Parses the actions of a `vCont` that is not for gdbstub, from the left. An item is `None` if it
+/// makes no sense. Signals are ignored: a virtual machine takes none.
+pub(crate) fn actions(text: &[u8]) -> impl Iterator<Item = Option<(Run, ThreadId)>> {
+    text.split(|byte| *byte == b';').map(|text| {
+        let (action, thread) = match split_once(text, b':') {
+            Some((action, thread)) => (action, thread_id(thread)?),
+            None => (text, ThreadId::All),
+        };
+        let run = match action.split_first()? {
+            (b'c', []) => Run::Continue,
+            (b's', []) => Run::Step,
+            (b'C', signal) => number(signal).map(|_| Run::Continue)?,
+            (b'S', signal) => number(signal).map(|_| Run::Step)?,
+            (b'r', range) => {
+                let (start, end) = address_and_length(range)?;
+                Run::Range(start, end)
+            }
+            // `t` is for non-stop mode, which is not offered.
+            _ => return None,
+        };
+        Some((run, thread))
+    })
+}
+
+fn select(rest: &[u8]) -> Option<Request<'_>> {
     let (&operation, thread) = rest.split_first()?;
     let thread = thread_id(thread)?;
     match operation {
@@ -278,7 +296,7 @@ fn select(rest: &[u8]) -> Option<Request> {
     }
 }
 
-/// `tid`, or `ppid.tid`, or `ppid`; the one process there is may have any number.
+/// `tid`, or `ppid.tid`, or `ppid`. There is one process, which may have any number.
 fn thread_id(text: &[u8]) -> Option<ThreadId> {
     let text = match text.strip_prefix(b"p") {
         Some(text) => match split_once(text, b'.') {
@@ -303,102 +321,19 @@ fn one_id(text: &[u8]) -> Option<ThreadId> {
     match number(text)? {
         0 => Some(ThreadId::Any),
         // A number too large for any thread is still a number.
-        id => Some(ThreadId::One(u32::try_from(id).unwrap_or(u32::MAX))),
+        id => Some(ThreadId::One(usize::try_from(id).unwrap_or(usize::MAX))),
     }
 }
 
-fn read_memory(rest: &[u8], binary: bool) -> Option<Request> {
-    let (address, length) = address_and_length(rest)?;
-    Some(Request::ReadMemory {
-        address,
-        length,
-        binary,
-    })
-}
-
-fn write_memory(rest: &[u8], decode: fn(&[u8]) -> Option<Vec<u8>>) -> Option<Request> {
+fn write_memory(rest: &[u8], decode: fn(&[u8]) -> Option<Vec<u8>>) -> Option<Request<'_>> {
     let (range, data) = split_once(rest, b':')?;
     let (address, length) = address_and_length(range)?;
     let data = decode(data)?;
     (u64::try_from(data.len()).ok()? == length).then_some(Request::WriteMemory { address, data })
 }
 
-fn write_register(rest: &[u8]) -> Option<Request> {
-    let (register, value) = split_once(rest, b'=')?;
-    Some(Request::WriteRegister {
-        number: register_number(register)?,
-        value: bytes_from_hex(value)?,
-    })
-}
-
-fn register_number(text: &[u8]) -> Option<usize> {
-    usize::try_from(number(text)?).ok()
-}
-
-fn point(rest: &[u8], insert: bool) -> Option<Request> {
-    let (kind, rest) = split_once(rest, b',')?;
-    // Conditions and commands (`;X…`) are for stubs that advertise them; to set a breakpoint
-    // without its condition would be a lie.
-    let (address, length) = address_and_length(rest)?;
-    let kind = match kind {
-        b"0" => PointKind::Software,
-        b"1" => PointKind::Hardware,
-        b"2" => PointKind::Write,
-        b"3" => PointKind::Read,
-        b"4" => PointKind::Access,
-        _ => return None,
-    };
-    Some(Request::Point {
-        insert,
-        kind,
-        address,
-        length,
-    })
-}
-
-fn resume(rest: &[u8]) -> Option<Vec<RunAction>> {
-    let rest = rest.strip_prefix(b";")?;
-    rest.split(|byte| *byte == b';').map(run_action).collect()
-}
-
-fn run_action(text: &[u8]) -> Option<RunAction> {
-    let (action, thread) = match split_once(text, b':') {
-        // "0, any" means nothing here; clients that send it mean all.
-        Some((action, thread)) => match thread_id(thread)? {
-            ThreadId::Any => (action, ThreadId::All),
-            thread => (action, thread),
-        },
-        None => (text, ThreadId::All),
-    };
-    let run = match action.split_first()? {
-        (b'c', []) => Run::Continue,
-        (b's', []) => Run::Step,
-        (b'C', signal) => number(signal).map(|_| Run::Continue)?,
-        (b'S', signal) => number(signal).map(|_| Run::Step)?,
-        (b'r', range) => {
-            let (start, end) = address_and_length(range)?;
-            // "an empty range means a single step" ("vCont", action r).
-            if start < end {
-                Run::Range(start..end)
-            } else {
-                Run::Step
-            }
-        }
-        // `t` is for non-stop mode, which is not offered.
-        _ => return None,
-    };
-    Some(RunAction { run, thread })
-}
-
-/// `annex:offset,length`, to be passed on as it is.
-fn transfer(rest: &[u8]) -> Option<Request> {
-    let (_annex, range) = split_once(rest, b':')?;
-    address_and_length(range)?;
-    Some(Request::Plain)
-}
-
 /// `address;length;pattern`, the pattern in escaped binary.
-fn search(rest: &[u8]) -> Option<Request> {
+fn search(rest: &[u8]) -> Option<Request<'_>> {
     let (address, rest) = split_once(rest, b';')?;
     let (length, pattern) = split_once(rest, b';')?;
     let pattern = unescape(pattern)?;
@@ -441,6 +376,11 @@ fn qemu_number(text: &[u8]) -> Option<u64> {
     )
 }
 
+/// Returns `true` if these are pairs of hexadecimal digits.
+fn is_hex_bytes(text: &[u8]) -> bool {
+    text.len().is_multiple_of(2) && text.iter().all(u8::is_ascii_hexdigit)
+}
+
 /// Bytes from pairs of hexadecimal digits.
 fn bytes_from_hex(text: &[u8]) -> Option<Vec<u8>> {
     text.chunks(2)
@@ -470,21 +410,74 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn parse(body: &[u8]) -> Request<'_> {
+        classify(body, 2000)
+    }
+
     #[test]
-    fn packets_that_end_a_gdbstub_session_are_understood_or_refused() {
-        assert_eq!(
-            parse(b"Hg-1"),
-            Request::SelectForAccess(ThreadId::All),
-            "Hg-1"
-        );
-        for malformed in [
-            b"vCont;t".as_slice(),
+    fn what_gdbstub_survives_is_gdbstubs() {
+        for body in [
+            b"g".as_slice(),
+            b"G00ff",
+            b"p10",
+            b"P10=00ff",
+            b"T1",
+            b"Z0,1000,1",
+            b"z4,1000,8",
+            b"vCont?",
+            b"vCont;c",
+            b"vCont;C05",
+            b"vCont;c:1",
+            b"vCont;s:1",
+            b"vCont;s:1;c",
+            b"vCont;r1000,1010:1f;s:2;c",
+            b"qfThreadInfo",
+            b"qAttached",
+            b"qRcmd,68656c70",
+            b"qThreadExtraInfo,1",
+            b"qXfer:features:read:target.xml:0,ffb",
+            b"vMustReplyEmpty",
+            b"!",
+        ] {
+            assert_eq!(parse(body), Request::Gdbstub, "{}", body.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_vcont_that_gdbstub_would_refuse_or_misread_is_ours() {
+        for body in [
+            b"vCont;s".as_slice(),
+            b"vCont;S05",
+            b"vCont;r1,2",
+            b"vCont;s:-1",
+            b"vCont;s:0",
+            b"vCont;s:p1.-1",
+            b"vCont;s:1;c;s:2",
+            b"vCont;c;s:1",
+            b"vCont;t",
             b"vCont;t:1",
-            b"vCont",
             b"vCont;",
-            b"vCont;s;;c",
-            b"vCont;r10",
-            b"vCont;Cxyz",
+            b"vCont;s:1;;c",
+        ] {
+            assert!(
+                matches!(parse(body), Request::Resume(_)),
+                "{}",
+                body.escape_ascii()
+            );
+        }
+    }
+
+    #[test]
+    fn a_packet_that_does_not_fit_gdbstubs_buffer_is_too_long_for_it() {
+        assert_eq!(classify(b"qRcmd,68656c70", 13), Request::TooLong);
+        assert_eq!(classify(b"qRcmd,68656c70", 14), Request::Gdbstub);
+    }
+
+    #[test]
+    fn packets_that_make_no_sense_are_refused() {
+        for malformed in [
+            b"vCont".as_slice(),
+            b"vCont:",
             b"Hg",
             b"Hx1",
             b"H",
@@ -497,20 +490,15 @@ mod tests {
             b"m10000000000000000,1",
             b"M0,2:00",
             b"M0,1:0",
+            b"M0,1:xx",
             b"X0,1:}",
             b"X0,5:ab",
-            b"p",
-            b"pzz",
             b"P1",
-            b"P=00",
             b"P1=0",
-            b"Z0,1",
+            b"P1=xx",
             b"Z5,1,1",
             b"Z0,1,1;X1,22",
             b"qRcmd,6",
-            b"qXfer:features:read:target.xml",
-            b"qThreadExtraInfo,",
-            b"T",
             b"qCRC:1",
             b"qSearch:memory:0;10;",
             b"Qqemu.sstep=",
@@ -522,20 +510,23 @@ mod tests {
                 parse(malformed),
                 Request::Malformed,
                 "{}",
-                String::from_utf8_lossy(malformed)
+                malformed.escape_ascii()
             );
         }
     }
 
     #[test]
-    fn a_range_that_is_empty_or_backwards_is_one_step() {
-        let one = |text: &[u8]| match parse(text) {
-            Request::Resume(actions) => actions.into_iter().next().unwrap().run,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(one(b"vCont;r10,10:1"), Run::Step);
-        assert_eq!(one(b"vCont;r20,10:1"), Run::Step);
-        assert_eq!(one(b"vCont;r10,20:1"), Run::Range(0x10..0x20));
+    fn actions_are_parsed_from_the_left() {
+        let all: Vec<_> = actions(b"S05;r10,20:1;C;t:1").collect();
+        assert_eq!(
+            all,
+            [
+                Some((Run::Step, ThreadId::All)),
+                Some((Run::Range(0x10, 0x20), ThreadId::One(1))),
+                None,
+                None,
+            ]
+        );
     }
 
     #[test]
@@ -583,7 +574,10 @@ mod tests {
             head in "(m|M|X|x|p|P|G|Z0,|z1,|vCont;|vKill|Hg|Hc|T|qRcmd,|qXfer:features:read:|qSearch:memory:|qCRC:|qThreadExtraInfo,|Qqemu.sstep=|c|s|C|S|D)",
             tail in "[0-9a-fp.,:;=rcs-]{0,40}",
         ) {
-            let _ = parse(format!("{head}{tail}").as_bytes());
+            let body = format!("{head}{tail}");
+            if let Request::Resume(text) = parse(body.as_bytes()) {
+                let _ = actions(text).count();
+            }
         }
     }
 }

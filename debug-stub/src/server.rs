@@ -14,9 +14,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use crate::config::SessionConfig;
-use crate::host::{Action, Host};
+use crate::host::{Action, GuestState, Host};
 use crate::order::{ResumePlan, Stop};
-use crate::session::{GuestState, Session};
+use crate::session::Session;
 
 pub use address::{AddressError, ListenAddress};
 pub use listener::{ListenError, Listener};

@@ -12,19 +12,12 @@ use vcpu_caps::VcpuId;
 use crate::config::SessionConfig;
 use crate::filter::{Event, Receiver, Sender, push_hex_bytes};
 use crate::guest::{Guest, errno};
-use crate::host::{Action, Host};
+use crate::host::{Action, GuestState, Host};
 use crate::order::{Stop, StopReason};
-use crate::request::{Request, ThreadId, parse};
+use crate::request::{ThreadId, classify};
 use crate::stub::Stub;
 
-/// Whether the guest runs when a client connects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GuestState {
-    /// Some vCPU runs, or may.
-    Running,
-    /// All vCPUs are stopped, and nothing is to be said about why.
-    Stopped,
-}
+use stops::Expedited;
 
 /// Where the session is. The guest runs, as far as the session knows, in `Attaching`, `Running`
 /// and `Leaving`, and when there is no client.
@@ -34,12 +27,12 @@ enum State {
     Detached,
     /// A client has come, and the guest has been asked to stop.
     Attaching,
-    /// The client has the word.
+    /// The guest is stopped, and the client may ask anything.
     Stopped,
     /// The client waits for a stop reply.
     Running { interrupted: bool },
-    /// The client has gone, and the guest has been asked to stop so that it can be let go clean.
-    /// Another client may be there already.
+    /// The client has gone. The guest has been asked to stop; its breakpoints are removed then, and
+    /// it is released. Another client may be there already.
     Leaving { next_client: bool },
     /// The guest was killed or has ended: only output is left.
     Ended,
@@ -47,15 +40,17 @@ enum State {
 
 /// One debugger's connection to one guest, without I/O of its own.
 ///
-/// Feed it with [`attach`](Self::attach), [`receive`](Self::receive),
-/// [`stopped`](Self::stopped) and [`disconnected`](Self::disconnected); after each call act on
-/// [`next_action`](Self::next_action) until there is none, and send
-/// [`output`](Self::output). A session outlives its connections: after a client has gone, the
-/// next one may [`attach`](Self::attach), and finds everything as if it were the first.
+/// Call [`attach`](Self::attach), [`receive`](Self::receive), [`stopped`](Self::stopped) and
+/// [`disconnected`](Self::disconnected) for what happens. After each call carry out
+/// [`next_action`](Self::next_action) until there is none, and send [`output`](Self::output). A
+/// session outlives its connections: after a client has gone, the next one may
+/// [`attach`](Self::attach), and finds everything as if it were the first. It outlives the machine,
+/// too: vCPUs may come and go between stops ([`Host::vcpu_count`]).
 ///
 /// # Memory
 /// A session holds at most one packet ([`SessionConfig::max_packet`]), as much input again while
-/// the guest is being stopped or the client does not read, and a few replies.
+/// the guest is being stopped or the client does not read, a few replies, and 4 KiB of console
+/// messages.
 pub struct Session<H: Host> {
     receiver: Receiver,
     sender: Sender,
@@ -65,16 +60,16 @@ pub struct Session<H: Host> {
     /// Input that waits: for the guest to stop, or for the client to read.
     held: VecDeque<u8>,
     actions: VecDeque<Action>,
-    /// The stop that the client was last told of, for `?`.
+    /// The stop that was last reported, for `?`.
     last_stop: Stop,
-    /// Stops that the client has not been told of, since it hears of one at a time. All would
-    /// be lost otherwise: they do not happen again.
+    /// Stops that are not reported yet, since one reply carries one. They do not happen again.
     queued: VecDeque<Stop>,
     /// `Hc`.
     run_thread: ThreadId,
-    /// An interrupt request has come while the guest is stopped, and nothing since that tells that the
-    /// client knew of the stop.
+    /// An interrupt request has come while the guest is stopped, and no packet since shows that
+    /// the client knew of the stop.
     early_interrupt: bool,
+    expedited: Expedited,
     closing: bool,
     packet_limit: usize,
 }
@@ -98,7 +93,7 @@ impl<H: Host> Session<H> {
         Self {
             receiver: Receiver::new(packet_limit),
             sender: Sender::default(),
-            stub: Stub::new(host.vcpu_count()),
+            stub: Stub::new(),
             guest: Guest::new(host, config),
             state: State::Detached,
             held: VecDeque::new(),
@@ -107,18 +102,19 @@ impl<H: Host> Session<H> {
             queued: VecDeque::new(),
             run_thread: ThreadId::Any,
             early_interrupt: false,
+            expedited: Expedited::default(),
             closing: false,
             packet_limit,
         }
     }
 
     /// A client has connected. A guest that runs is stopped first ([`Action::Interrupt`]); what
-    /// the client sends meanwhile waits.
+    /// the client sends until then waits.
     ///
-    /// A client that was there before is taken as gone.
+    /// A previous client is taken as gone.
     pub fn attach(&mut self, guest: GuestState) {
         let guest = if self.state == State::Stopped {
-            // The client before is taken as gone, and the guest let go for it.
+            // The previous client is taken as gone, and the guest is released.
             GuestState::Running
         } else {
             guest
@@ -135,8 +131,8 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Bytes from the client, however they are cut: at most [`input_room`](Self::input_room). What exceeds
-    /// that may be dropped.
+    /// Takes bytes from the client, however they are cut: at most
+    /// [`input_room`](Self::input_room). What exceeds that may be dropped.
     pub fn receive(&mut self, bytes: &[u8]) {
         if self.closing || matches!(self.state, State::Detached | State::Ended) {
             return;
@@ -156,7 +152,8 @@ impl<H: Host> Session<H> {
         self.held.extend(rest.iter().take(room));
     }
 
-    /// How many bytes [`receive`](Self::receive) takes at once: 0 while too much waits, in either direction.
+    /// Returns how many bytes [`receive`](Self::receive) takes at once: 0 while too much waits, in
+    /// either direction.
     pub fn input_room(&self) -> usize {
         if self.closing || self.sender.output().len() >= self.output_limit() {
             return 0;
@@ -164,17 +161,19 @@ impl<H: Host> Session<H> {
         self.packet_limit.saturating_sub(self.held.len())
     }
 
-    /// All vCPUs are stopped: the answer to [`Action::Resume`] and [`Action::Interrupt`]. Stops
-    /// are what each vCPU has to say; those that were merely made to stop say nothing.
+    /// All vCPUs are stopped: the answer to [`Action::Resume`] and [`Action::Interrupt`]. The list
+    /// has the vCPUs that stopped for a reason of their own. Stops of vCPUs that do not exist are
+    /// ignored.
     pub fn stopped(&mut self, stops: Vec<Stop>) {
-        // Before anything else: nobody may see an INT3 of ours.
+        // Before anything else: no reader may see a breakpoint instruction.
         self.guest.breakpoints.disarm(&self.guest.host);
-        // What has not been carried out is no longer needed: its own stop would be a later resume's.
+        // An interrupt that is not carried out yet is no longer needed: it would stop a later
+        // resume.
         self.actions
             .retain(|action| !matches!(action, Action::Interrupt));
         match self.state {
             State::Detached | State::Stopped | State::Ended => {
-                tracing::warn!(?stops, state = ?self.state, "a stop that nobody waits for");
+                tracing::warn!(?stops, state = ?self.state, "a stop that was not asked for");
             }
             State::Leaving { next_client } => {
                 self.release();
@@ -188,8 +187,8 @@ impl<H: Host> Session<H> {
         self.process_held();
     }
 
-    /// The connection is gone, at whichever byte. The guest is let go: at once if it is stopped,
-    /// and as soon as it is otherwise.
+    /// The connection is gone, at whichever byte. The guest is released: at once if it is stopped,
+    /// and once it is otherwise.
     pub fn disconnected(&mut self) {
         match self.state {
             State::Detached => {}
@@ -219,19 +218,41 @@ impl<H: Host> Session<H> {
         self.process_held();
     }
 
-    /// What is to be done next.
+    /// Returns what to do next.
     #[must_use]
     pub fn next_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
 
-    /// Whether the connection is to be closed once [`output`](Self::output) is sent: the client
-    /// has detached or killed the guest, or the guest has ended.
+    /// Prints text on the client's console, for what the VMM wants its user to know.
+    ///
+    /// While the guest runs for a client, the text is sent at once. Otherwise it waits until the
+    /// protocol allows it: the next resume, stop or `monitor` command. At most 4 KiB wait. What
+    /// exceeds that is dropped and counted, and a waiting line that repeats the one before is
+    /// dropped. Without a client the text is dropped.
+    pub fn console_message(&mut self, text: &str) {
+        let text = text.trim_end_matches('\n');
+        match self.state {
+            State::Running { .. } if self.sender.backlog() < self.output_limit() => {
+                self.flush_notices();
+                self.console(&format!("{text}\n"));
+            }
+            State::Running { .. } | State::Stopped | State::Attaching => {
+                self.guest.notices.push(text);
+            }
+            State::Detached | State::Leaving { .. } | State::Ended => {
+                tracing::debug!(text, "no client to print this");
+            }
+        }
+    }
+
+    /// Returns `true` if the connection is to be closed once [`output`](Self::output) is sent: the
+    /// client has detached or killed the guest, or the guest has ended.
     pub fn is_closing(&self) -> bool {
         self.closing
     }
 
-    /// Whether a client is attached, or its leaving not finished.
+    /// Returns `true` if a client is attached, or its release is not finished.
     pub fn is_attached(&self) -> bool {
         self.state != State::Detached
     }
@@ -274,9 +295,10 @@ impl<H: Host> Session<H> {
         self.state = State::Stopped;
         let stop = self.choose(stops).unwrap_or_else(quiet_stop);
         let reason = match stop.reason {
-            StopReason::TripleFault(_) | StopReason::InternalError(_) | StopReason::Exited(_) => {
-                stop.reason
-            }
+            StopReason::Reset
+            | StopReason::TripleFault(_)
+            | StopReason::InternalError(_)
+            | StopReason::Exited(_) => stop.reason,
             _ => quiet_stop().reason,
         };
         self.last_stop = Stop {
@@ -286,10 +308,9 @@ impl<H: Host> Session<H> {
         self.note_reason(&self.last_stop.clone());
         // `?` comes later, but the client may ask something else first.
         self.guest.current = stop.vcpu;
-        self.select_for_access();
     }
 
-    /// The client has gone: lets the guest run without a trace of it.
+    /// The client has gone: releases the guest without a trace of it.
     fn release(&mut self) {
         self.guest.reset();
         self.queued.clear();
@@ -297,7 +318,7 @@ impl<H: Host> Session<H> {
         self.state = State::Detached;
     }
 
-    /// Serves what can be served now; answers what has to wait.
+    /// Serves what can be served now. Returns what has to wait.
     fn process<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let mut rest = bytes;
         while !rest.is_empty() && self.may_serve() {
@@ -360,12 +381,10 @@ impl<H: Host> Session<H> {
                 let body = self.receiver.take_body();
                 if self.state == State::Stopped {
                     self.sender.acknowledge();
-                    let request = parse(&body);
-                    self.early_interrupt &= leads_to_resume(&request, &body);
-                    self.answer(request, &body);
+                    self.early_interrupt &= leads_to_resume(&body);
+                    self.answer(classify(&body, Stub::<H>::LONGEST), &body);
                 } else {
-                    // All-stop: until the stop reply nothing but an interrupt is legal, and the
-                    // registers and memory of a guest that runs are nothing to answer with.
+                    // All-stop: until the stop reply nothing but an interrupt is legal.
                     tracing::warn!("a packet while the guest runs: dropped");
                 }
                 self.receiver.reuse(body);
@@ -387,7 +406,7 @@ impl<H: Host> Session<H> {
         self.reply(format!("E{errno:02x}").as_bytes());
     }
 
-    /// Sends text to the client's console. Legal while the guest runs and in reply to `qRcmd`.
+    /// Sends text to the client's console. Legal while the guest runs.
     fn console(&mut self, text: &str) {
         // Each byte takes two digits, and the packet has to fit.
         let longest = (self.packet_limit / 2).saturating_sub(1).max(1);
@@ -399,7 +418,7 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Sends what could not be said when it happened.
+    /// Sends the notices that wait.
     fn flush_notices(&mut self) {
         let text = self.guest.notices.take();
         if !text.is_empty() {
@@ -407,52 +426,20 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Whether a thread id names a vCPU, and which; 0 and -1 name the selected one.
+    /// Returns the vCPU that a thread id names; 0 and -1 name the selected one.
     fn vcpu_of(&self, thread: ThreadId) -> Option<VcpuId> {
         match thread {
             ThreadId::All | ThreadId::Any => Some(self.guest.current),
-            ThreadId::One(id) => self.guest.vcpu(usize::try_from(id).ok()?),
+            ThreadId::One(id) => self
+                .guest
+                .threads()
+                .find(|vcpu| crate::guest::tid(*vcpu).get() == id),
         }
-    }
-
-    /// Hands gdbstub a packet in our spelling and sends its reply.
-    fn relay(&mut self, body: &[u8]) {
-        if let Some(reply) = self.exchange(body) {
-            self.reply(&reply);
-        }
-    }
-
-    /// Hands gdbstub a packet in our spelling. `None` if it failed; then the client has been
-    /// told, and gdbstub is as new.
-    fn exchange(&mut self, body: &[u8]) -> Option<Vec<u8>> {
-        match self.stub.exchange(&mut self.guest, body) {
-            Ok(reply) => Some(reply),
-            Err(error) => {
-                tracing::error!(%error, packet = %body.escape_ascii(), "request failed");
-                self.select_for_access();
-                self.reply_error(errno::EINVAL);
-                None
-            }
-        }
-    }
-
-    /// Tells gdbstub which thread is selected.
-    fn select_for_access(&mut self) {
-        let packet = format!("Hg{:x}", crate::guest::tid(self.guest.current));
-        if let Err(error) = self.stub.exchange(&mut self.guest, packet.as_bytes()) {
-            tracing::error!(%error, "a thread cannot be selected");
-        }
-    }
-
-    /// A request that cannot be served as it is.
-    fn refuse(&mut self, request: &Request, body: &[u8]) {
-        tracing::warn!(?request, packet = %body.escape_ascii(), "a request that makes no sense");
-        self.reply_error(errno::EINVAL);
     }
 }
 
-/// The guest was stopped for the client, which did not ask for an interrupt: a trap, where GDB
-/// would announce a SIGINT.
+/// The guest was stopped for the client, which did not ask for an interrupt: a trap. GDB would
+/// announce a SIGINT.
 fn quiet_stop() -> Stop {
     Stop {
         vcpu: VcpuId(0),
@@ -460,19 +447,17 @@ fn quiet_stop() -> Stop {
     }
 }
 
-/// Whether the client may be resuming the guest with this, and its user be waiting for a stop already.
+/// Returns `true` if this packet may be one of those with which the client resumes the guest. Its
+/// user may be waiting for a stop already.
 ///
-/// gdb hands Ctrl-C on from when it has given the guest its terminal: before `vCont?` and the resume itself,
-/// and between the resumes of one command before it inserts breakpoints, too. An interrupt request that
-/// came then and was dropped would be the user's, lost. One that crossed with a stop would be a phantom
-/// after the next resume; but a client that shows a stop to its user reads something first.
-fn leads_to_resume(request: &Request, body: &[u8]) -> bool {
-    match request {
-        Request::Resume(_)
-        | Request::ResumeLegacy { .. }
-        | Request::SelectForRun(_)
-        | Request::Point { .. } => true,
-        Request::Plain => body == b"vCont?",
-        _ => false,
-    }
+/// gdb hands Ctrl-C on from when it has given the guest its terminal. That is before `vCont?` and
+/// the resume itself, and between the resumes of one command before it inserts breakpoints, too.
+/// If an interrupt request that came then were dropped, the user's Ctrl-C would be lost. One that
+/// crossed with a stop would be a phantom after the next resume; but a client that shows a stop to
+/// its user reads something first.
+fn leads_to_resume(body: &[u8]) -> bool {
+    matches!(
+        body,
+        [b'c' | b'C' | b's' | b'S' | b'Z' | b'z', ..] | [b'H', b'c', ..]
+    ) || body.starts_with(b"vCont")
 }

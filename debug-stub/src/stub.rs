@@ -1,4 +1,5 @@
-//! gdbstub's state machine, fed with nothing that ends it.
+//! gdbstub's state machine. It survives every packet: one that ends it is answered with an
+//! error, and the next packet finds a new machine.
 
 use std::convert::Infallible;
 
@@ -7,12 +8,12 @@ use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{GdbStub, MultiThreadStopReason};
 use thiserror::Error;
 
-use crate::arch::Expedited;
+use crate::arch::Arch;
 use crate::filter::push_hex;
-use crate::guest::Guest;
+use crate::guest::{Guest, RegisterNumber};
 use crate::host::Host;
 
-/// gdbstub gave up. It is as new now, and the session goes on.
+/// gdbstub's state machine ended.
 #[derive(Debug, Error)]
 pub(crate) enum StubError {
     #[error("gdbstub refused a packet: {0}")]
@@ -23,11 +24,14 @@ pub(crate) enum StubError {
     State,
 }
 
-/// Receives gdbstub's replies. Framing and acknowledgement are the filter's, so all that is kept
-/// is what is between `$` and `#`.
+/// Receives gdbstub's replies. Framing and acknowledgement are the filter's: this keeps what is
+/// between `$` and `#`.
 #[derive(Debug, Default)]
-pub(crate) struct Wire {
-    body: Vec<u8>,
+struct Wire {
+    /// The bodies of all replies, one after the other.
+    text: Vec<u8>,
+    /// Where each body ends.
+    ends: Vec<usize>,
     inside: bool,
 }
 
@@ -36,13 +40,12 @@ impl Connection for Wire {
 
     fn write(&mut self, byte: u8) -> Result<(), Infallible> {
         match (self.inside, byte) {
-            (false, b'$') => {
-                // One reply to a packet: nothing that gdbstub serves here sends console output.
-                self.body.clear();
-                self.inside = true;
+            (false, b'$') => self.inside = true,
+            (true, b'#') => {
+                self.inside = false;
+                self.ends.push(self.text.len());
             }
-            (true, b'#') => self.inside = false,
-            (true, _) => self.body.push(byte),
+            (true, _) => self.text.push(byte),
             // Acknowledgements and checksums.
             (false, _) => {}
         }
@@ -59,21 +62,25 @@ type Machine<H> = GdbStubStateMachine<'static, Guest<H>, Wire>;
 /// The state machine, in whichever state it is.
 pub(crate) struct Stub<H: Host> {
     machine: Option<Machine<H>>,
-    /// Of gdbstub's own packet buffer, which also is where it puts register and XML replies.
-    buffer: usize,
     frame: Vec<u8>,
 }
 
 impl<H: Host> Stub<H> {
-    /// For a guest with so many vCPUs.
+    /// Size of gdbstub's own packet buffer. It also puts register and XML replies there.
     ///
-    /// The longest packet that is fed names each vCPU with a range to step (`spell`): 40 bytes
-    /// each. A larger buffer would cost time: gdbstub looks through all of it at each packet, for
-    /// a second `#`.
-    pub(crate) fn new(vcpus: u16) -> Self {
+    /// A `G` packet has to fit. A larger buffer would cost time: gdbstub searches all of it for a
+    /// second `#` at each packet.
+    const BUFFER: usize = {
+        let registers = 2 * <H::Arch as Arch>::REGISTER_BYTES + 64;
+        if registers > 2048 { registers } else { 2048 }
+    };
+
+    /// The longest packet that gdbstub takes, in bytes of body.
+    pub(crate) const LONGEST: usize = Self::BUFFER - "$#00".len();
+
+    pub(crate) fn new() -> Self {
         Self {
             machine: None,
-            buffer: 2048 + 40 * usize::from(vcpus),
             frame: Vec::new(),
         }
     }
@@ -83,12 +90,17 @@ impl<H: Host> Stub<H> {
         self.machine = None;
     }
 
-    /// Feeds a packet of our own spelling; answers the reply, which is empty if there is none.
+    /// Feeds a packet as the client sent it, and hands gdbstub's replies to `reply`. There is none
+    /// to a packet that resumes the guest.
+    ///
+    /// # Errors
+    /// If gdbstub's state machine ended. There is no reply then.
     pub(crate) fn exchange(
         &mut self,
         guest: &mut Guest<H>,
         body: &[u8],
-    ) -> Result<Vec<u8>, StubError> {
+        reply: impl FnMut(&[u8]),
+    ) -> Result<(), StubError> {
         let mut frame = std::mem::take(&mut self.frame);
         frame.clear();
         frame.push(b'$');
@@ -98,12 +110,13 @@ impl<H: Host> Stub<H> {
             &mut frame,
             body.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte)),
         );
-        let result = self.feed(guest, &frame);
+        let fed = self.feed(guest, &frame);
         self.frame = frame;
-        result
+        self.machine = Some(take_replies(fed?, reply));
+        Ok(())
     }
 
-    fn feed(&mut self, guest: &mut Guest<H>, frame: &[u8]) -> Result<Vec<u8>, StubError> {
+    fn feed(&mut self, guest: &mut Guest<H>, frame: &[u8]) -> Result<Machine<H>, StubError> {
         let mut machine = self.take(guest)?;
         for &byte in frame {
             // An error consumes the machine: the next use builds a new one.
@@ -116,44 +129,43 @@ impl<H: Host> Stub<H> {
             }
             .map_err(|error| StubError::Refused(error.to_string()))?;
         }
-        let reply = take_reply(&mut machine);
-        self.machine = Some(machine);
-        Ok(reply)
+        Ok(machine)
     }
 
-    /// Makes the reply for a stop. The machine goes from running to idle, whatever it was in.
-    pub(crate) fn report(
+    /// Makes the reply for a stop. The machine goes from running to idle, from whichever state it
+    /// is in.
+    pub(crate) fn report<'a>(
         &mut self,
         guest: &mut Guest<H>,
         reason: MultiThreadStopReason<u64>,
-        registers: &[Expedited],
-    ) -> Result<Vec<u8>, StubError> {
-        if matches!(self.machine, Some(GdbStubStateMachine::Disconnected(_))) {
-            // The guest's end was told before.
-            self.machine = None;
-        }
+        mut registers: impl Iterator<Item = (RegisterNumber, &'a [u8])>,
+        reply: impl FnMut(&[u8]),
+    ) -> Result<(), StubError> {
         if !matches!(self.machine, Some(GdbStubStateMachine::Running(_))) {
-            // A client that has just come, or a machine rebuilt after an error: as if it had
-            // continued before.
-            self.exchange(guest, b"vCont;c")?;
+            // gdbstub reports a stop only after a resume. There was none for a client that asks
+            // with `?`, nor when the session parsed the resume packet itself. The orders that
+            // this fills in go nowhere.
+            self.exchange(guest, b"vCont;c", |_| {})?;
+            guest.orders.clear();
         }
         let Some(GdbStubStateMachine::Running(running)) = self.machine.take() else {
             return Err(StubError::State);
         };
-        let mut registers = registers.iter().map(|(id, value)| (*id, value.as_slice()));
-        let mut machine = running
+        let machine = running
             .report_stop_with_regs(guest, reason, &mut registers)
             .map_err(|error| StubError::Refused(error.to_string()))?;
-        let reply = take_reply(&mut machine);
-        self.machine = Some(machine);
-        Ok(reply)
+        self.machine = Some(take_replies(machine, reply));
+        Ok(())
     }
 
     fn take(&mut self, guest: &mut Guest<H>) -> Result<Machine<H>, StubError> {
         match self.machine.take() {
-            Some(machine) => Ok(machine),
-            None => GdbStub::builder(Wire::default())
-                .packet_buffer_size(self.buffer)
+            // A disconnected one has reported the guest's end. The client may still ask.
+            Some(machine) if !matches!(machine, GdbStubStateMachine::Disconnected(_)) => {
+                Ok(machine)
+            }
+            _ => GdbStub::builder(Wire::default())
+                .packet_buffer_size(Self::BUFFER)
                 .build()
                 .map_err(|error| StubError::Build(error.to_string()))?
                 .run_state_machine(guest)
@@ -162,12 +174,18 @@ impl<H: Host> Stub<H> {
     }
 }
 
-fn take_reply<H: Host>(machine: &mut Machine<H>) -> Vec<u8> {
-    let wire = match machine {
+fn take_replies<H: Host>(mut machine: Machine<H>, mut reply: impl FnMut(&[u8])) -> Machine<H> {
+    let wire = match &mut machine {
         GdbStubStateMachine::Idle(state) => state.borrow_conn(),
         GdbStubStateMachine::Running(state) => state.borrow_conn(),
         GdbStubStateMachine::CtrlCInterrupt(state) => state.borrow_conn(),
         GdbStubStateMachine::Disconnected(state) => state.borrow_conn(),
     };
-    std::mem::take(&mut wire.body)
+    let mut start = 0;
+    for end in wire.ends.drain(..) {
+        reply(wire.text.get(start..end).unwrap_or_default());
+        start = end;
+    }
+    wire.text.clear();
+    machine
 }

@@ -69,7 +69,7 @@ impl Server {
         }
     }
 
-    /// Runs GDB with these commands, and answers all that it printed.
+    /// Runs GDB with these commands. Returns all that it printed.
     fn gdb(&self, commands: &[&str]) -> String {
         let attach = format!("target remote {}", self.path.display());
         let mut gdb = Command::new("gdb");
@@ -206,7 +206,8 @@ fn gdb_breaks_finishes_watches_and_comes_again() {
     ] {
         assert!(text.contains(part), "{part}\n---\n{text}");
     }
-    // GDB left without a word: the machine runs on, clean, and can be attached to again.
+    // GDB closed the connection without a detach. The machine runs without breakpoints, and the
+    // next client can attach.
     eventually("released", || server.releases() == 1);
     let again = server.gdb(&["info breakpoints", "p/x $rip", "detach"]);
     assert!(again.contains("$1 = 0x8007"), "{again}");
@@ -227,7 +228,7 @@ fn gdbs_breakpoints_work_in_debug_registers_where_int3_does_not() {
 }
 
 #[test]
-fn gdb_is_told_of_a_crash_and_of_an_exit() {
+fn gdb_reports_a_crash_and_an_exit() {
     let crash = Server::new(Machine::new(1, &[code::NOP, code::UD2]));
     let text = crash.gdb(&["continue", "p/x $rip"]);
     assert!(text.contains("triple fault"), "{text}");
@@ -267,6 +268,39 @@ fn maintenance_packets_switch_the_mask() {
     assert!(text.contains("received: \"ENABLE=1,NOIRQ=2\""), "{text}");
     assert!(text.contains("received: \"OK\""), "{text}");
     assert!(text.contains("steps do not mask"), "{text}");
+}
+
+#[test]
+fn gdb_attaches_before_there_is_a_vcpu_and_sees_it_come() {
+    let server = Server::new(Machine::new(0, &[code::NOP, code::NOP, code::SPIN]));
+    let shared = Arc::clone(&server.shared);
+    let builder = thread::spawn(move || {
+        eventually("gdb waits", || shared.resumes.load(Ordering::SeqCst) == 1);
+        let machine = Machine::new(1, &[]);
+        shared.machine.lock().unwrap().vcpus = machine.vcpus;
+    });
+    let text = server.gdb(&[
+        "info threads",
+        "break *0x8001",
+        "continue",
+        "info threads",
+        "p/x $rip",
+        "stepi",
+        "p/x $rip",
+        "detach",
+    ]);
+    builder.join().unwrap();
+    for part in [
+        "(no vCPU yet)",
+        "Breakpoint 1, 0x0000000000008001",
+        "(CPU#0)",
+        "$1 = 0x8001",
+        "$2 = 0x8002",
+        "detached",
+    ] {
+        assert!(text.contains(part), "{part}\n---\n{text}");
+    }
+    assert!(!text.contains("warning: Remote"), "{text}");
 }
 
 #[test]
@@ -310,7 +344,7 @@ fn what_a_client_sends_while_the_guest_is_being_stopped_is_not_lost_however_much
     let mut writes = stream.try_clone().unwrap();
     let writer = thread::spawn(move || {
         let long = frame(&vec![b'a'; 3 * SessionConfig::DEFAULT_MAX_PACKET]);
-        // So that what is read next does not fill it exactly.
+        // The next read then does not fill the buffer exactly.
         writes.write_all(&long[..1]).unwrap();
         thread::sleep(Duration::from_millis(50));
         writes.write_all(&long[1..]).unwrap();
@@ -347,7 +381,7 @@ fn a_client_that_comes_right_after_another_has_gone_is_served() {
     let server = Server::new(nops());
     for round in 0..200 {
         let mut gone = server.connect();
-        // It is heard of together with the next one, and with input before its end.
+        // The server sees its input, its end and the next client at once.
         gone.write_all(&frame(b"qAttached")).unwrap();
         // Before the drop: a process that another test starts may have a copy of the descriptor.
         gone.shutdown(Shutdown::Both).unwrap();

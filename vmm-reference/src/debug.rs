@@ -6,7 +6,7 @@ use std::rc::Rc;
 use debug_stub::kvm::{KvmError, VmMemory};
 use debug_stub::server::RunControl;
 use debug_stub::x86_64::stepper::StepperError;
-use debug_stub::x86_64::{RegisterFile, RegisterGroups};
+use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
 use debug_stub::{
     GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, StopReason, VcpuId,
 };
@@ -95,13 +95,14 @@ impl GuestMemory for MachineHost {
 }
 
 impl Host for MachineHost {
+    type Arch = X86_64;
     type Error = HostError;
 
     fn vcpu_count(&self) -> u16 {
         u16::try_from(self.group.count()).unwrap_or(u16::MAX)
     }
 
-    fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
+    fn vcpu_name(&self, vcpu: VcpuId) -> String {
         let kvms = || self.group.vcpu(vcpu).and_then(|mut vcpu| vcpu.waiting());
         let waiting = self.irqchip.waiting(vcpu).or_else(kvms);
         match waiting {

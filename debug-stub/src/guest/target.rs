@@ -1,7 +1,11 @@
-//! gdbstub's `Target` traits. Each of them asks for little: the session has checked the packet,
-//! and makes a plan of what is ordered here.
-
-use std::convert::Infallible;
+//! gdbstub's `Target` traits: what each request does to the guest.
+//!
+//! Both parsers end here: gdbstub's for the packets that it survives, and the session's own
+//! (`request`) for the others.
+//!
+//! gdbstub hands over the thread that `Hg` selected. These methods ignore it: the session parses
+//! `Hg`, since gdbstub takes any number there and does not report it, and keeps the selection in
+//! [`Guest::current`].
 
 use gdbstub::common::{Signal, Tid};
 use gdbstub::target::ext::base::BaseOps;
@@ -17,32 +21,36 @@ use gdbstub::target::ext::breakpoints::{
     Breakpoints as BreakpointsExt, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint,
     HwWatchpointOps, SwBreakpoint, SwBreakpointOps, WatchKind,
 };
+use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
 use gdbstub::target::ext::target_description_xml_override::{
     TargetDescriptionXmlOverride, TargetDescriptionXmlOverrideOps,
 };
+use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
 use vcpu_caps::VcpuId;
 
-use super::{Guest, Orders, errno, refused, tid};
-use crate::arch::{GdbRegister, GdbRegisters, X86_64};
-use crate::breakpoints::Point;
+use super::wire::{AnyArch, RegisterBytes, RegisterNumber};
+use super::{Guest, OrderError, errno, refused, tid};
+use crate::arch::Arch;
+use crate::breakpoints::{Point, PointKind};
 use crate::host::Host;
-use crate::request::{PointKind, Run};
-use crate::x86_64::RegisterGroups;
+use crate::monitor;
+use crate::order::{StepOrder, VcpuOrder, WatchAccess};
 
 impl<H: Host> Target for Guest<H> {
-    type Arch = X86_64;
-    type Error = Infallible;
+    type Arch = AnyArch;
+    type Error = OrderError;
 
-    fn base_ops(&mut self) -> BaseOps<'_, X86_64, Infallible> {
+    fn base_ops(&mut self) -> BaseOps<'_, AnyArch, OrderError> {
         BaseOps::MultiThread(self)
     }
 
-    // The filter owns both: see `session`.
+    /// The filter owns acknowledgement.
     fn use_no_ack_mode(&self) -> bool {
         false
     }
 
+    /// The session parses `X`: gdbstub does not compare its length with its data.
     fn use_x_upcase_packet(&self) -> bool {
         false
     }
@@ -52,7 +60,7 @@ impl<H: Host> Target for Guest<H> {
         false
     }
 
-    // A guest forks nothing that a debugger of the machine could see.
+    // A debugger of the machine sees no fork of the guest's.
     fn use_fork_stop_reason(&self) -> bool {
         false
     }
@@ -69,6 +77,10 @@ impl<H: Host> Target for Guest<H> {
         Some(self)
     }
 
+    fn support_monitor_cmd(&mut self) -> Option<MonitorCmdOps<'_, Self>> {
+        Some(self)
+    }
+
     fn support_target_description_xml_override(
         &mut self,
     ) -> Option<TargetDescriptionXmlOverrideOps<'_, Self>> {
@@ -77,22 +89,25 @@ impl<H: Host> Target for Guest<H> {
 }
 
 impl<H: Host> MultiThreadBase for Guest<H> {
-    fn read_registers(&mut self, regs: &mut GdbRegisters, tid: Tid) -> TargetResult<(), Self> {
-        let vcpu = self.vcpu(tid.get()).ok_or(TargetError::NonFatal)?;
-        let all = RegisterGroups::all();
-        match self.registers.read(&mut self.host, vcpu, all) {
-            Ok(registers) => {
-                regs.0.clone_from(registers);
-                Ok(())
-            }
-            Err(error) => Err(TargetError::Errno(refused(vcpu, &error))),
-        }
+    fn read_registers(&mut self, regs: &mut RegisterBytes, _: Tid) -> TargetResult<(), Self> {
+        let registers = self
+            .selected_registers(H::Arch::ALL_GROUPS)
+            .map_err(TargetError::Errno)?;
+        regs.0.clear();
+        regs.0.reserve(H::Arch::REGISTER_BYTES);
+        H::Arch::read_all(registers, &mut regs.0);
+        Ok(())
     }
 
-    /// Never called: the session answers `G`, which gdbstub reads without regard to what the
-    /// registers were.
-    fn write_registers(&mut self, _: &GdbRegisters, _: Tid) -> TargetResult<(), Self> {
-        Err(TargetError::Errno(errno::EINVAL))
+    /// Writes only the groups that change: the others may hold what no register shows.
+    fn write_registers(&mut self, regs: &RegisterBytes, _: Tid) -> TargetResult<(), Self> {
+        let vcpu = self.selected().map_err(TargetError::Errno)?;
+        self.change_registers(vcpu, H::Arch::ALL_GROUPS, |registers, host| {
+            let before = registers.clone();
+            H::Arch::write_all(registers, host, &regs.0)?;
+            Ok(H::Arch::changed_groups(&before, registers))
+        })
+        .map_err(TargetError::Errno)
     }
 
     fn support_single_register_access(&mut self) -> Option<SingleRegisterAccessOps<'_, Tid, Self>> {
@@ -116,12 +131,16 @@ impl<H: Host> MultiThreadBase for Guest<H> {
         }
     }
 
-    fn list_active_threads(&mut self, each: &mut dyn FnMut(Tid)) -> Result<(), Infallible> {
-        (0..self.host.vcpu_count()).for_each(|index| each(tid(VcpuId(index))));
+    fn list_active_threads(&mut self, each: &mut dyn FnMut(Tid)) -> Result<(), OrderError> {
+        self.threads().for_each(|vcpu| each(tid(vcpu)));
         Ok(())
     }
 
     fn support_resume(&mut self) -> Option<MultiThreadResumeOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_thread_extra_info(&mut self) -> Option<ThreadExtraInfoOps<'_, Self>> {
         Some(self)
     }
 }
@@ -129,64 +148,121 @@ impl<H: Host> MultiThreadBase for Guest<H> {
 impl<H: Host> SingleRegisterAccess<Tid> for Guest<H> {
     fn read_register(
         &mut self,
-        tid: Tid,
-        GdbRegister(id): GdbRegister,
+        _: Tid,
+        RegisterNumber(number): RegisterNumber,
         buffer: &mut [u8],
     ) -> TargetResult<usize, Self> {
-        let vcpu = self.vcpu(tid.get()).ok_or(TargetError::NonFatal)?;
+        let register = H::Arch::register(number).ok_or(TargetError::Errno(errno::EFAULT))?;
         let registers = self
-            .registers
-            .read(&mut self.host, vcpu, id.groups())
-            .map_err(|error| TargetError::Errno(refused(vcpu, &error)))?;
-        let mut value = [0; 16];
-        let length = id.read(registers, &mut value);
+            .selected_registers(H::Arch::groups(register))
+            .map_err(TargetError::Errno)?;
+        let mut value = Vec::new();
+        H::Arch::read_register(register, registers, &mut value);
         buffer
-            .iter_mut()
-            .zip(value.iter().take(length))
-            .for_each(|(to, from)| *to = *from);
-        Ok(length)
+            .get_mut(..value.len())
+            .ok_or(TargetError::Errno(errno::EFAULT))?
+            .copy_from_slice(&value);
+        Ok(value.len())
     }
 
     fn write_register(
         &mut self,
-        tid: Tid,
-        GdbRegister(id): GdbRegister,
+        _: Tid,
+        RegisterNumber(number): RegisterNumber,
         value: &[u8],
     ) -> TargetResult<(), Self> {
-        let vcpu = self.vcpu(tid.get()).ok_or(TargetError::NonFatal)?;
-        let mut registers = self
-            .registers
-            .read(&mut self.host, vcpu, id.groups_for_write())
-            .map_err(|error| TargetError::Errno(refused(vcpu, &error)))?
-            .clone();
-        if let Err(error) = id.write(&mut registers, &self.host, value) {
-            tracing::warn!(%vcpu, %error, "register not written");
-            self.notices.push(&error.to_string());
-            return Err(TargetError::Errno(errno::EINVAL));
+        let register = H::Arch::register(number).ok_or(TargetError::Errno(errno::EFAULT))?;
+        let vcpu = self.selected().map_err(TargetError::Errno)?;
+        let filled = H::Arch::groups_for_write(register);
+        self.change_registers(vcpu, filled, |registers, host| {
+            H::Arch::write_register(register, registers, host, value)?;
+            Ok(H::Arch::groups(register))
+        })
+        .map_err(TargetError::Errno)
+    }
+}
+
+impl<H: Host> ThreadExtraInfo for Guest<H> {
+    fn thread_extra_info(&self, id: Tid, buffer: &mut [u8]) -> Result<usize, OrderError> {
+        let vcpu = self.threads().find(|vcpu| tid(*vcpu) == id);
+        let vcpu = vcpu.ok_or(OrderError::NoThread(id.get()))?;
+        let name = self.thread_name(vcpu);
+        let length = name.len().min(buffer.len());
+        buffer
+            .iter_mut()
+            .zip(name.bytes())
+            .for_each(|(to, from)| *to = from);
+        Ok(length)
+    }
+}
+
+impl<H: Host> Guest<H> {
+    /// Returns the vCPU that an order names. If there is none, a notice names it.
+    fn ordered(&mut self, tid: Tid) -> Result<VcpuId, OrderError> {
+        self.vcpu(tid.get())
+            .ok_or_else(|| self.refuse(OrderError::NoThread(tid.get())))
+    }
+
+    /// The client gets an error number; the notice says why.
+    fn refuse(&mut self, error: OrderError) -> OrderError {
+        self.notices.push(&format!("cannot resume: {error}"));
+        error
+    }
+
+    fn order_step(&mut self, tid: Tid, range: Option<(u64, u64)>) -> Result<(), OrderError> {
+        let vcpu = self.ordered(tid)?;
+        let bits = self.step_bits;
+        if !bits.steps() {
+            self.orders.give(vcpu, VcpuOrder::Continue);
+            return Ok(());
         }
-        self.registers
-            .write(&mut self.host, vcpu, id.groups(), &registers)
-            .map_err(|error| TargetError::Errno(refused(vcpu, &error)))
+        let range = match range {
+            None => None,
+            Some((start, end)) => {
+                let read = self
+                    .registers
+                    .read(&mut self.host, vcpu, H::Arch::STOP_GROUPS);
+                let range = match read {
+                    Ok(registers) => {
+                        H::Arch::code_address(registers, start)
+                            ..H::Arch::code_address(registers, end)
+                    }
+                    Err(error) => {
+                        refused(vcpu, &error);
+                        return Err(self.refuse(OrderError::Registers(vcpu)));
+                    }
+                };
+                // "An empty range means a single step" ("vCont", action r); so does one that
+                // wraps around.
+                (start < end && !range.is_empty()).then_some(range)
+            }
+        };
+        let mask = bits.masks();
+        self.orders
+            .give(vcpu, VcpuOrder::Step(StepOrder { range, mask }));
+        Ok(())
     }
 }
 
 impl<H: Host> MultiThreadResume for Guest<H> {
     /// Nothing runs yet: the session makes a plan of the orders.
-    fn resume(&mut self) -> Result<(), Infallible> {
+    fn resume(&mut self) -> Result<(), OrderError> {
         Ok(())
     }
 
-    fn clear_resume_actions(&mut self) -> Result<(), Infallible> {
-        self.orders = Orders::default();
+    fn clear_resume_actions(&mut self) -> Result<(), OrderError> {
+        self.orders.begin(self.host.vcpu_count());
         Ok(())
     }
 
+    /// A virtual machine takes no signal: it is ignored.
     fn set_resume_action_continue(
         &mut self,
         tid: Tid,
         _: Option<Signal>,
-    ) -> Result<(), Infallible> {
-        self.order(tid, Run::Continue);
+    ) -> Result<(), OrderError> {
+        let vcpu = self.ordered(tid)?;
+        self.orders.give(vcpu, VcpuOrder::Continue);
         Ok(())
     }
 
@@ -203,18 +279,9 @@ impl<H: Host> MultiThreadResume for Guest<H> {
     }
 }
 
-impl<H: Host> Guest<H> {
-    fn order(&mut self, tid: Tid, run: Run) {
-        if let Some(vcpu) = self.vcpu(tid.get()) {
-            self.orders.named.insert(vcpu, run);
-        }
-    }
-}
-
 impl<H: Host> MultiThreadSingleStep for Guest<H> {
-    fn set_resume_action_step(&mut self, tid: Tid, _: Option<Signal>) -> Result<(), Infallible> {
-        self.order(tid, Run::Step);
-        Ok(())
+    fn set_resume_action_step(&mut self, tid: Tid, _: Option<Signal>) -> Result<(), OrderError> {
+        self.order_step(tid, None)
     }
 }
 
@@ -224,57 +291,64 @@ impl<H: Host> MultiThreadRangeStepping for Guest<H> {
         tid: Tid,
         start: u64,
         end: u64,
-    ) -> Result<(), Infallible> {
-        self.order(tid, Run::Range(start..end));
-        Ok(())
+    ) -> Result<(), OrderError> {
+        self.order_step(tid, Some((start, end)))
     }
 }
 
 impl<H: Host> MultiThreadSchedulerLocking for Guest<H> {
-    fn set_resume_action_scheduler_lock(&mut self) -> Result<(), Infallible> {
-        self.orders.others_stay = true;
+    fn set_resume_action_scheduler_lock(&mut self) -> Result<(), OrderError> {
+        self.orders.others_stay();
         Ok(())
     }
 }
 
+// What the plan does not provide is not supported here. gdbstub then sends an empty reply.
 impl<H: Host> BreakpointsExt for Guest<H> {
     fn support_sw_breakpoint(&mut self) -> Option<SwBreakpointOps<'_, Self>> {
-        Some(self)
+        let config = &self.config;
+        if config.software_breakpoints() || config.hardware_breakpoints() {
+            Some(self)
+        } else {
+            None
+        }
     }
 
-    // Stop replies name it even where the client can set none: it is where a software
-    // breakpoint may be.
     fn support_hw_breakpoint(&mut self) -> Option<HwBreakpointOps<'_, Self>> {
-        Some(self)
+        if self.config.hardware_breakpoints() {
+            Some(self)
+        } else {
+            None
+        }
     }
 
     fn support_hw_watchpoint(&mut self) -> Option<HwWatchpointOps<'_, Self>> {
-        Some(self)
+        if self.config.watchpoints() {
+            Some(self)
+        } else {
+            None
+        }
     }
 }
 
 impl<H: Host> SwBreakpoint for Guest<H> {
-    fn add_sw_breakpoint(&mut self, address: u64, kind: usize) -> TargetResult<bool, Self> {
-        self.set_point(true, point(PointKind::Software, address, kind))
+    fn add_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        self.set_point(true, Point::breakpoint(PointKind::Software, address))
     }
 
-    fn remove_sw_breakpoint(&mut self, address: u64, kind: usize) -> TargetResult<bool, Self> {
-        self.set_point(false, point(PointKind::Software, address, kind))
+    fn remove_sw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        self.set_point(false, Point::breakpoint(PointKind::Software, address))
     }
 }
 
 impl<H: Host> HwBreakpoint for Guest<H> {
-    fn add_hw_breakpoint(&mut self, address: u64, kind: usize) -> TargetResult<bool, Self> {
-        self.set_point(true, point(PointKind::Hardware, address, kind))
+    fn add_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        self.set_point(true, Point::breakpoint(PointKind::Hardware, address))
     }
 
-    fn remove_hw_breakpoint(&mut self, address: u64, kind: usize) -> TargetResult<bool, Self> {
-        self.set_point(false, point(PointKind::Hardware, address, kind))
+    fn remove_hw_breakpoint(&mut self, address: u64, _: usize) -> TargetResult<bool, Self> {
+        self.set_point(false, Point::breakpoint(PointKind::Hardware, address))
     }
-}
-
-fn point(kind: PointKind, address: u64, length: usize) -> Point {
-    Point::new(kind, address, u64::try_from(length).unwrap_or(u64::MAX))
 }
 
 impl<H: Host> HwWatchpoint for Guest<H> {
@@ -284,7 +358,7 @@ impl<H: Host> HwWatchpoint for Guest<H> {
         length: u64,
         kind: WatchKind,
     ) -> TargetResult<bool, Self> {
-        self.set_point(true, Point::new(watched(kind), address, length))
+        self.set_point(true, Point::watch(access(kind), address, length))
     }
 
     fn remove_hw_watchpoint(
@@ -293,15 +367,33 @@ impl<H: Host> HwWatchpoint for Guest<H> {
         length: u64,
         kind: WatchKind,
     ) -> TargetResult<bool, Self> {
-        self.set_point(false, Point::new(watched(kind), address, length))
+        self.set_point(false, Point::watch(access(kind), address, length))
     }
 }
 
-fn watched(kind: WatchKind) -> PointKind {
+/// Read watchpoints do not get here: `request` refuses them, since no capability provides them. A
+/// slot that watches reads and writes would serve them.
+fn access(kind: WatchKind) -> WatchAccess {
     match kind {
-        WatchKind::Write => PointKind::Write,
-        WatchKind::Read => PointKind::Read,
-        WatchKind::ReadWrite => PointKind::Access,
+        WatchKind::Write => WatchAccess::Write,
+        WatchKind::Read | WatchKind::ReadWrite => WatchAccess::ReadWrite,
+    }
+}
+
+impl<H: Host> MonitorCmd for Guest<H> {
+    fn handle_monitor_cmd(
+        &mut self,
+        command: &[u8],
+        mut out: ConsoleOutput<'_>,
+    ) -> Result<(), OrderError> {
+        let text = monitor::answer(self, &String::from_utf8_lossy(command));
+        // One `O` packet each, two digits for a byte.
+        let longest = (self.config.packet_limit() / 2).saturating_sub(1).max(1);
+        for chunk in text.as_bytes().chunks(longest) {
+            out.write_raw(chunk);
+            out.flush();
+        }
+        Ok(())
     }
 }
 
@@ -313,13 +405,11 @@ impl<H: Host> TargetDescriptionXmlOverride for Guest<H> {
         length: usize,
         buffer: &mut [u8],
     ) -> TargetResult<usize, Self> {
-        if annex != b"target.xml" {
-            // "E00: the request was malformed, or annex was invalid" ("qXfer").
-            return Err(TargetError::Errno(0));
-        }
+        // "E00: the request was malformed, or annex was invalid" ("qXfer").
+        let document = H::Arch::target_description(annex).ok_or(TargetError::Errno(0))?;
         let rest = usize::try_from(offset)
             .ok()
-            .and_then(|offset| self.target_xml.as_bytes().get(offset..))
+            .and_then(|offset| document.as_bytes().get(offset..))
             .unwrap_or_default();
         let length = rest.len().min(length).min(buffer.len());
         buffer

@@ -1,31 +1,31 @@
-//! Answers to requests. The guest is stopped.
+//! Replies to the client's packets. The guest is stopped.
 
 use std::fmt::Write as _;
 
-use vcpu_caps::VcpuId;
+use gdbstub::target::TargetError;
+use gdbstub::target::ext::base::multithread::MultiThreadBase;
 
+use crate::arch::Arch;
 use crate::filter::{push_escaped, push_hex_bytes};
-use crate::guest::{errno, tid};
+use crate::guest::{OrderError, errno, tid};
 use crate::host::{Action, Host};
 use crate::memory::SCAN_LIMIT;
-use crate::monitor;
 use crate::qemu;
-use crate::request::{PointKind, Request, Run, RunAction, ThreadId};
-use crate::x86_64::{RegisterGroups, RegisterId};
+use crate::request::{Request, ThreadId};
 
 use super::{Session, State};
 
 impl<H: Host> Session<H> {
-    pub(super) fn answer(&mut self, request: Request, body: &[u8]) {
+    pub(super) fn answer(&mut self, request: Request<'_>, body: &[u8]) {
         match request {
+            Request::Gdbstub => self.answer_by_gdbstub(body),
             Request::StopReason => {
                 let stop = self.last_stop.clone();
-                let reply = self.stop_reply(&stop);
-                self.reply(&reply);
+                self.send_stop_reply(&stop);
             }
             Request::Supported => self.answer_supported(),
             Request::StopAcknowledging => {
-                // The reply is the last that the client acknowledges ("QStartNoAckMode").
+                // The client acknowledges this reply, and none after it ("QStartNoAckMode").
                 self.reply(b"OK");
                 self.sender.stop_acknowledging();
             }
@@ -45,7 +45,7 @@ impl<H: Host> Session<H> {
             Request::SelectForAccess(thread) => match self.vcpu_of(thread) {
                 Some(vcpu) => {
                     self.guest.current = vcpu;
-                    self.relay(format!("Hg{:x}", tid(vcpu)).as_bytes());
+                    self.reply(b"OK");
                 }
                 None => self.reply_error(errno::EINVAL),
             },
@@ -56,40 +56,21 @@ impl<H: Host> Session<H> {
                 }
                 None => self.reply_error(errno::EINVAL),
             },
-            Request::IsAlive(thread) => match thread {
-                ThreadId::One(_) if self.vcpu_of(thread).is_some() => self.reply(b"OK"),
-                _ => self.reply_error(errno::EINVAL),
-            },
             Request::CurrentThread => {
                 self.reply(format!("QC{:x}", tid(self.guest.current)).as_bytes());
             }
-            Request::ThreadName(thread) => match (thread, self.vcpu_of(thread)) {
-                (ThreadId::One(_), Some(vcpu)) => {
-                    let name = self.guest.host.vcpu_name(vcpu);
-                    let mut reply = Vec::with_capacity(name.len() * 2);
-                    push_hex_bytes(&mut reply, name.as_bytes());
-                    self.reply(&reply);
-                }
-                _ => self.reply_error(errno::EINVAL),
-            },
             Request::Threads { offset, length } => self.answer_threads(offset, length),
-            // "1: the remote server attached to an existing process": so GDB detaches at its
-            // end, and does not kill.
-            Request::IsAttached => self.reply(b"1"),
             Request::ReadMemory {
                 address,
                 length,
                 binary,
             } => self.answer_read(address, length, binary),
             Request::WriteMemory { address, data } => {
-                let done = self.guest.space().and_then(|space| {
-                    if space.write(&self.guest.host, address, &data) {
-                        Ok(())
-                    } else {
-                        Err(errno::EFAULT)
-                    }
-                });
-                self.reply_result(done);
+                let thread = tid(self.guest.current);
+                match self.guest.write_addrs(address, &data, thread) {
+                    Ok(()) => self.reply(b"OK"),
+                    Err(error) => self.reply_error(number_of(&error)),
+                }
             }
             Request::Search {
                 address,
@@ -97,86 +78,97 @@ impl<H: Host> Session<H> {
                 pattern,
             } => self.answer_search(address, length, &pattern),
             Request::Crc { address, length } => self.answer_crc(address, length),
-            Request::WriteRegisters(data) => {
-                let done = self.guest.write_all_registers(&data);
-                self.reply_result(done);
+            Request::Resume(actions) => {
+                let ordered = self.order_all(actions);
+                self.resume_as_ordered(ordered, body);
             }
-            Request::ReadRegister(number) => match RegisterId::new(number) {
-                Some(_) => self.relay(format!("p{number:x}").as_bytes()),
-                None => self.reply_error(errno::EFAULT),
-            },
-            Request::WriteRegister { number, value } => match RegisterId::new(number) {
-                Some(id) if id.size_bytes() == value.len() => {
-                    let mut packet = format!("P{number:x}=").into_bytes();
-                    push_hex_bytes(&mut packet, &value);
-                    self.relay(&packet);
-                }
-                Some(_) => self.reply_error(errno::EINVAL),
-                None => self.reply_error(errno::EFAULT),
-            },
-            Request::Point {
-                insert,
-                kind,
-                address,
-                length,
-            } => self.answer_point(insert, kind, address, length),
-            Request::Resume(actions) => self.answer_resume(&actions),
-            Request::ResumeLegacy { step, address } => self.answer_legacy(step, address),
-            Request::Monitor(command) => self.answer_monitor(&command),
+            Request::ResumeLegacy { step, address } => self.answer_legacy(step, address, body),
             Request::Qemu(request) => {
                 let reply = qemu::answer(&mut self.guest, request);
                 self.reply(reply.as_bytes());
             }
-            Request::Plain => self.relay(body),
-            Request::Malformed => self.refuse(&request, body),
-            Request::Unknown => {
+            Request::Malformed => {
+                tracing::warn!(packet = %body.escape_ascii(), "a packet that makes no sense");
+                self.reply_error(errno::EINVAL);
+            }
+            Request::TooLong => {
+                tracing::warn!(
+                    length = body.len(),
+                    "a packet longer than this request may be"
+                );
+                self.reply_error(errno::EMSGSIZE);
+            }
+            Request::Unsupported => {
                 tracing::debug!(packet = %body.escape_ascii(), "not supported");
                 self.reply(b"");
             }
         }
     }
 
-    fn reply_result(&mut self, result: Result<(), u8>) {
-        match result {
-            Ok(()) => self.reply(b"OK"),
-            Err(error) => self.reply_error(error),
-        }
-    }
-
-    /// gdbstub's list, with what the filter adds and what it does not offer.
-    fn answer_supported(&mut self) {
-        // What the client supports changes nothing: gdbstub would look for multiprocess alone.
-        let Some(reply) = self.exchange(b"qSupported:swbreak+") else {
-            return;
-        };
-        let mut features = vec![
-            format!("PacketSize={:x}", self.packet_limit),
-            "QStartNoAckMode+".into(),
-            // The `x` packet, from GDB 16 on.
-            "binary-upload+".into(),
-            // GDB asks for the threads at every stop: this is one exchange, the list takes two,
-            // and one more for each name.
-            "qXfer:threads:read+".into(),
-        ];
-        for feature in String::from_utf8_lossy(&reply).split(';') {
-            // One process: thread ids are shorter without its number.
-            if !feature.starts_with("PacketSize=") && feature != "multiprocess+" {
-                features.push(feature.to_owned());
+    /// Hands a packet to gdbstub, which has the guest as its target. A packet without a reply is
+    /// one that resumes the guest.
+    fn answer_by_gdbstub(&mut self, body: &[u8]) {
+        let Self {
+            stub,
+            guest,
+            sender,
+            ..
+        } = self;
+        let mut replies = 0;
+        let exchanged = stub.exchange(guest, body, |reply| {
+            replies += 1;
+            sender.send(reply);
+        });
+        match exchanged {
+            Ok(()) if replies == 0 => self.resume(),
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(%error, packet = %body.escape_ascii(), "request failed");
+                self.reply_error(errno::EINVAL);
             }
         }
-        self.reply(features.join(";").as_bytes());
     }
 
-    /// The thread list as XML ("Thread List Format"). Made anew for each piece: nothing changes
-    /// while the guest is stopped.
+    /// gdbstub's features, with what the filter adds and without what is not offered. What the
+    /// client supports changes nothing here.
+    fn answer_supported(&mut self) {
+        let mut features = format!("PacketSize={:x}", self.packet_limit);
+        for feature in [
+            "QStartNoAckMode+",
+            // The `x` packet, from GDB 16 on.
+            "binary-upload+",
+            // GDB asks for the threads at every stop. This takes one exchange; `qfThreadInfo`
+            // takes two, and one more for each name.
+            "qXfer:threads:read+",
+        ] {
+            features.push(';');
+            features.push_str(feature);
+        }
+        let asked = self
+            .stub
+            .exchange(&mut self.guest, b"qSupported:swbreak+", |reply| {
+                for feature in String::from_utf8_lossy(reply).split(';') {
+                    // There is one process: thread ids are shorter without its number.
+                    if !feature.starts_with("PacketSize=") && feature != "multiprocess+" {
+                        features.push(';');
+                        features.push_str(feature);
+                    }
+                }
+            });
+        if let Err(error) = asked {
+            tracing::error!(%error, "gdbstub does not name its features");
+        }
+        self.reply(features.as_bytes());
+    }
+
+    /// The thread list as XML ("Thread List Format"). It is made again for each piece: nothing
+    /// changes while the guest is stopped.
     fn answer_threads(&mut self, offset: u64, length: u64) {
         let mut document = String::from("<threads>");
-        for index in 0..self.guest.host.vcpu_count() {
-            let vcpu = VcpuId(index);
-            let name = self.guest.host.vcpu_name(vcpu);
+        for vcpu in self.guest.threads() {
             // Writing to a String does not fail.
             let _ = write!(document, "<thread id=\"{:x}\">", tid(vcpu));
-            for character in name.chars() {
+            for character in self.guest.thread_name(vcpu).chars() {
                 match character {
                     '<' => document.push_str("&lt;"),
                     '&' => document.push_str("&amp;"),
@@ -190,30 +182,28 @@ impl<H: Host> Session<H> {
             .ok()
             .and_then(|offset| document.as_bytes().get(offset..))
             .unwrap_or_default();
-        // Escaping at worst doubles.
-        let longest = self.packet_limit.saturating_sub(1) / 2;
-        let length = usize::try_from(length).map_or(longest, |length| length.min(longest));
+        let length = self.data_that_fits(length);
         let (piece, more) = rest.split_at_checked(length).unwrap_or((rest, &[]));
         let mut reply = vec![if more.is_empty() { b'l' } else { b'm' }];
         push_escaped(&mut reply, piece);
         self.reply(&reply);
     }
 
+    /// How many bytes of data fit in a reply, of `length` that the client asks for. Hexadecimal
+    /// doubles them, and escaping does at worst.
+    fn data_that_fits(&self, length: u64) -> usize {
+        let longest = self.packet_limit.saturating_sub(1) / 2;
+        usize::try_from(length).map_or(longest, |length| length.min(longest))
+    }
+
     /// `m`, `x`: a reply may be shorter than asked for; an error says that nothing is there.
     fn answer_read(&mut self, address: u64, length: u64, binary: bool) {
-        // Hexadecimal doubles; escaping at worst does. So the reply fits in a packet.
-        let longest = self.packet_limit.saturating_sub(1) / 2;
-        let length = usize::try_from(length).map_or(longest, |length| length.min(longest));
-        let space = match self.guest.space() {
-            Ok(space) => space,
-            Err(error) => return self.reply_error(error),
-        };
-        let mut data = vec![0; length];
-        let read = space.read(&self.guest.host, address, &mut data);
-        if read == 0 && length != 0 {
-            return self.reply_error(errno::EFAULT);
+        let mut data = vec![0; self.data_that_fits(length)];
+        let thread = tid(self.guest.current);
+        match self.guest.read_addrs(address, &mut data, thread) {
+            Ok(read) => data.truncate(read),
+            Err(error) => return self.reply_error(number_of(&error)),
         }
-        data.truncate(read);
         let mut reply = Vec::with_capacity(1 + 2 * data.len());
         if binary {
             reply.push(b'b');
@@ -253,73 +243,50 @@ impl<H: Host> Session<H> {
         }
     }
 
-    fn answer_point(&mut self, insert: bool, kind: PointKind, address: u64, length: u64) {
-        let config = &self.guest.config;
-        let offered = match kind {
-            PointKind::Software => config.software_breakpoints() || config.hardware_breakpoints(),
-            PointKind::Hardware => config.hardware_breakpoints(),
-            PointKind::Write | PointKind::Access => config.watchpoints(),
-            // x86 has none. GDB takes an access watchpoint instead, and compares values itself.
-            PointKind::Read => false,
-        };
-        if !offered {
-            return self.reply(b"");
-        }
-        let operation = if insert { 'Z' } else { 'z' };
-        let kind = match kind {
-            PointKind::Software => 0,
-            PointKind::Hardware => 1,
-            PointKind::Write => 2,
-            PointKind::Read => 3,
-            PointKind::Access => 4,
-        };
-        self.relay(format!("{operation}{kind},{address:x},{length:x}").as_bytes());
-    }
-
-    fn answer_monitor(&mut self, command: &[u8]) {
-        let command: Vec<u8> = command
-            .chunks_exact(2)
-            .filter_map(|pair| {
-                let digits = std::str::from_utf8(pair).ok()?;
-                u8::from_str_radix(digits, 16).ok()
-            })
-            .collect();
-        let text = monitor::answer(&mut self.guest, &String::from_utf8_lossy(&command));
-        self.console(&text);
-        self.reply(b"OK");
-    }
-
     /// `c`, `C`, `s`, `S`: as `vCont`, for the thread of `Hc`. A step without one is the selected
     /// thread's.
-    fn answer_legacy(&mut self, step: bool, address: Option<u64>) {
+    fn answer_legacy(&mut self, step: bool, address: Option<u64>, body: &[u8]) {
         let Some(vcpu) = self.vcpu_of(self.run_thread) else {
             return self.reply_error(errno::EINVAL);
         };
         if let Some(address) = address {
-            let moved = self
-                .guest
-                .registers
-                .read(&mut self.guest.host, vcpu, RegisterGroups::EXPEDITED)
-                .cloned()
-                .map_err(|error| crate::guest::refused(vcpu, &error))
-                .and_then(|mut registers| {
-                    RegisterId::RIP
-                        .write(&mut registers, &self.guest.host, &address.to_le_bytes())
-                        .map_err(|_| errno::EINVAL)?;
-                    self.guest
-                        .registers
-                        .write(&mut self.guest.host, vcpu, RegisterGroups::CORE, &registers)
-                        .map_err(|error| crate::guest::refused(vcpu, &error))
-                });
+            if !self.guest.exists(vcpu) {
+                return self.reply_error(errno::ESRCH);
+            }
+            let moved =
+                self.guest
+                    .change_registers(vcpu, H::Arch::STOP_GROUPS, |registers, host| {
+                        H::Arch::set_pc(registers, host, address)?;
+                        Ok(H::Arch::PC_GROUPS)
+                    });
             if let Err(error) = moved {
                 return self.reply_error(error);
             }
         }
-        let run = if step { Run::Step } else { Run::Continue };
-        let thread = match (step, self.run_thread) {
-            (false, ThreadId::All | ThreadId::Any) => ThreadId::All,
-            _ => ThreadId::One(u32::from(vcpu.0) + 1),
+        let thread = match self.run_thread {
+            ThreadId::All | ThreadId::Any if !step => None,
+            _ => Some(tid(vcpu)),
         };
-        self.answer_resume(&[RunAction { run, thread }]);
+        let ordered = self.order_one(step, thread);
+        self.resume_as_ordered(ordered, body);
+    }
+
+    /// Resumes, or sends an error if the orders make no sense.
+    fn resume_as_ordered(&mut self, ordered: Result<(), OrderError>, body: &[u8]) {
+        match ordered {
+            Ok(()) => self.resume(),
+            Err(error) => {
+                tracing::warn!(%error, packet = %body.escape_ascii(), "cannot resume");
+                self.reply_error(errno::EINVAL);
+            }
+        }
+    }
+}
+
+/// The error number of a reply, as gdbstub gives it.
+fn number_of<E>(error: &TargetError<E>) -> u8 {
+    match error {
+        TargetError::Errno(number) => *number,
+        _ => errno::EIO,
     }
 }

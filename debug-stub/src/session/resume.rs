@@ -1,88 +1,89 @@
 //! From a resume packet to a plan.
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::ops::Range;
 use std::sync::Arc;
 
+use gdbstub::common::Tid;
+use gdbstub::target::ext::base::multithread::{
+    MultiThreadRangeStepping, MultiThreadResume, MultiThreadSchedulerLocking, MultiThreadSingleStep,
+};
 use vcpu_caps::VcpuId;
 
 use crate::address::GuestPhysAddr;
-use crate::guest::{Orders, errno, refused, tid};
+use crate::arch::Arch;
+use crate::guest::{OrderError, refused, tid};
 use crate::host::{Action, Host};
-use crate::order::{Armed, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder};
-use crate::request::{Run, RunAction, ThreadId};
-use crate::x86_64::{RegisterGroups, translate};
+use crate::memory::Space;
+use crate::order::{Armed, ResumePlan, Stop, StopReason, VcpuOrder};
+use crate::request::{Run, ThreadId, actions};
 
 use super::{Session, State};
 
 impl<H: Host> Session<H> {
-    pub(super) fn answer_resume(&mut self, actions: &[RunAction]) {
-        let Some(packet) = self.spell(actions) else {
-            return self.reply_error(errno::EINVAL);
-        };
-        if self.exchange(packet.as_bytes()).is_none() {
-            return;
-        }
-        let orders = std::mem::take(&mut self.guest.orders);
-        self.resume(&orders);
-    }
-
-    /// Spells a resume packet so that gdbstub takes it: each thread at most once, steps for one
-    /// thread each, and `c` for all the others, or for none.
-    ///
-    /// "For each inferior thread, the leftmost action with a matching thread-id is applied"
-    /// ("vCont"). `None` if no vCPU is left to run, or there is no such thread.
-    fn spell(&self, actions: &[RunAction]) -> Option<String> {
-        let mut packet = String::from("vCont");
-        let mut named = BTreeSet::new();
-        let mut put = |vcpu: VcpuId, run: &Run| {
-            if named.insert(vcpu) {
-                let tid = tid(vcpu);
-                // Writing to a String does not fail.
-                let _ = match run {
-                    Run::Continue => write!(packet, ";c:{tid:x}"),
-                    Run::Step => write!(packet, ";s:{tid:x}"),
-                    Run::Range(Range { start, end }) => {
-                        write!(packet, ";r{start:x},{end:x}:{tid:x}")
-                    }
-                };
-            }
-        };
-        for RunAction { run, thread } in actions {
+    /// Gives the guest the orders of a `vCont` that gdbstub does not parse.
+    pub(super) fn order_all(&mut self, text: &[u8]) -> Result<(), OrderError> {
+        self.guest.clear_resume_actions()?;
+        for action in actions(text) {
+            let (run, thread) = action.ok_or(OrderError::Malformed)?;
             match (thread, run) {
-                (ThreadId::One(_), _) => put(self.vcpu_of(*thread)?, run),
-                (ThreadId::All | ThreadId::Any, Run::Continue) => {
-                    packet.push_str(";c");
-                    return Some(packet);
+                (ThreadId::One(id), run) => {
+                    let thread = Tid::new(id).ok_or(OrderError::NoThread(id))?;
+                    self.order(run, thread)?;
                 }
-                // To step all vCPUs "at once" has no meaning on a machine: the selected one
-                // steps, and the others stay.
-                (ThreadId::All | ThreadId::Any, Run::Step | Run::Range(_)) => {
-                    put(self.guest.current, run);
-                    return Some(packet);
+                // Clients that send thread 0 here mean all.
+                (ThreadId::All | ThreadId::Any, Run::Continue) => return self.guest.resume(),
+                // A machine has no step of all vCPUs at once: the selected one steps, and the
+                // others stay.
+                (ThreadId::All | ThreadId::Any, run) => {
+                    self.order(run, tid(self.guest.current))?;
+                    break;
                 }
             }
         }
-        Some(packet)
+        self.guest.set_resume_action_scheduler_lock()?;
+        self.guest.resume()
     }
 
-    fn resume(&mut self, orders: &Orders) {
+    /// Gives the guest the order of a `c` or `s`, for one thread or for all.
+    pub(super) fn order_one(&mut self, step: bool, thread: Option<Tid>) -> Result<(), OrderError> {
+        self.guest.clear_resume_actions()?;
+        if let Some(thread) = thread {
+            self.order(if step { Run::Step } else { Run::Continue }, thread)?;
+            self.guest.set_resume_action_scheduler_lock()?;
+        }
+        self.guest.resume()
+    }
+
+    fn order(&mut self, run: Run, thread: Tid) -> Result<(), OrderError> {
+        match run {
+            Run::Continue => self.guest.set_resume_action_continue(thread, None),
+            Run::Step => self.guest.set_resume_action_step(thread, None),
+            Run::Range(start, end) => self.guest.set_resume_action_range_step(thread, start, end),
+        }
+    }
+
+    /// Resumes the guest by the orders that it has.
+    pub(super) fn resume(&mut self) {
+        let (vcpus, others) = self.guest.orders.take();
+        let mut plan = ResumePlan {
+            vcpus,
+            others,
+            armed: self.guest.breakpoints.armed(),
+        };
         self.state = State::Running { interrupted: false };
         self.flush_notices();
         if matches!(self.last_stop.reason, StopReason::Exited(_)) {
-            // It ended as the client came, who may not have asked yet.
+            // The guest ended as the client came, and the client has not asked why yet.
             return self.report(&self.last_stop.clone());
         }
-        if let Some(stop) = self.next_queued(orders) {
+        if let Some(stop) = self.next_queued(&plan) {
             return self.report(&stop);
         }
-        let (plan, lifted) = match self.plan(orders) {
-            Ok(plan) => plan,
+        let lifted = match self.lift(&mut plan) {
+            Ok(lifted) => lifted,
             Err((vcpu, text)) => return self.fail_resume(vcpu, &text),
         };
         let Session { guest, .. } = self;
-        if let Err(address) = guest.breakpoints.arm(&guest.host, &lifted) {
+        if let Err(address) = guest.breakpoints.arm(&guest.host, lifted) {
             let text = format!("the breakpoint at physical {address} cannot be written: delete it");
             return self.fail_resume(self.guest.current, &text);
         }
@@ -93,7 +94,7 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// The vCPUs cannot run: says why, and reports a stop, since one is waited for.
+    /// The vCPUs cannot run. Prints why, and reports a stop: the client waits for one.
     fn fail_resume(&mut self, vcpu: VcpuId, text: &str) {
         tracing::error!(%vcpu, text, "cannot resume");
         self.console(&format!("cannot resume: {text}\n"));
@@ -103,68 +104,30 @@ impl<H: Host> Session<H> {
         });
     }
 
-    /// The plan, and the INT3s to leave out of memory meanwhile.
-    fn plan(
-        &mut self,
-        orders: &Orders,
-    ) -> Result<(ResumePlan, Vec<GuestPhysAddr>), (VcpuId, String)> {
-        let mut vcpus = Vec::with_capacity(usize::from(self.guest.host.vcpu_count()));
-        for index in 0..self.guest.host.vcpu_count() {
-            let vcpu = VcpuId(index);
-            vcpus.push(match orders.named.get(&vcpu) {
-                Some(run) => self.order(vcpu, run)?,
-                None if orders.others_stay => VcpuOrder::Stay,
-                None => VcpuOrder::Continue,
-            });
-        }
-        let mut armed = self.guest.breakpoints.armed();
-        let mut lifted = Vec::new();
-        if let Some((vcpu, address)) = self.step_from_breakpoint(&vcpus)? {
-            // Memory is shared: while the INT3 is out, whoever else ran could run past it.
-            for (order, index) in vcpus.iter_mut().zip(0..) {
-                match order {
-                    // A range that came back to the breakpoint would run past it, too. To stop
-                    // short of the range's end is legal ("vCont", action r).
-                    VcpuOrder::Step(step) if VcpuId(index) == vcpu => step.range = None,
-                    other => *other = VcpuOrder::Stay,
-                }
-            }
-            let mut without = Armed::clone(&armed);
-            without.software.remove(&address);
-            armed = Arc::new(without);
-            lifted.push(address);
-        }
-        let plan = ResumePlan { vcpus, armed };
-        Ok((plan, lifted))
-    }
-
-    fn order(&mut self, vcpu: VcpuId, run: &Run) -> Result<VcpuOrder, (VcpuId, String)> {
-        let bits = self.guest.step_bits;
-        let range = match run {
-            Run::Continue => return Ok(VcpuOrder::Continue),
-            _ if !bits.steps() => return Ok(VcpuOrder::Continue),
-            Run::Step => None,
-            Run::Range(range) => {
-                // The client counts in RIP, the plan in linear addresses.
-                let registers = self
-                    .guest
-                    .registers
-                    .read(&mut self.guest.host, vcpu, RegisterGroups::EXPEDITED)
-                    .map_err(|error| (vcpu, error.to_string()))?;
-                let base = registers.linear_pc().wrapping_sub(registers.core.rip);
-                let start = range.start.wrapping_add(base);
-                let end = range.end.wrapping_add(base);
-                (start < end).then_some(start..end)
-            }
+    /// Changes the plan if a step begins on a software breakpoint: that vCPU runs alone. Returns
+    /// the breakpoint to leave out of memory while it does.
+    fn lift(&mut self, plan: &mut ResumePlan) -> Result<Option<GuestPhysAddr>, (VcpuId, String)> {
+        let Some((vcpu, address)) = self.step_from_breakpoint(&plan.vcpus)? else {
+            return Ok(None);
         };
-        Ok(VcpuOrder::Step(StepOrder {
-            range,
-            mask: bits.masks(),
-        }))
+        // Memory is shared: another vCPU that ran while the breakpoint is out could pass it.
+        for (order, index) in plan.vcpus.iter_mut().zip(0..) {
+            match order {
+                // A range that came back to the breakpoint would pass it, too. Stopping short of
+                // the range's end is legal ("vCont", action r).
+                VcpuOrder::Step(step) if VcpuId(index) == vcpu => step.range = None,
+                other => *other = VcpuOrder::Stay,
+            }
+        }
+        plan.others = VcpuOrder::Stay;
+        let mut without = Armed::clone(&plan.armed);
+        without.software.remove(&address);
+        plan.armed = Arc::new(without);
+        Ok(Some(address))
     }
 
-    /// A vCPU whose step begins on an INT3 of ours, and where that is. The first such vCPU, if
-    /// there are several: it is the one that runs.
+    /// Returns a vCPU whose step begins on a software breakpoint, and where that is. It is the
+    /// first such vCPU, if there are several.
     fn step_from_breakpoint(
         &mut self,
         orders: &[VcpuOrder],
@@ -172,43 +135,49 @@ impl<H: Host> Session<H> {
         if !self.guest.breakpoints.any_software() {
             return Ok(None);
         }
+        let guest = &mut self.guest;
         for (order, index) in orders.iter().zip(0..) {
             if !matches!(order, VcpuOrder::Step(_)) {
                 continue;
             }
             let vcpu = VcpuId(index);
-            let guest = &mut self.guest;
+            let groups = H::Arch::STOP_GROUPS | H::Arch::SPACE_GROUPS;
             let registers = guest
                 .registers
-                .read(&mut guest.host, vcpu, RegisterGroups::EXPEDITED)
+                .read(&mut guest.host, vcpu, groups)
                 .map_err(|error| {
                     refused(vcpu, &error);
                     (vcpu, error.to_string())
                 })?;
-            let pc = crate::GuestVirtAddr(registers.linear_pc());
-            // Where nothing is mapped there is no INT3 of ours, and the step will fault.
-            if let Ok(found) = translate(&registers.special, &guest.host, pc) {
-                if guest.breakpoints.has_software(found.gpa) {
-                    return Ok(Some((vcpu, found.gpa)));
-                }
+            let pc = H::Arch::pc(registers);
+            let space = Space::<H::Arch>::Virtual(H::Arch::address_space(registers));
+            // Where nothing is mapped there is no breakpoint, and the step will fault.
+            let mapped = space.translate(&guest.host, pc.0);
+            if let Some(mapped) = mapped.filter(|at| guest.breakpoints.has_software(at.gpa)) {
+                return Ok(Some((vcpu, mapped.gpa)));
             }
         }
         Ok(None)
     }
 
-    /// A stop that the client has not heard of and that is still true, of a vCPU that it wants to
-    /// run now.
-    fn next_queued(&mut self, orders: &Orders) -> Option<Stop> {
-        let breakpoints = &self.guest.breakpoints;
-        // The client may have deleted the watchpoint meanwhile.
-        self.queued.retain(|stop| match stop.reason {
-            StopReason::Watchpoint { address, access } => breakpoints.watches(address, access),
-            _ => true,
+    /// Returns a stop that the client does not know of yet and that is still true, of a vCPU that
+    /// the client wants to run now.
+    fn next_queued(&mut self, plan: &ResumePlan) -> Option<Stop> {
+        let guest = &self.guest;
+        self.queued.retain(|stop| {
+            // The client may have deleted the watchpoint, and the vCPU may have gone.
+            guest.exists(stop.vcpu)
+                && match stop.reason {
+                    StopReason::Watchpoint { address, access } => {
+                        guest.breakpoints.watches(address, access)
+                    }
+                    _ => true,
+                }
         });
         let at = self
             .queued
             .iter()
-            .position(|stop| orders.named.contains_key(&stop.vcpu) || !orders.others_stay)?;
+            .position(|stop| *plan.order(stop.vcpu) != VcpuOrder::Stay)?;
         self.queued.remove(at)
     }
 }

@@ -4,16 +4,42 @@ use gdbstub::common::Signal;
 use gdbstub::stub::MultiThreadStopReason;
 use gdbstub::target::ext::breakpoints::WatchKind;
 
-use crate::arch::{Expedited, GdbRegister};
-use crate::guest::{refused, tid};
+use vcpu_caps::VcpuId;
+
+use crate::arch::Arch;
+use crate::guest::{RegisterNumber, refused, tid};
 use crate::host::Host;
 use crate::order::{Stop, StopReason, WatchAccess};
-use crate::x86_64::{RegisterGroups, RegisterId};
 
 use super::{Session, State};
 
+/// The registers that a stop reply carries. The buffers are kept from stop to stop.
+#[derive(Debug, Default)]
+pub(super) struct Expedited {
+    /// Number and size of each.
+    registers: Vec<(usize, usize)>,
+    /// Their values, one after the other.
+    values: Vec<u8>,
+}
+
+impl Expedited {
+    fn clear(&mut self) {
+        self.registers.clear();
+        self.values.clear();
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (RegisterNumber, &[u8])> {
+        let mut rest = self.values.as_slice();
+        self.registers.iter().map(move |(number, size)| {
+            let (value, tail) = rest.split_at_checked(*size).unwrap_or((rest, &[]));
+            rest = tail;
+            (RegisterNumber(*number), value)
+        })
+    }
+}
+
 impl<H: Host> Session<H> {
-    /// Tells the client of one stop; keeps those that would be lost.
+    /// Reports one stop to the client, and keeps those that would be lost.
     pub(super) fn report_stops(&mut self, stops: Vec<Stop>) {
         let stop = self.choose(stops).unwrap_or(Stop {
             vcpu: self.guest.current,
@@ -23,44 +49,52 @@ impl<H: Host> Session<H> {
     }
 
     /// Chooses the stop to report, and queues those of the others that do not happen again.
-    pub(super) fn choose(&mut self, stops: Vec<Stop>) -> Option<Stop> {
-        let count = self.guest.host.vcpu_count();
-        let mut stops: Vec<Stop> = stops
-            .into_iter()
-            .filter(|stop| stop.vcpu.0 < count)
-            .collect();
-        let current = self.guest.current;
-        // Of equals the vCPU that the client looks at, then the first.
+    pub(super) fn choose(&mut self, mut stops: Vec<Stop>) -> Option<Stop> {
+        if !self.guest.exists(self.guest.current) {
+            // It was unplugged while the guest ran.
+            self.guest.current = VcpuId(0);
+        }
+        let guest = &self.guest;
+        stops.retain(|stop| guest.exists(stop.vcpu));
+        let current = guest.current;
+        // Of equals the vCPU that the client has selected, then the first.
         stops.sort_by_key(|stop| (urgency(&stop.reason), stop.vcpu != current, stop.vcpu));
         let mut stops = stops.into_iter();
         let chosen = stops.next()?;
+        if chosen.reason == StopReason::Reset {
+            // Whatever stopped before belongs to a machine that is no more.
+            self.queued.clear();
+            return Some(chosen);
+        }
         for stop in stops {
             match stop.reason {
-                // Trap-like or final: told now or never.
+                // Trap-like or final: it does not happen again.
                 StopReason::Watchpoint { .. }
                 | StopReason::TripleFault(_)
                 | StopReason::InternalError(_) => self.queued.push_back(stop),
                 // Fault-like: the vCPU is before the instruction, and stops there again.
                 StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint => {}
-                // All-stop: one reply answers the resume, whoever's it is.
-                StopReason::Step | StopReason::Interrupted | StopReason::Exited(_) => {}
+                // All-stop: there is one reply to a resume, for whichever vCPU.
+                StopReason::Step
+                | StopReason::Interrupted
+                | StopReason::Reset
+                | StopReason::Exited(_) => {}
             }
         }
         // One of each vCPU at most can be true at a time.
-        while self.queued.len() > usize::from(count) {
+        while self.queued.len() > usize::from(self.guest.host.vcpu_count()) {
             self.queued.pop_front();
         }
         Some(chosen)
     }
 
-    /// Sends the stop reply; the client has the word then.
+    /// Sends the stop reply; the guest is stopped for the client then.
     pub(super) fn report(&mut self, stop: &Stop) {
         self.early_interrupt = false;
         self.note_reason(stop);
         self.flush_notices();
-        let reply = self.stop_reply(stop);
-        self.reply(&reply);
-        self.last_stop = Stop { ..stop.clone() };
+        self.send_stop_reply(stop);
+        self.last_stop = stop.clone();
         self.state = if matches!(stop.reason, StopReason::Exited(_)) {
             self.closing = true;
             State::Ended
@@ -69,77 +103,81 @@ impl<H: Host> Session<H> {
         };
     }
 
-    /// What is to be read on the client's console about a stop.
+    /// Explains a stop on the client's console, where the reply cannot.
     pub(super) fn note_reason(&mut self, stop: &Stop) {
         let thread = tid(stop.vcpu);
-        match &stop.reason {
-            StopReason::TripleFault(text) => self
-                .guest
-                .notices
-                .push(&format!("thread {thread}: triple fault: {text}")),
-            StopReason::InternalError(text) => self.guest.notices.push(&format!(
-                "thread {thread}: the hypervisor cannot go on: {text}"
-            )),
-            _ => {}
-        }
-    }
-
-    /// The body of the stop reply. It selects the thread, for gdbstub and for us.
-    pub(super) fn stop_reply(&mut self, stop: &Stop) -> Vec<u8> {
-        self.guest.current = stop.vcpu;
-        let registers = self.expedited(stop);
-        let reason = reason(stop);
-        match self.stub.report(&mut self.guest, reason, &registers) {
-            Ok(reply) => reply,
-            Err(error) => {
-                tracing::error!(%error, "gdbstub cannot report a stop");
-                self.select_for_access();
-                // What the client needs at the least, so that it does not wait for ever.
-                format!("T05thread:{:x};", tid(stop.vcpu)).into_bytes()
+        let text = match &stop.reason {
+            StopReason::Reset => format!("thread {thread}: the machine was reset"),
+            StopReason::TripleFault(text) => format!("thread {thread}: triple fault: {text}"),
+            StopReason::InternalError(text) => {
+                format!("thread {thread}: the hypervisor cannot go on: {text}")
             }
+            _ => return,
+        };
+        self.guest.notices.push(&text);
+    }
+
+    /// Sends the stop reply, which selects the thread.
+    pub(super) fn send_stop_reply(&mut self, stop: &Stop) {
+        self.guest.current = stop.vcpu;
+        self.expedite(stop);
+        let Self {
+            stub,
+            guest,
+            sender,
+            expedited,
+            ..
+        } = self;
+        let reported = stub.report(guest, reason(stop), expedited.iter(), |reply| {
+            sender.send(reply);
+        });
+        if let Err(error) = reported {
+            tracing::error!(%error, "gdbstub cannot report a stop");
+            // The client waits for a stop: this is the least that one says.
+            self.reply(format!("T05thread:{:x};", tid(stop.vcpu)).as_bytes());
         }
     }
 
-    /// The registers that GDB asks for at every stop: with these in the reply it asks for none.
-    fn expedited(&mut self, stop: &Stop) -> Vec<Expedited> {
-        if matches!(stop.reason, StopReason::Exited(_)) {
-            return Vec::new();
+    /// Reads the registers that GDB asks for at every stop. With these in the reply it asks for
+    /// none.
+    fn expedite(&mut self, stop: &Stop) {
+        let Self {
+            guest, expedited, ..
+        } = self;
+        expedited.clear();
+        if matches!(stop.reason, StopReason::Exited(_)) || !guest.exists(stop.vcpu) {
+            return;
         }
-        let guest = &mut self.guest;
-        let groups = RegisterGroups::EXPEDITED;
-        let registers = match guest.registers.read(&mut guest.host, stop.vcpu, groups) {
-            Ok(registers) => registers,
+        match guest
+            .registers
+            .read(&mut guest.host, stop.vcpu, H::Arch::STOP_GROUPS)
+        {
+            Ok(registers) => {
+                for register in H::Arch::expedited() {
+                    let start = expedited.values.len();
+                    H::Arch::read_register(register, registers, &mut expedited.values);
+                    let size = expedited.values.len() - start;
+                    expedited.registers.push((H::Arch::number(register), size));
+                }
+            }
             Err(error) => {
                 refused(stop.vcpu, &error);
-                return Vec::new();
             }
-        };
-        RegisterId::all()
-            .filter(|id| is_expedited(*id))
-            .map(|id| {
-                let mut value = [0; 16];
-                let length = id.read(registers, &mut value);
-                (GdbRegister(id), value.into_iter().take(length).collect())
-            })
-            .collect()
+        }
     }
 }
 
-/// The general-purpose registers, RIP, EFLAGS and the selectors: what comes first in the order.
-fn is_expedited(id: RegisterId) -> bool {
-    id.number() <= RegisterId::CS.number()
-}
-
-/// Smaller is told first.
+/// The smallest is reported first.
 fn urgency(reason: &StopReason) -> u8 {
     match reason {
         StopReason::Exited(_) => 0,
-        StopReason::TripleFault(_) | StopReason::InternalError(_) => 1,
+        StopReason::Reset => 1,
+        StopReason::TripleFault(_) | StopReason::InternalError(_) => 2,
         // Trap-like before fault-like: the latter happens again.
-        StopReason::Watchpoint { .. } => 2,
-        StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint => 3,
-        StopReason::Step => 4,
-        StopReason::Interrupted => 5,
+        StopReason::Watchpoint { .. } => 3,
+        StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint => 4,
+        StopReason::Step => 5,
+        StopReason::Interrupted => 6,
     }
 }
 
@@ -147,7 +185,8 @@ fn reason(stop: &Stop) -> MultiThreadStopReason<u64> {
     let tid = tid(stop.vcpu);
     let signal = |signal| MultiThreadStopReason::SignalWithThread { tid, signal };
     match stop.reason {
-        StopReason::Step => signal(Signal::SIGTRAP),
+        // The protocol has no stop reply for a reset; a notice explains it.
+        StopReason::Step | StopReason::Reset => signal(Signal::SIGTRAP),
         StopReason::SoftwareBreakpoint => MultiThreadStopReason::SwBreak(tid),
         StopReason::HardwareBreakpoint => MultiThreadStopReason::HwBreak(tid),
         StopReason::Watchpoint { address, access } => MultiThreadStopReason::Watch {

@@ -1,6 +1,4 @@
-//! The architecture's bits, named once.
-//!
-//! Only what this module asks of a register: not a catalogue.
+//! Register bits, each named once. Only those that this crate uses.
 
 /// RFLAGS.TF: trap after each instruction (SDM 1 3.4.3.3).
 pub(crate) const RFLAGS_TF: u64 = 1 << 8;
@@ -18,7 +16,7 @@ pub(crate) const RFLAGS_VM: u64 = 1 << 17;
 pub(crate) const RFLAGS_STATUS: u64 = 0x8d5;
 /// Bit 1, which always reads as 1.
 pub(crate) const RFLAGS_FIXED: u64 = 1 << 1;
-/// What is no flag: bits 3, 5, 15 and 22 upwards (SDM 1 figure 3-8).
+/// Undefined bits: 3, 5, 15 and 22 upwards (SDM 1 figure 3-8).
 pub(crate) const RFLAGS_RESERVED: u64 = !0x003f_7fd7;
 
 /// CR0.PE: protected mode.
@@ -31,7 +29,7 @@ pub(crate) const CR0_NW: u64 = 1 << 29;
 pub(crate) const CR0_CD: u64 = 1 << 30;
 /// CR0.PG: paging.
 pub(crate) const CR0_PG: u64 = 1 << 31;
-/// PE MP EM TS ET NE WP AM NW CD PG: the others are ignored on a write (SDM 3A 2.5).
+/// PE MP EM TS ET NE WP AM NW CD PG. A write ignores the others (SDM 3A 2.5).
 pub(crate) const CR0_DEFINED: u64 = 0xe005_003f;
 
 /// CR3: address up to the architecture's 52 bits, PCID, and the LAM bits 62:61 (SDM 3A 2.5).
@@ -45,8 +43,7 @@ pub(crate) const CR4_PAE: u64 = 1 << 5;
 pub(crate) const CR4_LA57: u64 = 1 << 12;
 /// CR4.PCIDE.
 pub(crate) const CR4_PCIDE: u64 = 1 << 17;
-/// CR4 bits with a meaning, up to FRED (SDM 3A 2.5); which of them a CPU has, the hypervisor
-/// knows and checks.
+/// Defined CR4 bits, up to FRED (SDM 3A 2.5). The hypervisor checks which of them the CPU has.
 pub(crate) const CR4_DEFINED: u64 = 0x1_1bf7_7fff;
 
 /// IA32_EFER.LME: long mode enabled (SDM 4 table 2-2).
@@ -65,7 +62,7 @@ pub(crate) const DR6_BD: u64 = 1 << 13;
 /// DR6.BS: single step.
 pub(crate) const DR6_BS: u64 = 1 << 14;
 
-/// Whether `address` is canonical where linear addresses have `width` bits (SDM 1 3.3.7.1).
+/// Returns `true` if `address` is canonical for linear addresses of `width` bits (SDM 1 3.3.7.1).
 pub(crate) fn is_canonical(address: u64, width: u32) -> bool {
     // All bits from the sign bit up are equal.
     let sign = width.saturating_sub(1);

@@ -9,12 +9,12 @@ pub(crate) const SELECTOR_RPL: u16 = 3;
 /// Selector bit 2: the LDT, not the GDT.
 const SELECTOR_LDT: u16 = 1 << 2;
 
-/// Whether it is a null selector (SDM 3A 3.4.2).
+/// Returns `true` for a null selector (SDM 3A 3.4.2).
 pub(crate) fn is_null(selector: u16) -> bool {
     selector & !SELECTOR_RPL == 0
 }
 
-/// Reads the descriptor of a selector that is not null. Checks nothing but that it is there.
+/// Reads the descriptor of a selector that is not null, without a check of what it describes.
 pub(crate) fn read(
     special: &SpecialRegisters,
     memory: &impl GuestMemory,
@@ -39,7 +39,7 @@ pub(crate) fn read(
     Ok(decode(selector, bytes))
 }
 
-/// SDM 3A figure 3-8.
+/// Decodes a descriptor (SDM 3A figure 3-8).
 fn decode(selector: u16, bytes: [u8; 8]) -> Segment {
     let [limit0, limit1, base0, base1, base2, access, flags, base3] = bytes;
     let limit = u32::from_le_bytes([limit0, limit1, flags & 0xf, 0]);

@@ -25,7 +25,7 @@ pub use write::write_all;
 pub struct RegisterId(u8);
 
 impl RegisterId {
-    /// How many registers there are.
+    /// The number of registers.
     pub const COUNT: usize = TABLE.len();
     /// Length of the `g` packet's data in bytes (before hexadecimal).
     pub const TOTAL_BYTES: usize = table::total_bytes();
@@ -90,7 +90,7 @@ impl RegisterId {
         self.row().groups | RegisterGroups::EXPEDITED
     }
 
-    /// Puts the value, little-endian, into the first bytes of `value`; answers how many.
+    /// Puts the value, little-endian, into the first bytes of `value`. Returns their number.
     pub fn read(self, registers: &RegisterFile, value: &mut [u8; 16]) -> usize {
         *value = self.value(registers).to_le_bytes();
         self.size_bytes()
@@ -99,15 +99,15 @@ impl RegisterId {
     /// Sets the register from `value`, little-endian and exactly [`size_bytes`](Self::size_bytes)
     /// long. All or nothing: after an error `registers` is as it was.
     ///
-    /// What the architecture refuses is refused here, with the reason, rather than left to kill
-    /// the guest at its next entry; bits that the CPU ignores (CR0, EFLAGS) are ignored.
+    /// A value that the architecture refuses is refused here, with the reason: the guest would fail
+    /// at its next entry otherwise. Bits that the CPU ignores (CR0, EFLAGS) are ignored.
     ///
-    /// A segment selector is loaded with its hidden part, as by the CPU: base = selector * 16 in
-    /// real and virtual-8086 mode, and otherwise the descriptor, which is read from the guest's
-    /// GDT or LDT in `memory`. To write the value that a register has changes nothing.
+    /// A segment selector is loaded with its hidden part, as the CPU does it. In real and
+    /// virtual-8086 mode, the base is selector * 16. Otherwise the descriptor is read from the
+    /// guest's GDT or LDT in `memory`. Writing the value that a register has changes nothing.
     ///
     /// # Errors
-    /// If the length or the value is wrong; answer the client with an error.
+    /// If the length or the value is wrong. Send the client an error.
     pub fn write(
         self,
         registers: &mut RegisterFile,
@@ -117,7 +117,7 @@ impl RegisterId {
         write::write_one(self, registers, memory, value)
     }
 
-    /// The value as GDB sees it: no bit beyond the register's size.
+    /// Returns the value as GDB sees it: no bit beyond the register's size.
     fn value(self, registers: &RegisterFile) -> u128 {
         let row = self.row();
         let unused_bits = 128 - 8 * row.kind.bytes();
@@ -179,14 +179,14 @@ pub enum WriteError {
         /// The address.
         value: u64,
     },
-    /// A value that does not go with the rest of the machine's state.
+    /// A value that contradicts other registers.
     #[error("{register} cannot be {value:#x}: {reason}")]
     State {
         /// The register's name.
         register: &'static str,
         /// The value.
         value: u64,
-        /// What it breaks.
+        /// The rule that it breaks.
         reason: &'static str,
     },
     /// A selector whose descriptor cannot be loaded.

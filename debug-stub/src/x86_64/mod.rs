@@ -1,5 +1,6 @@
-//! The x86-64 architecture: registers, paging, what one instruction does.
+//! The x86-64 architecture: registers, paging, and what one instruction does.
 
+mod arch;
 pub(crate) mod bits;
 mod descriptor;
 mod layout;
@@ -14,6 +15,7 @@ mod target_xml;
 #[cfg(test)]
 mod test_memory;
 
+pub use arch::X86_64;
 pub use layout::{RegisterId, WriteError, read_all, write_all};
 pub use paging::{
     Level, PageSize, PagingMode, PhysicalAddressing, TranslateError, Translation, read_virtual,

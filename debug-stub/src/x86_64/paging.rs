@@ -1,8 +1,8 @@
 //! A guest page walker without side effects.
 //!
-//! It reads the tables as the CPU would and sets nothing: no Accessed or Dirty bit changes, which
-//! is why a debugger must not ask the hypervisor to translate (KVM_TRANSLATE sets Accessed).
-//! Permissions do not stop a debugger: a [`Translation`] tells what they are.
+//! It reads the tables as the CPU would, and sets no Accessed or Dirty bit. For this reason a
+//! debugger must not ask the hypervisor to translate: KVM_TRANSLATE sets Accessed. Permissions do
+//! not stop a debugger; a [`Translation`] has them.
 //!
 //! Covered (SDM 3A chapter 4): no paging, 32-bit paging with 4 MiB and PSE-36 pages, PAE, 4-level
 //! and 5-level, all page sizes. Not covered: nested tables below the guest's own, the four PDPTE
@@ -66,7 +66,8 @@ impl PagingMode {
         }
     }
 
-    /// Whether `address` is one: canonical in long mode, below 4 GiB elsewhere.
+    /// Returns `true` if `address` is a linear address: canonical in long mode, below 4 GiB
+    /// elsewhere.
     #[must_use]
     pub fn is_valid(self, address: GuestVirtAddr) -> bool {
         match self {
@@ -76,7 +77,7 @@ impl PagingMode {
     }
 }
 
-/// What of a table entry is a physical address.
+/// Which bits of a table entry are a physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PhysicalAddressing {
     width: u32,
@@ -84,7 +85,7 @@ pub struct PhysicalAddressing {
 }
 
 impl PhysicalAddressing {
-    /// `width` is the guest's MAXPHYADDR (CPUID 8000_0008H:EAX\[7:0\]), taken into 32 to 52;
+    /// `width` is the guest's MAXPHYADDR (CPUID 8000_0008H:EAX\[7:0\]), clamped to 32 to 52.
     /// `encryption_mask` has the C-bit of an encrypted guest (APM 2 15.34.6), or is 0. Those bits
     /// are no part of an address.
     #[must_use]
@@ -122,7 +123,7 @@ impl Default for PhysicalAddressing {
 /// The size of the page that holds an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PageSize {
-    /// 4 KiB. Also what is answered without paging.
+    /// 4 KiB. Also the size reported without paging.
     Size4K,
     /// 2 MiB.
     Size2M,
@@ -149,7 +150,7 @@ impl PageSize {
     }
 }
 
-/// Where a linear address is, and what the guest itself may do there.
+/// Where a linear address is, and the guest's own rights there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
     /// The physical address.
@@ -200,10 +201,10 @@ impl core::fmt::Display for Level {
     }
 }
 
-/// Why a linear address has no physical one. The guest itself would fault there, too.
+/// Why a linear address has no physical address. The guest itself would fault there, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum TranslateError {
-    /// No such linear address in this mode.
+    /// There is no such linear address in this mode.
     #[error("{address} is no linear address: {width} bits are in use")]
     NotCanonical {
         /// The address.

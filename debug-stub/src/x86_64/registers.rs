@@ -114,7 +114,7 @@ pub struct SpecialRegisters {
     pub cr4: u64,
     pub cr8: u64,
     pub efer: u64,
-    /// IA32_APIC_BASE: not shown to GDB, kept so that a write puts back what was read.
+    /// IA32_APIC_BASE. GDB does not see it; it is kept for the write, which restores it.
     pub apic_base: u64,
 }
 

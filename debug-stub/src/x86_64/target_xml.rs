@@ -1,8 +1,8 @@
 //! The target description, generated from the register table.
 //!
-//! One feature `org.gnu.gdb.i386.core` with all 66 registers, as QEMU has it: a description whose
-//! core feature lacks a register that GDB requires is rejected outright (GDB manual, "i386
-//! Features" and "Target Description Format").
+//! One feature `org.gnu.gdb.i386.core` has all 66 registers, as in QEMU. GDB rejects a description
+//! whose core feature lacks a register that it requires (GDB manual, "i386 Features" and "Target
+//! Description Format").
 
 use core::fmt::Write as _;
 
@@ -239,7 +239,7 @@ const MXCSR: Flags = Flags {
     ],
 };
 
-/// Type, element, how many of them.
+/// Type, element, number of elements.
 const VECTORS: [(&str, &str, u8); 6] = [
     ("v4f", "ieee_single", 4),
     ("v2d", "ieee_double", 2),

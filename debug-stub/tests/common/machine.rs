@@ -6,9 +6,11 @@
 //! MOV \[RDI\],AL, INT3, HLT (powers off) and UD2 (triple fault).
 
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use debug_stub::x86_64::{RegisterFile, RegisterGroups, Segment, translate};
+use super::Run;
+use debug_stub::x86_64::{RegisterFile, RegisterGroups, Segment, X86_64, translate};
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, GuestVirtAddr, Host, Interrupts, ResumePlan, Stop,
     StopReason, VcpuId, VcpuOrder, WatchAccess,
@@ -47,6 +49,8 @@ pub struct Machine {
     /// How often the guest took a breakpoint instruction of its own.
     pub own_breakpoints: usize,
     pub interrupts: Interrupts,
+    /// What the VMM's own `monitor` commands were.
+    pub commands: Vec<String>,
 }
 
 impl Machine {
@@ -87,6 +91,7 @@ impl Machine {
             register_reads: 0,
             own_breakpoints: 0,
             interrupts: Interrupts::default(),
+            commands: Vec::new(),
         };
         for (at, entry) in [
             (0x1000, 0x2003),
@@ -115,35 +120,6 @@ impl Machine {
     pub fn poke(&self, at: u64, data: &[u8]) {
         let at = usize::try_from(at).unwrap();
         self.ram()[at..at + data.len()].copy_from_slice(data);
-    }
-
-    /// Carries out a plan for at most `budget` instructions of each vCPU; `None` if nothing has
-    /// stopped it by then.
-    pub fn run(&mut self, plan: &ResumePlan, budget: usize) -> Option<Vec<Stop>> {
-        assert_eq!(plan.vcpus.len(), self.vcpus.len());
-        for round in 0..budget {
-            let mut stops = Vec::new();
-            for (index, order) in plan.vcpus.iter().enumerate() {
-                let reason = match order {
-                    VcpuOrder::Stay => continue,
-                    VcpuOrder::Continue => self.execute(index, &plan.armed, false),
-                    VcpuOrder::Step(step) => {
-                        self.execute(index, &plan.armed, round == 0).or_else(|| {
-                            let pc = self.vcpus[index].linear_pc();
-                            let goes_on = step.range.as_ref().is_some_and(|r| r.contains(&pc));
-                            (!goes_on).then_some(StopReason::Step)
-                        })
-                    }
-                };
-                if let Some(reason) = reason {
-                    stops.push(self.stop(index, reason));
-                }
-            }
-            if !stops.is_empty() {
-                return Some(stops);
-            }
-        }
-        None
     }
 
     pub fn stop(&self, index: usize, reason: StopReason) -> Stop {
@@ -214,6 +190,35 @@ impl Machine {
     }
 }
 
+impl Run for Machine {
+    fn run(&mut self, plan: &ResumePlan, budget: usize) -> Option<Vec<Stop>> {
+        for round in 0..budget {
+            let mut stops = Vec::new();
+            for index in 0..self.vcpus.len() {
+                let order = plan.order(VcpuId(u16::try_from(index).unwrap()));
+                let reason = match order {
+                    VcpuOrder::Stay => continue,
+                    VcpuOrder::Continue => self.execute(index, &plan.armed, false),
+                    VcpuOrder::Step(step) => {
+                        self.execute(index, &plan.armed, round == 0).or_else(|| {
+                            let pc = self.vcpus[index].linear_pc();
+                            let goes_on = step.range.as_ref().is_some_and(|r| r.contains(&pc));
+                            (!goes_on).then_some(StopReason::Step)
+                        })
+                    }
+                };
+                if let Some(reason) = reason {
+                    stops.push(self.stop(index, reason));
+                }
+            }
+            if !stops.is_empty() {
+                return Some(stops);
+            }
+        }
+        None
+    }
+}
+
 impl GuestMemory for Machine {
     fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
         let ram = self.ram();
@@ -246,13 +251,14 @@ impl GuestMemory for Machine {
 }
 
 impl Host for Machine {
+    type Arch = X86_64;
     type Error = Infallible;
 
     fn vcpu_count(&self) -> u16 {
         u16::try_from(self.vcpus.len()).unwrap()
     }
 
-    fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
+    fn vcpu_name(&self, vcpu: VcpuId) -> String {
         format!("CPU#{}", vcpu.0)
     }
 
@@ -279,6 +285,22 @@ impl Host for Machine {
 
     fn interrupts(&mut self, _: VcpuId) -> Interrupts {
         self.interrupts.clone()
+    }
+
+    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
+        self.commands.push(command.into());
+        match command.split_once(' ') {
+            Some(("say", text)) => write!(out, "the machine says {text}").is_ok(),
+            _ if command == "flood" => {
+                while out.write_str("0123456789abcde\n").is_ok() {}
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn monitor_help(&self) -> &str {
+        "monitor say TEXT     the machine says it\n"
     }
 }
 

@@ -19,15 +19,22 @@ pub mod machine;
 #[cfg(feature = "server")]
 pub mod simulated;
 
-use debug_stub::{Action, GuestState, ResumePlan, Session, SessionConfig, Stop};
+use debug_stub::{Action, GuestState, Host, ResumePlan, Session, SessionConfig, Stop};
 use machine::Machine;
 
 /// How many instructions a vCPU may execute before it counts as spinning.
 const BUDGET: usize = 200;
 
+/// A machine that runs in the test's thread.
+pub trait Run: Host {
+    /// Carries out a plan for at most `budget` instructions of each vCPU. Returns `None` if
+    /// nothing has stopped it by then.
+    fn run(&mut self, plan: &ResumePlan, budget: usize) -> Option<Vec<Stop>>;
+}
+
 /// A session with its machine, and what has come out of it.
-pub struct Rig {
-    pub session: Session<Machine>,
+pub struct Rig<M: Run = Machine> {
+    pub session: Session<M>,
     /// The plan that is being carried out.
     pub running: Option<ResumePlan>,
     /// Every plan handed out.
@@ -37,13 +44,13 @@ pub struct Rig {
     pub kills: usize,
 }
 
-impl Rig {
+impl<M: Run> Rig<M> {
     /// A session with all abilities, its client attached to the stopped machine.
-    pub fn new(machine: Machine) -> Self {
+    pub fn new(machine: M) -> Self {
         Self::with(machine, SessionConfig::new(machine::plan(&[])))
     }
 
-    pub fn with(machine: Machine, config: SessionConfig) -> Self {
+    pub fn with(machine: M, config: SessionConfig) -> Self {
         let mut rig = Self {
             session: Session::new(machine, config),
             running: None,
@@ -56,11 +63,11 @@ impl Rig {
         rig
     }
 
-    pub fn machine(&mut self) -> &mut Machine {
+    pub fn machine(&mut self) -> &mut M {
         self.session.host_mut()
     }
 
-    /// Sends a packet, lets the machine run as far as it goes, and answers all replies.
+    /// Sends a packet and runs the machine as far as it goes. Returns all replies.
     pub fn send(&mut self, body: impl AsRef<[u8]>) -> Vec<String> {
         let frame = frame(body.as_ref());
         self.bytes(&frame)

@@ -9,15 +9,16 @@ use std::thread;
 use std::time::Duration;
 
 use debug_stub::server::RunControl;
-use debug_stub::x86_64::{RegisterFile, RegisterGroups};
+use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
 use debug_stub::{
     GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, VcpuId, VcpuOrder,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::Run;
 use super::machine::Machine;
 
-/// What the runner has to say, and whether it still works on it.
+/// The stops of the last plan, and whether a plan is being carried out.
 #[derive(Default)]
 struct Report {
     busy: bool,
@@ -30,9 +31,10 @@ pub struct Shared {
     interrupt: AtomicBool,
     report: Mutex<Report>,
     stopped: EventFd,
+    pub resumes: AtomicUsize,
     pub releases: AtomicUsize,
     pub kills: AtomicUsize,
-    /// Whoever holds it keeps a guest that runs from stopping.
+    /// A running guest does not stop while this is locked.
     pub brake: Mutex<()>,
 }
 
@@ -50,6 +52,7 @@ impl Simulated {
             interrupt: AtomicBool::new(false),
             report: Mutex::default(),
             stopped: EventFd::new(EFD_NONBLOCK).expect("no eventfd"),
+            resumes: AtomicUsize::new(0),
             releases: AtomicUsize::new(0),
             kills: AtomicUsize::new(0),
             brake: Mutex::default(),
@@ -86,7 +89,7 @@ impl Shared {
             if let Some(stops) = lock(&self.machine).run(plan, 1000) {
                 return stops;
             }
-            // It spins: let others at the machine.
+            // It spins: other threads need the machine.
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -101,6 +104,7 @@ impl Shared {
 
 impl RunControl for Simulated {
     fn resume(&mut self, plan: ResumePlan) -> Option<Vec<Stop>> {
+        self.shared.resumes.fetch_add(1, Ordering::SeqCst);
         self.start(plan);
         None
     }
@@ -121,6 +125,7 @@ impl RunControl for Simulated {
         let vcpus = usize::from(self.vcpu_count());
         self.start(ResumePlan {
             vcpus: vec![VcpuOrder::Continue; vcpus],
+            others: VcpuOrder::Continue,
             ..ResumePlan::default()
         });
     }
@@ -135,7 +140,7 @@ impl RunControl for Simulated {
 
     fn take_stops(&mut self) -> Option<Vec<Stop>> {
         let mut report = lock(&self.shared.report);
-        // It counts; any value is "there is one". It may have been taken before.
+        // Any value of the counter means that there is a report. It may have been taken before.
         let _ = self.shared.stopped.read();
         report.stops.take()
     }
@@ -160,13 +165,14 @@ impl GuestMemory for Simulated {
 }
 
 impl Host for Simulated {
+    type Arch = X86_64;
     type Error = Infallible;
 
     fn vcpu_count(&self) -> u16 {
         lock(&self.shared.machine).vcpu_count()
     }
 
-    fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
+    fn vcpu_name(&self, vcpu: VcpuId) -> String {
         lock(&self.shared.machine).vcpu_name(vcpu)
     }
 

@@ -103,7 +103,7 @@ fn rom_and_unmapped_addresses_take_a_debug_register_and_the_client_is_told() {
     );
     let armed = &rig.last_plan().armed;
     assert!(armed.software.is_empty());
-    assert_eq!(armed.hardware.iter().count(), 2);
+    assert_eq!(armed.hardware.len(), 2);
 }
 
 #[test]
@@ -123,13 +123,13 @@ fn without_int3_exits_breakpoints_take_debug_registers_shared_with_hardware_ones
     let replies = rig.send("vCont;c");
     assert!(console(&replies[0]).contains("monitor caps"));
     assert!(replies[1].contains("hwbreak:;"), "{replies:?}");
-    assert_eq!(rig.last_plan().armed.hardware.iter().count(), 1);
+    assert_eq!(rig.last_plan().armed.hardware.len(), 1);
     assert_eq!(rig.ask(format!("z0,{at:x},1")), "OK");
     assert_eq!(rig.ask(format!("Z0,{at:x},1")), "OK");
-    rig.ask("vCont;s:1"); // The client is told once.
+    rig.ask("vCont;s:1"); // There is one notice.
     assert_eq!(rig.ask(format!("z0,{at:x},1")), "OK");
     rig.ask("vCont;s:1");
-    assert_eq!(rig.last_plan().armed.hardware.iter().count(), 1);
+    assert_eq!(rig.last_plan().armed.hardware.len(), 1);
     assert_eq!(rig.ask(format!("z1,{at:x},1")), "OK");
     assert_eq!(
         rig.ask(format!("z1,{at:x},1")),
@@ -137,7 +137,7 @@ fn without_int3_exits_breakpoints_take_debug_registers_shared_with_hardware_ones
         "of what is not there"
     );
     rig.ask("vCont;s:1");
-    assert_eq!(rig.last_plan().armed.hardware.iter().count(), 0);
+    assert_eq!(rig.last_plan().armed.hardware.len(), 0);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn hardware_breakpoints_stay_armed_while_stepping() {
     let mut rig = nops(2);
     rig.ask(format!("Z1,{:x},1", ENTRY + 1));
     rig.ask("vCont;s:1");
-    assert_eq!(rig.last_plan().armed.hardware.iter().count(), 1);
+    assert_eq!(rig.last_plan().armed.hardware.len(), 1);
 }
 
 #[test]

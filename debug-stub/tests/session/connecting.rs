@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A session that nobody has come to.
+/// A session without a client.
 fn unattached(vcpus: usize) -> Session<Machine> {
     let machine = Machine::new(vcpus, &[code::SPIN]);
     Session::new(machine, SessionConfig::new(plan(&[])))
@@ -51,7 +51,7 @@ fn the_last_stop_is_shown_with_the_registers_of_now() {
 }
 
 #[test]
-fn a_running_guest_is_stopped_and_what_came_meanwhile_is_answered_then() {
+fn a_running_guest_is_stopped_before_the_first_reply() {
     let mut session = unattached(1);
     session.attach(GuestState::Running);
     session.receive(&frame(b"?"));
@@ -63,7 +63,7 @@ fn a_running_guest_is_stopped_and_what_came_meanwhile_is_answered_then() {
 }
 
 #[test]
-fn of_what_comes_meanwhile_nothing_is_lost_however_much_it_is() {
+fn input_before_the_guest_has_stopped_is_not_lost_however_much_it_is() {
     let mut session = unattached(1);
     session.attach(GuestState::Running);
     // Too long for one packet, and asks behind it.
@@ -86,7 +86,7 @@ fn of_what_comes_meanwhile_nothing_is_lost_however_much_it_is() {
 }
 
 #[test]
-fn a_crash_before_the_client_came_is_what_it_is_told() {
+fn a_crash_before_the_client_came_is_reported() {
     let mut session = unattached(2);
     session.attach(GuestState::Running);
     session.stopped(vec![stop(1, StopReason::TripleFault("no IDT".into()))]);
@@ -103,8 +103,11 @@ fn a_guest_that_ended_as_the_client_came_is_not_run_again() {
     session.attach(GuestState::Running);
     assert_eq!(session.next_action(), Some(debug_stub::Action::Interrupt));
     session.stopped(vec![stop(1, StopReason::Exited(7))]);
+    session.receive(&frame(b"?"));
+    session.receive(&frame(b"p10"));
     session.receive(&frame(b"vCont;c"));
-    assert_eq!(unframe(session.output()), ["W07"]);
+    let replies = unframe(session.output());
+    assert_eq!(replies, ["W07", "0080000000000000", "W07"]);
     assert_eq!(session.next_action(), None);
     assert!(session.is_closing());
     session.disconnected();
@@ -123,7 +126,7 @@ fn threads_are_listed_in_order_named_and_alive() {
     assert!(rest.starts_with("l<thread id=\"2\">"), "{rest}");
     assert_eq!(rig.ask("qXfer:threads:read::fff,1000"), "l");
     assert_eq!(rig.ask("T3"), "OK");
-    assert_eq!(rig.ask("T4"), "E16");
+    assert_eq!(rig.ask("T4"), "E01");
     assert_eq!(rig.ask("Hg4"), "E16");
     assert_eq!(rig.ask("Hg-1"), "OK");
     assert_eq!(rig.ask("Hgp1.2"), "OK");

@@ -12,7 +12,7 @@ fn a_triple_fault_is_explained_and_can_be_inspected() {
 }
 
 #[test]
-fn an_internal_error_is_explained_and_told_before_anything_else() {
+fn an_internal_error_is_explained_and_reported_first() {
     let mut rig = spinning(2);
     rig.send("vCont;c");
     let replies = rig.stop(vec![
@@ -24,13 +24,13 @@ fn an_internal_error_is_explained_and_told_before_anything_else() {
 }
 
 #[test]
-fn an_exit_is_told_with_its_status_and_closes() {
+fn an_exit_is_reported_with_its_status_and_closes() {
     let mut rig = Rig::new(Machine::new(1, &[code::HLT]));
     assert_eq!(rig.send("vCont;c"), ["W00"]);
     assert!(rig.session.is_closing());
     rig.session.disconnected();
     rig.act();
-    assert_eq!(rig.releases, 0, "there is nothing left to let go");
+    assert_eq!(rig.releases, 0, "there is nothing to release");
     assert!(!rig.session.is_attached());
 }
 

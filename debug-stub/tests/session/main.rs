@@ -11,6 +11,7 @@
 mod common;
 
 mod breakpoints;
+mod changes;
 mod connecting;
 mod ends;
 mod framing;
@@ -19,6 +20,7 @@ mod memory;
 mod properties;
 mod registers;
 mod stepping;
+mod toy;
 mod watchpoints;
 
 use common::machine::{ALIAS, ALIASED, ENTRY, Machine, RAM, code, plan};

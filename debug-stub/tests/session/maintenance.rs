@@ -39,14 +39,14 @@ fn without_the_mask_its_bit_is_not_offered_and_the_monitor_says_why() {
     );
 }
 
-fn monitor(rig: &mut Rig, command: &str) -> String {
+pub(crate) fn monitor(rig: &mut Rig, command: &str) -> String {
     let mut replies = rig.send(format!("qRcmd,{}", hex(command)));
     assert_eq!(replies.pop().as_deref(), Some("OK"));
     replies.iter().map(|packet| console(packet)).collect()
 }
 
 #[test]
-fn the_monitor_answers_and_explains() {
+fn the_monitor_commands_print_the_plan_and_the_mask() {
     let mut rig = nops(1);
     rig.machine().interrupts.pending = vec![0x20, 0xec];
     rig.machine().interrupts.blocked = "mask_hwintr".into();
@@ -69,4 +69,19 @@ fn the_monitor_answers_and_explains() {
         unknown.contains("unknown command") && !unknown.contains('\x1b'),
         "{unknown}"
     );
+}
+
+#[test]
+fn the_vmms_own_commands_are_asked_for_last_and_bounded() {
+    let mut rig = nops(1);
+    assert!(monitor(&mut rig, "help").contains("monitor say TEXT"));
+    assert_eq!(
+        monitor(&mut rig, " say  a b "),
+        "the machine says  a b\n",
+        "as it was typed"
+    );
+    assert!(monitor(&mut rig, "mask").contains("mask_hwintr"));
+    assert!(monitor(&mut rig, "sing").contains("unknown command \"sing\""));
+    assert_eq!(rig.machine().commands, ["say  a b", "sing"]);
+    assert_eq!(monitor(&mut rig, "flood").len(), 64 << 10);
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_read_across_the_end_of_a_mapping_answers_what_there_is() {
+fn a_read_across_the_end_of_a_mapping_returns_the_mapped_bytes() {
     let mut rig = spinning(1);
     rig.machine().poke(ALIASED + 0xffe, &[0xab, 0xcd]);
     assert_eq!(rig.ask(format!("m{:x},10", ALIAS + 0xffe)), "abcd");

@@ -1,4 +1,4 @@
-//! What holds for every sequence of bytes.
+//! Properties of every sequence of bytes.
 
 use super::*;
 use proptest::prelude::*;

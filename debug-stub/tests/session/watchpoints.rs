@@ -19,7 +19,7 @@ fn a_range_is_split_over_aligned_registers() {
     assert_eq!(rig.ask("Z2,a000,0"), "E16");
     assert_eq!(rig.ask("z2,9001,7"), "OK");
     assert!(console(&rig.send("vCont;s:1")[0]).contains("more than the 4"));
-    assert_eq!(rig.last_plan().armed.hardware.iter().count(), 0);
+    assert_eq!(rig.last_plan().armed.hardware.len(), 0);
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn a_hit_names_the_address_and_the_kind() {
 }
 
 #[test]
-fn two_vcpus_hits_at_once_are_told_one_after_the_other() {
+fn two_vcpus_hits_at_once_are_reported_one_after_the_other() {
     let mut rig = Rig::new(Machine::new(2, &[code::STORE, code::SPIN]));
     for vcpu in &mut rig.machine().vcpus {
         vcpu.core.rdi = 0x9000;
@@ -41,12 +41,12 @@ fn two_vcpus_hits_at_once_are_told_one_after_the_other() {
     assert!(rig.ask("vCont;c").starts_with("T05thread:01;watch:9000;"));
     let second = rig.ask("vCont;c");
     assert!(second.starts_with("T05thread:02;watch:9000;"), "{second}");
-    assert_eq!(rig.plans.len(), 1, "the second was told without running");
+    assert_eq!(rig.plans.len(), 1, "the second was reported without a run");
     assert_eq!(rig.send("vCont;c"), [""; 0]);
 }
 
 #[test]
-fn a_queued_hit_of_a_deleted_watchpoint_is_not_told() {
+fn a_queued_hit_of_a_deleted_watchpoint_is_not_reported() {
     let mut rig = Rig::new(Machine::new(2, &[code::STORE, code::SPIN]));
     for vcpu in &mut rig.machine().vcpus {
         vcpu.core.rdi = 0x9000;
@@ -83,7 +83,7 @@ fn two_breakpoint_hits_at_once_name_one_thread_and_the_other_hits_again() {
 }
 
 #[test]
-fn a_watch_hit_is_told_before_a_breakpoint_that_hits_again_anyway() {
+fn a_watch_hit_is_reported_before_a_breakpoint_that_hits_again() {
     let mut rig = spinning(2);
     rig.ask("Z2,9000,1");
     rig.send("vCont;c");

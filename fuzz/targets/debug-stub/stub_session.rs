@@ -2,16 +2,16 @@
 //! reason, connections that come and go at any byte.
 //!
 //! Whatever happens: an INT3 of the session is in memory only while a vCPU may run; actions are
-//! legal for the state that the guest is in; the guest is let go once after each client; what goes
+//! legal for the state that the guest is in; the guest is released once after each client; what goes
 //! to the client is bounded, and each packet's sum is right; and the next client is served.
 //!
 //! Input: lines of text. The first sets the machine up: a digit for the vCPUs, one of what the
 //! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of what it is like (1: 64-bit
-//! mode, 2: registers come with stops, 4: runs before the client comes), and the program's
-//! letters (`machine.rs`). Each other line is one operation:
+//! mode, 4: runs before the client comes), and the program's letters (`machine.rs`). Each other line is one operation:
 //! - `>body`: a packet with the right sum; `=bytes`: bytes as they are; `/n`: the pieces in which
 //!   they arrive;
 //! - `.n`: the guest runs n instructions; `!kn`: it stops, reason k, vCPU n;
+//! - `Vn`: there are n vCPUs from now on; `Ctext`: the VMM prints on the client's console;
 //! - `A`: a client comes; `D`: it goes; `rn`: it reads n bytes; `S`: it does or does not read by
 //!   itself.
 #![no_main]
@@ -57,7 +57,7 @@ struct Vmm {
     interrupting: bool,
     /// What a client has received of a packet that is not complete.
     received: Vec<u8>,
-    /// The client's bytes may have written 0xcc to memory: it cannot be told from an INT3.
+    /// The client's bytes may have written 0xcc to memory, which looks like an INT3.
     tainted: bool,
     last_sent: u8,
     /// It reads whatever there is at once.
@@ -97,7 +97,6 @@ impl Vmm {
         let machine = Machine::new(
             usize::from(digit(0) & 3) + 1,
             like & 1 != 0,
-            like & 2 != 0,
             setup.get(3..).unwrap_or_default(),
         );
         let mut config = SessionConfig::new(plan.clone());
@@ -177,7 +176,7 @@ impl Vmm {
     fn run(&mut self, instructions: usize) {
         let stops = match &self.guest {
             Guest::Running(plan) => self.session.host_mut().run(plan, instructions),
-            // Without a debugger there is nothing to run into; it stops if it is told to.
+            // Without a debugger it stops only at an interrupt.
             Guest::Free | Guest::Stopped | Guest::Ended | Guest::Killed => Vec::new(),
         };
         if !stops.is_empty() || self.interrupting {
@@ -219,7 +218,7 @@ impl Vmm {
                     self.interrupting = true;
                 }
                 Action::Release => {
-                    // A client that came as the guest ended has seen it stopped, and lets it go.
+                    // A client that came as the guest ended has seen it stopped, and detaches.
                     assert!(
                         matches!(self.guest, Guest::Stopped | Guest::Ended),
                         "released: {:?}",
@@ -275,8 +274,12 @@ impl Vmm {
             usize::from(debug_stub::Host::vcpu_count(machine))
         );
         assert!(
-            plan.vcpus.iter().any(|order| *order != VcpuOrder::Stay),
+            plan.vcpus.is_empty() || plan.vcpus.iter().any(|order| *order != VcpuOrder::Stay),
             "nothing is to run"
+        );
+        assert!(
+            !matches!(plan.others, VcpuOrder::Step(_)),
+            "a vCPU that does not exist cannot step"
         );
         for (index, order) in plan.vcpus.iter().enumerate() {
             let VcpuOrder::Step(step) = order else {
@@ -328,6 +331,10 @@ impl Vmm {
             b't' => StopReason::TripleFault("\u{fc} no IDT }$#*".into()),
             b'e' => StopReason::InternalError("emulation failed".into()),
             b'x' => StopReason::Exited(7),
+            b'r' => {
+                self.session.host_mut().reset();
+                StopReason::Reset
+            }
             _ => StopReason::Interrupted,
         };
         let machine = self.session.host();
@@ -346,7 +353,7 @@ impl Vmm {
     }
 }
 
-/// Takes one packet or acknowledgement from the front; answers its length, once it is complete.
+/// Takes one packet or acknowledgement from the front. Returns its length, once it is complete.
 fn packet(bytes: &[u8], replies: &mut Vec<Vec<u8>>) -> Option<usize> {
     match bytes.first()? {
         b'+' | b'-' => Some(1),
@@ -389,6 +396,15 @@ fuzz_target!(|data: &[u8]| {
             b'/' => piece = usize::from(operand(0) & 15),
             b'.' => vmm.run(usize::from(operand(0))),
             b'!' => vmm.stop_for(operand(0), u16::from(operand(1) & 7)),
+            b'V' => vmm
+                .session
+                .host_mut()
+                .set_vcpus(usize::from(operand(0) & 7)),
+            b'C' => {
+                vmm.session
+                    .console_message(&String::from_utf8_lossy(operands));
+                vmm.act();
+            }
             b'A' => vmm.attach(),
             b'D' => vmm.disconnect(),
             b'r' => vmm.read(usize::from(operand(0))),

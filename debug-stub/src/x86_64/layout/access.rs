@@ -1,8 +1,8 @@
-//! How GDB's value of a register comes from ours, and goes back.
+//! Conversions between GDB's value of a register and the register file's.
 
 use crate::x86_64::RegisterFile;
 
-/// The low bits of a value into a smaller field. The value was checked to fit before.
+/// Returns the low bits of a value for a smaller field. The caller has checked that it fits.
 pub(super) fn truncate<T: Truncate>(value: u128) -> T {
     T::from_low(value)
 }
@@ -47,7 +47,7 @@ pub(super) fn extended(bytes: &[u8; 10]) -> u128 {
     u128::from_le_bytes([a, b, c, d, e, f, g, h, i, j, 0, 0, 0, 0, 0, 0])
 }
 
-/// And back.
+/// A number as an 80-bit x87 value.
 pub(super) fn to_extended(value: u128) -> [u8; 10] {
     let [a, b, c, d, e, f, g, h, i, j, ..] = value.to_le_bytes();
     [a, b, c, d, e, f, g, h, i, j]
@@ -70,7 +70,7 @@ pub(super) fn with_pointer_low(pointer: u64, value: u128) -> u64 {
     (pointer & !0xffff_ffff) | u64::from(low)
 }
 
-/// Sets bits 47:32 and keeps the others, those that GDB does not see as well.
+/// Sets bits 47:32 and keeps the others, also those that GDB does not see.
 pub(super) fn with_pointer_high(pointer: u64, value: u128) -> u64 {
     let high: u16 = truncate(value);
     (pointer & !0xffff_0000_0000) | (u64::from(high) << 32)

@@ -1,4 +1,4 @@
-//! Which values a register takes, and what they bring along.
+//! Which values a register accepts, and what else they change.
 
 use super::table::{Rule, SegmentName};
 use super::{RegisterId, WriteError};
@@ -19,7 +19,7 @@ const KIND_ACCESSIBLE: u8 = 1 << 1;
 /// Descriptor type bit 0: accessed.
 const KIND_ACCESSED: u8 = 1;
 
-/// Stores one value in `after`, unless it is wrong whatever the mode is.
+/// Stores one value in `after`, unless it is wrong in every mode.
 pub(super) fn store(
     id: RegisterId,
     after: &mut RegisterFile,
@@ -58,7 +58,7 @@ pub(super) fn store(
     Ok(())
 }
 
-/// What a segment register holds after `selector` was loaded into it.
+/// Returns what a segment register holds after a load of `selector`.
 fn load(
     core: &CoreRegisters,
     special: &SpecialRegisters,
@@ -82,7 +82,7 @@ fn load(
         });
     }
     if special.cr0 & CR0_PE == 0 {
-        // SDM 3A 10.9.1, 21.1.1: the limit and the rest stay, which "unreal mode" lives on.
+        // SDM 3A 10.9.1, 21.1.1: the limit and the rest stay. "Unreal mode" depends on it.
         let hidden = if old.unusable || !old.present {
             Segment {
                 limit: 0xffff,
@@ -156,14 +156,14 @@ fn load_protected(
         _ => {}
     }
     Ok(Segment {
-        // The CPU sets it as it loads, and hypervisors insist; the table in memory is not touched.
+        // The CPU sets it at the load, and hypervisors require it. Memory is not changed.
         kind: kind | KIND_ACCESSED,
         ..segment
     })
 }
 
-/// Makes what depends on several registers consistent, and refuses a change that the CPU would.
-/// Only what changed is judged: the rest is the guest's own.
+/// Makes values that depend on several registers consistent, and refuses a change that the CPU
+/// would refuse. Only changes are checked: the rest is the guest's own.
 pub(super) fn settle(before: &RegisterFile, after: &mut RegisterFile) -> Result<(), WriteError> {
     control_registers(&before.special, &mut after.special)?;
     let old = &before.special;
@@ -221,7 +221,7 @@ fn control_registers(old: &SpecialRegisters, new: &mut SpecialRegisters) -> Resu
     }
     let paging = new.cr0 & CR0_PG != 0;
     let long = paging && new.efer & EFER_LME != 0;
-    // LMA is the CPU's answer, not a setting.
+    // The CPU sets LMA; software cannot.
     new.efer = if long {
         new.efer | EFER_LMA
     } else {

@@ -52,7 +52,7 @@ impl Kind {
     }
 }
 
-/// Which values a register takes.
+/// Which values a register accepts.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Rule {
     /// All.
@@ -61,11 +61,11 @@ pub(super) enum Rule {
     Bits(u64),
     /// A linear address that the CPU checks.
     Address,
-    /// RFLAGS: bits that are no flags are ignored.
+    /// RFLAGS: undefined bits are ignored.
     Flags,
     /// CR0: reserved bits below 32 are ignored, others refused (SDM 3A 2.5).
     Cr0,
-    /// A selector, which brings the hidden part of its segment along.
+    /// A selector: a write also loads the hidden part of its segment.
     Selector(SegmentName, fn(&mut SpecialRegisters) -> &mut Segment),
 }
 
@@ -76,7 +76,7 @@ pub(super) enum SegmentName {
     Code,
     /// SS takes writable data of the CPL.
     Stack,
-    /// DS, ES, FS, GS take what can be read, or nothing.
+    /// DS, ES, FS, GS take what can be read, or a null selector.
     Data,
 }
 
@@ -89,7 +89,7 @@ pub(in crate::x86_64) struct Row {
     pub(super) rule: Rule,
     /// The value as GDB sees it.
     pub(super) get: fn(&RegisterFile) -> u128,
-    /// Stores a value of the right size without asking whether it is legal.
+    /// Stores a value of the right size without a check.
     pub(super) set: fn(&mut RegisterFile, u128),
 }
 

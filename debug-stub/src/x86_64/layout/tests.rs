@@ -4,7 +4,7 @@ use super::*;
 use crate::x86_64::test_memory::Ram;
 use crate::x86_64::{DescriptorTable, Segment};
 
-/// Names, sizes in bits: copied from what QEMU 7.2's stub answers, not from the table under test.
+/// Names, sizes in bits: copied from QEMU 7.2's stub, not from the table under test.
 const QEMU: [(&str, usize); 66] = [
     ("rax", 64),
     ("rbx", 64),

@@ -1,4 +1,4 @@
-//! Writing: what is refused, and what comes along with a value.
+//! Register writes: `P` and `G`.
 
 use super::table::Rule;
 use super::{RegisterId, WriteError, checks};
@@ -22,12 +22,12 @@ pub(super) fn write_one(
 
 /// The data of a `G` packet: sets all registers, which must all be filled before.
 ///
-/// Registers whose value the data does not change are not written, so that what GDB does not see
-/// of them stays. The values are judged together: a `G` may go from one mode to another. All or
-/// nothing: after an error `registers` is as it was.
+/// Registers whose value the data does not change are not written: the parts of them that GDB does
+/// not see stay. The values are checked together: a `G` may go from one mode to another. All or
+/// nothing: after an error `registers` is unchanged.
 ///
 /// # Errors
-/// If the length or a value is wrong; answer the client with an error.
+/// If the length or a value is wrong. Send the client an error.
 pub fn write_all(
     registers: &mut RegisterFile,
     memory: &impl GuestMemory,
@@ -50,7 +50,7 @@ pub fn write_all(
             if Stage::of(id) != stage {
                 continue;
             }
-            // Against what was there before: loading a selector changes a base in `after`.
+            // Compared with the old value: a selector's load changes a base in `after`.
             let value = decode(id, bytes)?;
             if id.value(registers) != value {
                 checks::store(id, &mut after, memory, value)?;
@@ -65,7 +65,7 @@ pub fn write_all(
 /// When a register of a `G` is stored.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// What decides the mode, and all that nothing depends on.
+    /// Registers that decide the mode, and those that no other depends on.
     Mode,
     /// Selectors: how they load depends on the mode.
     Selectors,

@@ -563,7 +563,7 @@ proptest! {
                 | if user { US } else { 0 }
                 | if no_execute { XD } else { 0 }
                 | if shift > 12 { PS } else { 0 };
-            // One page alone decides the rights of its tables, so that they are known.
+            // Each table maps one page: its rights are those of that page.
             let rights = if mapped.is_empty() {
                 (if tables[0] { RW } else { 0 }) | (if tables[1] { US } else { 0 })
             } else {

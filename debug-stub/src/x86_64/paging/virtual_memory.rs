@@ -6,9 +6,9 @@ use crate::{GuestMemory, GuestPhysAddr, GuestVirtAddr};
 
 /// Reads guest memory by linear address.
 ///
-/// Answers how many bytes from the start could be read: fewer than asked where a page is not
-/// mapped, where RAM ends, or where the address space does (an access never wraps around).
-/// The rest of `data` is left as it was.
+/// Returns the number of bytes from the start that could be read: fewer than asked where a page is
+/// not mapped, where RAM ends, or where the address space does (an access never wraps around).
+/// The rest of `data` is unchanged.
 pub fn read_virtual(
     special: &SpecialRegisters,
     memory: &impl GuestMemory,
@@ -32,9 +32,9 @@ pub fn read_virtual(
     done
 }
 
-/// Writes guest memory by linear address, whatever the page's permissions are.
+/// Writes guest memory by linear address. The page's permissions are ignored.
 ///
-/// Answers how many bytes from the start were written, as [`read_virtual`] does.
+/// Returns the number of bytes from the start that were written, as [`read_virtual`] does.
 pub fn write_virtual(
     special: &SpecialRegisters,
     memory: &impl GuestMemory,

@@ -1,4 +1,4 @@
-//! The walks themselves, one for each shape of table.
+//! The page walks, one for each kind of table.
 
 use super::{Level, PageSize, PhysicalAddressing, TranslateError, Translation};
 use crate::{GuestMemory, GuestPhysAddr, GuestVirtAddr};
@@ -47,16 +47,15 @@ impl Rights {
         Self {
             writable: self.writable && entry & WRITABLE != 0,
             user: self.user && entry & USER != 0,
-            // With NXE = 0 bit 63 is reserved, so that a set one has ended the walk already; the
-            // 4-byte entries have none.
+            // With NXE = 0 bit 63 is reserved: a walk over a set one has ended already. 4-byte
+            // entries have no such bit.
             executable: self.executable && entry & EXECUTE_DISABLE == 0,
         }
     }
 }
 
 impl<M: GuestMemory> Walk<'_, M> {
-    /// 4-level and 5-level paging (SDM 3A 4.5): as many turns as there are levels, whatever the
-    /// tables say.
+    /// 4-level and 5-level paging (SDM 3A 4.5). The number of levels bounds the walk.
     pub(super) fn long(&self, cr3: u64, top: Level) -> Result<Translation, TranslateError> {
         self.descend(cr3 & ADDRESS, top, Rights::ALL, 0)
     }

@@ -2,12 +2,12 @@
 //!
 //! 32 KiB of RAM, in 64-bit mode with page tables or in flat 32-bit mode. It knows six
 //! instructions, and its guest never stores 0xcc: what is 0xcc in memory, and was not when the
-//! machine was made, somebody else has written.
+//! machine was made, the session or the client has written.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
 
-use debug_stub::x86_64::{RegisterFile, RegisterGroups, Segment, translate};
+use debug_stub::x86_64::{RegisterFile, RegisterGroups, Segment, X86_64, translate};
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, GuestVirtAddr, Host, Interrupts, ResumePlan, Stop,
     StopReason, VcpuId, VcpuOrder, WatchAccess,
@@ -24,15 +24,15 @@ pub struct Machine {
     /// What is the guest's, or was written for good: `ram` without the session's INT3s.
     own: RefCell<Vec<u8>>,
     vcpus: Vec<RegisterFile>,
-    /// Registers come with a stop.
-    expedite: bool,
+    /// vCPUs start in 64-bit mode.
+    long: bool,
     /// Some vCPU may run: only memory may be looked at.
     pub running: bool,
 }
 
 impl Machine {
     /// `program` is one letter for each instruction; see [`assemble`].
-    pub fn new(vcpus: usize, long: bool, expedite: bool, program: &[u8]) -> Self {
+    pub fn new(vcpus: usize, long: bool, program: &[u8]) -> Self {
         let mut ram = vec![0; RAM];
         for (at, entry) in [
             (0x1000, 0x2003u64),
@@ -50,9 +50,20 @@ impl Machine {
             own: RefCell::new(ram.clone()),
             ram: RefCell::new(ram),
             vcpus: vec![registers(long); vcpus],
-            expedite,
+            long,
             running: false,
         }
+    }
+
+    /// Plugs vCPUs in, or takes the last ones away.
+    pub fn set_vcpus(&mut self, count: usize) {
+        self.vcpus.resize(count, registers(self.long));
+    }
+
+    /// The machine starts again; memory stays.
+    pub fn reset(&mut self) {
+        let count = self.vcpus.len();
+        self.vcpus = vec![registers(self.long); count];
     }
 
     /// Where memory differs from what the guest would find without a debugger.
@@ -73,11 +84,9 @@ impl Machine {
     }
 
     pub fn stop(&self, vcpu: u16, reason: StopReason) -> Stop {
-        let registers = self.vcpus.get(usize::from(vcpu)).filter(|_| self.expedite);
         Stop {
             vcpu: VcpuId(vcpu),
             reason,
-            registers: registers.cloned().map(Box::new),
         }
     }
 
@@ -85,8 +94,9 @@ impl Machine {
     pub fn run(&mut self, plan: &ResumePlan, instructions: usize) -> Vec<Stop> {
         let mut stops = Vec::new();
         for round in 0..instructions {
-            for (index, order) in (0..).zip(&plan.vcpus) {
-                let reason = match order {
+            for index in 0..self.vcpus.len() {
+                let vcpu = u16::try_from(index).expect("few vCPUs");
+                let reason = match plan.order(VcpuId(vcpu)) {
                     VcpuOrder::Stay => None,
                     VcpuOrder::Continue => self.execute(index, &plan.armed, false),
                     VcpuOrder::Step(step) => {
@@ -97,7 +107,6 @@ impl Machine {
                         })
                     }
                 };
-                let vcpu = u16::try_from(index).expect("few vCPUs");
                 stops.extend(reason.map(|reason| self.stop(vcpu, reason)));
             }
             if !stops.is_empty() {
@@ -251,13 +260,14 @@ impl GuestMemory for Machine {
 }
 
 impl Host for Machine {
+    type Arch = X86_64;
     type Error = Infallible;
 
     fn vcpu_count(&self) -> u16 {
         u16::try_from(self.vcpus.len()).expect("few vCPUs")
     }
 
-    fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
+    fn vcpu_name(&self, vcpu: VcpuId) -> String {
         assert!(!self.running, "a name while vCPUs run");
         // To be escaped in a packet and in XML.
         format!("<CPU#{}>}}$*", vcpu.0)

@@ -114,6 +114,7 @@ impl VcpuGroup {
         // Nothing is over at once: there are vCPUs, and none is stepped.
         let _ = self.resume(&ResumePlan {
             vcpus: vec![VcpuOrder::Continue; self.count()],
+            others: VcpuOrder::Continue,
             ..ResumePlan::default()
         });
     }

@@ -1,0 +1,216 @@
+//! x86-64 behind the architecture seam.
+
+use std::borrow::Cow;
+
+use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
+
+use super::paging::translate;
+use super::{
+    RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, WriteError, read_all, target_xml,
+    write_all,
+};
+use crate::address::GuestVirtAddr;
+use crate::arch::{Arch, DebugSlots, Mapped};
+use crate::host::GuestMemory;
+
+/// The x86-64 architecture, in each of its modes.
+///
+/// The mode of the CPU (16, 32 or 64 bits) does not change the layout of the packets: there is
+/// one register file of 64-bit registers.
+#[derive(Debug)]
+pub enum X86_64 {}
+
+impl Arch for X86_64 {
+    type Registers = RegisterFile;
+    type Groups = RegisterGroups;
+    type RegisterId = RegisterId;
+    type WriteError = WriteError;
+    type AddressSpace = SpecialRegisters;
+
+    const ALL_GROUPS: RegisterGroups = RegisterGroups::all();
+    const STOP_GROUPS: RegisterGroups = RegisterGroups::EXPEDITED;
+    const SPACE_GROUPS: RegisterGroups = RegisterGroups::SPECIAL;
+    const PC_GROUPS: RegisterGroups = RegisterGroups::CORE;
+
+    const REGISTER_BYTES: usize = RegisterId::TOTAL_BYTES;
+
+    /// INT3 (SDM 2A).
+    const BREAKPOINT: &'static [u8] = &[0xcc];
+    /// DR0 to DR3 (SDM 3B 19.2).
+    const SLOTS: DebugSlots = DebugSlots::Shared(4);
+    const SLOTS_NAME: &'static str = "debug registers";
+
+    fn register(number: usize) -> Option<RegisterId> {
+        RegisterId::new(number)
+    }
+
+    fn number(register: RegisterId) -> usize {
+        register.number()
+    }
+
+    fn groups(register: RegisterId) -> RegisterGroups {
+        register.groups()
+    }
+
+    fn groups_for_write(register: RegisterId) -> RegisterGroups {
+        register.groups_for_write()
+    }
+
+    fn changed_groups(before: &RegisterFile, after: &RegisterFile) -> RegisterGroups {
+        // A register file that gains a part does not compile here until its group is compared.
+        let RegisterFile {
+            core,
+            special,
+            fpu,
+            kernel_gs_base,
+        } = before;
+        let mut changed = RegisterGroups::empty();
+        changed.set(RegisterGroups::CORE, *core != after.core);
+        changed.set(RegisterGroups::SPECIAL, *special != after.special);
+        changed.set(RegisterGroups::FPU, *fpu != after.fpu);
+        changed.set(
+            RegisterGroups::MSRS,
+            *kernel_gs_base != after.kernel_gs_base,
+        );
+        changed
+    }
+
+    /// The general-purpose registers, RIP, EFLAGS and CS: GDB asks for these at every stop.
+    fn expedited() -> impl Iterator<Item = RegisterId> {
+        (0..=RegisterId::CS.number()).filter_map(RegisterId::new)
+    }
+
+    fn read_register(register: RegisterId, from: &RegisterFile, value: &mut Vec<u8>) {
+        let mut bytes = [0; 16];
+        let length = register.read(from, &mut bytes);
+        value.extend_from_slice(bytes.get(..length).unwrap_or_default());
+    }
+
+    fn write_register(
+        register: RegisterId,
+        registers: &mut RegisterFile,
+        memory: &impl GuestMemory,
+        value: &[u8],
+    ) -> Result<(), WriteError> {
+        register.write(registers, memory, value)
+    }
+
+    fn read_all(from: &RegisterFile, data: &mut Vec<u8>) {
+        read_all(from, data);
+    }
+
+    fn write_all(
+        registers: &mut RegisterFile,
+        memory: &impl GuestMemory,
+        data: &[u8],
+    ) -> Result<(), WriteError> {
+        write_all(registers, memory, data)
+    }
+
+    fn pc(registers: &RegisterFile) -> GuestVirtAddr {
+        GuestVirtAddr(registers.linear_pc())
+    }
+
+    /// The client counts in RIP, breakpoints and ranges in linear addresses: CS has a base
+    /// outside 64-bit mode.
+    fn code_address(registers: &RegisterFile, address: u64) -> u64 {
+        let base = registers.linear_pc().wrapping_sub(registers.core.rip);
+        address.wrapping_add(base)
+    }
+
+    fn set_pc(
+        registers: &mut RegisterFile,
+        memory: &impl GuestMemory,
+        address: u64,
+    ) -> Result<(), WriteError> {
+        RegisterId::RIP.write(registers, memory, &address.to_le_bytes())
+    }
+
+    /// Aligned runs of 1, 2, 4 or 8 bytes (SDM 3B 19.2.5), the largest first where the alignment
+    /// allows.
+    fn watch(
+        address: u64,
+        length: u64,
+        kind: HwBreakpointKind,
+    ) -> impl Iterator<Item = HwBreakpoint> {
+        let mut at = address;
+        let mut left = length;
+        std::iter::from_fn(move || {
+            if left == 0 {
+                return None;
+            }
+            let run = [8u64, 4, 2]
+                .into_iter()
+                .find(|run| *run <= left && at.is_multiple_of(*run))
+                .unwrap_or(1);
+            let piece = HwBreakpoint::watch(at, run, kind);
+            left -= run;
+            at = at.wrapping_add(run);
+            Some(piece)
+        })
+    }
+
+    fn address_space(registers: &RegisterFile) -> SpecialRegisters {
+        registers.special
+    }
+
+    fn translate(
+        space: &SpecialRegisters,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+    ) -> Option<Mapped> {
+        let found = translate(space, memory, address).ok()?;
+        Some(Mapped {
+            gpa: found.gpa,
+            length: found.bytes_to_page_end(),
+        })
+    }
+
+    fn target_description(annex: &[u8]) -> Option<Cow<'static, str>> {
+        (annex == b"target.xml").then(|| target_xml().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_watched_range_is_covered_exactly_by_pieces_that_a_debug_register_holds(
+            address in 0u64..64,
+            length in 0u64..40,
+        ) {
+            let mut next = address;
+            for piece in X86_64::watch(address, length, HwBreakpointKind::Write) {
+                prop_assert!(piece.check_x86().is_ok());
+                prop_assert_eq!(piece.address(), next);
+                next += piece.length();
+            }
+            prop_assert_eq!(next, address + length);
+        }
+    }
+
+    #[test]
+    fn the_groups_that_differ_are_named() {
+        let before = RegisterFile::default();
+        let mut after = before.clone();
+        assert_eq!(
+            X86_64::changed_groups(&before, &after),
+            RegisterGroups::empty()
+        );
+        after.core.rax = 1;
+        after.kernel_gs_base = 1;
+        assert_eq!(
+            X86_64::changed_groups(&before, &after),
+            RegisterGroups::CORE | RegisterGroups::MSRS
+        );
+        after.special.cr2 = 1;
+        after.fpu.fcw = 1;
+        assert_eq!(
+            X86_64::changed_groups(&before, &after),
+            RegisterGroups::all()
+        );
+    }
+}
