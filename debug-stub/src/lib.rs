@@ -27,6 +27,8 @@
 //!
 //! # Features
 //! - `kvm`: module `kvm`, a vCPU of `kvm-ioctls` that a session can run.
+//! - `threads`: `run_control::AllStop`, run control for a thread per vCPU. With `kvm` also
+//!   `run_control::VcpuThreads`, a ready kick.
 //! - `server`: module `server`, a session on an event-manager loop.
 //!
 //! # Unsupported
@@ -49,6 +51,7 @@ mod monitor;
 mod order;
 mod qemu;
 mod request;
+pub mod run_control;
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub mod server;
 mod session;
