@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use debug_stub::server::RunControl;
+use debug_stub::server::GuestControl;
 use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{
     GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, VcpuId, VcpuOrder,
@@ -32,6 +32,8 @@ pub struct Shared {
     stopped: EventFd,
     pub releases: AtomicUsize,
     pub kills: AtomicUsize,
+    /// The last stops that no debugger waited for.
+    pub unattended: Mutex<Vec<Stop>>,
     /// Whoever holds it keeps a guest that runs from stopping.
     pub brake: Mutex<()>,
 }
@@ -52,6 +54,7 @@ impl Simulated {
             stopped: EventFd::new(EFD_NONBLOCK).expect("no eventfd"),
             releases: AtomicUsize::new(0),
             kills: AtomicUsize::new(0),
+            unattended: Mutex::default(),
             brake: Mutex::default(),
         });
         let (runner, plans) = channel::<ResumePlan>();
@@ -99,7 +102,7 @@ impl Shared {
     }
 }
 
-impl RunControl for Simulated {
+impl GuestControl for Simulated {
     fn resume(&mut self, plan: ResumePlan) -> Option<Vec<Stop>> {
         self.start(plan);
         None
@@ -127,6 +130,10 @@ impl RunControl for Simulated {
 
     fn kill(&mut self) {
         self.shared.kills.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn unattended(&mut self, stops: Vec<Stop>) {
+        *lock(&self.shared.unattended) = stops;
     }
 
     fn stopped_fd(&self) -> RawFd {
