@@ -3,8 +3,9 @@
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
-use debug_stub::kvm::{DebugVcpu, RegistersError, VmMemory};
+use debug_stub::kvm::{KvmError, VmMemory};
 use debug_stub::server::GuestControl;
+use debug_stub::x86_64::stepper::StepperError;
 use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{
     GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, StopReason, VcpuId,
@@ -14,7 +15,7 @@ use thiserror::Error;
 use crate::exit::{ExitEvent, ExitReason};
 use crate::irqchip::Irqchip;
 use crate::memory::GuestRam;
-use crate::vcpu::VcpuGroup;
+use crate::vcpu::{Vcpu, VcpuGroup};
 
 /// The machine's vCPUs and memory, for a session or for nobody.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ pub enum HostError {
     NoVcpu(VcpuId),
     /// KVM refused.
     #[error(transparent)]
-    Registers(#[from] RegistersError),
+    Vcpu(#[from] StepperError<KvmError>),
 }
 
 impl MachineHost {
@@ -58,7 +59,7 @@ impl MachineHost {
     fn with_vcpu<T>(
         &self,
         id: VcpuId,
-        act: impl FnOnce(&mut DebugVcpu) -> Result<T, RegistersError>,
+        act: impl FnOnce(&mut Vcpu) -> Result<T, StepperError<KvmError>>,
     ) -> Result<T, HostError> {
         let mut vcpu = self.group.vcpu(id).ok_or(HostError::NoVcpu(id))?;
         Ok(act(&mut vcpu)?)
@@ -83,7 +84,7 @@ impl Host for MachineHost {
     }
 
     fn vcpu_name(&mut self, vcpu: VcpuId) -> String {
-        let kvms = || self.group.vcpu(vcpu).and_then(|vcpu| vcpu.waiting());
+        let kvms = || self.group.vcpu(vcpu).and_then(|mut vcpu| vcpu.waiting());
         let waiting = self.irqchip.waiting(vcpu).or_else(kvms);
         match waiting {
             Some(waiting) => format!("CPU#{} [{waiting}]", vcpu.0),

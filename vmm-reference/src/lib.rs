@@ -20,6 +20,7 @@ pub mod console;
 pub mod debug;
 pub mod demo;
 pub mod devices;
+mod entry;
 pub mod error;
 pub mod event_loop;
 pub mod exit;
@@ -36,6 +37,7 @@ pub mod signals;
 pub mod terminal;
 pub mod vcpu;
 
+pub use entry::{Entering, Permit};
 pub use error::Error;
 pub use event_loop::{EventLoop, EventLoopError};
 pub use exit::{ExitEvent, ExitReason};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use debug_stub::SessionConfig;
-use debug_stub::kvm::{DebugVcpu, VmMemory};
+use debug_stub::kvm::VmMemory;
 use debug_stub::server::{GdbServer, GuestControl, Listener};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use intr_controller::IrqchipMode;
@@ -27,7 +27,7 @@ use crate::loader::ImageFile;
 use crate::machine::{Machine, MachineConfig};
 use crate::signals::Signals;
 use crate::terminal::RawTerminal;
-use crate::vcpu::{MachineExits, VcpuGroup};
+use crate::vcpu::{MachineExits, Vcpu, VcpuGroup};
 
 /// How long the end waits for a debugger that says nothing, in milliseconds: it is told of the
 /// end, and hangs up.
@@ -125,7 +125,7 @@ impl Vmm {
         let vcpus = (0..)
             .map(VcpuId)
             .zip(machine.vcpus)
-            .map(|(id, fd)| DebugVcpu::new(id, fd, &plan))
+            .map(|(id, fd)| Vcpu::new(id, fd, &plan))
             .collect();
         let memory = VmMemory(machine.memory.clone());
         let irqchip = machine.irqchip.clone();

@@ -1,21 +1,39 @@
-//! The adapter over `kvm-ioctls`: a vCPU that a session can step, stop and inspect.
+//! The adapter over `kvm-ioctls`: a vCPU that a [`Stepper`](crate::x86_64::stepper::Stepper) can
+//! debug.
 //!
-//! [`DebugVcpu`] owns a `VcpuFd` and is the only one to call `KVM_RUN` and
-//! `KVM_SET_GUEST_DEBUG` on it. It needs a thread to run on and a way to be kicked, both the
-//! VMM's: see [`DebugVcpu::run`].
+//! [`KvmVcpu`] borrows a `VcpuFd` for one call of the stepper. The VMM keeps the descriptor, its
+//! loop, its exits and its thread; while a stepper exists, nothing else calls
+//! `KVM_SET_GUEST_DEBUG`, and [`Stepper::forget_registers`] follows whatever else writes registers
+//! or reads the MP state. `examples/own_loop.rs` is a whole VMM.
+//!
+//! # System calls
+//! For a seccomp filter, the ioctls that the adapter makes on the thread that calls the stepper.
+//! `KVM_RUN` is the VMM's own. [`IOCTLS`] has their numbers.
+//!
+//! | ioctl | when |
+//! |---|---|
+//! | `KVM_SET_GUEST_DEBUG` | an order that changes the debug state, the first step of a series |
+//! | `KVM_GET_MP_STATE` | before registers are read |
+//! | `KVM_GET_REGS`, `KVM_GET_SREGS` | registers that did not come with the exit |
+//! | `KVM_SET_REGS` | steps of SYSRET, a single step that is armed or lifted, the debugger's writes |
+//! | `KVM_GET_MSRS`, `KVM_SET_MSRS` | steps of SYSCALL, IA32_KERNEL_GS_BASE |
+//! | `KVM_GET_DEBUGREGS`, `KVM_SET_DEBUGREGS` | a #DB of the guest's own |
+//! | `KVM_SET_SREGS`, `KVM_GET_XSAVE`, `KVM_SET_XSAVE` | the debugger reads or writes such registers |
+//! | `KVM_GET_LAPIC`, `KVM_GET_VCPU_EVENTS` | [`pending_interrupts`] |
+//!
+//! [`Stepper::forget_registers`]: crate::x86_64::stepper::Stepper::forget_registers
 
-mod debug_exit;
-mod exits;
+mod exit;
 mod fxsave;
+mod interrupts;
+mod ioctls;
 mod memory;
 mod registers;
-mod run;
-mod step;
-mod system_call;
 mod vcpu;
 
-pub use exits::{Entering, ExitHandler, Permit, UserInterrupts};
+pub use exit::{failed_run, internal_error, outcome};
+pub use interrupts::pending_interrupts;
+pub use ioctls::IOCTLS;
 pub use memory::VmMemory;
 pub use registers::{RegistersError, read_registers, write_registers};
-pub use run::{Environment, OnStop, RunEnd};
-pub use vcpu::{DEBUGGER, DebugError, DebugVcpu};
+pub use vcpu::{KvmError, KvmVcpu};

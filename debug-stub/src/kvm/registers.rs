@@ -39,7 +39,7 @@ pub enum RegistersError {
 }
 
 /// Names the ioctl in an error.
-fn ioctl(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> RegistersError {
+pub(super) fn ioctl(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> RegistersError {
     move |source| RegistersError::Ioctl { ioctl, source }
 }
 

@@ -61,8 +61,8 @@ pub enum AddError {
 #[derive(Debug)]
 struct Seat {
     pipe: WakePipe,
-    /// [`RunControl::must_stop`], readable without the lock. Written under the lock: cleared when an
-    /// order is taken, set before a kick and when the order is done.
+    /// [`RunControl::must_stop`], readable without the lock. Written under the lock: when an order is
+    /// taken, before a kick, and when the order is done.
     must_stop: AtomicBool,
 }
 
@@ -197,7 +197,7 @@ impl AllStop {
 
     /// As [`resume`](Self::resume), but runs one vCPU on the calling thread first: no hand-over, for
     /// a step that is shorter than waking its thread. `run` returns its stop, or `None` if the order
-    /// is not done: then the vCPU's own thread goes on with the same order.
+    /// is not done: then the vCPU's own thread goes on with the same order, also if a stop was requested.
     ///
     /// `run` may return early when `must_stop` (its argument) is true; the VMM's [`Kick`] must reach
     /// the calling thread for that, or `run` must be short.
@@ -336,7 +336,10 @@ impl State {
         let seat = Arc::clone(self.seat(vcpu)?);
         let order = self.control.order(vcpu).ok()?;
         match order {
-            Order::Run(..) => seat.must_stop.store(false, Ordering::SeqCst),
+            Order::Run(..) => {
+                let must_stop = self.control.must_stop(vcpu);
+                seat.must_stop.store(must_stop, Ordering::SeqCst);
+            }
             Order::Leave => {
                 self.seats.remove(&vcpu);
             }

@@ -112,6 +112,12 @@ enum State {
         /// It was asked to stop, and kicked.
         stop: bool,
     },
+    /// Its order has begun and was given back. It is taken again in any case: only a thread that runs
+    /// the vCPU can end what has begun.
+    GivenBack {
+        work: Work,
+        stop: bool,
+    },
 }
 
 impl State {
@@ -234,6 +240,7 @@ impl RunControl {
                     effects.push(Effect::Kick(vcpu));
                 }
             }
+            State::GivenBack { stop, .. } => *stop = true,
         }
         Ok(effects)
     }
@@ -330,7 +337,8 @@ impl RunControl {
         }
     }
 
-    /// The next order of a vCPU, for its thread. The vCPU that gets [`Order::Run`] runs from now on.
+    /// The next order of a vCPU, for its thread. The vCPU that gets [`Order::Run`] runs from now on;
+    /// [`must_stop`](Self::must_stop) may be true already, if the order was given back before.
     ///
     /// The controller may take the order itself, and run the vCPU on its own thread.
     ///
@@ -340,38 +348,37 @@ impl RunControl {
         let Entry::Occupied(mut entry) = self.vcpus.entry(vcpu) else {
             return Err(OrderError::NoVcpu(vcpu));
         };
-        match &entry.get().state {
+        let (work, stop) = match &entry.get().state {
             State::Stopped if entry.get().leaving => {
                 entry.remove();
-                Ok(Order::Leave)
+                return Ok(Order::Leave);
             }
-            State::Stopped => Ok(Order::Wait),
-            State::Ordered(work) => {
-                let work = work.clone();
-                let order = Order::Run(work.order.clone(), Arc::clone(&work.armed));
-                entry.get_mut().state = State::Running { work, stop: false };
-                Ok(order)
-            }
-            State::Running { .. } => Err(OrderError::Running(vcpu)),
-        }
+            State::Stopped => return Ok(Order::Wait),
+            State::Running { .. } => return Err(OrderError::Running(vcpu)),
+            State::Ordered(work) => (work.clone(), false),
+            State::GivenBack { work, stop } => (work.clone(), *stop),
+        };
+        let order = Order::Run(work.order.clone(), Arc::clone(&work.armed));
+        entry.get_mut().state = State::Running { work, stop };
+        Ok(order)
     }
 
-    /// Gives an order back that is not done, for another thread to go on with: [`order`](Self::order)
-    /// then returns it again. If a stop was requested, the vCPU is stopped instead, without a reason
-    /// of its own.
+    /// Gives an order back that has begun and is not done, for another thread to go on with:
+    /// [`order`](Self::order) then returns it again. Also if a stop was requested: the other thread
+    /// finds [`must_stop`](Self::must_stop) true and ends what has begun.
     ///
     /// # Errors
     /// If there is no such vCPU, or it does not run.
     pub fn give_back(&mut self, vcpu: VcpuId) -> Result<Vec<Effect>, StopError> {
         let entry = self.vcpus.get_mut(&vcpu).ok_or(StopError::NoVcpu(vcpu))?;
-        match &entry.state {
-            State::Running { stop: true, .. } => self.stopped(vcpu, StopReason::Interrupted),
-            State::Running { work, stop: false } => {
-                entry.state = State::Ordered(work.clone());
-                Ok(vec![Effect::Wake(vcpu)])
-            }
-            _ => Err(StopError::NotRunning(vcpu)),
-        }
+        let State::Running { work, stop } = &entry.state else {
+            return Err(StopError::NotRunning(vcpu));
+        };
+        entry.state = State::GivenBack {
+            work: work.clone(),
+            stop: *stop,
+        };
+        Ok(vec![Effect::Wake(vcpu)])
     }
 
     /// Whether a vCPU must leave the guest and report a stop. Also true for one that has no order
@@ -479,7 +486,7 @@ impl RunControl {
         effects
     }
 
-    /// Stops all vCPUs: an order that was not taken is withdrawn, and a vCPU that runs is kicked.
+    /// Stops all vCPUs: an order that has not begun is withdrawn, and a vCPU that runs is kicked.
     /// Does nothing the second time. The caller counts the vCPU that it has stopped itself.
     fn stop_all(&mut self, effects: &mut Vec<Effect>) {
         let Guest::Running(cycle) = &mut self.guest else {
@@ -498,6 +505,7 @@ impl RunControl {
                             effects.push(Effect::Kick(*id));
                         }
                     }
+                    State::GivenBack { stop, .. } => *stop = true,
                 }
             }
         }

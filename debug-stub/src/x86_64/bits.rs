@@ -58,6 +58,13 @@ pub(crate) const EFER_NXE: u64 = 1 << 11;
 /// SCE LME LMA NXE SVME LMSLE FFXSR TCE MCOMMIT INTWB UAIE AIBRSE (APM 2 3.1.7).
 pub(crate) const EFER_DEFINED: u64 = 0x0036_fd01;
 
+/// DR6.B0-B3: which debug-address register hit (SDM 3B 19.2.3).
+pub(crate) const DR6_HITS: u64 = 0xf;
+/// DR6.BD: debug-register access under DR7.GD.
+pub(crate) const DR6_BD: u64 = 1 << 13;
+/// DR6.BS: single step.
+pub(crate) const DR6_BS: u64 = 1 << 14;
+
 /// Whether `address` is canonical where linear addresses have `width` bits (SDM 1 3.3.7.1).
 pub(crate) fn is_canonical(address: u64, width: u32) -> bool {
     // All bits from the sign bit up are equal.

@@ -1,11 +1,13 @@
 //! The x86-64 architecture: registers, paging, what one instruction does.
 
-mod bits;
+pub(crate) mod bits;
 mod descriptor;
 mod layout;
 mod paging;
+mod place;
 mod registers;
 mod step;
+pub mod stepper;
 mod target_xml;
 #[cfg(test)]
 mod test_memory;

@@ -6,13 +6,12 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use debug_stub::kvm::{
-    DebugVcpu, Environment, ExitHandler, OnStop, RunEnd, UserInterrupts, VmMemory,
-};
+use debug_stub::kvm::{KvmVcpu, VmMemory, failed_run, internal_error, outcome};
+use debug_stub::x86_64::stepper::{Next, Outcome, Stepper};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder};
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_msi, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vcpu_caps::{HostReport, Plan, Profile, negotiate};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -70,28 +69,6 @@ impl Recorder {
     }
 }
 
-impl UserInterrupts for Recorder {}
-
-impl ExitHandler for Recorder {
-    fn io_in(&self, port: u16, data: &mut [u8]) {
-        self.push(Access::In(port, data.len()));
-        data.fill(0x5a);
-    }
-    fn io_out(&self, port: u16, data: &[u8]) {
-        self.push(Access::Out(port, data.to_vec()));
-    }
-    fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        self.push(Access::Read(address, data.len()));
-        data.fill(0x5a);
-    }
-    fn mmio_write(&self, address: u64, data: &[u8]) {
-        self.push(Access::Write(address, data.to_vec()));
-    }
-    fn exited(&self) -> Option<u8> {
-        None
-    }
-}
-
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 pub(crate) struct Runner(libc::pthread_t);
@@ -103,8 +80,119 @@ unsafe impl Killable for Runner {
     }
 }
 
+/// The vCPU with its stepper, and the loop that a VMM writes.
+pub(crate) struct Vcpu {
+    pub(crate) fd: VcpuFd,
+    pub(crate) stepper: Stepper,
+    /// What an order that was interrupted to yield goes on with.
+    next: Option<Next>,
+}
+
+/// What a set stop flag means.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum OnStop {
+    Interrupt,
+    /// The order is gone on with later.
+    Yield,
+}
+
+impl Vcpu {
+    fn run(
+        &mut self,
+        order: &VcpuOrder,
+        armed: &Arc<Armed>,
+        devices: &Recorder,
+        memory: &VmMemory<GuestMemoryMmap<()>>,
+        stop: &AtomicBool,
+        on_stop: OnStop,
+    ) -> Option<StopReason> {
+        let Self { fd, stepper, next } = self;
+        let mut now = match next.take() {
+            Some(next) => next,
+            None => stepper.start(order, armed, &mut KvmVcpu(fd), memory),
+        };
+        loop {
+            let complete = match now {
+                Next::Stopped(reason) => return Some(reason),
+                Next::Enter => false,
+                Next::Complete => true,
+            };
+            fd.set_kvm_immediate_exit(u8::from(complete));
+            if !complete && stop.load(Ordering::Acquire) {
+                if on_stop == OnStop::Yield {
+                    *next = Some(now);
+                    return None;
+                }
+                now = stepper.interrupt(&mut KvmVcpu(fd), memory);
+                continue;
+            }
+            let came_back = run_once(fd, devices);
+            now = stepper.ran(came_back, &mut KvmVcpu(fd), memory);
+        }
+    }
+
+    pub(crate) fn waiting(&mut self) -> Option<&'static str> {
+        let state = self.stepper.run_state(&mut KvmVcpu(&mut self.fd)).unwrap();
+        state.waits()
+    }
+
+    /// The descriptor, for what the stepper does not do.
+    pub(crate) fn fd(&mut self) -> &VcpuFd {
+        self.stepper.forget_registers(&mut KvmVcpu(&mut self.fd));
+        &self.fd
+    }
+
+    pub(crate) fn release(&mut self) {
+        self.next = None;
+        self.stepper.release(&mut KvmVcpu(&mut self.fd)).unwrap();
+    }
+
+    pub(crate) fn write_registers(&mut self, groups: RegisterGroups, file: &RegisterFile) {
+        self.stepper
+            .write_registers(groups, file, &mut KvmVcpu(&mut self.fd))
+            .unwrap();
+    }
+}
+
+/// `KVM_RUN`, with what it asks for served.
+fn run_once(fd: &mut VcpuFd, devices: &Recorder) -> Outcome {
+    let io_size = io_size(fd);
+    match fd.run() {
+        Ok(VcpuExit::IoIn(port, data)) => {
+            devices.push(Access::In(port, data.len()));
+            data.fill(0x5a);
+            Outcome::Served
+        }
+        Ok(VcpuExit::IoOut(port, data)) => {
+            // SAFETY: as `io_size` says: `io` is the active member now.
+            let size = usize::from(unsafe { (*io_size).size });
+            for element in data.chunks(size) {
+                devices.push(Access::Out(port, element.to_vec()));
+            }
+            Outcome::Served
+        }
+        Ok(VcpuExit::MmioRead(address, data)) => {
+            devices.push(Access::Read(address, data.len()));
+            data.fill(0x5a);
+            Outcome::Served
+        }
+        Ok(VcpuExit::MmioWrite(address, data)) => {
+            devices.push(Access::Write(address, data.to_vec()));
+            Outcome::Served
+        }
+        Ok(VcpuExit::InternalError) => internal_error(fd),
+        Ok(exit) => outcome(&exit),
+        Err(error) => failed_run(error),
+    }
+}
+
+/// Where the run structure describes a port access.
+fn io_size(fd: &mut VcpuFd) -> *const kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_4 {
+    &raw const fd.get_kvm_run().__bindgen_anon_1.io
+}
+
 pub(crate) struct Guest {
-    pub(crate) vcpu: DebugVcpu,
+    pub(crate) vcpu: Vcpu,
     pub(crate) memory: VmMemory<GuestMemoryMmap<()>>,
     pub(crate) devices: Recorder,
     pub(crate) stop: AtomicBool,
@@ -173,8 +261,11 @@ impl Guest {
             lapic.regs[offset] = i8::from_ne_bytes([byte]);
         }
         fd.set_lapic(&lapic).unwrap();
-        let mut vcpu = DebugVcpu::new(id, fd, plan);
-        let _ = vcpu.kvm_run();
+        let vcpu = Vcpu {
+            fd,
+            stepper: Stepper::new(id, plan),
+            next: None,
+        };
         Self {
             vcpu,
             memory,
@@ -186,20 +277,19 @@ impl Guest {
     }
 
     pub(crate) fn run(&mut self, order: &VcpuOrder, armed: &Armed) -> StopReason {
-        match self.run_until(OnStop::Interrupt, order, armed) {
-            RunEnd::Stopped(reason) => reason,
-            RunEnd::Yielded => panic!("nobody asked for it"),
-        }
+        self.run_until(OnStop::Interrupt, order, armed)
+            .expect("nothing asked it to yield")
     }
 
-    /// Runs, and stops a vCPU that does not come back.
+    /// Runs, and stops a vCPU that does not come back. `None` if it yielded.
     pub(crate) fn run_until(
         &mut self,
         on_stop: OnStop,
         order: &VcpuOrder,
         armed: &Armed,
-    ) -> RunEnd {
+    ) -> Option<StopReason> {
         register_signal_handler(SIGRTMIN(), ignore).unwrap();
+        let armed = Arc::new(armed.clone());
         let (stop, devices, memory, vcpu) =
             (&self.stop, &self.devices, &self.memory, &mut self.vcpu);
         // SAFETY: has no precondition.
@@ -214,18 +304,9 @@ impl Guest {
                     patience = Duration::from_millis(10);
                 }
             });
-            let reason = vcpu.run(
-                order,
-                armed,
-                &Environment {
-                    exits: devices,
-                    memory,
-                    stop,
-                    on_stop,
-                },
-            );
+            let end = vcpu.run(order, &armed, devices, memory, stop, on_stop);
             drop(done);
-            reason
+            end
         })
     }
 
@@ -239,8 +320,9 @@ impl Guest {
 
     pub(crate) fn registers(&mut self) -> RegisterFile {
         let mut file = RegisterFile::default();
-        self.vcpu
-            .read_registers(RegisterGroups::all(), &mut file)
+        let Vcpu { fd, stepper, .. } = &mut self.vcpu;
+        stepper
+            .read_registers(RegisterGroups::all(), &mut file, &mut KvmVcpu(fd))
             .unwrap();
         file
     }
@@ -248,9 +330,7 @@ impl Guest {
     pub(crate) fn set(&mut self, change: impl FnOnce(&mut RegisterFile)) {
         let mut file = self.registers();
         change(&mut file);
-        self.vcpu
-            .write_registers(RegisterGroups::CORE, &file)
-            .unwrap();
+        self.vcpu.write_registers(RegisterGroups::CORE, &file);
     }
 
     pub(crate) fn rip(&mut self) -> u64 {
@@ -264,7 +344,7 @@ impl Guest {
     }
 
     pub(crate) fn raise(&self) {
-        send(&self.vm, self.vcpu.id(), u32::from(VECTOR));
+        send(&self.vm, self.vcpu.stepper.id(), u32::from(VECTOR));
     }
 
     #[track_caller]

@@ -18,7 +18,6 @@ mod started;
 
 use std::sync::atomic::Ordering;
 
-use debug_stub::kvm::{OnStop, RunEnd};
 use debug_stub::x86_64::RegisterGroups;
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuOrder, WatchAccess,
@@ -29,7 +28,7 @@ use vcpu_caps::{
     Way, negotiate,
 };
 
-use guest::{Access, CODE, COUNTER, Guest, HANDLER, IF, STACK, TF, is_pvm, plan, report};
+use guest::{Access, CODE, COUNTER, Guest, HANDLER, IF, OnStop, STACK, TF, is_pvm, plan, report};
 
 /// KVM's single step is not in force any more then: TF alone would go to the guest as a #DB. With the
 /// mask BLOCKIRQ changes, and hid it.
@@ -96,7 +95,7 @@ fn a_pending_interrupt_stays_out_while_masked_and_enters_once_afterwards() {
         1,
         "the interrupt was not lost, nor doubled"
     );
-    assert!(!guest.vcpu.is_masked());
+    assert!(!guest.vcpu.stepper.is_masked());
 }
 
 #[test]
@@ -117,7 +116,7 @@ fn the_guests_own_trap_flag_is_shown_and_survives_stepping() {
     assert_eq!(guest.registers().core.rflags & TF, 0);
     guest.set(|file| file.core.rflags |= TF);
     assert_ne!(guest.registers().core.rflags & TF, 0, "shown as written");
-    guest.vcpu.release().unwrap();
+    guest.vcpu.release();
     assert_ne!(
         guest.registers().core.rflags & TF,
         0,
@@ -155,10 +154,7 @@ fn mmio_in_mid_step_is_served_once_and_takes_no_further_instruction_along() {
     file.core.rax = 0x1234;
     file.core.rbx = 4;
     file.core.rcx = 0;
-    guest
-        .vcpu
-        .write_registers(RegisterGroups::EXPEDITED, &file)
-        .unwrap();
+    guest.vcpu.write_registers(RegisterGroups::EXPEDITED, &file);
     guest.step_to(CODE + 2);
     assert_eq!(
         guest.devices.take(),
@@ -277,7 +273,7 @@ fn a_step_that_yields_is_gone_on_with_and_registers_written_in_between_count() {
     guest.set(|file| file.core.rax = 0);
     guest.stop.store(true, Ordering::Release);
     let end = guest.run_until(OnStop::Yield, &order, &Armed::default());
-    assert_eq!(end, RunEnd::Yielded);
+    assert_eq!(end, None);
     guest.stop.store(false, Ordering::Release);
     assert_eq!(guest.run(&order, &Armed::default()), StopReason::Step);
     assert_eq!((guest.rip(), guest.registers().core.rax), (CODE + 2, 1));
@@ -297,13 +293,13 @@ fn what_is_released_is_neither_masked_nor_armed() {
         ..Armed::default()
     };
     assert_eq!(guest.step_with(true, &armed), StopReason::Step);
-    assert!(guest.vcpu.is_masked());
-    guest.vcpu.release().unwrap();
-    assert!(!guest.vcpu.is_masked());
-    let intent = guest.vcpu.control().intent();
+    assert!(guest.vcpu.stepper.is_masked());
+    guest.vcpu.release();
+    assert!(!guest.vcpu.stepper.is_masked());
+    let intent = guest.vcpu.stepper.control().intent();
     assert_eq!(intent, DebugIntent::default());
     assert_eq!(
-        guest.vcpu.control().pending(),
+        guest.vcpu.stepper.control().pending(),
         None,
         "and KVM has been told"
     );
@@ -316,6 +312,7 @@ fn a_hold_of_somebody_else_outlives_the_debuggers() {
     let snapshot = Owner::new("snapshot");
     guest
         .vcpu
+        .stepper
         .control_mut()
         .hold(snapshot, Capability::MaskHwintr)
         .unwrap();
@@ -327,11 +324,12 @@ fn a_hold_of_somebody_else_outlives_the_debuggers() {
         assert_eq!(guest.step_with(false, &Armed::default()), StopReason::Step);
         assert_eq!(guest.rip(), CODE + n);
     }
-    guest.vcpu.release().unwrap();
-    assert!(guest.vcpu.is_masked());
+    guest.vcpu.release();
+    assert!(guest.vcpu.stepper.is_masked());
     assert_eq!(guest.word(COUNTER), 0);
     guest
         .vcpu
+        .stepper
         .control_mut()
         .release(snapshot, Capability::MaskHwintr)
         .unwrap();
@@ -393,7 +391,7 @@ fn floating_point_registers_are_written_and_read_back_mxcsr_among_them() {
     file.fpu.ftw_abridged = 0x80;
     file.kernel_gs_base = 0x1234_5678;
     let groups = RegisterGroups::FPU | RegisterGroups::MSRS;
-    guest.vcpu.write_registers(groups, &file).unwrap();
+    guest.vcpu.write_registers(groups, &file);
     assert_eq!(guest.step(), StopReason::Step);
     let after = guest.registers();
     assert_eq!(after.fpu, file.fpu);

@@ -57,6 +57,8 @@ struct Thread {
     phase: Phase,
     /// What it is to run.
     order: Option<VcpuOrder>,
+    /// The order has begun and was given back; and whether a stop was requested.
+    begun: Option<bool>,
     leaving: bool,
 }
 
@@ -67,6 +69,14 @@ impl Thread {
 
     fn is_active(&self) -> bool {
         self.runs() || self.order.is_some()
+    }
+
+    /// What has begun is not withdrawn.
+    fn withdraw(&mut self) {
+        match &mut self.begun {
+            Some(stop) => *stop = true,
+            None => self.order = None,
+        }
     }
 }
 
@@ -166,6 +176,9 @@ impl World {
         self.apply(Op::Interrupt);
         let ids: Vec<u16> = self.threads.keys().copied().collect();
         for id in ids {
+            if self.threads[&id].begun.is_some() {
+                self.apply(Op::Order(id));
+            }
             if self.threads[&id].runs() {
                 assert!(
                     self.control.must_stop(VcpuId(id)),
@@ -207,7 +220,7 @@ impl World {
                 if !cycle.stopping {
                     cycle.stopping = true;
                     for thread in self.threads.values_mut() {
-                        thread.order = None;
+                        thread.withdraw();
                     }
                 }
             }
@@ -325,6 +338,7 @@ impl World {
         let thread = Thread {
             phase: Phase::Idle,
             order: runs.then_some(VcpuOrder::Continue),
+            begun: None,
             leaving: false,
         };
         self.threads.insert(id, thread);
@@ -344,7 +358,7 @@ impl World {
             return true;
         }
         thread.leaving = true;
-        thread.order = None;
+        thread.withdraw();
         let kicked = thread.phase == Phase::Running { kicked: false };
         let kicks = if kicked { vec![id] } else { vec![] };
         self.check(&result.unwrap(), &kicks);
@@ -373,7 +387,7 @@ impl World {
             assert_eq!(result, Err(OrderError::Running(vcpu)));
             return true;
         }
-        if thread.leaving {
+        if thread.leaving && thread.begun.is_none() {
             assert_eq!(result, Ok(Order::Leave));
             self.threads.remove(&id);
             return false;
@@ -381,9 +395,15 @@ impl World {
         match thread.order.take() {
             Some(order) => {
                 let cycle = self.cycle.as_ref().expect("an order without a run cycle");
-                assert!(!cycle.stopping, "an order after the stop request");
+                let begun = thread.begun.take();
+                assert!(
+                    !cycle.stopping || begun == Some(true),
+                    "an order after the stop request"
+                );
                 assert_eq!(result, Ok(Order::Run(order, Arc::clone(&cycle.armed))));
-                thread.phase = Phase::Running { kicked: false };
+                // It finds the request when it looks: no kick is due.
+                let kicked = begun == Some(true);
+                thread.phase = Phase::Running { kicked };
             }
             None => {
                 assert_eq!(result, Ok(Order::Wait));
@@ -412,13 +432,12 @@ impl World {
             return true;
         }
         let thread = self.threads.get_mut(&id).unwrap();
-        if thread.phase == (Phase::Running { kicked: false }) {
-            probe.give_back(VcpuId(id)).unwrap();
-            let Ok(Order::Run(order, _)) = probe.order(VcpuId(id)) else {
-                panic!("an order that was given back is lost");
-            };
-            thread.order = Some(order);
-        }
+        probe.give_back(VcpuId(id)).unwrap();
+        let Ok(Order::Run(order, _)) = probe.order(VcpuId(id)) else {
+            panic!("an order that was given back is lost");
+        };
+        thread.order = Some(order);
+        thread.begun = Some(thread.phase == Phase::Running { kicked: true });
         thread.phase = Phase::Idle;
         self.check(&result.unwrap(), &[]);
         false

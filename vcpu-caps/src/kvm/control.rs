@@ -116,9 +116,14 @@ pub fn apply_pending(control: &mut VcpuControl, vcpu: &VcpuFd) -> Result<bool, S
     }
 }
 
-/// The call itself. KVM refuses before it changes anything (x86.c,
+/// `KVM_SET_GUEST_DEBUG` itself, for an adapter that keeps what is in force by other means: a
+/// [`VcpuControl`] whose [`pending`](VcpuControl::pending) it sets and reports with
+/// [`applied`](VcpuControl::applied).
+///
+/// # Errors
+/// If KVM refuses. It does so before it changes anything (x86.c,
 /// `kvm_arch_vcpu_ioctl_set_guest_debug`).
-fn set_guest_debug(vcpu: &VcpuFd, wanted: &GuestDebug) -> Result<(), SetGuestDebugError> {
+pub fn set_guest_debug(vcpu: &VcpuFd, wanted: &GuestDebug) -> Result<(), SetGuestDebugError> {
     vcpu.set_guest_debug(&wanted.into()).map_err(|source| {
         let control = wanted.control;
         let injects = control.intersects(GuestDebugFlags::INJECT);

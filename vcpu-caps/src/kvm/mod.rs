@@ -18,7 +18,7 @@ mod open;
 mod probe;
 mod verify;
 
-pub use control::{GuestDebugControl, SetGuestDebugError, apply_pending};
+pub use control::{GuestDebugControl, SetGuestDebugError, apply_pending, set_guest_debug};
 pub use open::{OpenError, open, open_at};
 pub use probe::probe;
 pub use verify::{VerifyError, verify, verify_some};

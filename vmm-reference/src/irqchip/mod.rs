@@ -14,7 +14,6 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use debug_stub::kvm::{Entering, Permit};
 use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{
     CallError, CreateError, KernelIrqchip, Observation, ObserveError, SplitIrqchip, VcpuInterrupts,
@@ -42,6 +41,7 @@ pub use split::SplitChips;
 pub use user::UserChips;
 
 use crate::devices::{DeviceError, Devices, InterruptLines, KernelLines};
+use crate::entry::{Entering, Permit};
 use crate::layout;
 use crate::vcpu::Waker;
 use shared::{OnTheBus, Processors, SharedBoard};

@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use debug_stub::kvm::{Entering, Permit};
 use intr_controller::InterruptMessage;
 use intr_controller::ioapic::{EoiRoutes, IoApic};
 use intr_controller::kvm::{SplitEntry, SplitIrqchip, SplitVcpu};
@@ -12,6 +11,7 @@ use vcpu_caps::VcpuId;
 
 use super::clock::GuestClock;
 use super::shared::{Processors, SharedBoard, lock};
+use crate::entry::{Entering, Permit};
 use crate::vcpu::Waker;
 
 /// KVM's local APICs.

@@ -6,7 +6,6 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use debug_stub::kvm::{Entering, Permit};
 use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{Observation, ObserveError, UserEntry, UserVcpu};
 use intr_controller::{
@@ -18,6 +17,7 @@ use vcpu_caps::VcpuId;
 
 use super::clock::{GuestClock, Moment};
 use super::shared::{Processors, SharedBoard, lock};
+use crate::entry::{Entering, Permit};
 use crate::vcpu::{Waker, kick};
 
 /// The local APICs, and who answers to what.

@@ -1,17 +1,48 @@
-//! The guest's way from a vCPU's exits to the devices.
+//! The guest's way from a vCPU's exits to the devices and the interrupt chips.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use debug_stub::kvm::{Entering, ExitHandler, Permit, UserInterrupts};
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
 
 use crate::devices::{AccessSize, Devices};
+use crate::entry::{Entering, Permit};
 use crate::exit::ExitEvent;
 use crate::irqchip::Irqchip;
 
-/// The devices, the interrupt chips and the machine's end, as a vCPU thread needs them.
+/// What a vCPU's exits need of the machine. Called on the thread that runs the vCPU.
+///
+/// Data is little-endian, as KVM has it. What no device claims reads as all-ones.
+pub trait Exits {
+    /// The guest reads `data.len()` (1, 2 or 4) bytes from an I/O port.
+    fn io_in(&self, port: u16, data: &mut [u8]);
+    /// The guest writes 1, 2 or 4 bytes to an I/O port.
+    fn io_out(&self, port: u16, data: &[u8]);
+    /// The guest reads up to 8 bytes at a guest-physical address without memory.
+    fn mmio_read(&self, vcpu: VcpuId, address: u64, data: &mut [u8]);
+    /// The guest writes up to 8 bytes at a guest-physical address without memory.
+    fn mmio_write(&self, vcpu: VcpuId, address: u64, data: &[u8]);
+    /// The exit status with which the guest has ended, through a device. Read after each access.
+    fn exited(&self) -> Option<u8>;
+    /// Before each entry. What may enter is handed to KVM (`KVM_INTERRUPT`), and the window is
+    /// opened for what may not.
+    fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit;
+    /// After each `KVM_RUN`, before what it asks for is served: the guest may have written CR8.
+    fn after_exit(&self, vcpu: VcpuId, cr8: u64);
+    /// `KVM_EXIT_HLT`: from now on the vCPU waits, until an interrupt ends that.
+    fn halted(&self, vcpu: VcpuId);
+    /// Sleeps until something has arrived for the vCPU, or `stop` is set. May return without.
+    fn wait(&self, vcpu: VcpuId, stop: &AtomicBool);
+    /// `KVM_EXIT_X86_RDMSR`; `None` is #GP.
+    fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<u64>;
+    /// `KVM_EXIT_X86_WRMSR`. Returns `false` for #GP.
+    fn write_msr(&self, vcpu: VcpuId, fd: &VcpuFd, index: u32, value: u64) -> bool;
+    /// `KVM_EXIT_IOAPIC_EOI`: the vCPU wrote EOI for an interrupt of this vector.
+    fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8);
+}
+
+/// The devices, the interrupt chips and the machine's end.
 #[derive(Clone, Debug)]
 pub struct MachineExits {
     /// The devices.
@@ -22,7 +53,7 @@ pub struct MachineExits {
     pub exit: ExitEvent,
 }
 
-impl ExitHandler for MachineExits {
+impl Exits for MachineExits {
     fn io_in(&self, port: u16, data: &mut [u8]) {
         match AccessSize::from_bytes(data.len()) {
             Some(size) => self.devices.io_in(port, size, data),
@@ -37,20 +68,24 @@ impl ExitHandler for MachineExits {
         }
     }
 
-    fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        self.devices.mmio_read(address, data);
+    fn mmio_read(&self, vcpu: VcpuId, address: u64, data: &mut [u8]) {
+        let chips = self.irqchip.user();
+        if !chips.is_some_and(|chips| chips.local_read(vcpu, address, data)) {
+            self.devices.mmio_read(address, data);
+        }
     }
 
-    fn mmio_write(&self, address: u64, data: &[u8]) {
-        self.devices.mmio_write(address, data);
+    fn mmio_write(&self, vcpu: VcpuId, address: u64, data: &[u8]) {
+        let chips = self.irqchip.user();
+        if !chips.is_some_and(|chips| chips.local_write(vcpu, address, data)) {
+            self.devices.mmio_write(address, data);
+        }
     }
 
     fn exited(&self) -> Option<u8> {
         self.exit.reason().map(|reason| reason.status().code())
     }
-}
 
-impl UserInterrupts for MachineExits {
     fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
         self.irqchip.before_entry(vcpu, fd, entering)
     }
@@ -71,16 +106,6 @@ impl UserInterrupts for MachineExits {
         self.irqchip.wait(vcpu, stop);
     }
 
-    fn local_read(&self, vcpu: VcpuId, address: u64, data: &mut [u8]) -> bool {
-        let chips = self.irqchip.user();
-        chips.is_some_and(|chips| chips.local_read(vcpu, address, data))
-    }
-
-    fn local_write(&self, vcpu: VcpuId, address: u64, data: &[u8]) -> bool {
-        let chips = self.irqchip.user();
-        chips.is_some_and(|chips| chips.local_write(vcpu, address, data))
-    }
-
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<u64> {
         self.irqchip.user()?.read_msr(vcpu, index)
     }
@@ -90,7 +115,7 @@ impl UserInterrupts for MachineExits {
         chips.is_some_and(|chips| chips.write_msr(vcpu, fd, index, value))
     }
 
-    fn end_of_interrupt(&self, _vcpu: VcpuId, fd: &VcpuFd, vector: u8) {
+    fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8) {
         self.irqchip.end_of_interrupt(fd, vector);
     }
 }

@@ -4,8 +4,10 @@ pub(crate) mod bell;
 mod exits;
 mod group;
 pub(crate) mod kick;
+mod run;
 mod waker;
 
-pub use exits::MachineExits;
+pub use exits::{Exits, MachineExits};
 pub use group::{GroupError, VcpuGroup};
+pub use run::Vcpu;
 pub use waker::Waker;

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
-use debug_stub::kvm::{DebugVcpu, Entering, ExitHandler, Permit, UserInterrupts, VmMemory};
+use debug_stub::kvm::VmMemory;
 use debug_stub::{Stop, StopReason};
 use intr_controller::routing::SourceId;
 use intr_controller::{Gsi, IrqchipMode, MsiMessage};
@@ -16,8 +16,8 @@ use vmm_reference::guests::SCRIPT;
 use vmm_reference::irqchip::Irqchip;
 use vmm_reference::memory::GuestRam;
 use vmm_reference::run::{Wanted, plan};
-use vmm_reference::vcpu::{MachineExits, VcpuGroup};
-use vmm_reference::{Machine, MachineConfig};
+use vmm_reference::vcpu::{Exits, MachineExits, Vcpu, VcpuGroup};
+use vmm_reference::{Entering, Machine, MachineConfig, Permit};
 
 use super::mode::Mode;
 use super::wire::{self, HostCall};
@@ -75,7 +75,7 @@ pub fn run(machine: Machine) -> (GuestRam, Result<(), String>) {
     let plan = plan_for(machine.irqchip.mode());
     let memory = machine.memory;
     let irqchip = machine.irqchip;
-    let exits = Exits {
+    let exits = ScriptExits {
         machine: MachineExits {
             devices: machine.devices,
             irqchip: irqchip.clone(),
@@ -87,7 +87,7 @@ pub fn run(machine: Machine) -> (GuestRam, Result<(), String>) {
     let vcpus = (0..)
         .map(VcpuId)
         .zip(machine.vcpus)
-        .map(|(id, fd)| DebugVcpu::new(id, fd, plan))
+        .map(|(id, fd)| Vcpu::new(id, fd, plan))
         .collect();
     let group = VcpuGroup::start(vcpus, irqchip, exits, VmMemory(memory.clone())).unwrap();
     group.resume_all();
@@ -124,13 +124,13 @@ fn stops_in_time(group: &VcpuGroup) -> bool {
 /// The machine's devices, and the ports of the script guest.
 ///
 /// The fields drop in this order: the VM before the memory.
-struct Exits {
+struct ScriptExits {
     machine: MachineExits,
     memory: GuestRam,
     done: AtomicU16,
 }
 
-impl Exits {
+impl ScriptExits {
     fn irqchip(&self) -> &Irqchip {
         &self.machine.irqchip
     }
@@ -158,7 +158,7 @@ impl Exits {
     }
 }
 
-impl ExitHandler for Exits {
+impl Exits for ScriptExits {
     fn io_in(&self, port: u16, data: &mut [u8]) {
         self.machine.io_in(port, data);
     }
@@ -173,12 +173,12 @@ impl ExitHandler for Exits {
         }
     }
 
-    fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        self.machine.mmio_read(address, data);
+    fn mmio_read(&self, vcpu: VcpuId, address: u64, data: &mut [u8]) {
+        self.machine.mmio_read(vcpu, address, data);
     }
 
-    fn mmio_write(&self, address: u64, data: &[u8]) {
-        self.machine.mmio_write(address, data);
+    fn mmio_write(&self, vcpu: VcpuId, address: u64, data: &[u8]) {
+        self.machine.mmio_write(vcpu, address, data);
     }
 
     fn exited(&self) -> Option<u8> {
@@ -187,9 +187,7 @@ impl ExitHandler for Exits {
             status => Some(status.to_le_bytes()[0]),
         }
     }
-}
 
-impl UserInterrupts for Exits {
     fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
         self.machine.before_entry(vcpu, fd, entering)
     }
@@ -206,14 +204,6 @@ impl UserInterrupts for Exits {
         self.machine.wait(vcpu, stop);
     }
 
-    fn local_read(&self, vcpu: VcpuId, address: u64, data: &mut [u8]) -> bool {
-        self.machine.local_read(vcpu, address, data)
-    }
-
-    fn local_write(&self, vcpu: VcpuId, address: u64, data: &[u8]) -> bool {
-        self.machine.local_write(vcpu, address, data)
-    }
-
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<u64> {
         self.machine.read_msr(vcpu, index)
     }
@@ -222,7 +212,7 @@ impl UserInterrupts for Exits {
         self.machine.write_msr(vcpu, fd, index, value)
     }
 
-    fn end_of_interrupt(&self, vcpu: VcpuId, fd: &VcpuFd, vector: u8) {
-        self.machine.end_of_interrupt(vcpu, fd, vector);
+    fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8) {
+        self.machine.end_of_interrupt(fd, vector);
     }
 }

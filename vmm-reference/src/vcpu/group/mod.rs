@@ -18,12 +18,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, UserInterrupts};
 use debug_stub::{Armed, GuestMemory, VcpuId, VcpuOrder};
 use thiserror::Error;
 
 use super::bell::{Bell, Waiting};
+use super::exits::Exits;
 use super::kick::{self, Turn};
+use super::run::Vcpu;
 use crate::irqchip::{BoardThread, Irqchip};
 use shared::{Mail, Shared, Slot};
 use steps::LostTurns;
@@ -70,36 +71,29 @@ impl VcpuGroup {
     /// # Errors
     /// If the host lacks a thread, a signal or a descriptor.
     pub fn start<E, M>(
-        vcpus: Vec<DebugVcpu>,
+        vcpus: Vec<Vcpu>,
         irqchip: Irqchip,
         exits: E,
         memory: M,
     ) -> Result<Self, GroupError>
     where
-        E: ExitHandler + UserInterrupts + Send + Sync + 'static,
+        E: Exits + Send + Sync + 'static,
         M: GuestMemory + Send + Sync + 'static,
     {
         kick::install().map_err(GroupError::Signal)?;
         let stopped = Bell::new(Waiting::InALoop).map_err(GroupError::Bell)?;
-        let ids: Vec<VcpuId> = vcpus.iter().map(DebugVcpu::id).collect();
+        let ids: Vec<VcpuId> = vcpus.iter().map(Vcpu::id).collect();
         let slots = vcpus
             .into_iter()
             .map(Slot::new)
             .collect::<io::Result<_>>()
             .map_err(GroupError::Bell)?;
-        let run = move |vcpu: &mut DebugVcpu,
-                        order: &VcpuOrder,
-                        armed: &Armed,
-                        stop: &AtomicBool,
-                        on_stop| {
-            let environment = Environment {
-                exits: &exits,
-                memory: &memory,
-                stop,
-                on_stop,
-            };
-            vcpu.run(order, armed, &environment)
-        };
+        let run =
+            move |vcpu: &mut Vcpu,
+                  order: &VcpuOrder,
+                  armed: &Arc<Armed>,
+                  stop: &AtomicBool,
+                  on_stop| { vcpu.run(order, armed, (&exits, &memory), stop, on_stop) };
         let chips = irqchip.start().map_err(GroupError::Chips)?;
         let shared = Arc::new(Shared {
             slots,
@@ -135,7 +129,7 @@ impl VcpuGroup {
 
     /// A vCPU of a stopped group; blocks while it runs. `None` if there is no such vCPU.
     #[must_use]
-    pub fn vcpu(&self, id: VcpuId) -> Option<MutexGuard<'_, DebugVcpu>> {
+    pub fn vcpu(&self, id: VcpuId) -> Option<MutexGuard<'_, Vcpu>> {
         self.shared
             .slots
             .get(id.index())

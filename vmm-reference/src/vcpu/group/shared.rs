@@ -4,13 +4,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::{fmt, io};
 
-use debug_stub::kvm::{DebugVcpu, OnStop, RunEnd};
 use debug_stub::{Armed, VcpuOrder};
 
 use super::lock;
 use super::round::Round;
 use crate::irqchip::Irqchip;
 use crate::vcpu::bell::{Bell, Waiting};
+use crate::vcpu::run::{OnStop, RunEnd, Vcpu};
 
 /// What a vCPU's thread is asked to do next.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ pub(super) enum Mail {
 #[derive(Debug)]
 pub(super) struct Slot {
     /// Held by the thread while the vCPU runs.
-    pub(super) vcpu: Mutex<DebugVcpu>,
+    pub(super) vcpu: Mutex<Vcpu>,
     mail: Mutex<Mail>,
     bell: Bell,
     pub(super) stop: AtomicBool,
@@ -34,7 +34,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new(vcpu: DebugVcpu) -> io::Result<Self> {
+    pub(super) fn new(vcpu: Vcpu) -> io::Result<Self> {
         Ok(Self {
             vcpu: Mutex::new(vcpu),
             mail: Mutex::default(),
@@ -62,7 +62,7 @@ impl Slot {
 }
 
 /// Runs a vCPU with the machine's devices and memory.
-type Run = dyn Fn(&mut DebugVcpu, &VcpuOrder, &Armed, &AtomicBool, OnStop) -> RunEnd + Send + Sync;
+type Run = dyn Fn(&mut Vcpu, &VcpuOrder, &Arc<Armed>, &AtomicBool, OnStop) -> RunEnd + Send + Sync;
 
 pub(super) struct Shared {
     pub(super) slots: Vec<Slot>,

@@ -8,15 +8,16 @@
 //! turn would be lost to it: after a lost turn the vCPU's thread keeps the steps to come, twice as
 //! many each time.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use debug_stub::kvm::{OnStop, RunEnd};
 use debug_stub::{Armed, StopReason, VcpuOrder};
 
 use super::shared::Slot;
 use super::{VcpuGroup, lock};
 use crate::vcpu::kick::{TURN, Turn};
+use crate::vcpu::run::{OnStop, RunEnd};
 
 /// Turns that ended before the step did, in a row, and what follows from it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,7 +51,7 @@ impl VcpuGroup {
         &self,
         slot: &Slot,
         order: &VcpuOrder,
-        armed: &Armed,
+        armed: &Arc<Armed>,
     ) -> Option<StopReason> {
         let is_step = matches!(order, VcpuOrder::Step(_));
         if !slot.stepped.swap(is_step, Ordering::Relaxed) || !is_step {

@@ -2,12 +2,12 @@
 
 use std::thread;
 
-use debug_stub::kvm::{OnStop, RunEnd};
 use debug_stub::{Stop, StopReason, VcpuId, VcpuOrder};
 
 use super::lock;
 use super::shared::{Mail, Shared};
 use crate::vcpu::kick::{self, Kickable};
+use crate::vcpu::run::{OnStop, RunEnd};
 use crate::vcpu::waker::Waker;
 
 /// Reports a vCPU whose thread unwinds: a round must end whatever happens.

@@ -1,0 +1,95 @@
+//! Exits that concern a debugger, and the fatal ones.
+
+use std::io;
+
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::order::StopReason;
+use crate::x86_64::stepper::{DebugExit, Outcome};
+
+/// What an exit is for the stepper, if the VMM does not serve it.
+///
+/// The VMM serves its devices' exits itself and reports [`Outcome::Served`]; hand the others to
+/// this function. An exit that needs service and has none is fatal, and the text names it.
+#[must_use]
+pub fn outcome(exit: &VcpuExit<'_>) -> Outcome {
+    match exit {
+        VcpuExit::Debug(exit) => Outcome::Debug(DebugExit {
+            exception: exit.exception,
+            pc: exit.pc,
+            dr6: exit.dr6,
+        }),
+        VcpuExit::Hlt => Outcome::Halted,
+        // In place of the trap of a stepped MOV to CR8 (vmx.c, `handle_cr`): as after an access,
+        // RIP tells that it is done.
+        VcpuExit::SetTpr => Outcome::Served,
+        VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) => Outcome::Nothing,
+        VcpuExit::Shutdown => Outcome::Fatal(StopReason::TripleFault(String::new())),
+        VcpuExit::InternalError => internal("KVM_EXIT_INTERNAL_ERROR".to_owned()),
+        VcpuExit::SystemEvent(event, _) => system_event(*event),
+        VcpuExit::FailEntry(reason, cpu) => internal(format!(
+            "KVM_EXIT_FAIL_ENTRY: the processor refused to enter the guest (reason {reason:#x}, \
+             host CPU {cpu})"
+        )),
+        other => internal(format!(
+            "KVM_RUN ended with an exit that the VMM does not serve: {other:?}"
+        )),
+    }
+}
+
+/// What a failed `KVM_RUN` is for the stepper. After `KVM_EXIT_INTERNAL_ERROR` see
+/// [`internal_error`].
+///
+/// EINTR is a kick, and EAGAIN an application processor that has just accepted INIT or a start-up
+/// IPI (`kvm_arch_vcpu_ioctl_run`): [`Outcome::Nothing`].
+#[must_use]
+pub fn failed_run(error: kvm_ioctls::Error) -> Outcome {
+    match error.errno() {
+        libc::EINTR | libc::EAGAIN => Outcome::Nothing,
+        _ => internal(format!("KVM_RUN failed: {}", io::Error::from(error))),
+    }
+}
+
+/// The outcome of the `KVM_EXIT_INTERNAL_ERROR` that `KVM_RUN` has just ended with, with the
+/// reason that KVM gives for it.
+#[must_use]
+pub fn internal_error(fd: &mut VcpuFd) -> Outcome {
+    let run = fd.get_kvm_run();
+    #[expect(unsafe_code, reason = "kvm-ioctls does not hand the suberror on")]
+    // SAFETY: `run` is the mapped run structure of this vCPU, borrowed mutably, and every bit
+    // pattern of the member's integers is valid, whichever member of the union is active.
+    let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+    internal(format!(
+        "KVM_EXIT_INTERNAL_ERROR suberror {suberror} ({})",
+        suberror_name(suberror)
+    ))
+}
+
+fn internal(text: String) -> Outcome {
+    Outcome::Fatal(StopReason::InternalError(text))
+}
+
+/// A name for `kvm_run.internal.suberror` (api.rst 5, `KVM_EXIT_INTERNAL_ERROR`).
+fn suberror_name(suberror: u32) -> &'static str {
+    match suberror {
+        KVM_INTERNAL_ERROR_EMULATION => "KVM could not emulate the instruction",
+        KVM_INTERNAL_ERROR_SIMUL_EX => "unexpected simultaneous exceptions",
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "unexpected exit while an event was delivered",
+        KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "unexpected exit reason",
+        _ => "unknown cause",
+    }
+}
+
+/// `KVM_EXIT_SYSTEM_EVENT` (api.rst 5): x86 KVM itself sends only crashes of Hyper-V guests.
+fn system_event(event: u32) -> Outcome {
+    match event {
+        KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET => Outcome::Fatal(StopReason::Exited(0)),
+        KVM_SYSTEM_EVENT_CRASH => internal("the guest reported that it crashed".to_owned()),
+        other => internal(format!("KVM_EXIT_SYSTEM_EVENT of type {other}")),
+    }
+}

@@ -1,0 +1,77 @@
+//! The interrupts that wait for a vCPU with KVM's local APIC, for `monitor mask status`.
+
+use kvm_bindings::{KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI};
+use kvm_ioctls::VcpuFd;
+
+use super::registers::{RegistersError, ioctl};
+use crate::host::Interrupts;
+use crate::x86_64::bits::RFLAGS_IF;
+
+/// Offset of the first IRR register in a local APIC page, 32 vectors each 16 bytes (SDM 3A
+/// table 11-1).
+const IRR: usize = 0x200;
+const REGISTERS: usize = 8;
+
+/// Reads what waits in KVM's local APIC. `masked` is [`Stepper::is_masked`]. Changes nothing.
+///
+/// # Errors
+/// If KVM refuses, as it does where the local APIC is the VMM's: fill in [`Interrupts`] from that.
+///
+/// [`Stepper::is_masked`]: crate::x86_64::stepper::Stepper::is_masked
+pub fn pending_interrupts(fd: &VcpuFd, masked: bool) -> Result<Interrupts, RegistersError> {
+    let lapic = fd.get_lapic().map_err(ioctl("KVM_GET_LAPIC"))?;
+    let events = fd.get_vcpu_events().map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+    let regs = fd.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
+    let pending = irr(&lapic.regs);
+    let mut why = Vec::new();
+    if masked {
+        why.push("masked");
+    }
+    if regs.rflags & RFLAGS_IF == 0 {
+        why.push("IF=0");
+    }
+    let shadow = u32::from(events.interrupt.shadow);
+    if shadow & KVM_X86_SHADOW_INT_STI != 0 {
+        why.push("STI shadow");
+    }
+    if shadow & KVM_X86_SHADOW_INT_MOV_SS != 0 {
+        why.push("MOV SS shadow");
+    }
+    Ok(Interrupts {
+        masked,
+        pending,
+        nmi_pending: events.nmi.pending != 0,
+        blocked: why.join(", "),
+    })
+}
+
+/// The vectors whose bit is set, lowest first.
+fn irr(page: &[i8]) -> Vec<u8> {
+    (0..=u8::MAX)
+        .filter(|vector| {
+            let (register, bit) = (usize::from(vector / 32), vector % 32);
+            debug_assert!(register < REGISTERS);
+            let at = IRR + 16 * register + usize::from(bit / 8);
+            let byte = page.get(at).map_or(0, |byte| byte.to_ne_bytes()[0]);
+            byte >> (bit % 8) & 1 == 1
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_are_found_at_their_bits_of_the_request_registers() {
+        let mut page = [0_i8; 1024];
+        assert_eq!(irr(&page), []);
+        // SDM 3A figure 11-20: IRR 31:0 at 0x200, 63:32 at 0x210, ... 255:224 at 0x270.
+        page[0x212] = 0b10;
+        page[0x273] = i8::MIN;
+        page[0x200 - 1] = -1;
+        page[0x204] = -1;
+        page[0x280] = -1;
+        assert_eq!(irr(&page), [32 + 17, 255]);
+    }
+}

@@ -1,0 +1,224 @@
+//! The vCPU's debug state: what is wanted, and putting it in force.
+
+use vcpu_caps::{
+    Capability, GuestDebugFlags, HwBreakpoint, Inject, Owner, Plan, VcpuControl, VcpuId,
+};
+
+use super::registers::{Registers, set_tf};
+use super::vcpu::{RunState, StepperError, Vcpu};
+use crate::order::Armed;
+use crate::x86_64::{RegisterFile, RegisterGroups};
+
+/// The debugger, as an owner of holds on [`Capability::MaskHwintr`]. Others may hold it too: see
+/// [`Stepper::control_mut`](super::Stepper::control_mut).
+pub const DEBUGGER: Owner = Owner::new("debugger");
+
+/// The linear RIP at which a hypervisor's reset of the vCPU sets RFLAGS: CS is that of INIT already
+/// (SDM 3A table 9-1), and RIP still 0 (KVM, `kvm_vcpu_reset`).
+const LINEAR_RIP_OF_RESET: u64 = 0xffff_0000;
+
+/// The debug state of one vCPU, and how its single step is armed.
+#[derive(Debug)]
+pub(super) struct Arming {
+    pub(super) control: VcpuControl,
+    /// Registers come and go with exits and entries while stepping: a step in a series costs one
+    /// system call.
+    sync_regs: bool,
+    /// A step is wanted: one is under way, or was the last thing that ran.
+    stepping: bool,
+    /// The single step in force was armed by [`Arming::arm_as_reset`].
+    survives_init: bool,
+}
+
+impl Arming {
+    pub(super) fn new(id: VcpuId, plan: &Plan) -> Self {
+        Self {
+            control: VcpuControl::new(id, plan),
+            sync_regs: plan.has(Capability::SyncRegs),
+            stepping: false,
+            survives_init: false,
+        }
+    }
+
+    pub(super) fn is_stepping(&self) -> bool {
+        self.stepping
+    }
+
+    /// Registers come with the next exit.
+    pub(super) fn syncs(&self) -> bool {
+        self.sync_regs && self.stepping
+    }
+
+    /// Sets what [`arm`](Self::arm) puts in force for a free run.
+    pub(super) fn intend_free<V: Vcpu>(
+        &mut self,
+        armed: &Armed,
+    ) -> Result<(), StepperError<V::Error>> {
+        if self.stepping {
+            self.control.end_step()?;
+            self.stepping = false;
+        }
+        self.control.drop_owner(DEBUGGER);
+        self.intend_breakpoints::<V>(armed, &armed.hardware)
+    }
+
+    /// Sets what [`arm_step`](Self::arm_step) puts in force.
+    pub(super) fn intend_step<V: Vcpu>(
+        &mut self,
+        mask: bool,
+        armed: &Armed,
+        hardware: &[HwBreakpoint],
+    ) -> Result<(), StepperError<V::Error>> {
+        self.stepping = true;
+        let holds = self.control.holds();
+        let held = holds
+            .owners(Capability::MaskHwintr)
+            .any(|(owner, _)| owner == DEBUGGER);
+        if mask && !held {
+            self.control.hold(DEBUGGER, Capability::MaskHwintr)?;
+        } else if held && !mask {
+            self.control.drop_owner(DEBUGGER);
+        }
+        self.intend_breakpoints::<V>(armed, hardware)
+    }
+
+    fn intend_breakpoints<V: Vcpu>(
+        &mut self,
+        armed: &Armed,
+        hardware: &[HwBreakpoint],
+    ) -> Result<(), StepperError<V::Error>> {
+        let software = !armed.software.is_empty();
+        // Off already where the plan lacks it.
+        if software || self.control.get(Capability::BptExit).unwrap_or(false) {
+            self.control.set(Capability::BptExit, software)?;
+        }
+        Ok(self.control.set_hardware(hardware)?)
+    }
+
+    /// Puts in force what is pending. Registers that are to be written must be written before: the
+    /// hypervisor captures the linear RIP here.
+    pub(super) fn arm<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        registers: &mut Registers,
+    ) -> Result<(), StepperError<V::Error>> {
+        if self.stepping && registers.tf_is_in_rflags() {
+            // From here on the hypervisor hides the guest's own TF.
+            let mut file = RegisterFile::default();
+            registers.read(vcpu, RegisterGroups::CORE, &mut file)?;
+            registers.hide_tf(super::registers::has_tf(&file));
+        }
+        if self.sync_regs {
+            vcpu.sync_registers(self.stepping);
+        }
+        vcpu.discard_tf_at_entry();
+        if let Some(wanted) = self.control.pending() {
+            vcpu.set_guest_debug(&wanted)
+                .map_err(StepperError::of("setting the debug state"))?;
+            self.control.applied(&wanted);
+            self.survives_init = false;
+        }
+        if !self.stepping {
+            registers.show_tf(vcpu)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the vCPU as without a debugger, but for holds of other owners.
+    pub(super) fn disarm<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        registers: &mut Registers,
+    ) -> Result<(), StepperError<V::Error>> {
+        self.intend_free::<V>(&Armed::default())?;
+        self.arm(vcpu, registers)
+    }
+
+    /// Arms one step more: an emulated instruction drops the TF of the one before.
+    ///
+    /// If the debug state is in force and the registers came with the last exit, TF goes back in
+    /// with them, and the entry is the step's only system call. Otherwise the hypervisor sets TF
+    /// where it finds RIP.
+    pub(super) fn arm_step<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        registers: &mut Registers,
+    ) -> Result<(), StepperError<V::Error>> {
+        // Not in force if the vCPU was to run freely since, and was stopped before it had begun.
+        let in_force = self.control.get(Capability::SingleStep).unwrap_or(false);
+        let in_series = in_force && registers.are_cached() && self.control.pending().is_none();
+        let cheap = in_series && (self.survives_init || !V::TF_FOLLOWS_ARMED_RIP);
+        if cheap && vcpu.set_tf_at_entry() {
+            return Ok(());
+        }
+        self.control.step()?;
+        let waits = registers.run_state() == RunState::Halted && !self.injects();
+        if V::TF_FOLLOWS_ARMED_RIP && (in_series || waits) {
+            self.arm_as_reset(vcpu, registers)
+        } else {
+            self.arm(vcpu, registers)
+        }
+    }
+
+    /// Returns `true` if an exception is on its way to the guest. A write of registers would drop
+    /// it.
+    fn injects(&self) -> bool {
+        let pending = self.control.pending();
+        pending.is_some_and(|wanted| wanted.control.intersects(GuestDebugFlags::INJECT))
+    }
+
+    /// Arms a step that survives INIT.
+    ///
+    /// A `KVM_RUN` takes INIT and the start-up IPI, if both are there or the vCPU is halted, and
+    /// goes on in the guest. The reset has cleared TF; the vCPU would run on, masked. But KVM adds
+    /// TF to RFLAGS that it sets while the linear RIP is the one of `KVM_SET_GUEST_DEBUG`
+    /// (`__kvm_set_rflags`), and a start-up IPI leaves RFLAGS alone. So the call is made with RIP
+    /// where the reset has it. The instruction that is stepped without INIT gets its TF by hand,
+    /// as all that follow in a series do.
+    ///
+    /// Not for the first step after a free run: the write of registers would drop an exception that
+    /// KVM has queued and not injected (`__set_regs`).
+    fn arm_as_reset<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        registers: &mut Registers,
+    ) -> Result<(), StepperError<V::Error>> {
+        let run_state = registers.run_state();
+        let mut file = registers.expedited(vcpu)?;
+        if registers.run_state() != run_state {
+            // INIT has just come.
+            return self.arm(vcpu, registers);
+        }
+        // From here on nothing may read the run state: that takes INIT, and what is written would
+        // be stale.
+        registers.hide_tf(super::registers::has_tf(&file));
+        let mut elsewhere = file.clone();
+        let distance = LINEAR_RIP_OF_RESET.wrapping_sub(file.linear_pc());
+        elsewhere.core.rip = file.core.rip.wrapping_add(distance);
+        let cached = registers.take();
+        registers.write(vcpu, RegisterGroups::CORE, &elsewhere)?;
+        let armed = self.arm(vcpu, registers);
+        set_tf(&mut file, armed.is_ok());
+        let core = RegisterGroups::CORE;
+        // RIP must not stay elsewhere: one more attempt.
+        let back = match vcpu.write_registers(core, &file) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let failed = StepperError::of("writing registers back")(error);
+                vcpu.write_registers(core, &file)
+                    .map_or(Err(failed), |()| Ok(()))
+            }
+        };
+        self.survives_init = armed.is_ok() && back.is_ok();
+        registers.restore(cached);
+        armed.and(back)
+    }
+
+    /// Gives an exception back to the guest with the next entry.
+    pub(super) fn give_back<V: Vcpu>(
+        &mut self,
+        exception: Inject,
+    ) -> Result<(), StepperError<V::Error>> {
+        Ok(self.control.inject(exception)?)
+    }
+}

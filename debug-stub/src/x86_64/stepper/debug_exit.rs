@@ -1,0 +1,161 @@
+//! Debug exceptions: the debugger's, or the guest's own.
+
+use vcpu_caps::{HwBreakpointKind, Inject};
+
+use super::arming::Arming;
+use super::registers::Registers;
+use super::vcpu::{DebugExit, StepperError, Vcpu};
+use crate::address::{GuestPhysAddr, GuestVirtAddr};
+use crate::host::GuestMemory;
+use crate::order::{Armed, StopReason, WatchAccess};
+use crate::x86_64::bits::{DR6_BD, DR6_BS, DR6_HITS};
+use crate::x86_64::{RegisterFile, RegisterGroups, translate};
+
+/// #DB's vector.
+const DEBUG_VECTOR: u32 = 1;
+/// #BP's vector.
+const BREAKPOINT_VECTOR: u32 = 3;
+
+/// Whose a debug exception is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The debugger's: a breakpoint or watchpoint.
+    Hit(StopReason),
+    /// The trap after a single step, and nothing else.
+    Trap,
+    /// The guest's own: it is given back with the next entry.
+    Guest,
+}
+
+/// Sorts a debug exception. What is the guest's own is owed to it from here on.
+pub(super) fn sort<V: Vcpu>(
+    exit: &DebugExit,
+    armed: &Armed,
+    arming: &mut Arming,
+    registers: &mut Registers,
+    vcpu: &mut V,
+    memory: &impl GuestMemory,
+) -> Result<Cause, StepperError<V::Error>> {
+    match exit.exception {
+        BREAKPOINT_VECTOR => {
+            if software_breakpoint_at(exit.pc, armed, registers, vcpu, memory)? {
+                return Ok(Cause::Hit(StopReason::SoftwareBreakpoint));
+            }
+            arming.give_back::<V>(Inject::Breakpoint)?;
+            Ok(Cause::Guest)
+        }
+        DEBUG_VECTOR => {
+            let stepping = arming.is_stepping();
+            if let Some(reason) = hit(exit, arming) {
+                return Ok(Cause::Hit(reason));
+            }
+            let hits = exit.dr6 & DR6_HITS;
+            let mut owed = exit.dr6 & DR6_BD;
+            let debuggers = arming.control.intent().hardware.iter().any(Option::is_some);
+            if !debuggers && hits != 0 {
+                // The guest's own DR0-DR3 were in force, if any. Only those that its DR7 enables
+                // count: QEMU's TCG compares RIP with all four at each single step, and what is in
+                // them may be another guest's, since KVM loads them only for a guest that uses
+                // them.
+                let status = vcpu
+                    .debug_status()
+                    .map_err(StepperError::of("reading DR7"))?;
+                owed |= hits & enabled(status.dr7);
+            }
+            if !stepping {
+                // Only the guest has set TF.
+                owed |= exit.dr6 & DR6_BS;
+            }
+            if owed != 0 {
+                owe_debug_exception(owed, arming, vcpu)?;
+            }
+            Ok(if stepping { Cause::Trap } else { Cause::Guest })
+        }
+        other => Ok(Cause::Hit(StopReason::InternalError(format!(
+            "a debug exit for exception {other}, which is neither #DB nor #BP"
+        )))),
+    }
+}
+
+/// The debugger's breakpoint or watchpoint that DR6 names.
+fn hit(exit: &DebugExit, arming: &Arming) -> Option<StopReason> {
+    let hardware = arming.control.intent().hardware;
+    hardware.iter().enumerate().find_map(|(slot, breakpoint)| {
+        let breakpoint = breakpoint.filter(|_| exit.dr6 & DR6_HITS & (1 << slot) != 0)?;
+        let watched = |access| StopReason::Watchpoint {
+            address: breakpoint.address(),
+            access,
+        };
+        match breakpoint.kind() {
+            // B bits may be set for conditions that are not enabled (SDM 3B 19.2.3).
+            HwBreakpointKind::Execute => {
+                (breakpoint.address() == exit.pc).then_some(StopReason::HardwareBreakpoint)
+            }
+            HwBreakpointKind::Write => Some(watched(WatchAccess::Write)),
+            HwBreakpointKind::ReadWrite => Some(watched(WatchAccess::ReadWrite)),
+        }
+    })
+}
+
+/// The bits of DR6 for the breakpoints that L0-L3 or G0-G3 of DR7 enable (SDM 3B 19.2.4).
+fn enabled(dr7: u64) -> u64 {
+    (0..4).fold(0, |bits, slot| {
+        bits | (u64::from(dr7 >> (2 * slot) & 3 != 0) << slot)
+    })
+}
+
+/// Gives a #DB of the guest's own back to it, with these bits of DR6.
+pub(super) fn owe_debug_exception<V: Vcpu>(
+    dr6: u64,
+    arming: &mut Arming,
+    vcpu: &mut V,
+) -> Result<(), StepperError<V::Error>> {
+    // KVM queues the exception without a payload: DR6 has to be written.
+    let status = vcpu
+        .debug_status()
+        .map_err(StepperError::of("reading DR6"))?;
+    vcpu.set_dr6(status.dr6 | dr6)
+        .map_err(StepperError::of("writing DR6"))?;
+    arming.give_back::<V>(Inject::Debug)
+}
+
+/// Returns `true` if the debugger's INT3 is at this linear address.
+pub(super) fn software_breakpoint_at<V: Vcpu>(
+    pc: u64,
+    armed: &Armed,
+    registers: &mut Registers,
+    vcpu: &mut V,
+    memory: &impl GuestMemory,
+) -> Result<bool, StepperError<V::Error>> {
+    if armed.software.is_empty() {
+        return Ok(false);
+    }
+    let mut file = RegisterFile::default();
+    registers.read(vcpu, RegisterGroups::SPECIAL, &mut file)?;
+    let physical: Option<GuestPhysAddr> = translate(&file.special, memory, GuestVirtAddr(pc))
+        .ok()
+        .map(|found| found.gpa);
+    Ok(physical.is_some_and(|gpa| armed.software.contains(&gpa)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::enabled;
+
+    #[test]
+    fn a_breakpoint_is_enabled_locally_or_globally() {
+        for (dr7, bits) in [
+            (0x400, 0),
+            (0x401, 0b0001),
+            (0x402, 0b0001),
+            (0x404, 0b0010),
+            (0x420, 0b0100),
+            (0x440, 0b1000),
+            // Types and lengths of others, LE, GE and GD enable nothing.
+            (0xffff_2700, 0),
+            (0xffff_27ff, 0b1111),
+        ] {
+            assert_eq!(enabled(dr7), bits, "DR7 {dr7:#x}");
+        }
+    }
+}

@@ -1,0 +1,630 @@
+//! Steps of a vCPU that leave no trace in the guest, driven by the VMM's own loop.
+//!
+//! A hypervisor steps with RFLAGS.TF. What that does to the guest differs between kvm_intel,
+//! kvm_amd and software KVMs; [`StepPlan`] knows from the instruction what may go wrong and what to
+//! mend. The [`Stepper`] runs the protocol around it, without I/O of its own: the VMM keeps its
+//! loop, its exits, its threads and its descriptor.
+//!
+//! ```text
+//! let mut next = stepper.start(&order, &armed, &mut vcpu, &memory);
+//! loop {
+//!     let outcome = match next {
+//!         Next::Stopped(reason) => break reason,
+//!         Next::Enter if must_stop() => { next = stepper.interrupt(&mut vcpu, &memory); continue }
+//!         Next::Enter => run(),                   // KVM_RUN, and serve its exit
+//!         Next::Complete => complete(),           // KVM_RUN with immediate_exit, and serve
+//!     };
+//!     next = stepper.ran(outcome, &mut vcpu, &memory);
+//! }
+//! ```
+//!
+//! 1. TF is set before every instruction, since an emulated one drops it: with the registers of the
+//!    last exit, or by `KVM_SET_GUEST_DEBUG` if something else changes, too.
+//! 2. An access is served and then completed without running on: an emulated OUT or MMIO write ends
+//!    *without* a trap and would take one more instruction along.
+//! 3. SYSCALL and SYSRET need help to trap at all (`system_call`).
+//! 4. A trap that moved nothing though the instruction must move is spurious: it is stepped again.
+//! 5. A vCPU that waits may be restarted by INIT inside its step, which ends then with its first
+//!    instruction there, or before it.
+//!
+//! # Errors
+//! A call of the [`Vcpu`] that fails ends the order with [`StopReason::InternalError`], which names
+//! the call; the vCPU is left unarmed and unmasked, and the next order may succeed.
+
+mod arming;
+mod debug_exit;
+mod pending;
+mod registers;
+mod system_call;
+#[cfg(test)]
+mod tests;
+mod vcpu;
+
+use std::sync::Arc;
+
+use vcpu_caps::{Capability, Plan, VcpuControl, VcpuId};
+
+pub use arming::DEBUGGER;
+pub use vcpu::{DebugExit, DebugStatus, Next, Outcome, RunState, StepperError, Vcpu};
+
+use self::arming::Arming;
+use self::debug_exit::Cause;
+use self::pending::{Context, PendingStep, executes_at};
+use self::registers::Registers;
+use self::system_call::Lent;
+use super::place;
+use crate::host::GuestMemory;
+use crate::order::{Armed, StepOrder, StopReason, VcpuOrder};
+use crate::x86_64::{Progress, RegisterFile, RegisterGroups};
+
+#[cfg(doc)]
+use super::StepPlan;
+
+/// How often an instruction may be started without getting anywhere. One spurious trap for each
+/// page that it touches has been seen (an EPT violation in Bochs); an instruction touches fewer
+/// than ten.
+const MAX_ATTEMPTS: u32 = 64;
+
+/// What the vCPU does.
+#[derive(Debug)]
+enum State {
+    /// No order.
+    Stopped,
+    /// [`VcpuOrder::Continue`]. `interrupted`: an access is completed, to stop then.
+    Free { interrupted: bool },
+    /// [`VcpuOrder::Step`].
+    Stepping(Box<Stepping>),
+    /// The guest has ended, and why. Every order ends with the same.
+    Over(StopReason),
+}
+
+/// A step order that is under way.
+#[derive(Debug)]
+struct Stepping {
+    order: StepOrder,
+    step: PendingStep,
+    attempts: u32,
+    phase: Phase,
+}
+
+/// Where the pending step is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It is entered, or about to be.
+    Entered,
+    /// An access was served, and is being completed. `interrupted`: the order ends then.
+    Completing { interrupted: bool },
+}
+
+/// Runs orders of one vCPU: steps, ranges of steps, and free runs with breakpoints armed.
+///
+/// It never enters the guest itself: see the [module](self).
+#[derive(Debug)]
+pub struct Stepper {
+    arming: Arming,
+    registers: Registers,
+    /// What the order has armed.
+    armed: Arc<Armed>,
+    /// An access was served, and the hypervisor has not completed the instruction yet: registers
+    /// are not consistent (KVM, api.rst 5 "For KVM_EXIT_IO ...").
+    incomplete: bool,
+    state: State,
+}
+
+impl Stepper {
+    /// For a vCPU that nothing else debugs. What the plan lacks is not used.
+    #[must_use]
+    pub fn new(id: VcpuId, plan: &Plan) -> Self {
+        Self {
+            arming: Arming::new(id, plan),
+            registers: Registers::default(),
+            armed: Arc::default(),
+            incomplete: false,
+            state: State::Stopped,
+        }
+    }
+
+    /// The vCPU's id.
+    #[must_use]
+    pub fn id(&self) -> VcpuId {
+        self.arming.control.id()
+    }
+
+    /// The vCPU's switches, holds and debug state.
+    #[must_use]
+    pub fn control(&self) -> &VcpuControl {
+        &self.arming.control
+    }
+
+    /// For another owner than the debugger to take or drop a hold, while the vCPU does not run.
+    /// Takes effect when it runs next.
+    pub fn control_mut(&mut self) -> &mut VcpuControl {
+        &mut self.arming.control
+    }
+
+    /// Returns `true` if hardware interrupts are withheld, by any owner and mechanism.
+    #[must_use]
+    pub fn is_masked(&self) -> bool {
+        let control = self.control();
+        control.get(Capability::MaskHwintr).unwrap_or(false)
+    }
+
+    /// Returns `true` if one instruction is to be run, not the guest.
+    #[must_use]
+    pub fn is_stepping(&self) -> bool {
+        self.arming.is_stepping()
+    }
+
+    /// Returns `true` if the hypervisor has still to complete an access: the registers must be
+    /// neither read nor written.
+    #[must_use]
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    /// Begins an order. One that is still under way is given up.
+    ///
+    /// The stepper counts what `armed` has as armed by the caller: INT3s are in guest memory.
+    pub fn start<V: Vcpu>(
+        &mut self,
+        order: &VcpuOrder,
+        armed: &Arc<Armed>,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Next {
+        if let State::Over(reason) = &self.state {
+            return Next::Stopped(reason.clone());
+        }
+        if let Err(error) = self.give_up_step(vcpu) {
+            return self.fail(&error, vcpu);
+        }
+        self.armed = Arc::clone(armed);
+        let started = match order {
+            VcpuOrder::Stay => Ok(Next::Stopped(StopReason::Interrupted)),
+            VcpuOrder::Continue => self.start_free(vcpu),
+            VcpuOrder::Step(order) => self.start_step(order.clone(), true, vcpu, memory),
+        };
+        started.unwrap_or_else(|error| self.fail(&error, vcpu))
+    }
+
+    /// The vCPU has run, and what it asked for is served: what to do next.
+    ///
+    /// An outcome that does not fit what the vCPU was asked to do ends the order with an error.
+    pub fn ran<V: Vcpu>(
+        &mut self,
+        outcome: Outcome,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Next {
+        self.incomplete = outcome == Outcome::Served;
+        self.registers.ran(vcpu, self.arming.syncs());
+        if outcome == Outcome::Restarted {
+            vcpu.discard_tf_at_entry();
+            self.registers.restarted();
+        }
+        let next = match (&mut self.state, outcome) {
+            (State::Over(reason), _) => return Next::Stopped(reason.clone()),
+            (_, Outcome::Fatal(reason)) => return self.end(reason, vcpu, memory),
+            (State::Stopped, outcome) => {
+                let text = format!("a run ended with {outcome:?}, and there was no order to run");
+                return self.stop(StopReason::InternalError(text));
+            }
+            (State::Free { .. }, outcome) => self.ran_free(&outcome, vcpu, memory),
+            (State::Stepping(_), outcome) => self.ran_step(&outcome, vcpu, memory),
+        };
+        next.unwrap_or_else(|error| self.fail(&error, vcpu))
+    }
+
+    /// The vCPU is to stop: call it in place of an entry, as often as the loop would enter while
+    /// the stop is wanted. The order ends with [`StopReason::Interrupted`], or with what the
+    /// completion of an access brings.
+    pub fn interrupt<V: Vcpu>(&mut self, vcpu: &mut V, memory: &impl GuestMemory) -> Next {
+        let incomplete = self.incomplete;
+        let next = match &mut self.state {
+            State::Over(reason) => return Next::Stopped(reason.clone()),
+            State::Free { interrupted } if incomplete => {
+                *interrupted = true;
+                Ok(Next::Complete)
+            }
+            State::Stepping(stepping) if incomplete => {
+                stepping.phase = Phase::Completing { interrupted: true };
+                Ok(Next::Complete)
+            }
+            State::Stepping(_) => self.interrupt_step(vcpu, memory),
+            State::Stopped | State::Free { .. } => return self.stop(StopReason::Interrupted),
+        };
+        next.unwrap_or_else(|error| self.fail(&error, vcpu))
+    }
+
+    /// Leaves no trace of a debugger: nothing armed, nothing held by it, the guest's own TF
+    /// restored. The vCPU is stopped, and its last access is completed.
+    ///
+    /// # Errors
+    /// If the vCPU refuses, also a second time. Call it again.
+    pub fn release<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
+        let given_up = self.give_up_step(vcpu);
+        // The rest is released in any case.
+        let disarmed = self.disarm(vcpu);
+        given_up.and(disarmed)
+    }
+
+    /// A new guest runs on the vCPU: the VMM has reset its registers. A guest that had ended may
+    /// be run again.
+    pub fn reset(&mut self) {
+        self.registers.restarted();
+        self.incomplete = false;
+        self.state = State::Stopped;
+    }
+
+    /// Fills the `groups` of `file`. RFLAGS.TF is the guest's own.
+    ///
+    /// # Errors
+    /// If the vCPU refuses.
+    pub fn read_registers<V: Vcpu>(
+        &mut self,
+        groups: RegisterGroups,
+        file: &mut RegisterFile,
+        vcpu: &mut V,
+    ) -> Result<(), StepperError<V::Error>> {
+        self.registers.read(vcpu, groups, file)
+    }
+
+    /// Sets the `groups` from `file`. RFLAGS.TF is the guest's own.
+    ///
+    /// # Errors
+    /// If the vCPU refuses.
+    pub fn write_registers<V: Vcpu>(
+        &mut self,
+        groups: RegisterGroups,
+        file: &RegisterFile,
+        vcpu: &mut V,
+    ) -> Result<(), StepperError<V::Error>> {
+        self.registers.write(vcpu, groups, file)
+    }
+
+    /// What the vCPU waits for. A vCPU that has just run an instruction is not asked: the hypervisor
+    /// would accept INIT, and what is known of the registers would be stale.
+    ///
+    /// # Errors
+    /// If the vCPU refuses.
+    pub fn run_state<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<RunState, StepperError<V::Error>> {
+        if self.registers.are_cached() {
+            return Ok(RunState::Runnable);
+        }
+        self.registers.refresh_run_state(vcpu)
+    }
+
+    /// The VMM has written the vCPU's registers or read its run state by itself, which accepts INIT
+    /// and start-up IPIs: what is known of the registers is stale.
+    pub fn forget_registers<V: Vcpu>(&mut self, vcpu: &mut V) {
+        self.registers.forget();
+        vcpu.discard_tf_at_entry();
+    }
+
+    fn stop(&mut self, reason: StopReason) -> Next {
+        self.state = State::Stopped;
+        Next::Stopped(reason)
+    }
+
+    /// A call failed: the order is over, and nothing stays armed, masked or lent.
+    fn fail<V: Vcpu>(&mut self, error: &StepperError<V::Error>, vcpu: &mut V) -> Next {
+        let mut text = format!("{}: {error}", self.id());
+        if let Err(again) = self.give_up_step(vcpu) {
+            text += &format!("; also {again}");
+        }
+        match self.disarm(vcpu) {
+            Ok(()) => text += "; the vCPU is stopped, with nothing armed or masked",
+            Err(again) => text += &format!("; it may still be armed or masked: {again}"),
+        }
+        self.stop(StopReason::InternalError(text))
+    }
+
+    /// Disarms; tries once more if that fails.
+    fn disarm<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
+        let Self {
+            arming, registers, ..
+        } = self;
+        arming
+            .disarm(vcpu, registers)
+            .or_else(|_| arming.disarm(vcpu, registers))
+    }
+
+    /// Takes back what the pending step was lent, if there is one. It is not gone on with.
+    fn give_up_step<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
+        match std::mem::replace(&mut self.state, State::Stopped) {
+            State::Stepping(mut stepping) => {
+                let lent = stepping.step.lent();
+                take_back(lent, vcpu, &mut self.registers)
+            }
+            State::Over(reason) => {
+                self.state = State::Over(reason);
+                Ok(())
+            }
+            State::Stopped | State::Free { .. } => Ok(()),
+        }
+    }
+
+    /// The guest cannot go on, or has ended.
+    fn end<V: Vcpu>(
+        &mut self,
+        reason: StopReason,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Next {
+        let mut reason = self.explain(reason, vcpu, memory);
+        let given_up = self.give_up_step(vcpu);
+        if let (StopReason::InternalError(text), Err(error)) = (&mut reason, given_up) {
+            *text += &format!("; also {error}");
+        }
+        // An internal error is not the end: a debugger may move RIP past what the hypervisor cannot
+        // do. After a triple fault kvm_amd has reset the vCPU, and there is nothing to go on with.
+        if matches!(reason, StopReason::TripleFault(_) | StopReason::Exited(_)) {
+            self.state = State::Over(reason.clone());
+        }
+        Next::Stopped(reason)
+    }
+
+    /// Adds to a fatal stop where the vCPU is.
+    fn explain<V: Vcpu>(
+        &mut self,
+        reason: StopReason,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> StopReason {
+        let id = self.id();
+        let mut with_place = |text: &str| match self.registers.expedited(vcpu) {
+            Ok(file) => format!("{id}: {text} {}", place::of(&file, memory)),
+            Err(error) => format!("{id}: {text} at an unknown place: {error}"),
+        };
+        match reason {
+            StopReason::TripleFault(text) if text.is_empty() => {
+                StopReason::TripleFault(with_place("triple fault"))
+            }
+            StopReason::TripleFault(text) => StopReason::TripleFault(with_place(&text)),
+            StopReason::InternalError(text) => StopReason::InternalError(with_place(&text)),
+            other => other,
+        }
+    }
+
+    fn start_free<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Next, StepperError<V::Error>> {
+        self.arming.intend_free::<V>(&self.armed)?;
+        self.arming.arm(vcpu, &mut self.registers)?;
+        self.state = State::Free { interrupted: false };
+        Ok(Next::Enter)
+    }
+
+    fn ran_free<V: Vcpu>(
+        &mut self,
+        outcome: &Outcome,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Next, StepperError<V::Error>> {
+        let interrupted = matches!(self.state, State::Free { interrupted: true });
+        self.state = State::Free { interrupted: false };
+        match outcome {
+            Outcome::Debug(exit) => match self.sort(exit, vcpu, memory)? {
+                Cause::Hit(reason) => Ok(self.stop(reason)),
+                // Not asked for: a hypervisor reports a trap only while a step is armed, or for
+                // the guest's own TF, which is told apart.
+                Cause::Trap => Ok(Next::Enter),
+                Cause::Guest => {
+                    self.arming.arm(vcpu, &mut self.registers)?;
+                    Ok(Next::Enter)
+                }
+            },
+            // A REP INS or OUTS that is emulated asks again for each chunk.
+            Outcome::Served if interrupted => {
+                self.state = State::Free { interrupted: true };
+                Ok(Next::Complete)
+            }
+            Outcome::Nothing if interrupted => Ok(self.stop(StopReason::Interrupted)),
+            _ => Ok(Next::Enter),
+        }
+    }
+
+    fn sort<V: Vcpu>(
+        &mut self,
+        exit: &DebugExit,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Cause, StepperError<V::Error>> {
+        debug_exit::sort(
+            exit,
+            &self.armed,
+            &mut self.arming,
+            &mut self.registers,
+            vcpu,
+            memory,
+        )
+    }
+
+    /// Plans and arms the next instruction of a step order.
+    fn start_step<V: Vcpu>(
+        &mut self,
+        order: StepOrder,
+        first: bool,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Next, StepperError<V::Error>> {
+        let mut lent = Lent::default();
+        let mut context = Context {
+            arming: &mut self.arming,
+            registers: &mut self.registers,
+            vcpu: &mut *vcpu,
+            memory,
+        };
+        let step = PendingStep::arm(order.mask, &self.armed, first, &mut context, &mut lent);
+        match step {
+            Ok(step) => {
+                self.state = State::Stepping(Box::new(Stepping {
+                    order,
+                    step,
+                    attempts: 0,
+                    phase: Phase::Entered,
+                }));
+                Ok(Next::Enter)
+            }
+            Err(error) => {
+                // What ends the order is the first error.
+                let _ = take_back(&mut lent, vcpu, &mut self.registers);
+                Err(error)
+            }
+        }
+    }
+
+    fn ran_step<V: Vcpu>(
+        &mut self,
+        outcome: &Outcome,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Next, StepperError<V::Error>> {
+        let State::Stepping(stepping) = &mut self.state else {
+            return Ok(self.stop(StopReason::Interrupted));
+        };
+        let phase = std::mem::replace(&mut stepping.phase, Phase::Entered);
+        let trapped = match (outcome, phase) {
+            (Outcome::Nothing, Phase::Entered) => {
+                if stepping.step.has_been_reset(&mut self.registers, vcpu)? {
+                    vcpu.discard_tf_at_entry();
+                    self.registers.restarted();
+                    return self.end_step(StopReason::Step, vcpu);
+                }
+                // A signal for something else. TF is as it was, here or in a handler's frame.
+                return Ok(Next::Enter);
+            }
+            (Outcome::Served, Phase::Entered) => {
+                stepping.phase = Phase::Completing { interrupted: false };
+                return Ok(Next::Complete);
+            }
+            // A REP INS or OUTS that is emulated asks again for each chunk.
+            (Outcome::Served, completing) => {
+                stepping.phase = completing;
+                return Ok(Next::Complete);
+            }
+            (Outcome::Nothing, Phase::Completing { interrupted: true }) => {
+                return self.interrupt_step(vcpu, memory);
+            }
+            // No trap: a completed access has moved RIP, or there is more to come.
+            (Outcome::Nothing, Phase::Completing { interrupted: false }) => false,
+            (Outcome::Debug(exit), _) => match self.sort(exit, vcpu, memory)? {
+                Cause::Hit(reason) => {
+                    // A watchpoint traps after the access: what the step did is mended all the
+                    // same.
+                    self.settle(true, vcpu, memory)?;
+                    return self.end_step(reason, vcpu);
+                }
+                Cause::Guest => return self.retry_step(vcpu, memory),
+                Cause::Trap => true,
+            },
+            // A userspace local APIC: HLT is the instruction's end.
+            (Outcome::Halted, _) => true,
+            // The instruction is no more, and nothing of it is to be mended.
+            (Outcome::Restarted, _) => return self.end_step(StopReason::Step, vcpu),
+            (Outcome::Fatal(reason), _) => return Ok(Next::Stopped(reason.clone())),
+        };
+        match self.settle(trapped, vcpu, memory)? {
+            Progress::Done => self.finish_instruction(vcpu, memory),
+            Progress::NotStarted => self.retry_step(vcpu, memory),
+        }
+    }
+
+    /// Arms the pending step once more.
+    fn retry_step<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Next, StepperError<V::Error>> {
+        let id = self.id();
+        let State::Stepping(stepping) = &mut self.state else {
+            return Ok(self.stop(StopReason::Interrupted));
+        };
+        stepping.attempts += 1;
+        if stepping.attempts >= MAX_ATTEMPTS {
+            tracing::warn!(
+                vcpu = %id, pc = format_args!("{:#x}", stepping.step.pc()),
+                "the instruction did not move RIP in {MAX_ATTEMPTS} attempts; reported as a step"
+            );
+            return self.finish_instruction(vcpu, memory);
+        }
+        self.arming.arm_step(vcpu, &mut self.registers)?;
+        Ok(Next::Enter)
+    }
+
+    fn settle<V: Vcpu>(
+        &mut self,
+        trapped: bool,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Progress, StepperError<V::Error>> {
+        match &self.state {
+            State::Stepping(stepping) => {
+                let mut context = Context {
+                    arming: &mut self.arming,
+                    registers: &mut self.registers,
+                    vcpu,
+                    memory,
+                };
+                stepping.step.settle(trapped, &mut context)
+            }
+            _ => Ok(Progress::Done),
+        }
+    }
+
+    /// The step ends where it is: in a handler that the instruction called, perhaps. What the
+    /// hypervisor left there of TF is mended now, since nothing comes back to this step.
+    fn interrupt_step<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Next, StepperError<V::Error>> {
+        // The vCPU may wait: the next step reads the run state, together with the registers.
+        self.registers.forget();
+        self.settle(false, vcpu, memory)?;
+        self.end_step(StopReason::Interrupted, vcpu)
+    }
+
+    fn end_step<V: Vcpu>(
+        &mut self,
+        reason: StopReason,
+        vcpu: &mut V,
+    ) -> Result<Next, StepperError<V::Error>> {
+        self.give_up_step(vcpu)?;
+        Ok(self.stop(reason))
+    }
+
+    /// The pending instruction is done: stops, or goes on with the next one of the range.
+    fn finish_instruction<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Next, StepperError<V::Error>> {
+        let State::Stepping(stepping) = &mut self.state else {
+            return Ok(self.stop(StopReason::Interrupted));
+        };
+        take_back(stepping.step.lent(), vcpu, &mut self.registers)?;
+        let order = stepping.order.clone();
+        let pc = self.registers.expedited(vcpu)?.linear_pc();
+        // A step onto an armed breakpoint is reported as a plain step.
+        if self.armed.hardware.iter().any(|at| executes_at(at, pc)) {
+            return Ok(self.stop(StopReason::HardwareBreakpoint));
+        }
+        let registers = &mut self.registers;
+        if debug_exit::software_breakpoint_at(pc, &self.armed, registers, vcpu, memory)? {
+            return Ok(self.stop(StopReason::SoftwareBreakpoint));
+        }
+        match &order.range {
+            Some(range) if range.contains(&pc) => self.start_step(order, false, vcpu, memory),
+            _ => Ok(self.stop(StopReason::Step)),
+        }
+    }
+}
+
+/// Takes back what was lent; tries once more if that fails.
+fn take_back<V: Vcpu>(
+    lent: &mut Lent,
+    vcpu: &mut V,
+    registers: &mut Registers,
+) -> Result<(), StepperError<V::Error>> {
+    lent.take_back(vcpu, registers)
+        .or_else(|_| lent.take_back(vcpu, registers))
+}

@@ -1,0 +1,215 @@
+//! What the stepper asks of a stopped vCPU.
+
+use std::error::Error;
+use std::fmt;
+
+use vcpu_caps::{ControlError, GuestDebug};
+
+use crate::order::StopReason;
+use crate::x86_64::{CoreRegisters, RegisterFile, RegisterGroups, SpecialRegisters};
+
+/// A stopped vCPU of a hypervisor, as the [`Stepper`](super::Stepper) reads and writes it.
+///
+/// The semantics are those of KVM's ioctls of the same names. No method is called while the vCPU
+/// runs. A vCPU that is only lent to the debugger needs no type of its own: implement the trait
+/// for a struct that borrows it.
+pub trait Vcpu {
+    /// A refused call.
+    type Error: Error + 'static;
+
+    /// `true` if the hypervisor itself sets RFLAGS.TF whenever RFLAGS are written while the linear
+    /// RIP is the one of the last [`set_guest_debug`](Self::set_guest_debug) with
+    /// `KVM_GUESTDBG_SINGLESTEP`. KVM does (x86.c, `__kvm_set_rflags`), also when it resets the
+    /// vCPU for INIT; the stepper then arms steps that survive INIT.
+    const TF_FOLLOWS_ARMED_RIP: bool = false;
+
+    /// Fills the `groups` of `file`, and leaves the others alone. RFLAGS.TF may be shown as 0 while
+    /// a single step is in force.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn read_registers(
+        &mut self,
+        groups: RegisterGroups,
+        file: &mut RegisterFile,
+    ) -> Result<(), Self::Error>;
+
+    /// Sets the `groups` from `file`. State that no register shows stays as it is.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn write_registers(
+        &mut self,
+        groups: RegisterGroups,
+        file: &RegisterFile,
+    ) -> Result<(), Self::Error>;
+
+    /// Reads a model-specific register: IA32_FMASK is all that a step needs.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn read_msr(&mut self, index: u32) -> Result<u64, Self::Error>;
+
+    /// Writes a model-specific register.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn write_msr(&mut self, index: u32, value: u64) -> Result<(), Self::Error>;
+
+    /// Reads the guest's own DR6 and DR7, whatever the debugger has armed.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn debug_status(&mut self) -> Result<DebugStatus, Self::Error>;
+
+    /// Sets the guest's own DR6.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn set_dr6(&mut self, dr6: u64) -> Result<(), Self::Error>;
+
+    /// What the vCPU waits for. May accept a pending INIT or start-up IPI, as
+    /// `KVM_GET_MP_STATE` does, and so change registers.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn run_state(&mut self) -> Result<RunState, Self::Error>;
+
+    /// Replaces the vCPU's debug state (`KVM_SET_GUEST_DEBUG`). A single step is armed for the
+    /// instruction at the RIP that the vCPU has now.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses; the previous state then stays in force.
+    fn set_guest_debug(&mut self, debug: &GuestDebug) -> Result<(), Self::Error>;
+
+    /// Asks for registers with each exit from now on, or no longer (`KVM_CAP_SYNC_REGS`). Called
+    /// only where the plan has `sync_regs`.
+    fn sync_registers(&mut self, on: bool) {
+        let _ = on;
+    }
+
+    /// The registers that came with the last exit, if that was asked for. No system call.
+    fn synced_registers(&mut self) -> Option<(CoreRegisters, SpecialRegisters)> {
+        None
+    }
+
+    /// Sets RFLAGS.TF in the registers that came with the last exit, to go in with the next entry.
+    /// Returns `false` if the hypervisor has no such way. No system call.
+    fn set_tf_at_entry(&mut self) -> bool {
+        false
+    }
+
+    /// Nothing goes in with the next entry.
+    fn discard_tf_at_entry(&mut self) {}
+}
+
+/// The guest's own debug registers, as far as a step looks at them (SDM 3B 19.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DebugStatus {
+    /// DR6.
+    pub dr6: u64,
+    /// DR7.
+    pub dr7: u64,
+}
+
+/// What a vCPU waits for (`KVM_GET_MP_STATE`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RunState {
+    /// Nothing: it runs code. Also where the hypervisor does not know, since the local APIC is the
+    /// VMM's.
+    #[default]
+    Runnable,
+    /// HLT was executed: it waits for an interrupt.
+    Halted,
+    /// An application processor that waits for INIT.
+    WaitForInit,
+    /// It has taken INIT and waits for a start-up IPI (SDM 3A 9.4.4).
+    WaitForSipi,
+    /// It has taken a start-up IPI.
+    Starting,
+}
+
+impl RunState {
+    /// A few words for `info threads`; `None` if the vCPU runs code.
+    #[must_use]
+    pub fn waits(self) -> Option<&'static str> {
+        match self {
+            Self::Runnable => None,
+            Self::Halted => Some("halted"),
+            Self::WaitForInit => Some("waits for INIT"),
+            Self::WaitForSipi => Some("waits for SIPI"),
+            Self::Starting => Some("starts"),
+        }
+    }
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.waits().unwrap_or("runs"))
+    }
+}
+
+/// A vCPU that could not be read, written or armed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepperError<E: Error + 'static> {
+    /// The plan lacks what the order needs.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The hypervisor refused a call.
+    #[error("{call}: {source}")]
+    Vcpu {
+        /// What was asked for.
+        call: &'static str,
+        /// Why not.
+        source: E,
+    },
+}
+
+impl<E: Error + 'static> StepperError<E> {
+    /// Names the call that failed.
+    pub(super) fn of(call: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Vcpu { call, source }
+    }
+}
+
+/// What one run of the vCPU came back with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A debug exception left the guest (`KVM_EXIT_DEBUG`).
+    Debug(DebugExit),
+    /// An access was served, and the hypervisor completes its instruction with the next entry:
+    /// port I/O, MMIO, an MSR, a write of CR8.
+    Served,
+    /// Nothing that concerns a debugger: a signal, an interrupt window, an end of interrupt.
+    Nothing,
+    /// HLT left the guest. Only where the local APIC is the VMM's.
+    Halted,
+    /// INIT or a start-up IPI has replaced the registers. Only where the VMM does this.
+    Restarted,
+    /// The guest cannot go on, or has ended. A text in it is completed with the vCPU's place.
+    Fatal(StopReason),
+}
+
+/// A debug exception (`struct kvm_debug_exit_arch`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DebugExit {
+    /// Its vector: 1 (#DB) or 3 (#BP).
+    pub exception: u32,
+    /// Linear address of the instruction that the vCPU is about to execute; for #BP, of the INT3.
+    pub pc: u64,
+    /// DR6 as the exception would have set it (SDM 3B 19.2.3).
+    pub dr6: u64,
+}
+
+/// What the VMM's loop does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Enter the guest, unless the vCPU is to stop: then call
+    /// [`Stepper::interrupt`](super::Stepper::interrupt).
+    Enter,
+    /// Let the hypervisor complete the access that was served, and run no instruction:
+    /// `KVM_RUN` with `immediate_exit` set. Report what it came back with.
+    Complete,
+    /// The order is over.
+    Stopped(StopReason),
+}

@@ -1,0 +1,27 @@
+//! What a vCPU's thread and the interrupt chips say to each other before an entry.
+
+/// What a vCPU is about to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entering {
+    /// `mask_hwintr` is on, by whichever mechanism the plan has.
+    pub masked: bool,
+    /// One instruction is to be run, not the guest.
+    pub stepping: bool,
+    /// KVM has still to complete an access: the registers must not be replaced.
+    pub incomplete: bool,
+}
+
+/// Whether a vCPU may enter the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permit {
+    /// It may.
+    Enter,
+    /// There is nothing to run: wait, then ask again.
+    Wait,
+    /// What KVM has to complete is completed first, then ask again.
+    Complete,
+    /// The registers have been replaced (INIT, start-up IPI): ask again.
+    Restarted,
+    /// It cannot go on, and why.
+    Failed(String),
+}

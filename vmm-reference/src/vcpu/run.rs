@@ -1,0 +1,300 @@
+//! One vCPU and its run loop: `KVM_RUN`, and what makes it come back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
+
+use debug_stub::kvm::{self, KvmError, KvmVcpu};
+use debug_stub::x86_64::stepper::{Next, Outcome, Stepper, StepperError};
+use debug_stub::x86_64::{RegisterFile, RegisterGroups};
+use debug_stub::{Armed, GuestMemory, StopReason, VcpuId, VcpuOrder};
+use kvm_bindings::kvm_run;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use vcpu_caps::Plan;
+
+use super::exits::Exits;
+use crate::entry::{Entering, Permit};
+
+/// What a set stop flag means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnStop {
+    /// The order is over: [`StopReason::Interrupted`].
+    Interrupt,
+    /// Only this thread's time with the vCPU is over: [`RunEnd::Yielded`].
+    Yield,
+}
+
+/// What a run has come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RunEnd {
+    /// The vCPU has stopped.
+    Stopped(StopReason),
+    /// The order is not done: call [`Vcpu::run`] again with the same one, on any thread, and do not
+    /// touch the vCPU before.
+    Yielded,
+}
+
+/// One vCPU under a debugger.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: VcpuFd,
+    stepper: Stepper,
+    /// What a run that yielded goes on with.
+    pending: Option<Next>,
+}
+
+impl Vcpu {
+    /// A vCPU that nothing else runs or debugs.
+    #[must_use]
+    pub fn new(id: VcpuId, fd: VcpuFd, plan: &Plan) -> Self {
+        Self {
+            fd,
+            stepper: Stepper::new(id, plan),
+            pending: None,
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> VcpuId {
+        self.stepper.id()
+    }
+
+    /// The descriptor, for what this type does not do.
+    #[must_use]
+    pub fn fd(&mut self) -> &VcpuFd {
+        self.stepper.forget_registers(&mut KvmVcpu(&mut self.fd));
+        &self.fd
+    }
+
+    /// The run structure, for a signal handler that sets `immediate_exit`.
+    pub(super) fn kvm_run(&mut self) -> *mut kvm_run {
+        self.fd.get_kvm_run()
+    }
+
+    /// Returns `true` if hardware interrupts are withheld.
+    #[must_use]
+    pub fn is_masked(&self) -> bool {
+        self.stepper.is_masked()
+    }
+
+    /// What it waits for, in a few words; `None` if it runs code, or KVM does not say.
+    #[must_use]
+    pub fn waiting(&mut self) -> Option<&'static str> {
+        let state = self.stepper.run_state(&mut KvmVcpu(&mut self.fd));
+        state.ok().and_then(|state| state.waits())
+    }
+
+    /// Leaves no trace of a debugger.
+    ///
+    /// # Errors
+    /// If KVM refuses, twice.
+    pub fn release(&mut self) -> Result<(), StepperError<KvmError>> {
+        self.pending = None;
+        self.stepper.release(&mut KvmVcpu(&mut self.fd))
+    }
+
+    /// Fills the `groups` of `file`.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn read_registers(
+        &mut self,
+        groups: RegisterGroups,
+        file: &mut RegisterFile,
+    ) -> Result<(), StepperError<KvmError>> {
+        let vcpu = &mut KvmVcpu(&mut self.fd);
+        self.stepper.read_registers(groups, file, vcpu)
+    }
+
+    /// Sets the `groups` from `file`.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn write_registers(
+        &mut self,
+        groups: RegisterGroups,
+        file: &RegisterFile,
+    ) -> Result<(), StepperError<KvmError>> {
+        let vcpu = &mut KvmVcpu(&mut self.fd);
+        self.stepper.write_registers(groups, file, vcpu)
+    }
+
+    /// Runs on the calling thread until the order is done, `stop` is set, or the guest cannot go on.
+    ///
+    /// Whoever sets `stop` then signals this thread, and the handler sets `immediate_exit`: see
+    /// [`kick`](super::kick). In this order no kick is lost, since `immediate_exit` is cleared
+    /// *before* `stop` is looked at.
+    ///
+    /// On return nothing is half done: an access is completed, and the registers are what the guest
+    /// goes on with.
+    pub(super) fn run(
+        &mut self,
+        order: &VcpuOrder,
+        armed: &Arc<Armed>,
+        machine: (&impl Exits, &impl GuestMemory),
+        stop: &AtomicBool,
+        on_stop: OnStop,
+    ) -> RunEnd {
+        let (exits, memory) = machine;
+        let mut next = match self.pending.take() {
+            Some(next) => next,
+            None => self
+                .stepper
+                .start(order, armed, &mut KvmVcpu(&mut self.fd), memory),
+        };
+        loop {
+            let entered = match next {
+                Next::Stopped(reason) => return RunEnd::Stopped(reason),
+                Next::Complete => Entered::Ran(self.complete(exits)),
+                Next::Enter => self.enter(exits, stop),
+            };
+            let vcpu = &mut KvmVcpu(&mut self.fd);
+            next = match entered {
+                Entered::Ran(outcome) => self.stepper.ran(outcome, vcpu, memory),
+                Entered::MustStop if on_stop == OnStop::Interrupt => {
+                    self.stepper.interrupt(vcpu, memory)
+                }
+                Entered::NothingToRun if on_stop == OnStop::Interrupt => {
+                    exits.wait(self.stepper.id(), stop);
+                    Next::Enter
+                }
+                // Its own thread waits, not the one that runs it for a while.
+                Entered::MustStop | Entered::NothingToRun => {
+                    self.pending = Some(Next::Enter);
+                    return RunEnd::Yielded;
+                }
+            };
+        }
+    }
+
+    /// Enters the guest, if it is not to stop and the chips permit it.
+    fn enter(&mut self, exits: &impl Exits, stop: &AtomicBool) -> Entered {
+        self.fd.set_kvm_immediate_exit(0);
+        // The handler that sets immediate_exit runs on this thread: only the compiler could
+        // reorder the clearing with the look at `stop`.
+        compiler_fence(Ordering::SeqCst);
+        if stop.load(Ordering::Acquire) {
+            return Entered::MustStop;
+        }
+        let entering = Entering {
+            masked: self.stepper.is_masked(),
+            stepping: self.stepper.is_stepping(),
+            incomplete: self.stepper.is_incomplete(),
+        };
+        match exits.before_entry(self.stepper.id(), &mut self.fd, entering) {
+            Permit::Enter => Entered::Ran(self.run_once(exits)),
+            Permit::Wait => Entered::NothingToRun,
+            Permit::Complete => Entered::Ran(self.complete(exits)),
+            Permit::Restarted => Entered::Ran(Outcome::Restarted),
+            Permit::Failed(text) => Entered::Ran(Outcome::Fatal(StopReason::InternalError(text))),
+        }
+    }
+
+    /// Lets KVM complete an access, and run nothing.
+    fn complete(&mut self, exits: &impl Exits) -> Outcome {
+        self.fd.set_kvm_immediate_exit(1);
+        self.run_once(exits)
+    }
+
+    /// One `KVM_RUN`, with what it asks for served.
+    fn run_once(&mut self, exits: &impl Exits) -> Outcome {
+        let id = self.stepper.id();
+        let mut written = None;
+        let cr8: *const u64 = &raw const self.fd.get_kvm_run().cr8;
+        let exit = self.fd.run();
+        // SAFETY: it is in this vCPU's mapped run structure; KVM_RUN has returned, so nothing writes
+        // it, and it is not what `exit` refers to.
+        let cr8 = unsafe { cr8.read_volatile() };
+        exits.after_exit(id, cr8);
+        let outcome = match exit {
+            Ok(VcpuExit::IoIn(..)) => self.serve_port(|port, data| exits.io_in(port, data)),
+            Ok(VcpuExit::IoOut(..)) => self.serve_port(|port, data| exits.io_out(port, data)),
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                exits.mmio_read(id, address, data);
+                Outcome::Served
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                exits.mmio_write(id, address, data);
+                Outcome::Served
+            }
+            Ok(VcpuExit::X86Rdmsr(read)) => {
+                match exits.read_msr(id, read.index) {
+                    Some(value) => *read.data = value,
+                    None => *read.error = 1,
+                }
+                Outcome::Served
+            }
+            Ok(VcpuExit::X86Wrmsr(write)) => {
+                written = Some((write.index, write.data));
+                Outcome::Served
+            }
+            Ok(VcpuExit::IoapicEoi(vector)) => {
+                exits.end_of_interrupt(&self.fd, vector);
+                Outcome::Nothing
+            }
+            Ok(VcpuExit::Hlt) => {
+                exits.halted(id);
+                Outcome::Halted
+            }
+            Ok(VcpuExit::InternalError) => kvm::internal_error(&mut self.fd),
+            Ok(exit) => kvm::outcome(&exit),
+            Err(error) => kvm::failed_run(error),
+        };
+        if let Some((index, value)) = written {
+            let taken = exits.write_msr(id, &self.fd, index, value);
+            self.answer_wrmsr(taken);
+        }
+        match outcome {
+            Outcome::Served => match exits.exited() {
+                Some(status) => Outcome::Fatal(StopReason::Exited(status)),
+                None => Outcome::Served,
+            },
+            outcome => outcome,
+        }
+    }
+
+    /// Answers a `KVM_EXIT_X86_WRMSR`: with #GP if the write is not taken.
+    fn answer_wrmsr(&mut self, taken: bool) {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: `run` is this vCPU's mapped run structure, borrowed mutably through `self`; `msr` is
+        // the active member, since KVM_EXIT_X86_WRMSR was just answered, and is made of integers.
+        let msr = unsafe { &mut run.__bindgen_anon_1.msr };
+        msr.error = u8::from(!taken);
+    }
+
+    /// Serves the port access that the run structure describes, one element at a time: a REP
+    /// INS/OUTS brings several of them.
+    fn serve_port(&mut self, serve: impl Fn(u16, &mut [u8])) -> Outcome {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: `run` is this vCPU's mapped run structure, borrowed mutably through `self`, and
+        // `io` is the active member: KVM_EXIT_IO was just answered, the precondition of this
+        // function.
+        let io = unsafe { run.__bindgen_anon_1.io };
+        let size = usize::from(io.size);
+        let total = size.saturating_mul(io.count as usize);
+        let Ok(offset) = usize::try_from(io.data_offset) else {
+            return Outcome::Fatal(StopReason::InternalError(format!(
+                "KVM_EXIT_IO with its data at {:#x}, outside the run structure",
+                io.data_offset
+            )));
+        };
+        // SAFETY: KVM places `size * count` bytes of data `data_offset` bytes into the mapping of
+        // KVM_GET_VCPU_MMAP_SIZE bytes (api.rst 5), which lives as long as `self.fd`.
+        let start = unsafe { core::ptr::from_mut(run).cast::<u8>().add(offset) };
+        // SAFETY: as above; nothing else refers to these bytes while `self` is borrowed.
+        let data = unsafe { core::slice::from_raw_parts_mut(start, total) };
+        for element in data.chunks_exact_mut(size.max(1)) {
+            serve(io.port, element);
+        }
+        Outcome::Served
+    }
+}
+
+/// What became of an entry.
+enum Entered {
+    Ran(Outcome),
+    /// The vCPU is to stop.
+    MustStop,
+    /// It waits for an interrupt, where the VMM has the chips.
+    NothingToRun,
+}
