@@ -22,7 +22,7 @@
 //! A vCPU that runs must leave the guest when it is asked to stop, and the request must not be lost
 //! between its check and its entry. Four rules are sufficient:
 //!
-//! 1. The request comes first: the flag that [`Vcpu::must_stop`] reads is stored before
+//! 1. The request comes first: the flag that [`VcpuHandle::must_stop`] reads is stored before
 //!    [`Kick::kick`] is called.
 //! 2. The kick makes the thread leave the guest, *or* makes its next entry return at once. For KVM
 //!    this is `kvm_run.immediate_exit = 1`, then a signal: the signal ends a `KVM_RUN` that has
@@ -62,7 +62,7 @@ mod kvm_kick;
 mod wake_pipe;
 
 #[cfg(all(feature = "threads", unix))]
-pub use all_stop::{AddError, AllStop, Kick, Vcpu};
+pub use all_stop::{AddError, AllStop, Kick, VcpuHandle};
 pub use control::{Effect, Order, OrderError, ResumeError, RunControl, StopError, VcpuError};
 #[cfg(all(feature = "threads", feature = "kvm", target_os = "linux"))]
 pub use kvm_kick::{Entered, InstallError, KickSignal, VcpuThreads};

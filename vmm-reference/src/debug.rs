@@ -204,10 +204,10 @@ impl GuestControl for MachineHost {
     }
 
     fn guest_state(&self) -> GuestState {
-        if self.group.is_running() {
-            GuestState::Running
-        } else {
+        if self.group.is_stopped() {
             GuestState::Stopped
+        } else {
+            GuestState::Running
         }
     }
 }

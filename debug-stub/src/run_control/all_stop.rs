@@ -21,16 +21,21 @@ use super::control::{Effect, Order, ResumeError, RunControl, StopError, VcpuErro
 use super::wake_pipe::{Waiting, WakePipe};
 use crate::order::{Armed, ResumePlan, Stop, StopReason, VcpuOrder};
 
-/// The one thing that the VMM does for [`AllStop`]. A closure that takes a [`VcpuId`] is one, for a
+/// What the VMM does for [`AllStop`]: one method. A closure that takes a [`VcpuId`] is one, for a
 /// VMM that has a kick already; [`VcpuThreads`](super::VcpuThreads) is one for KVM.
 pub trait Kick: Send + Sync {
     /// Makes a vCPU leave the guest, or its next entry return at once: see [the
     /// contract](super#the-kick-contract). Also wakes it up if the VMM lets it sleep in HLT.
     ///
     /// The call may come late: the vCPU may have stopped, or its thread may have ended. It then must
-    /// do nothing, or no more than a spurious exit. [`Vcpu::must_stop`] is true before the call. It
+    /// do nothing, or no more than a spurious exit. [`VcpuHandle::must_stop`] is true before the call. It
     /// is called on any thread, without a lock of [`AllStop`]'s; it must not wait for the vCPU.
     fn kick(&self, vcpu: VcpuId);
+
+    /// All vCPUs have stopped: for what must stop with them, such as the guest's clocks. Called before a
+    /// controller can take the stops, with [`AllStop`]'s lock held: it must return soon, and must not
+    /// call [`AllStop`]. Also called for an interrupt of a guest that is stopped already.
+    fn all_stopped(&self) {}
 }
 
 impl<F: Fn(VcpuId) + Send + Sync> Kick for F {
@@ -87,7 +92,7 @@ struct Shared {
 ///
 /// The controller calls [`resume`](Self::resume), [`interrupt`](Self::interrupt) and
 /// [`release`](Self::release), watches [`stopped_fd`](Self::stopped_fd), and takes the stops. Each
-/// vCPU's thread has a [`Vcpu`]:
+/// vCPU's thread has a [`VcpuHandle`]:
 ///
 /// ```
 /// use debug_stub::run_control::{AllStop, Order};
@@ -121,7 +126,7 @@ struct Shared {
 ///   `take_stops`; `sendto` in `interrupt` and `event`; `futex` when the lock is contended and in
 ///   `wait_for_stops`; those of [`Kick::kick`].
 /// - A vCPU's thread: `recvfrom` in `wait_for_order`; `sendto` and those of [`Kick::kick`] in
-///   `report` and when its [`Vcpu`] is dropped; `futex` when the lock is contended. None in
+///   `report` and when its [`VcpuHandle`] is dropped; `futex` when the lock is contended. None in
 ///   `must_stop`. No `ioctl` of KVM's.
 #[derive(Clone)]
 pub struct AllStop(Arc<Shared>);
@@ -152,7 +157,7 @@ impl AllStop {
     ///
     /// # Errors
     /// If its id is in use, or the process has no descriptors left.
-    pub fn add(&self, vcpu: VcpuId) -> Result<Vcpu, AddError> {
+    pub fn add(&self, vcpu: VcpuId) -> Result<VcpuHandle, AddError> {
         let pipe = WakePipe::new(Waiting::Here);
         let pipe = pipe.map_err(|source| AddError::Pipe { vcpu, source })?;
         let seat = Arc::new(Seat {
@@ -163,7 +168,7 @@ impl AllStop {
         let effects = state.control.add(vcpu)?;
         state.seats.insert(vcpu, Arc::clone(&seat));
         self.0.act(state, &effects);
-        Ok(Vcpu {
+        Ok(VcpuHandle {
             id: vcpu,
             seat,
             shared: Arc::clone(&self.0),
@@ -211,7 +216,7 @@ impl AllStop {
         &self,
         plan: &ResumePlan,
         vcpu: VcpuId,
-        run: impl FnOnce(&VcpuOrder, &Armed, &dyn Fn() -> bool) -> Option<StopReason>,
+        run: impl FnOnce(&VcpuOrder, &Arc<Armed>, &dyn Fn() -> bool) -> Option<StopReason>,
     ) -> Result<Option<Vec<Stop>>, ResumeError> {
         let mut state = self.0.lock();
         let mut effects = state.control.resume(plan)?;
@@ -400,7 +405,10 @@ impl Shared {
             match effect {
                 Effect::Kick(vcpu) => state.must_stop(*vcpu),
                 Effect::Wake(vcpu) => wake.extend(state.seat(*vcpu).cloned()),
-                Effect::AllStopped => waiters = state.waiters,
+                Effect::AllStopped => {
+                    waiters = state.waiters;
+                    self.kick.all_stopped();
+                }
             }
         }
         drop(state);
@@ -440,6 +448,7 @@ impl Shared {
         let before = effects.len();
         effects.retain(|effect| *effect != Effect::AllStopped);
         let stops = if effects.len() < before {
+            self.kick.all_stopped();
             state.control.take_stops()
         } else {
             None
@@ -451,7 +460,7 @@ impl Shared {
 
 /// One vCPU, for its thread. Dropping it ends its part in the guest: a vCPU that ran is counted as
 /// stopped, and if its thread panics, the panic is its stop.
-pub struct Vcpu {
+pub struct VcpuHandle {
     id: VcpuId,
     seat: Arc<Seat>,
     shared: Arc<Shared>,
@@ -459,16 +468,16 @@ pub struct Vcpu {
     present: bool,
 }
 
-impl fmt::Debug for Vcpu {
+impl fmt::Debug for VcpuHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Vcpu")
+        f.debug_struct("VcpuHandle")
             .field("id", &self.id)
             .field("must_stop", &self.seat.must_stop)
             .finish_non_exhaustive()
     }
 }
 
-impl Vcpu {
+impl VcpuHandle {
     /// The vCPU's id.
     #[must_use]
     pub fn id(&self) -> VcpuId {
@@ -534,14 +543,14 @@ impl Vcpu {
     }
 }
 
-impl AsFd for Vcpu {
+impl AsFd for VcpuHandle {
     /// Readable when there may be an order.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.seat.pipe.as_fd()
     }
 }
 
-impl Drop for Vcpu {
+impl Drop for VcpuHandle {
     fn drop(&mut self) {
         if !self.present {
             return;

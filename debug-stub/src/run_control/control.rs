@@ -127,7 +127,7 @@ impl State {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Vcpu {
     state: State,
     /// It was removed: it gets no other order than to leave.
@@ -135,7 +135,7 @@ struct Vcpu {
 }
 
 /// A run cycle.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Cycle {
     armed: Arc<Armed>,
     /// The vCPUs that are ordered or running.
@@ -148,7 +148,7 @@ struct Cycle {
     stops: Vec<Stop>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Guest {
     Stopped {
         /// The list that waits to be taken.
@@ -163,7 +163,7 @@ enum Guest {
 /// [`stopped`](Self::stopped). The controller calls the rest. Each call returns what the caller must
 /// do next, as [`Effect`]s. All calls of one guest must be serialised, by a lock for instance;
 /// effects are best acted on after the lock is released.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunControl {
     vcpus: BTreeMap<VcpuId, Vcpu>,
     guest: Guest,

@@ -150,8 +150,7 @@ impl World {
         };
         if refused {
             assert_eq!(
-                format!("{before:?}"),
-                format!("{:?}", self.control),
+                before, self.control,
                 "{op:?} was refused and has changed something"
             );
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use debug_stub::run_control::{AddError, AllStop, Order, ResumeError, Vcpu, VcpuError};
+use debug_stub::run_control::{AddError, AllStop, Order, ResumeError, VcpuError, VcpuHandle};
 use debug_stub::{ResumePlan, StepOrder, Stop, StopReason, VcpuId, VcpuOrder};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
@@ -44,7 +44,7 @@ fn plan(orders: &[VcpuOrder]) -> ResumePlan {
 }
 
 /// A vCPU that steps at once, and runs until it was asked to stop or has spun enough.
-fn run(vcpu: &mut Vcpu, guest: &Guest) {
+fn run(vcpu: &mut VcpuHandle, guest: &Guest) {
     while let Order::Run(order, _) = vcpu.wait_for_order() {
         guest.inside.fetch_add(1, Ordering::SeqCst);
         guest.runs.fetch_add(1, Ordering::SeqCst);
