@@ -22,8 +22,8 @@
 //! - A connection that comes: `accept4`, `ioctl(FIONBIO)`, `setsockopt(TCP_NODELAY)` for TCP; in
 //!   [`serve`] `fcntl(F_GETFL, F_SETFL)` and `getsockopt(SO_DOMAIN)` in place of the first two.
 //! - The loop: `poll` ([`serve`], [`serve_forever`]) or `epoll_ctl` and `poll` ([`GdbServer`]; the
-//!   `epoll_wait` is the event manager's); `recvfrom`, `sendto` or `write`;
-//!   `setsockopt(TCP_QUICKACK)` for TCP; `close`.
+//!   `epoll_wait` is the event manager's); `recvfrom`, `sendto`; `setsockopt(TCP_QUICKACK)` for TCP;
+//!   `close`, with `fcntl(F_GETFD)` in debug builds.
 //! - `openat` of `/dev/null` once, for the descriptor that is given up when none is left.
 
 mod address;

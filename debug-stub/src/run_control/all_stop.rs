@@ -121,6 +121,7 @@ struct Shared {
 /// hand-over back: a byte through a [`WakePipe`] each. [`resume_here`](Self::resume_here) costs none.
 ///
 /// # System calls
+/// `tests/system_calls.rs` checks this list under a seccomp filter.
 /// - [`AllStop::new`], [`AllStop::add`]: `socketpair`, `ioctl(FIONBIO)`; `close` when dropped.
 /// - The controller's thread: `sendto` in `resume`, `release`, `add` and `remove`; `recvfrom` in
 ///   `take_stops`; `sendto` in `interrupt` and `event`; `futex` when the lock is contended and in
