@@ -120,6 +120,8 @@ struct Shared {
 /// A resume costs one hand-over to each vCPU's thread, and the end of the run cycle costs one
 /// hand-over back: a byte through a [`WakePipe`] each. [`resume_here`](Self::resume_here) costs none.
 ///
+/// Dropping it stops nothing: [`remove`](Self::remove) the vCPUs first, or their threads wait forever.
+///
 /// # System calls
 /// `tests/system_calls.rs` checks this list under a seccomp filter.
 /// - [`AllStop::new`], [`AllStop::add`]: `socketpair`, `ioctl(FIONBIO)`; `close` when dropped.

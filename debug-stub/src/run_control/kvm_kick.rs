@@ -185,6 +185,9 @@ struct Thread {
 /// A kick sets the vCPU's `immediate_exit` and sends its thread the signal. A `KVM_RUN` that begins
 /// later returns at once; one that has begun is ended by the signal. Both return `EINTR`.
 ///
+/// The signal also interrupts `poll`, `epoll_wait` and `nanosleep`, but no condition variable: a VMM whose
+/// halted vCPUs wait for one wakes it in its own [`Kick`], which calls this one too.
+///
 /// Each vCPU's thread calls [`enter`](Self::enter) once, and before each `KVM_RUN` [`Entered::may_run`].
 /// Needs `KVM_CAP_IMMEDIATE_EXIT` (Linux 4.11).
 ///

@@ -10,6 +10,13 @@
 )]
 
 mod interleavings;
+#[cfg(all(
+    feature = "threads",
+    feature = "kvm",
+    target_os = "linux",
+    target_arch = "x86_64"
+))]
+mod kvm;
 mod model;
 #[cfg(all(feature = "threads", unix))]
 mod threads;

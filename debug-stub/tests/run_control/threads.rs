@@ -457,6 +457,21 @@ fn the_controller_may_run_a_vcpu_itself() {
 }
 
 #[test]
+fn a_vcpu_that_is_removed_while_the_controller_runs_it_lets_its_thread_go() {
+    let mut rig = Rig::new(1);
+    let plan = plan(&[CONTINUE]);
+    let stops = rig.all.resume_here(&plan, VcpuId(0), |_, _, must_stop| {
+        rig.all.remove(VcpuId(0)).unwrap();
+        assert!(must_stop());
+        Some(StopReason::Interrupted)
+    });
+    assert_eq!(stops, Ok(None), "the run cycle goes on without it");
+    rig.threads.pop().unwrap().join().unwrap();
+    rig.all.interrupt();
+    assert_eq!(rig.stops(), []);
+}
+
+#[test]
 fn an_event_of_a_device_stops_the_guest_once() {
     let rig = Rig::new(2);
     let end = Stop {
