@@ -1,6 +1,6 @@
 //! What a session is set up with.
 
-use vcpu_caps::{Capability, Plan, Way};
+use vcpu_caps::{Capability, Mechanism, Plan};
 
 /// Set-up of a [`Session`](crate::Session).
 #[derive(Clone, Debug)]
@@ -37,7 +37,8 @@ impl SessionConfig {
 
     /// INT3 in guest memory leaves the guest.
     pub(crate) fn software_breakpoints(&self) -> bool {
-        self.plan.way(Capability::BptExit) == Some(Way::Host)
+        self.plan
+            .is_provided_by(Capability::BptExit, &Mechanism::HOST)
     }
 
     pub(crate) fn hardware_breakpoints(&self) -> bool {

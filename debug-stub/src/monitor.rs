@@ -48,8 +48,8 @@ fn set_mask<H: Host>(guest: &mut Guest<H>, mask: bool) -> String {
 }
 
 fn policy<H: Host>(guest: &Guest<H>) -> String {
-    let provided = match guest.config.plan.way(Capability::MaskHwintr) {
-        Some(way) => format!("provided by: {way}"),
+    let provided = match guest.config.plan.mechanism(Capability::MaskHwintr) {
+        Some(mechanism) => format!("provided by: {mechanism}"),
         None => why_not(guest),
     };
     if guest.step_bits.masks() {
@@ -62,9 +62,9 @@ fn policy<H: Host>(guest: &Guest<H>) -> String {
 fn why_not<H: Host>(guest: &Guest<H>) -> String {
     let mut text = String::from("mask_hwintr is not available here");
     let entry = guest.config.plan.entry(Capability::MaskHwintr);
-    for passed in entry.iter().flat_map(|entry| &entry.passed_over) {
+    for rejected in entry.iter().flat_map(|entry| &entry.rejected) {
         // Writing to a String does not fail.
-        let _ = write!(text, "; not {}: {}", passed.way, passed.reason);
+        let _ = write!(text, "; not {}: {}", rejected.mechanism, rejected.reason);
     }
     text
 }

@@ -8,8 +8,6 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
     reason = "this is the world around the core, and it stops where what must hold does not"
 )]
 
@@ -30,7 +28,7 @@ use common::simulated::Simulated;
 use debug_stub::run_control::{AllStop, Kick, KickSignal, Order, VcpuThreads};
 use debug_stub::server::serve;
 use debug_stub::{ResumePlan, Session, SessionConfig, StepOrder, StopReason, VcpuId, VcpuOrder};
-use nix::libc;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
 /// What every thread of the standard library does: memory, and its own end.
 const RUNTIME: &[libc::c_long] = &[
@@ -51,51 +49,15 @@ const DEBUG: &[libc::c_long] = &[libc::SYS_fcntl];
 
 /// From here on the calling thread may make these calls; any other one ends the process with SIGSYS.
 fn allow_only(calls: &[&[libc::c_long]]) {
-    let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
-    let mut filter = vec![statement(
-        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
-        0,
-        0,
-        0,
-    )];
-    for call in calls.iter().copied().flatten() {
-        let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-        filter.push(statement(equal, 0, 1, *call as u32));
-        filter.push(statement(
-            libc::BPF_RET | libc::BPF_K,
-            0,
-            0,
-            libc::SECCOMP_RET_ALLOW,
-        ));
-    }
-    let kill = libc::SECCOMP_RET_KILL_PROCESS;
-    filter.push(statement(libc::BPF_RET | libc::BPF_K, 0, 0, kill));
-    let program = libc::sock_fprog {
-        len: filter.len() as u16,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: no pointers.
-    let set = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    assert_eq!(set, 0);
-    // SAFETY: `program` and the filter that it points to live through the call.
-    let set = unsafe {
-        libc::prctl(
-            libc::PR_SET_SECCOMP,
-            libc::SECCOMP_MODE_FILTER,
-            &raw const program,
-        )
-    };
-    assert_eq!(
-        set,
-        0,
-        "no seccomp filter: {}",
-        std::io::Error::last_os_error()
+    let rules = calls.iter().copied().flatten();
+    let filter = SeccompFilter::new(
+        rules.map(|call| (*call, Vec::new())).collect(),
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
     );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    apply_filter(&program).unwrap();
 }
 
 fn one(order: VcpuOrder) -> ResumePlan {

@@ -1,8 +1,7 @@
 //! What probing and verifying this host costs, and the one ioctl of the step path.
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use vcpu_caps::kvm::{self, GuestDebugControl};
-use vcpu_caps::{DebugIntent, GuestDebug, Rearm};
+use vcpu_caps::{Capability, Profile, VcpuControl, VcpuId, kvm, negotiate};
 
 fn host(c: &mut Criterion) {
     let kvm = match kvm::open() {
@@ -21,21 +20,23 @@ fn host(c: &mut Criterion) {
     group.finish();
 
     let vm = kvm.create_vm().and_then(|vm| Ok((vm.create_vcpu(0)?, vm)));
-    let Ok((vcpu, _vm)) = vm else {
+    let Ok((fd, _vm)) = vm else {
         eprintln!("no VM can be made");
         return;
     };
-    let step = GuestDebug::compose(&DebugIntent {
-        single_step: true,
-        mask_hwintr: true,
-        ..DebugIntent::default()
-    });
-    let mut control = GuestDebugControl::new();
+    let plan = negotiate(&report, &Profile::debugger()).unwrap_or_else(|r| r.into_plan());
+    let mut vcpu = VcpuControl::new(VcpuId(0), &plan);
+    if let Err(error) = vcpu.set(Capability::MaskHwintr, true) {
+        eprintln!("without the mask: {error}");
+    }
     c.bench_function("apply, armed again", |b| {
-        b.iter(|| control.apply(&vcpu, &step, Rearm::Always));
+        b.iter(|| {
+            let armed = vcpu.step();
+            (armed, kvm::apply_pending(&mut vcpu, &fd))
+        });
     });
     c.bench_function("apply, unchanged", |b| {
-        b.iter(|| control.apply(&vcpu, &step, Rearm::IfChanged));
+        b.iter(|| kvm::apply_pending(&mut vcpu, &fd));
     });
 }
 

@@ -27,7 +27,7 @@ fn pure(c: &mut Criterion) {
     let intent = DebugIntent {
         single_step: true,
         mask_hwintr: true,
-        hardware: [Some(HwBreakpoint::execute(0x1000)); 4],
+        hardware: &[HwBreakpoint::execute(0x1000); 4],
         ..DebugIntent::default()
     };
     c.bench_function("compose", |b| {

@@ -1,4 +1,4 @@
-//! A profile of one's own, negotiated with a report that was not probed here: no KVM is needed.
+//! A custom profile, negotiated with a report that was not probed here: no KVM is needed.
 //!
 //! `cargo run -p vcpu-caps --no-default-features --example plan`
 

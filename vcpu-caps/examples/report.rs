@@ -1,4 +1,4 @@
-//! What this host can do for a vCPU, and how a debugger would have it.
+//! What this host can do for a vCPU, and the plan of a debugger.
 //!
 //! `cargo run -p vcpu-caps --features serde --example report`
 

@@ -1,4 +1,4 @@
-//! The vocabulary: which vCPU, which ability.
+//! The vocabulary: ids of vCPUs, names of abilities.
 
 use core::fmt;
 use core::str::FromStr;
@@ -11,7 +11,7 @@ use thiserror::Error;
 pub struct VcpuId(pub u16);
 
 impl VcpuId {
-    /// The id as an index into a table of vCPUs.
+    /// Returns the id as an index into a table of vCPUs.
     #[must_use]
     pub fn index(self) -> usize {
         usize::from(self.0)
@@ -28,9 +28,9 @@ macro_rules! capabilities {
     ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
         /// One run-control ability of a vCPU.
         ///
-        /// The name ([`Capability::name`]) is stable: it is what `caps`, profiles and saved plans
-        /// use. Abilities that bhyve has keep bhyve's name (`VM_CAP_MASK_HWINTR` is
-        /// `mask_hwintr`).
+        /// The name ([`Capability::name`]) is stable: `caps`, profiles and saved plans use it.
+        /// Abilities that bhyve has keep bhyve's name (`VM_CAP_MASK_HWINTR` is `mask_hwintr`).
+        /// [`Capability::is_x86`] says which abilities exist on x86 only.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
         #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -55,43 +55,73 @@ macro_rules! capabilities {
 }
 
 capabilities! {
-    /// Hardware interrupts can be withheld from the vCPU without touching the guest: nothing is
-    /// injected, nothing is lost (bhyve's `VM_CAP_MASK_HWINTR`, KVM's `KVM_GUESTDBG_BLOCKIRQ`).
+    /// The hypervisor withholds hardware interrupts from the vCPU without a change to the guest:
+    /// it injects none and loses none (bhyve's `VM_CAP_MASK_HWINTR`, KVM's
+    /// `KVM_GUESTDBG_BLOCKIRQ`).
     MaskHwintr = "mask_hwintr",
     /// The vCPU can be run for one instruction.
     SingleStep = "single_step",
-    /// A breakpoint instruction (INT3) written into guest memory leaves the guest
+    /// A breakpoint instruction in guest memory (on x86 INT3) leaves the guest
     /// (bhyve's `VM_CAP_BPT_EXIT`).
     BptExit = "bpt_exit",
-    /// An execute breakpoint in a debug-address register leaves the guest (SDM 3B 19.2).
+    /// An execute breakpoint in a debug register leaves the guest (x86: SDM 3B 19.2).
     HwBreakpoint = "hw_breakpoint",
-    /// A write or read/write watchpoint in a debug-address register leaves the guest.
+    /// A write or read/write watchpoint in a debug register leaves the guest.
     Watchpoint = "watchpoint",
-    /// A #BP can be given back to the guest.
+    /// A breakpoint exception (on x86 #BP) can be given back to the guest.
     InjectBp = "inject_bp",
-    /// A #DB can be given back to the guest.
+    /// A debug exception (on x86 #DB) can be given back to the guest.
     InjectDb = "inject_db",
-    /// `KVM_RUN` can be made to return before it enters the guest, for a race-free kick.
+    /// The run call (KVM's `KVM_RUN`) can be made to return before it enters the guest, for a
+    /// kick that cannot be lost.
     ImmediateExit = "immediate_exit",
-    /// Registers travel in the run structure: no ioctl to read them after an exit.
+    /// Registers travel in the run structure: no system call reads them after an exit.
     SyncRegs = "sync_regs",
-    /// HLT leaves the guest (bhyve's `VM_CAP_HALT_EXIT`).
+    /// The instruction that waits for an interrupt (on x86 HLT) leaves the guest (bhyve's
+    /// `VM_CAP_HALT_EXIT`).
     HaltExit = "halt_exit",
-    /// PAUSE loops leave the guest (bhyve's `VM_CAP_PAUSE_EXIT`).
+    /// x86: PAUSE loops leave the guest (bhyve's `VM_CAP_PAUSE_EXIT`).
     PauseExit = "pause_exit",
-    /// The guest's time-stamp counter can be shifted while it is stopped.
+    /// x86: the guest's time-stamp counter can be shifted while the guest is stopped.
     TscOffset = "tsc_offset",
-    /// The guest can be told that it was stopped (`KVM_KVMCLOCK_CTRL`).
+    /// x86: kvmclock can report a stop to the guest (`KVM_KVMCLOCK_CTRL`).
     ClockCtrl = "clock_ctrl",
-    /// The local APIC can be in the kernel while IOAPIC and PIC are in userspace.
+    /// x86: the local APIC can be in the kernel while IOAPIC and PIC are in userspace.
     SplitIrqchip = "split_irqchip",
-    /// All interrupt chips can be in userspace.
+    /// All interrupt controllers can be in userspace.
     UserIrqchip = "user_irqchip",
-    /// Accesses to chosen model-specific registers leave the guest.
+    /// x86: accesses to chosen model-specific registers leave the guest.
     UserMsrExit = "user_msr_exit",
-    /// Without a local APIC in the kernel, a write to IA32_TSC_DEADLINE leaves the guest if it is
-    /// filtered: the timer of a local APIC in userspace can have TSC-deadline mode.
+    /// x86: without a local APIC in the kernel, a filtered write to IA32_TSC_DEADLINE leaves the
+    /// guest. A local APIC in userspace can then provide TSC-deadline mode.
     UserTscDeadline = "user_tsc_deadline",
+}
+
+impl Capability {
+    /// Returns `true` if the ability exists on x86 only. The others are named for what a debugger
+    /// or a VMM needs on any architecture.
+    #[must_use]
+    pub const fn is_x86(self) -> bool {
+        match self {
+            Self::PauseExit
+            | Self::TscOffset
+            | Self::ClockCtrl
+            | Self::SplitIrqchip
+            | Self::UserMsrExit
+            | Self::UserTscDeadline => true,
+            Self::MaskHwintr
+            | Self::SingleStep
+            | Self::BptExit
+            | Self::HwBreakpoint
+            | Self::Watchpoint
+            | Self::InjectBp
+            | Self::InjectDb
+            | Self::ImmediateExit
+            | Self::SyncRegs
+            | Self::HaltExit
+            | Self::UserIrqchip => false,
+        }
+    }
 }
 
 impl fmt::Display for Capability {
@@ -100,7 +130,7 @@ impl fmt::Display for Capability {
     }
 }
 
-/// No ability has this name; [`Capability::ALL`] lists those that exist.
+/// The name is not the name of an ability. [`Capability::ALL`] lists the abilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("unknown capability name")]
 pub struct UnknownCapability;
@@ -121,6 +151,7 @@ impl FromStr for Capability {
 mod tests {
     use alloc::collections::BTreeSet;
     use alloc::string::ToString;
+    use alloc::vec::Vec;
 
     use super::*;
 
@@ -139,6 +170,22 @@ mod tests {
         for name in ["mask_hwintr", "bpt_exit", "halt_exit", "pause_exit"] {
             assert!(name.parse::<Capability>().is_ok(), "{name}");
         }
+    }
+
+    #[test]
+    fn abilities_of_x86_are_told_from_those_of_any_architecture() {
+        let x86 = Capability::ALL.iter().filter(|c| c.is_x86());
+        assert_eq!(
+            x86.map(|c| c.name()).collect::<Vec<_>>(),
+            [
+                "pause_exit",
+                "tsc_offset",
+                "clock_ctrl",
+                "split_irqchip",
+                "user_msr_exit",
+                "user_tsc_deadline"
+            ]
+        );
     }
 
     #[test]

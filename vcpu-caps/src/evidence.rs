@@ -1,13 +1,13 @@
-//! How well it is known that a host can do something, and why.
+//! Evidence: what is known of an ability on a host, and why.
 
 use alloc::borrow::Cow;
 use core::fmt;
 
 /// What is known of one ability on one host.
 ///
-/// A hypervisor's own word is a claim: KVM accepts debug flags that it does not know
+/// The report of a hypervisor is a claim: KVM accepts debug flags that it does not know
 /// (`kvm_arch_vcpu_ioctl_set_guest_debug` checks none), and some hosts report flags that do
-/// nothing. Only a guest that was run and watched turns a claim into knowledge.
+/// nothing. Only a run of a small guest verifies or refutes a claim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
@@ -15,7 +15,7 @@ pub enum Evidence {
     /// The host does not claim it.
     #[default]
     Absent,
-    /// The host claims it; nobody has looked.
+    /// The host claims it. No guest was run.
     Claimed,
     /// A guest was run, and it worked.
     Verified,
@@ -35,9 +35,8 @@ impl Evidence {
         }
     }
 
-    /// Whether this is good enough for somebody who wants at least `minimum`.
-    ///
-    /// Absent and refuted never are.
+    /// Returns `true` if a profile that asks for `minimum` accepts this evidence. No profile
+    /// accepts absent or refuted.
     #[must_use]
     pub const fn meets(self, minimum: Minimum) -> bool {
         match (self, minimum) {
@@ -58,9 +57,9 @@ impl fmt::Display for Evidence {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 pub enum Minimum {
-    /// The host's word will do.
+    /// A claim is enough.
     Claimed,
-    /// It must have been seen to work.
+    /// A guest must have shown it.
     Verified,
 }
 
@@ -73,12 +72,12 @@ impl fmt::Display for Minimum {
     }
 }
 
-/// What is known of one ability, and in a few words why.
+/// The evidence for one ability, and in a few words why.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct Finding {
-    /// What is known.
+    /// The evidence.
     pub evidence: Evidence,
     /// Why; for instance what the guest did instead. May be empty.
     #[cfg_attr(feature = "serde", serde(default))]

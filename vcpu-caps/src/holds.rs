@@ -8,9 +8,9 @@ use thiserror::Error;
 
 use crate::capability::Capability;
 
-/// Who holds an ability: a debugger, a snapshot, a test.
+/// An owner of holds: a debugger, a snapshot, a test.
 ///
-/// Two owners are the same if name and instance are.
+/// Two owners are the same if both name and instance are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     name: &'static str,
@@ -45,46 +45,46 @@ impl fmt::Display for Owner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum HoldError {
-    /// It has dropped, or never taken, what it wants to drop: its bookkeeping is wrong.
+    /// The owner drops a hold that it does not have: its bookkeeping is wrong.
     #[error("{owner} does not hold {capability}")]
     NotHeld {
-        /// Who.
+        /// The owner.
         owner: Owner,
-        /// What.
+        /// The ability.
         capability: Capability,
     },
-    /// Too many owners hold something at once: some of them have gone without
+    /// Too many owners hold the ability at once. Some of them have gone without
     /// [`Holds::drop_owner`].
-    #[error("{limit} owners hold {capability} already")]
+    #[error("{limit} owners hold {capability} already: drop those that have gone")]
     TooManyOwners {
-        /// What.
+        /// The ability.
         capability: Capability,
-        /// How many owners may hold it.
+        /// The largest number of owners.
         limit: usize,
     },
-    /// One owner takes more holds than it can ever drop: its bookkeeping is wrong.
+    /// One owner takes too many holds: its bookkeeping is wrong.
     #[error("{owner} holds {capability} {} times already", u16::MAX)]
     TooManyHolds {
-        /// Who.
+        /// The owner.
         owner: Owner,
-        /// What.
+        /// The ability.
         capability: Capability,
     },
 }
 
-/// Who holds which ability, and how often. An ability is held while any hold on it is left.
+/// The holds on abilities, counted per owner. An ability is held while any hold on it is left.
 ///
-/// Bounded: at most [`Holds::MAX_OWNERS`] owners of one ability.
+/// This is the only place that counts owners. The number of owners is bounded: at most [`Holds::MAX_OWNERS`] owners of one ability.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holds {
     held: BTreeMap<Capability, BTreeMap<Owner, NonZeroU16>>,
 }
 
 impl Holds {
-    /// How many owners may hold one ability at once.
+    /// The largest number of owners of one ability.
     pub const MAX_OWNERS: usize = 64;
 
-    /// Takes one hold. Answers whether the ability was not held before.
+    /// Takes one hold. Returns `true` if the ability was not held before.
     ///
     /// # Errors
     /// If a limit is reached; nothing has changed then.
@@ -110,7 +110,7 @@ impl Holds {
         Ok(first)
     }
 
-    /// Drops one hold. Answers whether it was the last on that ability.
+    /// Drops one hold. Returns `true` if it was the last on that ability.
     ///
     /// # Errors
     /// If `owner` does not hold it.
@@ -130,7 +130,7 @@ impl Holds {
         Ok(last)
     }
 
-    /// Drops all holds of an owner that has gone. Answers how many there were.
+    /// Drops all holds of an owner that has gone. Returns the number of holds dropped.
     pub fn drop_owner(&mut self, owner: Owner) -> u32 {
         let mut dropped = 0;
         self.held.retain(|_, owners| {
@@ -142,13 +142,13 @@ impl Holds {
         dropped
     }
 
-    /// Whether anybody holds `capability`.
+    /// Returns `true` if any owner holds `capability`.
     #[must_use]
     pub fn is_held(&self, capability: Capability) -> bool {
         self.held.contains_key(&capability)
     }
 
-    /// Who holds `capability`, and how often.
+    /// The owners of `capability`, each with its number of holds.
     pub fn owners(&self, capability: Capability) -> impl Iterator<Item = (Owner, u16)> {
         self.held
             .get(&capability)
@@ -171,7 +171,7 @@ mod tests {
     const SNAPSHOT: Owner = Owner::new("snapshot");
 
     #[test]
-    fn it_lifts_when_the_last_hold_drops() {
+    fn an_ability_is_released_when_the_last_hold_drops() {
         let mut holds = Holds::default();
         assert_eq!(holds.take(DEBUGGER, MASK), Ok(true));
         assert_eq!(holds.take(DEBUGGER, MASK), Ok(false));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_can_drop_the_hold_of_another() {
+    fn an_owner_cannot_drop_the_hold_of_another() {
         let mut holds = Holds::default();
         holds.take(DEBUGGER, MASK).unwrap();
         assert_eq!(

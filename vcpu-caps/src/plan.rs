@@ -8,39 +8,40 @@ use core::fmt;
 
 use crate::capability::Capability;
 use crate::evidence::{Evidence, Finding, Minimum};
-use crate::profile::Wish;
+use crate::irqchip::IrqchipMode;
+use crate::mechanism::{Basis, Mechanism};
+use crate::profile::Requirement;
 use crate::table::write_table;
-use crate::way::{IrqchipMode, Way};
 
-/// How an ability will be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// How an ability is provided.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
-pub struct Met {
-    /// The way taken.
-    pub way: Way,
-    /// How well it is known to work.
+pub struct Provision {
+    /// The mechanism chosen.
+    pub mechanism: Mechanism,
+    /// The evidence for what it rests on.
     pub evidence: Evidence,
 }
 
-/// Why a way was not taken.
+/// Why a mechanism was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Reason {
-    /// What it rests on is not known well enough to be there.
+    /// The evidence for what it rests on is too weak.
     Evidence {
-        /// The ability of the host on which it rests.
-        rests_on: Capability,
-        /// What is known of that.
+        /// What it rests on.
+        rests_on: Basis,
+        /// The finding for that.
         finding: Finding,
-        /// What the profile asks for.
+        /// The evidence that the profile asks for.
         minimum: Minimum,
     },
-    /// The profile forbids what it rests on.
+    /// The profile forbids the ability that it rests on.
     Forbidden(Capability),
-    /// It does not work where the interrupt controllers are.
+    /// It cannot work here, or not where the interrupt controllers are.
     Irqchip(Cow<'static, str>),
 }
 
@@ -64,79 +65,83 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A way that was not taken.
+/// A mechanism that was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
-pub struct PassedOver {
-    /// The way.
-    pub way: Way,
-    /// Why not.
+pub struct Rejected {
+    /// The mechanism.
+    pub mechanism: Mechanism,
+    /// Why it was rejected.
     pub reason: Reason,
 }
 
-/// What was decided about one ability.
+/// The decision about one ability.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct Entry {
     /// The ability.
     pub capability: Capability,
-    /// What the profile said about it.
-    pub wish: Wish,
-    /// What is known of the host's own ability.
+    /// What the profile says about it.
+    pub requirement: Requirement,
+    /// The finding for the host's own ability.
     pub finding: Finding,
-    /// How it will be had; `None` if it will not.
-    pub met: Option<Met>,
-    /// The better ways, in order, and why they were not taken. If the ability is not met, all
-    /// ways of the ladder.
-    pub passed_over: Vec<PassedOver>,
+    /// How it is provided; `None` if it is not.
+    pub provision: Option<Provision>,
+    /// The better mechanisms, in order, with the reason for each. All mechanisms of the ladder if
+    /// the ability is not provided.
+    pub rejected: Vec<Rejected>,
 }
 
 impl Entry {
-    /// Whether the profile requires the ability and the host cannot give it.
+    /// Returns `true` if the profile requires the ability and the plan does not provide it.
     #[must_use]
-    pub fn is_unmet_requirement(&self) -> bool {
-        matches!(self.wish, Wish::Required(_)) && self.met.is_none()
+    pub fn is_missing(&self) -> bool {
+        matches!(self.requirement, Requirement::Required(_)) && self.provision.is_none()
     }
 
     /// "how", as tables show it.
     fn how(&self) -> String {
-        match (&self.met, self.wish) {
-            (Some(met), _) => met.way.to_string(),
-            (None, Wish::Required(_) | Wish::Preferred(_)) => String::from("not available"),
-            (None, Wish::Unasked | Wish::Forbidden) => String::from("not used"),
+        match (&self.provision, self.requirement) {
+            (Some(provision), _) => provision.mechanism.to_string(),
+            (None, Requirement::Required(_) | Requirement::Preferred(_)) => {
+                String::from("not available")
+            }
+            (None, Requirement::Unasked | Requirement::Forbidden) => String::from("not used"),
         }
     }
 
     /// "why", as tables show it.
     fn why(&self) -> String {
+        // The row shows the evidence for the ability already.
+        let own = Basis::Ability(self.capability);
         let mut why: Vec<String> = Vec::new();
-        match self.met {
-            Some(met) if met.way == Way::Host => why.push(self.finding.detail.to_string()),
-            Some(met) => why.push(format!(
-                "{} is {}",
-                met.way.rests_on(self.capability),
-                met.evidence
-            )),
-            None if self.passed_over.is_empty() => why.push(self.finding.detail.to_string()),
+        match &self.provision {
+            Some(provision) => match provision.mechanism.basis(self.capability) {
+                basis if basis == own => why.push(self.finding.detail.to_string()),
+                basis => why.push(format!("{basis} is {}", provision.evidence)),
+            },
+            None if self.rejected.is_empty() => why.push(self.finding.detail.to_string()),
             None => {}
         }
-        why.extend(self.passed_over.iter().map(|passed| match &passed.reason {
-            // The row shows the evidence already.
-            Reason::Evidence {
-                rests_on, finding, ..
-            } if *rests_on == self.capability => format!("not {}: {}", passed.way, finding.detail),
-            reason => format!("not {}: {reason}", passed.way),
+        why.extend(self.rejected.iter().map(|rejected| {
+            let mechanism = &rejected.mechanism;
+            match &rejected.reason {
+                Reason::Evidence {
+                    rests_on, finding, ..
+                } if *rests_on == own => format!("not {mechanism}: {}", finding.detail),
+                reason => format!("not {mechanism}: {reason}"),
+            }
         }));
         why.retain(|part| !part.is_empty());
         why.join("; ")
     }
 }
 
-/// How each ability will be had on one host.
+/// How each ability is provided on one host.
 ///
-/// It prints as a table, with the features `serde` it can be saved, and per-vCPU control
+/// A plan prints as a table. With the feature `serde` it can be saved. Per-vCPU control
 /// ([`VcpuControl`](crate::VcpuControl)) is built from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -156,30 +161,37 @@ impl Plan {
         }
     }
 
-    /// Whether `capability` will be had.
+    /// Returns `true` if the plan provides `capability`.
     #[must_use]
     pub fn has(&self, capability: Capability) -> bool {
-        self.way(capability).is_some()
+        self.mechanism(capability).is_some()
     }
 
-    /// How `capability` will be had; `None` if it will not.
+    /// Returns the mechanism that provides `capability`; `None` if the plan does not provide it.
     #[must_use]
-    pub fn way(&self, capability: Capability) -> Option<Way> {
-        self.entry(capability)?.met.map(|met| met.way)
+    pub fn mechanism(&self, capability: Capability) -> Option<&Mechanism> {
+        let provision = self.entry(capability)?.provision.as_ref()?;
+        Some(&provision.mechanism)
     }
 
-    /// What was decided about `capability`.
+    /// Returns `true` if `mechanism` provides `capability`.
+    #[must_use]
+    pub fn is_provided_by(&self, capability: Capability, mechanism: &Mechanism) -> bool {
+        self.mechanism(capability) == Some(mechanism)
+    }
+
+    /// Returns the decision about `capability`.
     #[must_use]
     pub fn entry(&self, capability: Capability) -> Option<&Entry> {
         self.entries.iter().find(|e| e.capability == capability)
     }
 
-    /// What was decided, in the order in which tables show it.
+    /// The decisions, in the order in which tables show them.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter()
     }
 
-    /// The hypervisor that the plan was made for.
+    /// The name of the hypervisor that the plan was made for.
     #[must_use]
     pub fn flavour(&self) -> &str {
         &self.flavour
@@ -200,14 +212,14 @@ impl fmt::Display for Plan {
             .map(|entry| {
                 [
                     entry.capability.to_string(),
-                    entry.wish.to_string(),
+                    entry.requirement.to_string(),
                     entry.finding.evidence.to_string(),
                     entry.how(),
                     entry.why(),
                 ]
             })
             .collect();
-        write_table(f, ["ability", "wish", "host", "how", "why"], &rows)
+        write_table(f, ["ability", "requirement", "host", "how", "why"], &rows)
     }
 }
 
@@ -230,15 +242,15 @@ impl Refusal {
         &self.plan
     }
 
-    /// Takes the plan without what is missing, for somebody who goes on all the same.
+    /// Takes the plan without what is missing, for a caller that continues without it.
     #[must_use]
     pub fn into_plan(self) -> Plan {
         self.plan
     }
 
-    /// The required abilities that cannot be had.
+    /// The required abilities that the host cannot provide.
     pub fn missing(&self) -> impl Iterator<Item = &Entry> {
-        self.plan.entries().filter(|e| e.is_unmet_requirement())
+        self.plan.entries().filter(|e| e.is_missing())
     }
 }
 
@@ -251,9 +263,9 @@ impl fmt::Display for Refusal {
         )?;
         for entry in self.missing() {
             write!(f, "\n  {}: ", entry.capability)?;
-            for (index, passed) in entry.passed_over.iter().enumerate() {
+            for (index, rejected) in entry.rejected.iter().enumerate() {
                 let separator = if index == 0 { "" } else { "; " };
-                write!(f, "{separator}{}: {}", passed.way, passed.reason)?;
+                write!(f, "{separator}{}: {}", rejected.mechanism, rejected.reason)?;
             }
             write!(f, "; {}", advice(entry))?;
         }
@@ -265,27 +277,23 @@ impl core::error::Error for Refusal {}
 
 /// What to do about a missing ability.
 fn advice(entry: &Entry) -> &'static str {
-    let unverified = entry.passed_over.iter().any(|passed| {
-        matches!(&passed.reason, Reason::Evidence { finding, .. }
-            if finding.evidence == Evidence::Claimed)
-    });
-    let forbidden = entry
-        .passed_over
-        .iter()
-        .any(|passed| matches!(passed.reason, Reason::Forbidden(_)));
-    match (
-        unverified,
-        forbidden,
-        entry.finding.evidence,
-        entry.capability,
-    ) {
-        (true, ..) => "verify the host first, or accept a claim in the profile",
-        (_, true, ..) => "allow what the profile forbids",
-        (_, _, Evidence::Absent, Capability::MaskHwintr) => "use Linux 5.15 or later on the host",
-        (_, _, Evidence::Absent, _) => "use a newer kernel on the host",
-        (_, _, Evidence::Refuted, _) => {
-            "use another host: this one claims the ability and does not have it"
+    let reasons = || entry.rejected.iter().map(|rejected| &rejected.reason);
+    let has = |evidence| {
+        reasons().any(|reason| {
+            matches!(reason, Reason::Evidence { finding, .. } if finding.evidence == evidence)
+        })
+    };
+    if has(Evidence::Claimed) {
+        "verify the host first, or accept a claim in the profile"
+    } else if reasons().any(|reason| matches!(reason, Reason::Forbidden(_))) {
+        "allow what the profile forbids"
+    } else {
+        match entry.finding.evidence {
+            Evidence::Absent => "use a newer kernel on the host",
+            Evidence::Refuted => {
+                "use another host: this one claims the ability and does not have it"
+            }
+            Evidence::Claimed | Evidence::Verified => "choose another irqchip",
         }
-        (_, _, Evidence::Claimed | Evidence::Verified, _) => "choose another irqchip",
     }
 }

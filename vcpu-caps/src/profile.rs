@@ -1,4 +1,4 @@
-//! What somebody needs of a host.
+//! Profiles: what a VMM or debugger needs of a host.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -8,25 +8,27 @@ use thiserror::Error;
 
 use crate::capability::Capability;
 use crate::evidence::Minimum;
-use crate::way::{IrqchipMode, Way};
+use crate::irqchip::IrqchipMode;
+use crate::kvm;
+use crate::mechanism::{Candidate, Mechanism, MechanismSet};
 
 /// What a profile says about one ability.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
-pub enum Wish {
-    /// Nothing: it will not be used.
+pub enum Requirement {
+    /// Nothing: the ability is not used.
     #[default]
     Unasked,
-    /// Without it the job cannot be done.
+    /// The negotiation fails without it.
     Required(Minimum),
-    /// It is used if it is there.
+    /// It is used if the host provides it.
     Preferred(Minimum),
-    /// It must not be used, nor anything that rests on it.
+    /// It must not be used, nor any mechanism that rests on it.
     Forbidden,
 }
 
-impl fmt::Display for Wish {
+impl fmt::Display for Requirement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Unasked => "-",
@@ -38,48 +40,63 @@ impl fmt::Display for Wish {
 }
 
 /// A profile that contradicts itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ProfileError {
     /// An ability is forbidden and also required or preferred: decide which.
-    #[error("{0} is both wanted and forbidden")]
+    #[error("{0} is forbidden, and also required or preferred: decide which")]
     WantedAndForbidden(Capability),
     /// The irqchip mode rests on an ability that is forbidden: allow it or choose another mode.
-    #[error("{capability} is forbidden, and the {irqchip} irqchip rests on it")]
+    #[error(
+        "{capability} is forbidden, and the {irqchip} irqchip rests on it: allow it, or choose \
+         another irqchip"
+    )]
     IrqchipForbidden {
         /// The mode.
         irqchip: IrqchipMode,
         /// The ability it rests on.
         capability: Capability,
     },
-    /// A ladder names a way that can never provide the ability.
-    #[error("{way} is no way to have {capability}")]
-    WayDoesNotFit {
+    /// A ladder names a mechanism that the [`MechanismSet`] does not have for the ability: choose
+    /// among those that it has, or offer the mechanism there.
+    #[error("{mechanism} is not a mechanism for {capability} here")]
+    UnknownMechanism {
         /// The ability.
         capability: Capability,
-        /// The way.
-        way: Way,
+        /// The mechanism.
+        mechanism: Mechanism,
     },
 }
 
-/// What somebody needs of a host: required, preferred and forbidden abilities, how well each has
-/// to be known, and for each the ways that will do, best first.
+/// What a VMM or debugger needs of a host: the required, preferred and forbidden abilities, the
+/// evidence that each must have, and the mechanisms for each, the best first.
 ///
 /// ```
-/// use vcpu_caps::{Capability, Minimum, Profile, ProfileError};
+/// use vcpu_caps::{Capability, Minimum, Profile, ProfileError, Requirement};
 ///
 /// let profile = Profile::builder()
 ///     .require(Capability::SingleStep, Minimum::Verified)
 ///     .prefer(Capability::MaskHwintr, Minimum::Verified)
 ///     .build()?;
-/// assert!(profile.wish(Capability::Watchpoint) == vcpu_caps::Wish::Unasked);
+/// assert_eq!(profile.requirement(Capability::Watchpoint), Requirement::Unasked);
 /// # Ok::<(), ProfileError>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
-    wishes: BTreeMap<Capability, Wish>,
-    ladders: BTreeMap<Capability, Vec<Way>>,
+    requirements: BTreeMap<Capability, Requirement>,
+    mechanisms: MechanismSet,
     irqchip: IrqchipMode,
+}
+
+/// Nothing is asked for; KVM's mechanisms.
+impl Default for Profile {
+    fn default() -> Self {
+        Self {
+            requirements: BTreeMap::new(),
+            mechanisms: kvm::mechanisms(),
+            irqchip: IrqchipMode::default(),
+        }
+    }
 }
 
 impl Profile {
@@ -89,11 +106,11 @@ impl Profile {
         ProfileBuilder::default()
     }
 
-    /// What a debugger stub needs that must never lie: stepping has to have been seen to work,
-    /// and so has everything that changes what the person at the debugger sees.
+    /// The profile of a debugger stub. Stepping must be verified, and so must every ability that
+    /// changes what the debugger shows.
     #[must_use]
     pub fn debugger() -> Self {
-        const PROVEN: &[Capability] = &[
+        const VERIFIED: &[Capability] = &[
             Capability::MaskHwintr,
             Capability::BptExit,
             Capability::HwBreakpoint,
@@ -102,43 +119,59 @@ impl Profile {
             Capability::InjectDb,
             Capability::SyncRegs,
         ];
-        // Comforts: these hide the length of a stop from the guest.
-        const TAKEN_ON_TRUST: &[Capability] = &[Capability::TscOffset, Capability::ClockCtrl];
+        // These hide the length of a stop from the guest. A claim is enough.
+        const CLAIMED: &[Capability] = &[Capability::TscOffset, Capability::ClockCtrl];
         let required = [Capability::SingleStep, Capability::ImmediateExit]
-            .map(|c| (c, Wish::Required(Minimum::Verified)));
-        let proven = PROVEN
+            .map(|c| (c, Requirement::Required(Minimum::Verified)));
+        let verified = VERIFIED
             .iter()
-            .map(|&c| (c, Wish::Preferred(Minimum::Verified)));
-        let trusted = TAKEN_ON_TRUST
+            .map(|&c| (c, Requirement::Preferred(Minimum::Verified)));
+        let claimed = CLAIMED
             .iter()
-            .map(|&c| (c, Wish::Preferred(Minimum::Claimed)));
+            .map(|&c| (c, Requirement::Preferred(Minimum::Claimed)));
         Self {
-            wishes: required.into_iter().chain(proven).chain(trusted).collect(),
+            requirements: required
+                .into_iter()
+                .chain(verified)
+                .chain(claimed)
+                .collect(),
             ..Self::default()
         }
     }
 
-    /// What a VMM needs to run a guest that nobody debugs: a kick that cannot be lost. The host's
-    /// word will do, so that nothing has to be verified first.
+    /// The profile of a VMM that runs a guest without a debugger: a kick that cannot be lost. A
+    /// claim is enough, so no verification is needed first.
     #[must_use]
     pub fn run() -> Self {
         Self {
-            wishes: BTreeMap::from([
-                (Capability::ImmediateExit, Wish::Required(Minimum::Claimed)),
-                (Capability::SyncRegs, Wish::Preferred(Minimum::Claimed)),
+            requirements: BTreeMap::from([
+                (
+                    Capability::ImmediateExit,
+                    Requirement::Required(Minimum::Claimed),
+                ),
+                (
+                    Capability::SyncRegs,
+                    Requirement::Preferred(Minimum::Claimed),
+                ),
             ]),
             ..Self::default()
         }
     }
 
-    /// The same profile for a VMM with this irqchip. The abilities that the mode rests on become
-    /// required, and ways that it rules out are not taken.
+    /// The same profile for a VMM with this irqchip. The ability that the mode rests on becomes
+    /// required, and mechanisms with an obstacle under it are rejected.
     ///
     /// # Errors
     /// If the profile forbids what the mode rests on.
     pub fn with_irqchip(self, irqchip: IrqchipMode) -> Result<Self, ProfileError> {
-        check_irqchip(irqchip, &self.wishes)?;
+        check_irqchip(irqchip, &self.requirements)?;
         Ok(Self { irqchip, ..self })
+    }
+
+    /// The same profile for another hypervisor or VMM. Ladders of the profile's own are lost.
+    #[must_use]
+    pub fn with_mechanisms(self, mechanisms: MechanismSet) -> Self {
+        Self { mechanisms, ..self }
     }
 
     /// Where the interrupt controllers are.
@@ -147,40 +180,45 @@ impl Profile {
         self.irqchip
     }
 
-    /// What the profile says about `capability`, with what its irqchip mode rests on.
+    /// Returns what the profile says about `capability`. The irqchip mode counts too: it requires
+    /// the ability that it rests on.
     #[must_use]
-    pub fn wish(&self, capability: Capability) -> Wish {
-        let stated = self.wishes.get(&capability).copied().unwrap_or_default();
+    pub fn requirement(&self, capability: Capability) -> Requirement {
+        let stated = self
+            .requirements
+            .get(&capability)
+            .copied()
+            .unwrap_or_default();
         match stated {
-            Wish::Unasked | Wish::Preferred(_) if self.irqchip.needs() == Some(capability) => {
+            Requirement::Unasked | Requirement::Preferred(_)
+                if self.irqchip.needs() == Some(capability) =>
+            {
                 let minimum = match stated {
-                    Wish::Preferred(minimum) => minimum,
+                    Requirement::Preferred(minimum) => minimum,
                     _ => Minimum::Claimed,
                 };
-                Wish::Required(minimum)
+                Requirement::Required(minimum)
             }
-            Wish::Unasked if self.irqchip.wants() == Some(capability) => {
-                Wish::Preferred(Minimum::Verified)
+            Requirement::Unasked if self.irqchip.wants() == Some(capability) => {
+                Requirement::Preferred(Minimum::Verified)
             }
             _ => stated,
         }
     }
 
-    /// The ways to have `capability` that will do, best first.
+    /// The mechanisms that may provide `capability`, the best first.
     #[must_use]
-    pub fn ladder(&self, capability: Capability) -> &[Way] {
-        self.ladders
-            .get(&capability)
-            .map_or_else(|| Way::ladder(capability), Vec::as_slice)
+    pub fn ladder(&self, capability: Capability) -> &[Candidate] {
+        self.mechanisms.ladder(capability)
     }
 }
 
 fn check_irqchip(
     irqchip: IrqchipMode,
-    wishes: &BTreeMap<Capability, Wish>,
+    requirements: &BTreeMap<Capability, Requirement>,
 ) -> Result<(), ProfileError> {
     match irqchip.needs() {
-        Some(capability) if wishes.get(&capability) == Some(&Wish::Forbidden) => {
+        Some(capability) if requirements.get(&capability) == Some(&Requirement::Forbidden) => {
             Err(ProfileError::IrqchipForbidden {
                 irqchip,
                 capability,
@@ -190,94 +228,120 @@ fn check_irqchip(
     }
 }
 
-/// Builds a [`Profile`]. The order of the calls does not matter; what contradicts itself is
-/// refused by [`build`](Self::build).
+/// Builds a [`Profile`]. The order of the calls does not matter. [`build`](Self::build) refuses
+/// contradictions.
 #[derive(Clone, Debug, Default)]
 pub struct ProfileBuilder {
     required: BTreeMap<Capability, Minimum>,
     preferred: BTreeMap<Capability, Minimum>,
     forbidden: Vec<Capability>,
-    ladders: BTreeMap<Capability, Vec<Way>>,
+    ladders: BTreeMap<Capability, Vec<Mechanism>>,
+    /// `None`: KVM's.
+    mechanisms: Option<MechanismSet>,
     irqchip: IrqchipMode,
 }
 
 impl ProfileBuilder {
-    /// Without `capability`, known at least as well as `minimum`, the job cannot be done. Asked
-    /// for twice, the stronger minimum counts.
+    /// Requires `capability` with at least this evidence. Of two calls the stronger minimum
+    /// counts.
     #[must_use]
     pub fn require(mut self, capability: Capability, minimum: Minimum) -> Self {
         strengthen(&mut self.required, capability, minimum);
         self
     }
 
-    /// `capability` is used if it is known at least as well as `minimum`. If it is also required,
-    /// it is required, with the stronger minimum.
+    /// Uses `capability` if the host provides it with at least this evidence. An ability that is
+    /// also required stays required, with the stronger minimum.
     #[must_use]
     pub fn prefer(mut self, capability: Capability, minimum: Minimum) -> Self {
         strengthen(&mut self.preferred, capability, minimum);
         self
     }
 
-    /// `capability` must not be used, nor any way that rests on it.
+    /// Forbids `capability`, and every mechanism that rests on it.
     #[must_use]
     pub fn forbid(mut self, capability: Capability) -> Self {
         self.forbidden.push(capability);
         self
     }
 
-    /// Only these ways to have `capability` will do, best first. Said twice, the last counts.
+    /// Allows only these mechanisms for `capability`, the best first. Of two calls the last
+    /// counts.
     #[must_use]
-    pub fn ladder(mut self, capability: Capability, ways: &[Way]) -> Self {
-        self.ladders.insert(capability, ways.to_vec());
+    pub fn ladder(mut self, capability: Capability, mechanisms: &[Mechanism]) -> Self {
+        self.ladders.insert(capability, mechanisms.to_vec());
         self
     }
 
-    /// Where the VMM has its interrupt controllers; KVM's own if not said.
+    /// Sets the mechanisms that the hypervisor and the VMM have. The default is
+    /// [`kvm::mechanisms`].
+    #[must_use]
+    pub fn mechanisms(mut self, mechanisms: MechanismSet) -> Self {
+        self.mechanisms = Some(mechanisms);
+        self
+    }
+
+    /// Sets where the VMM has its interrupt controllers. The default is [`IrqchipMode::Kernel`].
     #[must_use]
     pub fn irqchip(mut self, irqchip: IrqchipMode) -> Self {
         self.irqchip = irqchip;
         self
     }
 
-    /// The profile.
+    /// Builds the profile.
     ///
     /// # Errors
-    /// If it contradicts itself. Of several contradictions the first, in the order of
-    /// [`Capability::ALL`], is named.
+    /// If it contradicts itself. The error names the first contradiction, in the order of
+    /// [`Capability::ALL`].
     pub fn build(self) -> Result<Profile, ProfileError> {
-        let mut wishes: BTreeMap<_, _> = self
+        let mut requirements: BTreeMap<_, _> = self
             .preferred
             .iter()
-            .map(|(&capability, &minimum)| (capability, Wish::Preferred(minimum)))
+            .map(|(&capability, &minimum)| (capability, Requirement::Preferred(minimum)))
             .collect();
         for (&capability, &minimum) in &self.required {
             let minimum = self
                 .preferred
                 .get(&capability)
                 .map_or(minimum, |&preferred| minimum.max(preferred));
-            wishes.insert(capability, Wish::Required(minimum));
+            requirements.insert(capability, Requirement::Required(minimum));
         }
         let mut forbidden = self.forbidden;
         forbidden.sort_unstable();
         for capability in forbidden {
-            match wishes.insert(capability, Wish::Forbidden) {
-                None | Some(Wish::Forbidden) => {}
+            match requirements.insert(capability, Requirement::Forbidden) {
+                None | Some(Requirement::Forbidden) => {}
                 Some(_) => return Err(ProfileError::WantedAndForbidden(capability)),
             }
         }
-        for (&capability, ways) in &self.ladders {
-            let fitting = Way::ladder(capability);
-            if let Some(&way) = ways.iter().find(|way| !fitting.contains(way)) {
-                return Err(ProfileError::WayDoesNotFit { capability, way });
-            }
+        let mut mechanisms = self.mechanisms.unwrap_or_else(kvm::mechanisms);
+        for (capability, allowed) in self.ladders {
+            let ladder = restrict(capability, mechanisms.ladder(capability), allowed)?;
+            mechanisms = mechanisms.with_ladder(capability, ladder);
         }
-        check_irqchip(self.irqchip, &wishes)?;
+        check_irqchip(self.irqchip, &requirements)?;
         Ok(Profile {
-            wishes,
-            ladders: self.ladders,
+            requirements,
+            mechanisms,
             irqchip: self.irqchip,
         })
     }
+}
+
+/// Finds each of the `allowed` mechanisms in a ladder.
+fn restrict(
+    capability: Capability,
+    ladder: &[Candidate],
+    allowed: Vec<Mechanism>,
+) -> Result<Vec<Candidate>, ProfileError> {
+    let find = |mechanism: Mechanism| {
+        let found = ladder.iter().find(|c| *c.mechanism() == mechanism);
+        found.cloned().ok_or(ProfileError::UnknownMechanism {
+            capability,
+            mechanism,
+        })
+    };
+    allowed.into_iter().map(find).collect()
 }
 
 fn strengthen(

@@ -1,5 +1,6 @@
-//! What is known of one host.
+//! Reports: the findings about one host.
 
+use alloc::borrow::Cow;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -7,10 +8,13 @@ use core::fmt;
 
 use crate::capability::Capability;
 use crate::evidence::{Evidence, Finding};
+use crate::mechanism::{Basis, Mechanism};
 use crate::table::write_table;
 
-/// Numbers that a hypervisor reports about itself. They are shown and saved with a report so that
-/// two reports can be compared; no decision rests on them.
+/// Numbers that a hypervisor reports about itself. They are shown and saved with a report, to
+/// compare two reports. No decision rests on them.
+///
+/// The fields are KVM's. For another hypervisor they stay 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
@@ -31,10 +35,10 @@ pub struct HostFacts {
     pub memory_slots: u32,
 }
 
-/// What is known of one host's abilities.
+/// The findings about one host's abilities.
 ///
-/// An adapter fills it: for KVM, `kvm::probe` with claims and `kvm::verify` with knowledge.
-/// [`negotiate`](crate::negotiate) reads it. It prints as a table.
+/// An adapter fills the report: for KVM, `kvm::probe` records claims and `kvm::verify` settles
+/// them. [`negotiate`](crate::negotiate) reads it. It prints as a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
@@ -42,23 +46,29 @@ pub struct HostReport {
     flavour: String,
     facts: HostFacts,
     findings: BTreeMap<Capability, Finding>,
+    /// Findings for mechanisms that rest on no ability, by name.
+    #[cfg_attr(
+        feature = "serde",
+        serde(default, skip_serializing_if = "BTreeMap::is_empty")
+    )]
+    mechanisms: BTreeMap<Cow<'static, str>, Finding>,
 }
 
-/// What is known of an ability that nobody has asked the host about.
+/// The finding for an ability that was not probed.
 static NOT_PROBED: Finding = Finding {
     evidence: Evidence::Absent,
-    detail: alloc::borrow::Cow::Borrowed("not probed"),
+    detail: Cow::Borrowed("not probed"),
 };
 
 impl HostReport {
-    /// A report in which nothing is known yet. `flavour` names the hypervisor that was asked, for
-    /// instance `kvm_intel`.
+    /// A report without findings. `flavour` names the hypervisor, for instance `kvm_intel`.
     #[must_use]
     pub fn new(flavour: impl Into<String>, facts: HostFacts) -> Self {
         Self {
             flavour: flavour.into(),
             facts,
             findings: BTreeMap::new(),
+            mechanisms: BTreeMap::new(),
         }
     }
 
@@ -74,24 +84,40 @@ impl HostReport {
         &self.facts
     }
 
-    /// What is known of `capability`.
+    /// Returns the finding for `capability`.
     #[must_use]
     pub fn finding(&self, capability: Capability) -> &Finding {
         self.findings.get(&capability).unwrap_or(&NOT_PROBED)
     }
 
-    /// How well `capability` is known.
+    /// Returns the evidence for `capability`.
     #[must_use]
     pub fn evidence(&self, capability: Capability) -> Evidence {
         self.finding(capability).evidence
     }
 
-    /// Replaces what is known of `capability`.
+    /// Returns the finding for an ability, or for a mechanism that rests on none.
+    #[must_use]
+    pub fn finding_for(&self, basis: &Basis) -> &Finding {
+        match basis {
+            Basis::Ability(capability) => self.finding(*capability),
+            Basis::Mechanism(name) => self.mechanisms.get(name).unwrap_or(&NOT_PROBED),
+        }
+    }
+
+    /// Replaces the finding for `capability`.
     pub fn record(&mut self, capability: Capability, finding: Finding) {
         self.findings.insert(capability, finding);
     }
 
-    /// Every ability with what is known of it, in the order in which tables show them.
+    /// Replaces the finding for a mechanism. It counts only for one that rests on no ability
+    /// ([`RestsOn::Itself`](crate::RestsOn::Itself)).
+    pub fn record_mechanism(&mut self, mechanism: &Mechanism, finding: Finding) {
+        let name = Cow::Owned(String::from(mechanism.name()));
+        self.mechanisms.insert(name, finding);
+    }
+
+    /// Every ability with its finding, in the order in which tables show them.
     pub fn iter(&self) -> impl Iterator<Item = (Capability, &Finding)> {
         Capability::ALL
             .iter()
@@ -112,16 +138,17 @@ impl fmt::Display for HostReport {
             facts.sync_regs_mask,
             facts.max_vcpus,
         )?;
-        let rows: Vec<_> = self
-            .iter()
-            .map(|(capability, finding)| {
-                [
-                    capability.to_string(),
-                    finding.evidence.to_string(),
-                    finding.detail.to_string(),
-                ]
-            })
-            .collect();
+        let row = |name: String, finding: &Finding| {
+            [
+                name,
+                finding.evidence.to_string(),
+                finding.detail.to_string(),
+            ]
+        };
+        let abilities = self.iter().map(|(c, finding)| row(c.to_string(), finding));
+        let mechanisms = self.mechanisms.iter();
+        let mechanisms = mechanisms.map(|(name, finding)| row(name.to_string(), finding));
+        let rows: Vec<_> = abilities.chain(mechanisms).collect();
         write_table(f, ["ability", "evidence", "why"], &rows)
     }
 }

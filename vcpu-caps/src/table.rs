@@ -6,7 +6,7 @@ use core::fmt;
 /// Blanks between two columns.
 const GAP: usize = 2;
 
-/// Writes rows of `N` columns, two spaces apart. The last column is not padded, so that no line
+/// Writes rows of `N` columns, two spaces apart. The last column is not padded; therefore no line
 /// ends in blanks.
 pub(crate) fn write_table<const N: usize>(
     f: &mut fmt::Formatter<'_>,

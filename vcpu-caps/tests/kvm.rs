@@ -10,10 +10,10 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Kvm;
 use vcpu_caps::cpuid::{CpuidEntry, LocalApic, Topology, for_vcpu};
-use vcpu_caps::kvm::{GuestDebugControl, SetGuestDebugError};
+use vcpu_caps::kvm::{SetGuestDebugError, apply_pending};
 use vcpu_caps::{
-    Capability, DebugIntent, Evidence, GuestDebug, HostReport, Inject, IrqchipMode, Owner, Profile,
-    Rearm, VcpuControl, VcpuId, Way, kvm, negotiate,
+    Capability, Evidence, Finding, GuestDebugFlags, HostReport, Inject, IrqchipMode, Mechanism,
+    Minimum, Owner, Plan, Profile, VcpuControl, VcpuId, kvm, negotiate,
 };
 
 fn open() -> Kvm {
@@ -38,7 +38,7 @@ fn under_hypervisor(signature: &[u8; 12]) -> bool {
         .eq(*signature)
 }
 
-/// Whether this machine keeps its time by the time-stamp counter, which it does if it trusts it.
+/// Returns `true` if this machine's clock is the time-stamp counter: it then trusts the counter.
 fn tsc_is_stable() -> bool {
     let path = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     std::fs::read_to_string(path).unwrap().trim() == "tsc"
@@ -139,7 +139,7 @@ fn known(flavour: &str) -> Option<Known> {
                 (C::InjectBp, "KVM_EXIT_HLT in place of KVM_EXIT_IO"),
             ],
         }),
-        // Without a stable time-stamp counter KVM sets the offset anew each time that it loads the
+        // Without a stable time-stamp counter KVM replaces the offset each time that it loads the
         // vCPU (x86.c, `kvm_arch_vcpu_load`): what was written does not read back.
         "kvm_amd" | "kvm_intel" if !tsc_is_stable() => Some(Known {
             verified: ALL_BUT_TSC,
@@ -215,71 +215,78 @@ fn the_debuggers_plan_uses_nothing_refuted() {
     let plan = negotiate(&report, &Profile::debugger()).unwrap_or_else(|r| panic!("{r}"));
     println!("{plan}");
     if report.flavour() == "kvm_pvm" {
-        assert_eq!(plan.way(Capability::BptExit), Some(Way::HardwareSlot));
-        assert_eq!(plan.way(Capability::MaskHwintr), Some(Way::Host));
+        assert_eq!(
+            plan.mechanism(Capability::BptExit),
+            Some(&Mechanism::HARDWARE_SLOT)
+        );
+        assert_eq!(
+            plan.mechanism(Capability::MaskHwintr),
+            Some(&Mechanism::HOST)
+        );
         assert!(!plan.has(Capability::Watchpoint));
     }
 }
 
-fn flags(intent: DebugIntent) -> GuestDebug {
-    GuestDebug::compose(&intent)
+/// A plan with the debug flags, whatever this KVM makes of them: KVM accepts them all.
+fn all_debug_flags() -> Plan {
+    let mut report = HostReport::default();
+    let mut profile = Profile::builder();
+    for capability in [
+        Capability::MaskHwintr,
+        Capability::SingleStep,
+        Capability::InjectBp,
+    ] {
+        report.record(capability, Finding::claimed(""));
+        profile = profile.require(capability, Minimum::Claimed);
+    }
+    negotiate(&report, &profile.build().unwrap()).unwrap()
 }
 
 #[test]
 fn kvm_is_called_only_if_something_changes_or_a_step_is_armed() {
     let kvm = open();
     let vm = kvm.create_vm().unwrap();
-    let vcpu = vm.create_vcpu(0).unwrap();
-    let mut control = GuestDebugControl::new();
-    let mut apply = |wanted, rearm| control.apply(&vcpu, &wanted, rearm).unwrap();
-    let mask = flags(DebugIntent {
-        mask_hwintr: true,
-        ..DebugIntent::default()
-    });
-    assert!(!apply(GuestDebug::OFF, Rearm::IfChanged));
-    assert!(apply(mask, Rearm::IfChanged));
-    assert!(!apply(mask, Rearm::IfChanged));
-    assert!(apply(mask, Rearm::Always));
-    assert!(apply(GuestDebug::OFF, Rearm::IfChanged));
+    let fd = vm.create_vcpu(0).unwrap();
+    let mut vcpu = VcpuControl::new(VcpuId(0), &all_debug_flags());
+    let apply = |vcpu: &mut VcpuControl| apply_pending(vcpu, &fd).unwrap();
+    assert!(!apply(&mut vcpu));
+    vcpu.set(Capability::MaskHwintr, true).unwrap();
+    assert!(apply(&mut vcpu));
+    assert!(!apply(&mut vcpu));
+    for _ in 0..2 {
+        vcpu.step().unwrap();
+        assert!(apply(&mut vcpu));
+        assert!(!apply(&mut vcpu));
+    }
+    vcpu.end_step().unwrap();
+    vcpu.set(Capability::MaskHwintr, false).unwrap();
+    assert!(apply(&mut vcpu));
 
-    // Nobody knows what somebody else's vCPU is in.
-    let mut adopted = GuestDebugControl::adopt();
-    assert_eq!(adopted.current(), None);
-    assert_eq!(
-        adopted.apply(&vcpu, &GuestDebug::OFF, Rearm::IfChanged),
-        Ok(true)
-    );
-    assert_eq!(adopted.current(), Some(&GuestDebug::OFF));
+    vcpu.forget_applied();
+    assert!(apply(&mut vcpu));
+    assert!(!apply(&mut vcpu));
 }
 
 #[test]
-fn a_second_injection_before_the_guest_ran_is_refused_and_leaves_the_state_alone() {
+fn a_second_injection_before_the_guest_ran_is_refused_and_can_be_abandoned() {
     let kvm = open();
     let vm = kvm.create_vm().unwrap();
-    let vcpu = vm.create_vcpu(0).unwrap();
-    let mut control = GuestDebugControl::new();
-    let inject = flags(DebugIntent {
-        inject: Some(Inject::Breakpoint),
-        ..DebugIntent::default()
+    let fd = vm.create_vcpu(0).unwrap();
+    let mut vcpu = VcpuControl::new(VcpuId(0), &all_debug_flags());
+    vcpu.inject(Inject::Breakpoint).unwrap();
+    assert_eq!(apply_pending(&mut vcpu, &fd), Ok(true));
+    vcpu.set(Capability::MaskHwintr, true).unwrap();
+    vcpu.inject(Inject::Breakpoint).unwrap();
+    let refused = Err(SetGuestDebugError::ExceptionPending {
+        control: GuestDebugFlags::ENABLE | GuestDebugFlags::BLOCKIRQ | GuestDebugFlags::INJECT_BP,
     });
-    assert_eq!(control.apply(&vcpu, &inject, Rearm::IfChanged), Ok(true));
-    let both = flags(DebugIntent {
-        mask_hwintr: true,
-        inject: Some(Inject::Breakpoint),
-        ..DebugIntent::default()
-    });
-    assert_eq!(
-        control.apply(&vcpu, &both, Rearm::IfChanged),
-        Err(SetGuestDebugError::ExceptionPending {
-            control: both.control
-        })
-    );
-    assert_eq!(control.current(), Some(&GuestDebug::OFF));
+    // Nothing was recorded: the same is asked for again.
+    assert_eq!(apply_pending(&mut vcpu, &fd), refused);
+    assert_eq!(apply_pending(&mut vcpu, &fd), refused);
     // The mask alone can still be set.
-    assert_eq!(
-        control.apply(&vcpu, &both.lasting(), Rearm::IfChanged),
-        Ok(true)
-    );
+    assert_eq!(vcpu.cancel_injection(), Some(Inject::Breakpoint));
+    assert_eq!(apply_pending(&mut vcpu, &fd), Ok(true));
+    assert_eq!(apply_pending(&mut vcpu, &fd), Ok(false));
 }
 
 #[test]
@@ -293,10 +300,10 @@ fn a_hold_on_a_real_vcpu_is_set_once_and_lifted() {
     let mut control = VcpuControl::new(VcpuId(0), &plan);
     let debugger = Owner::new("debugger");
     control.hold(debugger, Capability::MaskHwintr).unwrap();
-    assert_eq!(kvm::apply_pending(&mut control, &vcpu), Ok(true));
-    assert_eq!(kvm::apply_pending(&mut control, &vcpu), Ok(false));
+    assert_eq!(apply_pending(&mut control, &vcpu), Ok(true));
+    assert_eq!(apply_pending(&mut control, &vcpu), Ok(false));
     control.drop_owner(debugger);
-    assert_eq!(kvm::apply_pending(&mut control, &vcpu), Ok(true));
+    assert_eq!(apply_pending(&mut control, &vcpu), Ok(true));
 }
 
 /// KVM takes the tables, and gives back what was set.

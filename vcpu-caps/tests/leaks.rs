@@ -1,4 +1,4 @@
-//! Alone in its process, so that nobody else opens or starts anything meanwhile.
+//! The only test of its process: no other test opens a file or starts a thread while it runs.
 
 use std::fs;
 

@@ -12,8 +12,8 @@ use crate::irqchip;
 
 /// Writes the report and the debugger's plan to `out`.
 ///
-/// A host that cannot do all that a debugger requires is reported too: it is what this command is
-/// for, and no failure of it.
+/// A host that lacks an ability which a debugger requires is reported too. That is not a failure of
+/// this command.
 ///
 /// # Errors
 /// If there is no usable KVM.
@@ -45,7 +45,7 @@ pub fn caps(args: CapsArgs, out: &mut impl Write) -> Result<(), Error> {
         write_text(out, &report, &plan, refusal.as_deref())
     };
     match written {
-        // `caps | head` has seen enough.
+        // The reader closed the pipe, as `caps | head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         Err(source) => Err(Error::System {
             what: "cannot write the report",

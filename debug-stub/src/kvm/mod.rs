@@ -19,7 +19,8 @@
 //! | `KVM_GET_MSRS`, `KVM_SET_MSRS` | steps of SYSCALL, IA32_KERNEL_GS_BASE |
 //! | `KVM_GET_DEBUGREGS`, `KVM_SET_DEBUGREGS` | a #DB of the guest's own |
 //! | `KVM_SET_SREGS`, `KVM_GET_XSAVE`, `KVM_SET_XSAVE` | the debugger reads or writes such registers |
-//! | `KVM_GET_LAPIC`, `KVM_GET_VCPU_EVENTS` | [`pending_interrupts`] |
+//! | `KVM_GET_VCPU_EVENTS` | the first step of a series, a step of an access, [`pending_interrupts`] |
+//! | `KVM_GET_LAPIC` | [`pending_interrupts`] |
 //!
 //! [`Stepper::forget_registers`]: crate::x86_64::stepper::Stepper::forget_registers
 

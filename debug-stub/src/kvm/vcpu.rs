@@ -92,6 +92,14 @@ impl Vcpu for KvmVcpu<'_> {
         Ok(())
     }
 
+    fn exception_pending(&mut self) -> Result<bool, KvmError> {
+        let events = self
+            .0
+            .get_vcpu_events()
+            .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+        Ok(events.exception.pending != 0 || events.exception.injected != 0)
+    }
+
     /// Without a local APIC in the kernel KVM has no answer (EINVAL): [`RunState::Runnable`].
     fn run_state(&mut self) -> Result<RunState, KvmError> {
         Ok(match self.0.get_mp_state().map(|state| state.mp_state) {

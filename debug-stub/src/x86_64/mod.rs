@@ -6,6 +6,8 @@ mod layout;
 mod paging;
 mod place;
 mod registers;
+#[cfg(any(test, feature = "simulated"))]
+pub mod simulated;
 mod step;
 pub mod stepper;
 mod target_xml;

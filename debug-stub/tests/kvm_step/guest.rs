@@ -97,7 +97,7 @@ pub(crate) enum OnStop {
 }
 
 impl Vcpu {
-    fn run(
+    pub(crate) fn run(
         &mut self,
         order: &VcpuOrder,
         armed: &Arc<Armed>,

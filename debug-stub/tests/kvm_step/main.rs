@@ -14,6 +14,7 @@
 )]
 
 mod guest;
+mod seccomp;
 mod started;
 
 use std::sync::atomic::Ordering;
@@ -24,8 +25,8 @@ use debug_stub::{
 };
 use kvm_bindings::{Msrs, kvm_msr_entry, kvm_segment};
 use vcpu_caps::{
-    Capability, DebugIntent, Evidence, HwBreakpoint, HwBreakpointKind, Minimum, Owner, Profile,
-    Way, negotiate,
+    Capability, DebugIntent, Evidence, HwBreakpoint, HwBreakpointKind, Mechanism, Minimum, Owner,
+    Profile, negotiate,
 };
 
 use guest::{Access, CODE, COUNTER, Guest, HANDLER, IF, OnStop, STACK, TF, is_pvm, plan, report};
@@ -447,7 +448,7 @@ fn an_int3_of_the_debugger_stops_at_it_and_one_of_the_guest_goes_back_to_it() {
         ..Armed::default()
     };
     let reason = guest.run(&VcpuOrder::Continue, &armed);
-    if plan().way(Capability::BptExit) != Some(Way::Host) {
+    if !plan().is_provided_by(Capability::BptExit, &Mechanism::HOST) {
         assert_refused(
             Capability::BptExit,
             &reason,

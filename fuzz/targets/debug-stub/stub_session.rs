@@ -297,7 +297,9 @@ impl Vmm {
         assert!(
             armed.is_empty()
                 || !self.plan.has(Capability::BptExit)
-                || self.plan.way(Capability::BptExit) == Some(vcpu_caps::Way::Host)
+                || self
+                    .plan
+                    .is_provided_by(Capability::BptExit, &vcpu_caps::Mechanism::HOST)
         );
     }
 

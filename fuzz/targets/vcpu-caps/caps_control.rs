@@ -1,4 +1,5 @@
-//! Any sequence of requests to one vCPU's switches, beside a plain model of what is wanted.
+//! Any sequence of requests to one vCPU's switches, beside a plain model of what is asked for. The
+//! model counts holds in a list, and checks the composed state against constants of its own.
 //!
 //! Input: a byte for the irqchip, a byte of abilities that the host lacks, and then operations: a
 //! byte each, with a byte or two of operands.
@@ -9,8 +10,9 @@ use std::collections::BTreeSet;
 use fuzz::Choices;
 use libfuzzer_sys::fuzz_target;
 use vcpu_caps::{
-    Capability, Finding, GuestDebug, HostFacts, HostReport, HwBreakpoint, HwBreakpointKind, Inject,
-    IrqchipMode, Minimum, Owner, Placement, Profile, VcpuControl, VcpuId, Way, negotiate,
+    Capability, Finding, GuestDebug, GuestDebugFlags, HostFacts, HostReport, HwBreakpoint,
+    HwBreakpointKind, Inject, IrqchipMode, Mechanism, Minimum, Owner, Profile, VcpuControl, VcpuId,
+    negotiate,
 };
 
 use Capability::{
@@ -49,18 +51,18 @@ mod control {
 
 #[derive(Clone, Debug, PartialEq)]
 struct Model {
-    mask: Option<Way>,
-    breakpoints: Option<Way>,
+    mask: Option<Mechanism>,
+    breakpoints: Option<Mechanism>,
     has: BTreeSet<Capability>,
     switched_on: BTreeSet<Capability>,
     held: Vec<(Owner, Capability)>,
-    software: BTreeSet<u64>,
-    hardware: [Option<HwBreakpoint>; 4],
+    hardware: Vec<HwBreakpoint>,
     step: bool,
     /// A step was asked for since the last request was accepted.
     arm_step: bool,
     inject: Option<Inject>,
-    in_force: GuestDebug,
+    /// `None` if it is not known.
+    in_force: Option<GuestDebug>,
 }
 
 impl Model {
@@ -68,7 +70,7 @@ impl Model {
         match capability {
             MaskHwintr => self.mask.is_some(),
             SingleStep => self.has.contains(&SingleStep),
-            BptExit => self.breakpoints == Some(Way::Host),
+            BptExit => self.breakpoints == Some(Mechanism::HOST),
             _ => false,
         }
     }
@@ -79,37 +81,19 @@ impl Model {
             _ => {
                 self.switched_on.contains(&capability)
                     || self.held.iter().any(|hold| hold.1 == capability)
-                    || (capability == BptExit && !self.software.is_empty())
             }
         }
     }
 
-    /// Whether debug registers may hold this.
+    /// Returns `true` if the plan lets a debug register hold this.
     fn provides(&self, breakpoint: &HwBreakpoint) -> bool {
         match breakpoint.kind() {
             HwBreakpointKind::Execute => {
-                self.has.contains(&HwBreakpoints) || self.breakpoints == Some(Way::HardwareSlot)
+                self.has.contains(&HwBreakpoints)
+                    || self.breakpoints == Some(Mechanism::HARDWARE_SLOT)
             }
             _ => self.has.contains(&Watchpoint),
         }
-    }
-
-    fn arm(&mut self, breakpoint: HwBreakpoint) -> Option<u8> {
-        if !self.provides(&breakpoint) {
-            return None;
-        }
-        let wanted = Some(breakpoint);
-        let slot = (0..4)
-            .find(|&slot| self.hardware[slot] == wanted)
-            .or_else(|| (0..4).find(|&slot| self.hardware[slot].is_none()))?;
-        self.hardware[slot] = wanted;
-        u8::try_from(slot).ok()
-    }
-
-    fn disarm(&mut self, breakpoint: &HwBreakpoint) -> Option<u8> {
-        let slot = (0..4).find(|&slot| self.hardware[slot] == Some(*breakpoint))?;
-        self.hardware[slot] = None;
-        u8::try_from(slot).ok()
     }
 
     /// `kvm_guest_debug` as it has to be.
@@ -118,14 +102,11 @@ impl Model {
         let mut flag = |wanted: bool, bit| expected |= if wanted { bit } else { 0 };
         flag(self.step, control::SINGLESTEP);
         flag(
-            self.mask == Some(Way::Host) && self.is_on(MaskHwintr),
+            self.mask == Some(Mechanism::HOST) && self.is_on(MaskHwintr),
             control::BLOCKIRQ,
         );
         flag(self.is_on(BptExit), control::USE_SW_BP);
-        flag(
-            self.hardware.iter().any(Option::is_some),
-            control::USE_HW_BP,
-        );
+        flag(!self.hardware.is_empty(), control::USE_HW_BP);
         let lasting = expected != 0;
         let mut flag = |wanted: bool, bit| expected |= if wanted { bit } else { 0 };
         flag(lasting, control::ENABLE);
@@ -136,21 +117,20 @@ impl Model {
         let [dr0, dr1, dr2, dr3, dr4, dr5, dr6, dr7] = debug.debugreg;
         assert_eq!([dr4, dr5, dr6], [0; 3]);
         let mut rest = dr7;
-        for (slot, (address, wanted)) in [dr0, dr1, dr2, dr3]
-            .into_iter()
-            .zip(&self.hardware)
-            .enumerate()
-        {
+        for (slot, address) in [dr0, dr1, dr2, dr3].into_iter().enumerate() {
             let enabled = dr7 >> (2 * slot) & 0b11;
             let kind = dr7 >> (16 + 4 * slot) & 0b11;
             let length = dr7 >> (18 + 4 * slot) & 0b11;
             rest &= !(0b11 << (2 * slot) | 0b1111 << (16 + 4 * slot));
-            let Some(wanted) = wanted else {
+            let Some(wanted) = self.hardware.get(slot) else {
                 assert_eq!((address, enabled, kind, length), (0, 0, 0, 0));
                 continue;
             };
             assert_eq!(address, wanted.address());
-            assert_eq!(enabled, 0b10, "globally, so that a task switch keeps it");
+            assert_eq!(
+                enabled, 0b10,
+                "globally: a task switch clears a local enable"
+            );
             assert_eq!(
                 kind,
                 match wanted.kind() {
@@ -165,13 +145,20 @@ impl Model {
                 wanted.length()
             );
         }
-        let fixed = if self.hardware.iter().any(Option::is_some) {
-            0x600
-        } else {
-            0
-        };
+        let fixed = if self.hardware.is_empty() { 0 } else { 0x600 };
         assert_eq!(rest, fixed);
     }
+}
+
+/// The state without its one-shot flags.
+fn lasting(debug: GuestDebug) -> GuestDebug {
+    let one_shot = control::INJECT_DB | control::INJECT_BP;
+    let lasting = GuestDebug {
+        control: GuestDebugFlags::from_bits_retain(debug.control.bits() & !one_shot),
+        ..debug
+    };
+    assert_eq!(debug.lasting(), lasting);
+    lasting
 }
 
 fn breakpoint(input: &mut Choices<'_>) -> Option<HwBreakpoint> {
@@ -216,23 +203,22 @@ fuzz_target!(|data: &[u8]| {
         .expect("nothing is required but what is there");
     let mut vcpu = VcpuControl::new(VcpuId(0), &plan);
     let mut model = Model {
-        mask: plan.way(MaskHwintr),
-        breakpoints: plan.way(BptExit),
+        mask: plan.mechanism(MaskHwintr).cloned(),
+        breakpoints: plan.mechanism(BptExit).cloned(),
         has: ABILITIES.into_iter().filter(|c| plan.has(*c)).collect(),
         switched_on: BTreeSet::new(),
         held: Vec::new(),
-        software: BTreeSet::new(),
-        hardware: [None; 4],
+        hardware: Vec::new(),
         step: false,
         arm_step: false,
         inject: None,
-        in_force: GuestDebug::OFF,
+        in_force: Some(GuestDebug::OFF),
     };
 
     while !input.is_empty() {
         let before = model.clone();
-        // Whether the model takes it, and whether the vCPU does.
-        let (expected, done) = match input.byte() % 13 {
+        // `true` if the model accepts the request, and if the vCPU does.
+        let (expected, done) = match input.byte() % 11 {
             0 => {
                 let (capability, on) = (input.one_of(&SWITCHES), input.flag());
                 let legal = model.is_switch(capability);
@@ -288,60 +274,15 @@ fuzz_target!(|data: &[u8]| {
                 (legal, vcpu.end_step().is_ok())
             }
             6 => {
-                let address = input.one_of(&ADDRESSES);
-                let placed = vcpu.insert_breakpoint(address).ok();
-                let expected = match model.breakpoints {
-                    Some(Way::Host) => {
-                        model.software.insert(address);
-                        Some(Placement::Int3)
-                    }
-                    Some(_) => model
-                        .arm(HwBreakpoint::execute(address))
-                        .map(Placement::Slot),
-                    None => None,
-                };
-                assert_eq!(placed, expected);
-                (expected.is_some(), placed.is_some())
-            }
-            7 => {
-                let address = input.one_of(&ADDRESSES);
-                let removed = vcpu.remove_breakpoint(address).ok();
-                let expected = if model.software.remove(&address) {
-                    Some(Placement::Int3)
-                } else {
-                    model
-                        .disarm(&HwBreakpoint::execute(address))
-                        .map(Placement::Slot)
-                };
-                assert_eq!(removed, expected);
-                (expected.is_some(), removed.is_some())
-            }
-            8 => {
-                let Some(breakpoint) = breakpoint(&mut input) else {
-                    continue;
-                };
-                let (expected, slot) = (model.arm(breakpoint), vcpu.arm(breakpoint).ok());
-                assert_eq!(slot, expected);
-                (expected.is_some(), slot.is_some())
-            }
-            9 => {
-                let Some(breakpoint) = breakpoint(&mut input) else {
-                    continue;
-                };
-                let (expected, slot) = (model.disarm(&breakpoint), vcpu.disarm(&breakpoint).ok());
-                assert_eq!(slot, expected);
-                (expected.is_some(), slot.is_some())
-            }
-            10 => {
                 let count = input.byte() % 6;
                 let all: Vec<_> = (0..count).filter_map(|_| breakpoint(&mut input)).collect();
                 let legal = all.len() <= 4 && all.iter().all(|wanted| model.provides(wanted));
                 if legal {
-                    model.hardware = std::array::from_fn(|slot| all.get(slot).copied());
+                    model.hardware.clone_from(&all);
                 }
                 (legal, vcpu.set_hardware(&all).is_ok())
             }
-            11 => {
+            7 => {
                 let inject = input.one_of(&[Inject::Debug, Inject::Breakpoint]);
                 let legal = model.has.contains(match inject {
                     Inject::Debug => &InjectDb,
@@ -352,10 +293,19 @@ fuzz_target!(|data: &[u8]| {
                 }
                 (legal, vcpu.inject(inject).is_ok())
             }
+            8 => {
+                assert_eq!(vcpu.cancel_injection(), model.inject.take());
+                (true, true)
+            }
+            9 => {
+                vcpu.forget_applied();
+                model.in_force = None;
+                (true, true)
+            }
             _ => {
                 if let Some(debug) = vcpu.pending() {
                     vcpu.applied(&debug);
-                    model.in_force = debug.lasting();
+                    model.in_force = Some(lasting(debug));
                     (model.arm_step, model.inject) = (false, None);
                     assert_eq!(
                         vcpu.pending(),
@@ -373,7 +323,8 @@ fuzz_target!(|data: &[u8]| {
 
         let wanted = GuestDebug::compose(&vcpu.intent());
         model.check(&wanted);
-        let needed = model.arm_step || model.inject.is_some() || model.in_force != wanted.lasting();
+        let needed =
+            model.arm_step || model.inject.is_some() || model.in_force != Some(lasting(wanted));
         assert_eq!(vcpu.pending(), needed.then_some(wanted));
         for capability in SWITCHES {
             let shown = model.is_switch(capability).then(|| model.is_on(capability));
@@ -381,7 +332,9 @@ fuzz_target!(|data: &[u8]| {
             let held = model.held.iter().any(|hold| hold.1 == capability);
             assert_eq!(vcpu.holds().is_held(capability), held);
         }
-        let withheld = model.mask == Some(Way::InjectionPolicy) && model.is_on(MaskHwintr);
-        assert_eq!(vcpu.withhold_interrupts(), withheld);
+        let masked = model.is_on(MaskHwintr);
+        assert_eq!(vcpu.is_masked(), masked);
+        let by_policy = model.mask == Some(Mechanism::INJECTION_POLICY);
+        assert_eq!(vcpu.withhold_interrupts(), by_policy && masked);
     }
 });

@@ -1,20 +1,29 @@
 //! Any report and any profile.
 //!
-//! Input: a byte for the irqchip; for each ability a byte for the evidence (low half) and one for
-//! the wish (high half says whether the ladder is the profile's own); for own ladders, a byte;
-//! last, which ability's evidence gets better, and to what.
+//! Input: a byte for the irqchip; for each ability a byte for the evidence and one for the
+//! requirement (with its highest bit, the profile has a ladder: a byte for the length and one for
+//! each mechanism follow); a byte for the evidence of the embedder's own mechanism; last, which
+//! ability's evidence gets better, and to what.
 #![no_main]
 
 use fuzz::Choices;
 use libfuzzer_sys::fuzz_target;
 use vcpu_caps::{
-    Capability, Evidence, Finding, HostFacts, HostReport, IrqchipMode, Minimum, Plan, Profile,
-    ProfileError, Refusal, Way, Wish, negotiate,
+    Basis, Candidate, Capability, Evidence, Finding, HostFacts, HostReport, IrqchipMode, Mechanism,
+    MechanismSet, Minimum, Plan, Profile, ProfileError, Refusal, Requirement, RestsOn, kvm,
+    negotiate,
 };
 
 const MINIMA: [Minimum; 2] = [Minimum::Claimed, Minimum::Verified];
 const IRQCHIPS: [IrqchipMode; 3] = [IrqchipMode::Kernel, IrqchipMode::Split, IrqchipMode::User];
-const WAYS: [Way; 3] = [Way::Host, Way::InjectionPolicy, Way::HardwareSlot];
+/// An embedder's own, which the mask has besides KVM's.
+const SHADOW: Mechanism = Mechanism::new("interrupt_shadow", RestsOn::Itself);
+const MECHANISMS: [Mechanism; 4] = [
+    Mechanism::HOST,
+    Mechanism::INJECTION_POLICY,
+    Mechanism::HARDWARE_SLOT,
+    SHADOW,
+];
 
 /// Worst first; `Refuted` and `Absent` are equally useless.
 fn worth(evidence: Evidence) -> u8 {
@@ -33,6 +42,16 @@ fn finding(choice: u8) -> Option<Finding> {
         3 => Some(Finding::verified("seen")),
         _ => Some(Finding::refuted("it did not")),
     }
+}
+
+/// The mechanism in the ladder of `capability`.
+fn known<'a>(
+    set: &'a MechanismSet,
+    capability: Capability,
+    mechanism: &Mechanism,
+) -> Option<&'a Candidate> {
+    let mut ladder = set.ladder(capability).iter();
+    ladder.find(|candidate| candidate.mechanism() == mechanism)
 }
 
 /// What was asked of the profile, kept apart from it.
@@ -55,7 +74,11 @@ fuzz_target!(|data: &[u8]| {
     let mut input = Choices::new(data);
     let irqchip = input.one_of(&IRQCHIPS);
     let mut report = HostReport::new("fuzz", HostFacts::default());
-    let mut builder = Profile::builder().irqchip(irqchip);
+    let set = kvm::mechanisms().offer(
+        Capability::MaskHwintr,
+        Candidate::new(SHADOW).except(IrqchipMode::Split, "an obstacle"),
+    );
+    let mut builder = Profile::builder().irqchip(irqchip).mechanisms(set.clone());
     let mut asked = Vec::new();
     let mut ladder_fits = true;
     for &capability in Capability::ALL {
@@ -63,13 +86,13 @@ fuzz_target!(|data: &[u8]| {
             report.record(capability, finding);
         }
         let choice = input.byte();
-        let wish = match choice & 0xf {
+        let asked_for = match choice & 0xf {
             1..=3 => Asked::Required(MINIMA[usize::from(choice & 1)]),
             4..=7 => Asked::Preferred(MINIMA[usize::from(choice & 1)]),
             8 => Asked::Forbidden,
             _ => Asked::Nothing,
         };
-        builder = match wish {
+        builder = match asked_for {
             Asked::Nothing => builder,
             Asked::Required(minimum) => builder.require(capability, minimum),
             Asked::Preferred(minimum) => builder.prefer(capability, minimum),
@@ -77,16 +100,21 @@ fuzz_target!(|data: &[u8]| {
         };
         if choice & 0x80 != 0 {
             let length = usize::from(input.byte() % 4);
-            let ways: Vec<Way> = (0..length).map(|_| input.one_of(&WAYS)).collect();
-            ladder_fits &= ways.iter().all(|w| Way::ladder(capability).contains(w));
-            builder = builder.ladder(capability, &ways);
+            let ladder: Vec<Mechanism> = (0..length)
+                .map(|_| MECHANISMS[usize::from(input.byte()) % MECHANISMS.len()].clone())
+                .collect();
+            ladder_fits &= ladder.iter().all(|m| known(&set, capability, m).is_some());
+            builder = builder.ladder(capability, &ladder);
         }
-        asked.push((capability, wish));
+        asked.push((capability, asked_for));
+    }
+    if let Some(finding) = finding(input.byte()) {
+        report.record_mechanism(&SHADOW, finding);
     }
     let asked_of = |capability| {
         asked
             .iter()
-            .find_map(|&(c, wish)| (c == capability).then_some(wish))
+            .find_map(|&(c, asked_for)| (c == capability).then_some(asked_for))
             .expect("every ability is in the list")
     };
 
@@ -95,7 +123,7 @@ fuzz_target!(|data: &[u8]| {
         .is_some_and(|needed| asked_of(needed) == Asked::Forbidden);
     let profile = match builder.build() {
         Ok(profile) => profile,
-        Err(ProfileError::WayDoesNotFit { .. }) if !ladder_fits => return,
+        Err(ProfileError::UnknownMechanism { .. }) if !ladder_fits => return,
         Err(ProfileError::IrqchipForbidden { .. }) if needs_forbidden => return,
         Err(error) => panic!("nothing is wrong with it: {error}"),
     };
@@ -108,61 +136,73 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(outcome, negotiate(&report, &profile), "a pure function");
     let plan = plan_of(&outcome);
 
-    let mut unmet = Vec::new();
-    for &(capability, wish) in &asked {
+    let mut missing = Vec::new();
+    for &(capability, asked_for) in &asked {
         let entry = plan.entry(capability).expect("one entry for each ability");
         assert_eq!(entry.finding, *report.finding(capability));
         // What the irqchip rests on is required, whatever was said; what it can use is preferred, if
         // nothing was said.
-        let minimum = match wish {
+        let minimum = match asked_for {
             Asked::Required(minimum) | Asked::Preferred(minimum) => Some(minimum),
             Asked::Nothing if irqchip.needs() == Some(capability) => Some(Minimum::Claimed),
             Asked::Nothing if irqchip.wants() == Some(capability) => Some(Minimum::Verified),
             Asked::Nothing | Asked::Forbidden => None,
         };
-        let required = matches!(wish, Asked::Required(_)) || irqchip.needs() == Some(capability);
-        assert_eq!(matches!(entry.wish, Wish::Required(_)), required);
+        let required =
+            matches!(asked_for, Asked::Required(_)) || irqchip.needs() == Some(capability);
+        assert_eq!(
+            matches!(entry.requirement, Requirement::Required(_)),
+            required
+        );
         let Some(minimum) = minimum else {
             assert_eq!(
-                entry.met, None,
+                entry.provision, None,
                 "{capability} was not asked for, or forbidden"
             );
             continue;
         };
-        if required && entry.met.is_none() {
-            unmet.push(capability);
+        if required && entry.provision.is_none() {
+            missing.push(capability);
         }
         // By the rules, without looking at how the crate walks the ladder.
-        let usable = |way: Way| {
-            let rests_on = way.rests_on(capability);
-            way.obstacle(capability, irqchip).is_none()
-                && asked_of(rests_on) != Asked::Forbidden
-                && match report.evidence(rests_on) {
+        let evidence_for = |mechanism: &Mechanism| match mechanism.basis(capability) {
+            Basis::Ability(ability) if asked_of(ability) == Asked::Forbidden => Evidence::Absent,
+            basis => report.finding_for(&basis).evidence,
+        };
+        let usable = |candidate: &Candidate| {
+            candidate.obstacle(irqchip).is_none()
+                && match evidence_for(candidate.mechanism()) {
                     Evidence::Verified => true,
                     Evidence::Claimed => minimum == Minimum::Claimed,
                     Evidence::Absent | Evidence::Refuted => false,
                 }
         };
         let ladder = profile.ladder(capability);
-        let first = ladder.iter().position(|&way| usable(way));
-        assert_eq!(
-            entry.met.map(|met| met.way),
-            first.map(|index| ladder[index])
-        );
-        if let Some(met) = entry.met {
-            assert_eq!(met.evidence, report.evidence(met.way.rests_on(capability)));
+        for candidate in ladder {
+            let known = known(&set, capability, candidate.mechanism());
+            assert_eq!(known, Some(candidate), "its obstacles come along");
         }
-        let passed: Vec<Way> = entry.passed_over.iter().map(|p| p.way).collect();
-        assert_eq!(passed, ladder[..first.unwrap_or(ladder.len())]);
+        let first = ladder.iter().position(usable);
+        let chosen = entry.provision.as_ref();
+        assert_eq!(
+            chosen.map(|provision| &provision.mechanism),
+            first.map(|index| ladder[index].mechanism())
+        );
+        if let Some(provision) = chosen {
+            assert_eq!(provision.evidence, evidence_for(&provision.mechanism));
+        }
+        let rejected = entry.rejected.iter().map(|rejected| &rejected.mechanism);
+        let better = ladder[..first.unwrap_or(ladder.len())].iter();
+        assert!(rejected.eq(better.map(Candidate::mechanism)));
     }
     match &outcome {
-        Ok(_) => assert_eq!(unmet, []),
+        Ok(_) => assert_eq!(missing, []),
         Err(refusal) => {
-            let missing: Vec<Capability> = refusal.missing().map(|e| e.capability).collect();
-            assert_eq!(missing, unmet);
-            assert!(!unmet.is_empty(), "refused although nothing is missing");
+            let named: Vec<Capability> = refusal.missing().map(|e| e.capability).collect();
+            assert_eq!(named, missing);
+            assert!(!missing.is_empty(), "refused although nothing is missing");
             let text = refusal.to_string();
-            assert!(unmet.iter().all(|c| text.contains(c.name())), "{text}");
+            assert!(missing.iter().all(|c| text.contains(c.name())), "{text}");
         }
     }
     let table = plan.to_string();

@@ -1,6 +1,6 @@
 //! One line of a CPUID table.
 
-/// What CPUID answers for one leaf and subleaf.
+/// The result of CPUID for one leaf and subleaf.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
@@ -9,7 +9,7 @@ pub struct CpuidEntry {
     pub leaf: u32,
     /// ECX before CPUID.
     pub subleaf: u32,
-    /// Whether the subleaf matters (`KVM_CPUID_FLAG_SIGNIFCANT_INDEX`).
+    /// `true` if the subleaf matters (`KVM_CPUID_FLAG_SIGNIFCANT_INDEX`).
     pub indexed: bool,
     /// EAX after CPUID.
     pub eax: u32,
@@ -22,7 +22,8 @@ pub struct CpuidEntry {
 }
 
 impl CpuidEntry {
-    /// Whether this is leaf 0 of an AMD or Hygon CPU: EBX holds the vendor's first four letters.
+    /// Returns `true` if this is leaf 0 of an AMD or Hygon CPU: EBX holds the vendor's first four
+    /// letters.
     pub(super) fn is_amd_vendor(&self) -> bool {
         let first = self.ebx.to_le_bytes();
         self.leaf == 0 && (first == *b"Auth" || first == *b"Hygo")

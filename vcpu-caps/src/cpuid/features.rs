@@ -1,9 +1,9 @@
-//! Features that depend on who implements the interrupt controllers, or on a guest that stops.
+//! Features that depend on the irqchip, or that a stopped guest cannot rely on.
 
 use super::entry::{CpuidEntry, set_bit};
-use crate::way::IrqchipMode;
+use crate::irqchip::IrqchipMode;
 
-/// What the guest's local APICs implement, whoever does.
+/// The features that the guest's local APICs implement, in the kernel or in userspace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LocalApic {
@@ -11,7 +11,7 @@ pub struct LocalApic {
     pub x2apic: bool,
     /// The timer's TSC-deadline mode. KVM's local APIC has it if `KVM_CAP_TSC_DEADLINE_TIMER`
     /// says so; `KVM_GET_SUPPORTED_CPUID` does not show it. Without a local APIC in the kernel
-    /// the MSR is swallowed by KVM and the guest waits for ever, so do not claim it there unless
+    /// the MSR is swallowed by KVM and the guest waits forever, so do not claim it there unless
     /// the MSR is filtered and emulated.
     pub tsc_deadline: bool,
 }
@@ -38,9 +38,9 @@ pub(super) fn adapt(entry: &mut CpuidEntry, irqchip: IrqchipMode, apic: LocalApi
             // There is a local APIC. KVM follows IA32_APIC_BASE.EN from here on.
             set_bit(&mut entry.edx, 9, true);
         }
-        // An invariant TSC (SDM 3B 18.17.1) never stops, and this guest's does or jumps: a debugger
-        // stops the guest, and not every host can shift its TSC. Linux takes kvmclock without it,
-        // which KVM_KVMCLOCK_CTRL tells of a stop, and the bare TSC with it.
+        // An invariant TSC (SDM 3B 18.17.1) never stops. The TSC of this guest does, or jumps: a
+        // debugger stops the guest, and not every host can shift its TSC. Without the bit Linux
+        // uses kvmclock, to which KVM_KVMCLOCK_CTRL reports a stop. With the bit it uses the TSC.
         0x8000_0007 => set_bit(&mut entry.edx, 8, false),
         0x4000_0001 if irqchip == IrqchipMode::User => {
             for bit in NEEDS_KERNEL_APIC {
@@ -56,15 +56,15 @@ pub(super) fn adapt(entry: &mut CpuidEntry, irqchip: IrqchipMode, apic: LocalApi
 pub struct MsrRange {
     /// The first.
     pub first: u32,
-    /// How many.
+    /// The number of MSRs.
     pub count: u32,
 }
 
-/// The MSRs that a VMM with this irqchip has to filter (`KVM_X86_SET_MSR_FILTER`) so that it sees
-/// what the guest does to its local APIC.
+/// The MSRs that a VMM with this irqchip has to filter (`KVM_X86_SET_MSR_FILTER`) to see what the
+/// guest does to its local APIC.
 ///
-/// KVM handles these by itself otherwise, without an exit and for a local APIC that is not
-/// there. The x2APIC registers, 0x800 to 0x8ff, cannot be filtered: without a local APIC in the
+/// Without the filter KVM handles these by itself: there is no exit, although there is no local
+/// APIC in the kernel. The x2APIC registers, 0x800 to 0x8ff, cannot be filtered: without a local APIC in the
 /// kernel they fail, and leave the guest with `KVM_MSR_EXIT_REASON_INVAL`.
 #[must_use]
 pub const fn filtered_msrs(irqchip: IrqchipMode) -> &'static [MsrRange] {

@@ -1,17 +1,17 @@
-//! Which vCPU this is, and how many there are.
+//! The topology: one package of single-threaded cores.
 
 use thiserror::Error;
 
 use super::entry::{CpuidEntry, set_bit, set_field};
 use crate::capability::VcpuId;
 
-/// A topology that there cannot be.
+/// The vCPU's index is not below the number of vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("{vcpu} is not one of {count} vCPUs")]
 pub struct TopologyError {
-    /// Which vCPU was asked for.
+    /// The vCPU asked for.
     pub vcpu: VcpuId,
-    /// How many there are.
+    /// The number of vCPUs.
     pub count: u16,
 }
 
@@ -47,12 +47,12 @@ impl Topology {
         self.vcpu.0 as u32
     }
 
-    /// How many bits an APIC id needs.
+    /// The number of bits of an APIC id.
     fn id_bits(&self) -> u32 {
         u32::from(self.count).next_power_of_two().trailing_zeros()
     }
 
-    /// How many APIC ids there can be, which is what CPUID counts by.
+    /// The number of APIC ids with that many bits. CPUID counts by it.
     fn addressable(&self) -> u32 {
         1 << self.id_bits()
     }

@@ -1,11 +1,10 @@
-//! The one place that calls `KVM_SET_GUEST_DEBUG`.
+//! `KVM_SET_GUEST_DEBUG`. No other file calls it.
 
 use kvm_bindings::{kvm_guest_debug, kvm_guest_debug_arch};
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
-use crate::applied::{AppliedDebug, Rearm};
-use crate::guest_debug::{GuestDebug, GuestDebugFlags};
+use super::x86::{GuestDebug, GuestDebugFlags};
 use crate::vcpu_control::VcpuControl;
 
 impl From<&GuestDebug> for kvm_guest_debug {
@@ -23,88 +22,37 @@ impl From<&GuestDebug> for kvm_guest_debug {
 /// KVM refused a `KVM_SET_GUEST_DEBUG`. The state that was in force before still is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SetGuestDebugError {
-    /// `EBUSY`: an exception already waits to enter the guest, so none can be injected. Run the
-    /// vCPU once (with `immediate_exit` if the guest must not move), then inject.
+    /// `EBUSY`: an exception is already pending in the vCPU, so none can be injected. Run the
+    /// vCPU once (with `immediate_exit` if the guest must not move), then inject; or give the
+    /// injection up ([`VcpuControl::cancel_injection`]).
     #[error(
-        "KVM_SET_GUEST_DEBUG({control:?}): an exception already waits in the guest; run the vCPU \
-         before another is injected"
+        "KVM_SET_GUEST_DEBUG({control:?}): an exception is already pending in the vCPU; run the \
+         vCPU before another is injected"
     )]
     ExceptionPending {
-        /// What was asked for.
+        /// The flags asked for.
         control: GuestDebugFlags,
     },
     /// Any other refusal. `EINVAL` means a guest whose state is protected from the host.
     #[error("KVM_SET_GUEST_DEBUG({control:?}) failed: {source}")]
     Refused {
-        /// What was asked for.
+        /// The flags asked for.
         control: GuestDebugFlags,
-        /// What KVM answered.
+        /// The error from KVM.
         source: kvm_ioctls::Error,
     },
 }
 
-/// Sets one vCPU's debug state, and remembers it.
+/// Sets the debug state that `control` has pending. Returns `true` if KVM was called.
 ///
-/// One per vCPU, owned by whoever owns the [`VcpuFd`]. KVM replaces the whole state at each call:
-/// nobody else may call `VcpuFd::set_guest_debug` on that vCPU.
+/// KVM replaces the whole state at each call, so no other component may call
+/// `VcpuFd::set_guest_debug` on this vCPU. If one did, call [`VcpuControl::forget_applied`] first.
 ///
-/// Order matters. KVM captures the linear RIP at the call, so write the registers first and call
-/// [`apply`](Self::apply) last, with [`Rearm::Always`], before each single step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GuestDebugControl {
-    state: AppliedDebug,
-}
-
-impl GuestDebugControl {
-    /// For a vCPU that was just created.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self {
-            state: AppliedDebug::fresh(),
-        }
-    }
-
-    /// For a vCPU that somebody else may have debugged: the first [`apply`](Self::apply) always
-    /// calls KVM.
-    #[must_use]
-    pub const fn adopt() -> Self {
-        Self {
-            state: AppliedDebug::unknown(),
-        }
-    }
-
-    /// Puts `wanted` in force. Answers whether KVM had to be called.
-    ///
-    /// # Errors
-    /// If KVM refuses; the previous state then stays in force and is remembered as such.
-    pub fn apply(
-        &mut self,
-        vcpu: &VcpuFd,
-        wanted: &GuestDebug,
-        rearm: Rearm,
-    ) -> Result<bool, SetGuestDebugError> {
-        if !self.state.needs(wanted, rearm) {
-            return Ok(false);
-        }
-        set_guest_debug(vcpu, wanted)?;
-        self.state.record(wanted);
-        Ok(true)
-    }
-
-    /// The lasting state in force, if it is known.
-    #[must_use]
-    pub const fn current(&self) -> Option<&GuestDebug> {
-        self.state.current()
-    }
-}
-
-/// Puts in force what `control` has pending. Answers whether KVM had to be called.
-///
-/// [`VcpuControl`] remembers the state itself: use either this or a [`GuestDebugControl`] for one
-/// vCPU, not both.
+/// Order matters. KVM captures the linear RIP at the call: write the registers first, and call
+/// this last.
 ///
 /// # Errors
-/// If KVM refuses; it is pending still, and the previous state stays in force.
+/// If KVM refuses. The previous state stays in force, and what was asked for stays pending.
 pub fn apply_pending(control: &mut VcpuControl, vcpu: &VcpuFd) -> Result<bool, SetGuestDebugError> {
     match control.pending() {
         None => Ok(false),

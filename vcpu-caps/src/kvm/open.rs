@@ -34,7 +34,7 @@ pub enum OpenError {
     Open {
         /// The device.
         path: CString,
-        /// What the kernel answered.
+        /// The error from the kernel.
         source: kvm_ioctls::Error,
     },
     /// The file is something else, or speaks another version of the API than 12, the only one
@@ -43,7 +43,7 @@ pub enum OpenError {
     ApiVersion {
         /// The device.
         path: CString,
-        /// What `KVM_GET_API_VERSION` answered; -1 for a file that is no KVM device.
+        /// The result of `KVM_GET_API_VERSION`; -1 for a file that is not a KVM device.
         version: i32,
     },
 }
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_kvm_device_is_refused() {
+    fn a_file_that_is_not_a_kvm_device_is_refused() {
         let error = open_at(c"/dev/null").unwrap_err();
         assert!(
             matches!(error, OpenError::ApiVersion { version: -1, .. }),

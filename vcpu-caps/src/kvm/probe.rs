@@ -1,4 +1,4 @@
-//! What KVM says of itself.
+//! KVM's claims.
 
 use std::ffi::c_ulong;
 use std::format;
@@ -13,12 +13,12 @@ use kvm_bindings::{
 };
 use kvm_ioctls::Kvm;
 
+use super::x86::GuestDebugFlags;
 use crate::capability::Capability;
 use crate::evidence::Finding;
-use crate::guest_debug::GuestDebugFlags;
 use crate::report::{HostFacts, HostReport};
 
-/// The modules that bring a KVM flavour. `kvm` alone is the part that all share.
+/// The modules of KVM's flavours. All share the module `kvm`.
 const FLAVOURS: [&str; 3] = ["kvm_intel", "kvm_amd", "kvm_pvm"];
 
 /// `KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS`: all groups there are.
@@ -26,7 +26,7 @@ const SYNC_ALL: u32 = 0b111;
 
 /// Asks KVM what it can do: `KVM_CHECK_EXTENSION` and the mask of debug flags.
 ///
-/// Nothing is run, so nothing is better than claimed. It takes some ten system calls.
+/// No guest is run, so no finding is better than claimed. It takes some ten system calls.
 #[must_use]
 pub fn probe(kvm: &Kvm) -> HostReport {
     let claims = Claims::read(kvm);
@@ -116,7 +116,7 @@ impl Claims {
             Capability::TscOffset => extension("KVM_CAP_VCPU_ATTRIBUTES", self.vcpu_attributes),
             Capability::ClockCtrl => extension("KVM_CAP_KVMCLOCK_CTRL", self.kvmclock_ctrl),
             Capability::SplitIrqchip => extension("KVM_CAP_SPLIT_IRQCHIP", self.split_irqchip),
-            // Whether the filter is asked for this one is not told.
+            // KVM does not report whether it asks the filter for this MSR.
             Capability::UserMsrExit | Capability::UserTscDeadline => {
                 extension("KVM_CAP_X86_USER_SPACE_MSR", self.user_space_msr)
             }
@@ -140,6 +140,11 @@ impl Claims {
             Finding::claimed(format!("KVM_CAP_SET_GUEST_DEBUG2 has {:#x}", flag.bits()))
         } else if self.guest_debug_mask == 0 && before_mask.contains(flag) {
             Finding::claimed("KVM_CAP_SET_GUEST_DEBUG")
+        } else if flag == GuestDebugFlags::BLOCKIRQ {
+            Finding::absent(format!(
+                "KVM_CAP_SET_GUEST_DEBUG2 lacks {:#x}; Linux 5.15 and later have it",
+                flag.bits()
+            ))
         } else {
             Finding::absent(format!("KVM_CAP_SET_GUEST_DEBUG2 lacks {:#x}", flag.bits()))
         }

@@ -54,9 +54,9 @@ impl Arming {
         &mut self,
         armed: &Armed,
     ) -> Result<(), StepperError<V::Error>> {
-        if self.stepping {
-            self.control.end_step()?;
-            self.stepping = false;
+        if std::mem::take(&mut self.stepping) {
+            // A plan without steps refuses this, too: there is nothing to end then.
+            let _ = self.control.end_step();
         }
         self.control.drop_owner(DEBUGGER);
         self.intend_breakpoints::<V>(armed, &armed.hardware)
@@ -139,22 +139,25 @@ impl Arming {
     /// If the debug state is in force and the registers came with the last exit, TF goes back in
     /// with them, and the entry is the step's only system call. Otherwise the hypervisor sets TF
     /// where it finds RIP.
+    ///
+    /// `now` is [`RegisterGroups::EXPEDITED`] as the vCPU has them, but for TF: the guest's own.
     pub(super) fn arm_step<V: Vcpu>(
         &mut self,
+        now: &RegisterFile,
         vcpu: &mut V,
         registers: &mut Registers,
     ) -> Result<(), StepperError<V::Error>> {
         // Not in force if the vCPU was to run freely since, and was stopped before it had begun.
         let in_force = self.control.get(Capability::SingleStep).unwrap_or(false);
         let in_series = in_force && registers.are_cached() && self.control.pending().is_none();
-        let cheap = in_series && (self.survives_init || !V::TF_FOLLOWS_ARMED_RIP);
-        if cheap && vcpu.set_tf_at_entry() {
+        let survives = self.survives_init || !V::TF_FOLLOWS_ARMED_RIP;
+        if in_series && survives && registers.trapped() && vcpu.set_tf_at_entry() {
             return Ok(());
         }
         self.control.step()?;
-        let waits = registers.run_state() == RunState::Halted && !self.injects();
-        if V::TF_FOLLOWS_ARMED_RIP && (in_series || waits) {
-            self.arm_as_reset(vcpu, registers)
+        let runs = matches!(registers.run_state(), RunState::Runnable | RunState::Halted);
+        if V::TF_FOLLOWS_ARMED_RIP && runs && !self.injects() && may_write(vcpu, registers)? {
+            self.arm_as_reset(now, vcpu, registers)
         } else {
             self.arm(vcpu, registers)
         }
@@ -176,21 +179,15 @@ impl Arming {
     /// where the reset has it. The instruction that is stepped without INIT gets its TF by hand,
     /// as all that follow in a series do.
     ///
-    /// Not for the first step after a free run: the write of registers would drop an exception that
-    /// KVM has queued and not injected (`__set_regs`).
+    /// No exception may be queued: the writes of registers would lose it. And since `now` was read
+    /// nothing may have read the run state: that takes INIT, and what is written would be stale.
     fn arm_as_reset<V: Vcpu>(
         &mut self,
+        now: &RegisterFile,
         vcpu: &mut V,
         registers: &mut Registers,
     ) -> Result<(), StepperError<V::Error>> {
-        let run_state = registers.run_state();
-        let mut file = registers.expedited(vcpu)?;
-        if registers.run_state() != run_state {
-            // INIT has just come.
-            return self.arm(vcpu, registers);
-        }
-        // From here on nothing may read the run state: that takes INIT, and what is written would
-        // be stale.
+        let mut file = now.clone();
         registers.hide_tf(super::registers::has_tf(&file));
         let mut elsewhere = file.clone();
         let distance = LINEAR_RIP_OF_RESET.wrapping_sub(file.linear_pc());
@@ -221,4 +218,18 @@ impl Arming {
     ) -> Result<(), StepperError<V::Error>> {
         Ok(self.control.inject(exception)?)
     }
+}
+
+/// Returns `true` if no exception waits that a write of registers would lose.
+pub(super) fn may_write<V: Vcpu>(
+    vcpu: &mut V,
+    registers: &Registers,
+) -> Result<bool, StepperError<V::Error>> {
+    if registers.trapped() {
+        return Ok(true);
+    }
+    let pending = vcpu
+        .exception_pending()
+        .map_err(StepperError::of("reading pending exceptions"))?;
+    Ok(!pending)
 }

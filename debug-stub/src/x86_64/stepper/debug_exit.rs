@@ -51,7 +51,7 @@ pub(super) fn sort<V: Vcpu>(
             }
             let hits = exit.dr6 & DR6_HITS;
             let mut owed = exit.dr6 & DR6_BD;
-            let debuggers = arming.control.intent().hardware.iter().any(Option::is_some);
+            let debuggers = !arming.control.intent().hardware.is_empty();
             if !debuggers && hits != 0 {
                 // The guest's own DR0-DR3 were in force, if any. Only those that its DR7 enables
                 // count: QEMU's TCG compares RIP with all four at each single step, and what is in
@@ -81,7 +81,9 @@ pub(super) fn sort<V: Vcpu>(
 fn hit(exit: &DebugExit, arming: &Arming) -> Option<StopReason> {
     let hardware = arming.control.intent().hardware;
     hardware.iter().enumerate().find_map(|(slot, breakpoint)| {
-        let breakpoint = breakpoint.filter(|_| exit.dr6 & DR6_HITS & (1 << slot) != 0)?;
+        if exit.dr6 & DR6_HITS & (1 << slot) == 0 {
+            return None;
+        }
         let watched = |access| StopReason::Watchpoint {
             address: breakpoint.address(),
             access,

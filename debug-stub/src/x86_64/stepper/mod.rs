@@ -42,7 +42,7 @@ mod vcpu;
 
 use std::sync::Arc;
 
-use vcpu_caps::{Capability, Plan, VcpuControl, VcpuId};
+use vcpu_caps::{Plan, VcpuControl, VcpuId};
 
 pub use arming::DEBUGGER;
 pub use vcpu::{DebugExit, DebugStatus, Next, Outcome, RunState, StepperError, Vcpu};
@@ -145,8 +145,7 @@ impl Stepper {
     /// Returns `true` if hardware interrupts are withheld, by any owner and mechanism.
     #[must_use]
     pub fn is_masked(&self) -> bool {
-        let control = self.control();
-        control.get(Capability::MaskHwintr).unwrap_or(false)
+        self.control().is_masked()
     }
 
     /// Returns `true` if one instruction is to be run, not the guest.
@@ -176,7 +175,7 @@ impl Stepper {
             return Next::Stopped(reason.clone());
         }
         if let Err(error) = self.give_up_step(vcpu) {
-            return self.fail(&error, vcpu);
+            return self.fail(&error, vcpu, memory);
         }
         self.armed = Arc::clone(armed);
         let started = match order {
@@ -184,7 +183,7 @@ impl Stepper {
             VcpuOrder::Continue => self.start_free(vcpu),
             VcpuOrder::Step(order) => self.start_step(order.clone(), true, vcpu, memory),
         };
-        started.unwrap_or_else(|error| self.fail(&error, vcpu))
+        started.unwrap_or_else(|error| self.fail(&error, vcpu, memory))
     }
 
     /// The vCPU has run, and what it asked for is served: what to do next.
@@ -197,7 +196,8 @@ impl Stepper {
         memory: &impl GuestMemory,
     ) -> Next {
         self.incomplete = outcome == Outcome::Served;
-        self.registers.ran(vcpu, self.arming.syncs());
+        let trapped = matches!(outcome, Outcome::Debug(_));
+        self.registers.ran(vcpu, self.arming.syncs(), trapped);
         if outcome == Outcome::Restarted {
             vcpu.discard_tf_at_entry();
             self.registers.restarted();
@@ -212,7 +212,7 @@ impl Stepper {
             (State::Free { .. }, outcome) => self.ran_free(&outcome, vcpu, memory),
             (State::Stepping(_), outcome) => self.ran_step(&outcome, vcpu, memory),
         };
-        next.unwrap_or_else(|error| self.fail(&error, vcpu))
+        next.unwrap_or_else(|error| self.fail(&error, vcpu, memory))
     }
 
     /// The vCPU is to stop: call it in place of an entry, as often as the loop would enter while
@@ -233,7 +233,7 @@ impl Stepper {
             State::Stepping(_) => self.interrupt_step(vcpu, memory),
             State::Stopped | State::Free { .. } => return self.stop(StopReason::Interrupted),
         };
-        next.unwrap_or_else(|error| self.fail(&error, vcpu))
+        next.unwrap_or_else(|error| self.fail(&error, vcpu, memory))
     }
 
     /// Leaves no trace of a debugger: nothing armed, nothing held by it, the guest's own TF
@@ -307,8 +307,25 @@ impl Stepper {
     }
 
     /// A call failed: the order is over, and nothing stays armed, masked or lent.
-    fn fail<V: Vcpu>(&mut self, error: &StepperError<V::Error>, vcpu: &mut V) -> Next {
+    fn fail<V: Vcpu>(
+        &mut self,
+        error: &StepperError<V::Error>,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Next {
         let mut text = format!("{}: {error}", self.id());
+        // What the instruction left is mended all the same, as far as that is possible.
+        if let State::Stepping(stepping) = &self.state {
+            let mut context = Context {
+                arming: &mut self.arming,
+                registers: &mut self.registers,
+                vcpu: &mut *vcpu,
+                memory,
+            };
+            if let Err(again) = stepping.step.mend(&mut context) {
+                text += &format!("; also {again}");
+            }
+        }
         if let Err(again) = self.give_up_step(vcpu) {
             text += &format!("; also {again}");
         }
@@ -546,7 +563,8 @@ impl Stepper {
             );
             return self.finish_instruction(vcpu, memory);
         }
-        self.arming.arm_step(vcpu, &mut self.registers)?;
+        let now = self.registers.expedited(vcpu)?;
+        self.arming.arm_step(&now, vcpu, &mut self.registers)?;
         Ok(Next::Enter)
     }
 

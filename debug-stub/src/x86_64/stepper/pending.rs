@@ -4,13 +4,14 @@ use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use super::arming::Arming;
 use super::debug_exit::owe_debug_exception;
-use super::registers::Registers;
+use super::registers::{Registers, has_tf};
 use super::system_call::Lent;
 use super::vcpu::{RunState, StepperError, Vcpu};
+use crate::address::GuestPhysAddr;
 use crate::host::GuestMemory;
 use crate::order::Armed;
 use crate::x86_64::bits::{CR0_PE, DR6_BS};
-use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepClass, StepPlan};
+use crate::x86_64::{Progress, RegisterFile, RegisterGroups, Settlement, StepClass, StepPlan};
 
 /// The longest instruction, in bytes (SDM 2A 2.3.11).
 const LONGEST_INSTRUCTION: u64 = 15;
@@ -57,11 +58,12 @@ impl PendingStep {
         let run_state = registers.run_state();
         let pc = before.linear_pc();
         let plan = StepPlan::new(&before, *memory);
-        *lent = Lent::lend(plan.class(), &before, *vcpu, registers)?;
+        let mut now = before.clone();
+        *lent = Lent::lend(plan.class(), &mut now, *vcpu, registers)?;
         let stays = |breakpoint: &&HwBreakpoint| !(first && executes_at(breakpoint, pc));
         let hardware: Vec<HwBreakpoint> = armed.hardware.iter().filter(stays).copied().collect();
         arming.intend_step::<V>(mask, armed, &hardware)?;
-        arming.arm_step(*vcpu, registers)?;
+        arming.arm_step(&now, *vcpu, registers)?;
         Ok(Self {
             plan,
             before,
@@ -91,6 +93,24 @@ impl PendingStep {
             && registers.refresh_run_state(vcpu)? != RunState::WaitForInit)
     }
 
+    /// Mends what the step left, of which it is not known how far it got.
+    pub(super) fn mend<V: Vcpu, M: GuestMemory>(
+        &self,
+        context: &mut Context<'_, V, M>,
+    ) -> Result<(), StepperError<V::Error>> {
+        let mut after = context.registers.expedited(context.vcpu)?;
+        self.lent.hide(&mut after);
+        if is_restarted(&self.before, &after, context.memory) {
+            context.registers.set_guest_tf(false);
+            return Ok(());
+        }
+        let settlement = self.plan.settle(&after, context.memory);
+        if settlement.progress == Progress::Done {
+            self.apply(&settlement, after, context)?;
+        }
+        Ok(())
+    }
+
     /// Mends what the step left, and says whether it got anywhere. `trapped` says that a debug
     /// exception or HLT ended it.
     pub(super) fn settle<V: Vcpu, M: GuestMemory>(
@@ -98,26 +118,44 @@ impl PendingStep {
         trapped: bool,
         context: &mut Context<'_, V, M>,
     ) -> Result<Progress, StepperError<V::Error>> {
+        let mut after = context.registers.expedited(context.vcpu)?;
+        self.lent.hide(&mut after);
+        if is_restarted(&self.before, &after, context.memory) {
+            // The instruction is no more, and nothing of it is to be mended.
+            context.registers.set_guest_tf(false);
+            return Ok(Progress::Done);
+        }
+        if !trapped && after.core.rip == self.before.core.rip {
+            return Ok(Progress::NotStarted);
+        }
+        let settlement = self.plan.settle(&after, context.memory);
+        if settlement.progress == Progress::NotStarted {
+            return Ok(Progress::NotStarted);
+        }
+        self.apply(&settlement, after, context)?;
+        if self.plan.class() == StepClass::Halt {
+            // It may be halted now: the next step reads the run state, together with the registers.
+            context.registers.forget();
+        }
+        if settlement.guest_trap {
+            owe_debug_exception(DR6_BS, context.arming, context.vcpu)?;
+        }
+        Ok(Progress::Done)
+    }
+
+    /// Writes what the step is to have left: stored RFLAGS, R11, the guest's own TF.
+    fn apply<V: Vcpu, M: GuestMemory>(
+        &self,
+        settlement: &Settlement,
+        mut after: RegisterFile,
+        context: &mut Context<'_, V, M>,
+    ) -> Result<(), StepperError<V::Error>> {
         let Context {
             arming,
             registers,
             vcpu,
             memory,
         } = context;
-        let mut after = registers.expedited(*vcpu)?;
-        self.lent.hide(&mut after);
-        if is_restarted(&self.before, &after) {
-            // The instruction is no more, and nothing of it is to be mended.
-            registers.set_guest_tf(false);
-            return Ok(Progress::Done);
-        }
-        if !trapped && after.core.rip == self.before.core.rip {
-            return Ok(Progress::NotStarted);
-        }
-        let settlement = self.plan.settle(&after, *memory);
-        if settlement.progress == Progress::NotStarted {
-            return Ok(Progress::NotStarted);
-        }
         if !settlement.mend(*memory) {
             tracing::warn!(
                 vcpu = %arming.control.id(), pc = format_args!("{:#x}", self.pc()),
@@ -126,30 +164,59 @@ impl PendingStep {
         }
         if let Some(r11) = settlement.r11 {
             after.core.r11 = r11;
-            registers.write(*vcpu, RegisterGroups::CORE, &after)?;
-        }
-        if self.plan.class() == StepClass::Halt {
-            // It may be halted now: the next step reads the run state, together with the registers.
-            registers.forget();
+            // Twice if need be: R11 must not keep TF.
+            registers
+                .write(*vcpu, RegisterGroups::CORE, &after)
+                .or_else(|_| registers.write(*vcpu, RegisterGroups::CORE, &after))?;
         }
         registers.set_guest_tf(settlement.guest_tf);
-        if settlement.guest_trap {
-            owe_debug_exception(DR6_BS, arming, *vcpu)?;
-        }
-        Ok(Progress::Done)
+        Ok(())
     }
 }
 
 /// Returns `true` if the vCPU has taken INIT and a start-up IPI since, and run one instruction there
-/// at most. Both leave it in real-address mode, at IP 0 of another code segment, with neither stack
-/// nor data (SDM 3A 9.4.4 and table 9-1); one instruction changes little of that.
-fn is_restarted(before: &RegisterFile, after: &RegisterFile) -> bool {
+/// at most, or entered the handler of an event. Both leave it in real-address mode, at IP 0 of
+/// another code segment, with neither stack nor data (SDM 3A 9.4.4 and table 9-1); one instruction
+/// changes little of that.
+///
+/// The frame of an event that came there shows the debugger's TF: it is mended.
+fn is_restarted(before: &RegisterFile, after: &RegisterFile, memory: &impl GuestMemory) -> bool {
     let special = &after.special;
-    let moved = before.special.cs.base != special.cs.base && after.core.rip <= LONGEST_INSTRUCTION;
+    let real = special.cr0 & CR0_PE == 0;
     let unset = [&special.ds, &special.es, &special.ss].map(|segment| segment.selector == 0);
     let nearly_unset = unset.into_iter().filter(|unset| !unset).count() <= 1;
-    let real = special.cr0 & CR0_PE == 0;
-    moved && real && nearly_unset && (after.core.rsp == 0 || before.special.cr0 & CR0_PE != 0)
+    if !real || !nearly_unset {
+        return false;
+    }
+    let sp = after.core.rsp & 0xffff;
+    let frame = !has_tf(before)
+        && [0, FRAME_AFTER_RESTART].contains(&sp)
+        && mend_frame_after_restart(after, memory);
+    let moved = before.special.cs.base != special.cs.base && after.core.rip <= LONGEST_INSTRUCTION;
+    let at_start = moved && (after.core.rsp == 0 || before.special.cr0 & CR0_PE != 0);
+    at_start || (frame && sp == FRAME_AFTER_RESTART)
+}
+
+/// Offset of the first frame on the stack of a vCPU that was restarted, whose SP was 0.
+const FRAME_AFTER_RESTART: u64 = 0xfffa;
+/// RFLAGS after a reset, with the TF of a step.
+const RFLAGS_AFTER_RESTART: u16 = 0x102;
+
+/// Takes TF out of the frame of an event that entered a vCPU that was restarted: IP within the first
+/// instruction, CS as a start-up IPI sets it, FLAGS. Returns `true` if there is one.
+fn mend_frame_after_restart(after: &RegisterFile, memory: &impl GuestMemory) -> bool {
+    let at = after.special.ss.base.wrapping_add(FRAME_AFTER_RESTART);
+    let mut frame = [0; 6];
+    if memory.read_memory(GuestPhysAddr(at), &mut frame) != frame.len() {
+        return false;
+    }
+    let [ip, ip_high, cs, _, flags, flags_high] = frame;
+    let found = u64::from(ip) <= LONGEST_INSTRUCTION
+        && ip_high == 0
+        && cs == 0
+        && u16::from_le_bytes([flags, flags_high]) == RFLAGS_AFTER_RESTART;
+    // Bit 8 of the image.
+    found && memory.write_memory(GuestPhysAddr(at.wrapping_add(5)), &[flags_high & !1]) == 1
 }
 
 /// Returns `true` if the breakpoint is for the instruction at `pc`.

@@ -21,6 +21,8 @@ pub(super) struct Registers {
     cached: Option<Box<RegisterFile>>,
     run_state: RunState,
     guest_tf: GuestTf,
+    /// The last run ended in a debug exception: no other exception is queued.
+    trapped: bool,
 }
 
 impl Registers {
@@ -34,9 +36,11 @@ impl Registers {
         self.run_state
     }
 
-    /// The vCPU has run. `synced` says that registers came with the exit.
-    pub(super) fn ran<V: Vcpu>(&mut self, vcpu: &mut V, synced: bool) {
+    /// The vCPU has run. `synced` says that registers came with the exit, and `trapped` that it was a
+    /// debug exception.
+    pub(super) fn ran<V: Vcpu>(&mut self, vcpu: &mut V, synced: bool, trapped: bool) {
         self.run_state = RunState::Runnable;
+        self.trapped = trapped;
         let tf = self.guest_tf;
         let file = self.cached.take();
         self.cached = if synced {
@@ -52,6 +56,11 @@ impl Registers {
             }
             file
         });
+    }
+
+    /// Returns `true` if a write of registers loses no exception, without asking the hypervisor.
+    pub(super) fn trapped(&self) -> bool {
+        self.trapped
     }
 
     /// Something else may have changed the registers.

@@ -7,6 +7,7 @@
 //! the next interrupt, or never. So TF is left out of the mask, or put into R11, for this one
 //! instruction.
 
+use super::arming::may_write;
 use super::registers::Registers;
 use super::vcpu::{StepperError, Vcpu};
 use crate::x86_64::bits::RFLAGS_TF;
@@ -28,10 +29,11 @@ pub(super) enum Lent {
 
 impl Lent {
     /// Makes sure that the instruction ends in a trap. Call it before the step is armed, and
-    /// [`take_back`](Self::take_back) when it has ended, in whatever way.
+    /// [`take_back`](Self::take_back) when it has ended, in whatever way. `now` is what the
+    /// registers are, and is kept so.
     pub(super) fn lend<V: Vcpu>(
         class: StepClass,
-        before: &RegisterFile,
+        now: &mut RegisterFile,
         vcpu: &mut V,
         registers: &mut Registers,
     ) -> Result<Self, StepperError<V::Error>> {
@@ -47,12 +49,14 @@ impl Lent {
                     .map_err(StepperError::of("writing IA32_FMASK"))?;
                 Ok(Self::Fmask(mask))
             }
-            StepClass::SystemReturn if before.core.r11 & RFLAGS_TF == 0 => {
-                let own = before.core.r11;
+            // An exception that waits comes first.
+            StepClass::SystemReturn
+                if now.core.r11 & RFLAGS_TF == 0 && may_write(vcpu, registers)? =>
+            {
+                let own = now.core.r11;
                 let lent = own | RFLAGS_TF;
-                let mut file = before.clone();
-                file.core.r11 = lent;
-                registers.write(vcpu, RegisterGroups::CORE, &file)?;
+                now.core.r11 = lent;
+                registers.write(vcpu, RegisterGroups::CORE, now)?;
                 Ok(Self::R11 { own, lent })
             }
             _ => Ok(Self::Nothing),

@@ -68,6 +68,13 @@ pub trait Vcpu {
     /// If the hypervisor refuses.
     fn set_dr6(&mut self, dr6: u64) -> Result<(), Self::Error>;
 
+    /// Returns `true` if an exception is queued or half delivered (`KVM_GET_VCPU_EVENTS`): a write
+    /// of registers would lose it (KVM, `__set_regs`), and the stepper does without.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn exception_pending(&mut self) -> Result<bool, Self::Error>;
+
     /// What the vCPU waits for. May accept a pending INIT or start-up IPI, as
     /// `KVM_GET_MP_STATE` does, and so change registers.
     ///

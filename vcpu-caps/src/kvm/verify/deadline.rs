@@ -1,10 +1,10 @@
 //! A hard bound on one `KVM_RUN`, without a helper thread, a descriptor or a signal handler.
 //!
-//! A POSIX timer sends a signal to this very thread. The thread keeps that signal blocked;
-//! `KVM_SET_SIGNAL_MASK` (api.rst 4.20) unblocks it, and nothing else, inside `KVM_RUN` only.
-//! A signal that comes early is pending and ends the next `KVM_RUN` before it enters the guest;
-//! one that comes during the run ends it; one that comes late is taken off the queue. There is no
-//! window in which it is lost, and no handler for it ever runs.
+//! A POSIX timer sends a signal to the calling thread. The thread keeps that signal blocked.
+//! `KVM_SET_SIGNAL_MASK` (api.rst 4.20) unblocks this signal alone, and inside `KVM_RUN` only.
+//! A signal before the run stays pending and ends the next `KVM_RUN` before it enters the guest. A
+//! signal during the run ends it. A signal after the run is taken off the queue. There is no window
+//! in which the signal is lost, and no handler for it ever runs.
 #![expect(
     unsafe_code,
     reason = "timers, signal masks and one ioctl have no safe wrapper"
@@ -34,14 +34,14 @@ struct SignalMask {
 
 /// Ends a `KVM_RUN` of the calling thread after a given time.
 ///
-/// While it lives, `SIGRTMAX` is blocked in this thread and belongs to it.
+/// While it exists, `SIGRTMAX` is blocked in the calling thread and reserved for it.
 #[derive(Debug)]
 pub(super) struct Deadline {
     timer: timer_t,
     signal: c_int,
     only_signal: sigset_t,
     old_mask: sigset_t,
-    /// The signal goes to the thread that made this, so it must stay there.
+    /// The signal goes to the thread that created the timer; therefore the value stays there.
     _not_send: PhantomData<*const ()>,
 }
 
@@ -116,7 +116,7 @@ impl Deadline {
         })
     }
 
-    /// Stops the clock. Answers whether time had run out.
+    /// Stops the clock. Returns `true` if time had run out.
     pub(super) fn disarm(&self) -> bool {
         // Look first: since Linux 6.13 a signal that is still queued goes with its setting.
         let in_time = self.take_signal();

@@ -5,7 +5,7 @@ use std::format;
 use super::machine::{CODE, DATA, Exit, HANDLER, Machine, STACK, Stop};
 use super::{Case, Seen};
 use crate::capability::Capability;
-use crate::guest_debug::{DebugIntent, HwBreakpoint, HwBreakpointKind, Inject};
+use crate::debug_state::{DebugIntent, HwBreakpoint, HwBreakpointKind, Inject};
 
 pub(super) const CASES: &[Case] = &[
     (Capability::SingleStep, single_step),
@@ -99,6 +99,9 @@ fn bpt_exit(machine: &mut Machine<'_>) -> Seen {
     }
 }
 
+/// An address that no program reaches.
+const NEVER_EXECUTED: u64 = DATA as u64;
+
 /// Each of the four slots in turn stops before its instruction executes.
 fn hw_breakpoint(machine: &mut Machine<'_>) -> Seen {
     let mut guest = machine.vcpu(
@@ -112,12 +115,12 @@ fn hw_breakpoint(machine: &mut Machine<'_>) -> Seen {
         ],
         None,
     )?;
-    let mut intent = DebugIntent {
-        hardware: [1, 2, 3, 4].map(|n| Some(HwBreakpoint::execute(u64::from(CODE) + n))),
-        ..DebugIntent::default()
-    };
+    let mut hardware = [1, 2, 3, 4].map(|n| HwBreakpoint::execute(u64::from(CODE) + n));
     for slot in 0..4_u64 {
-        guest.debug(&intent)?;
+        guest.debug(&DebugIntent {
+            hardware: &hardware,
+            ..DebugIntent::default()
+        })?;
         let wanted = u64::from(CODE) + 1 + slot;
         match guest.run()? {
             Exit::Debug { exception, pc, dr6 }
@@ -135,12 +138,14 @@ fn hw_breakpoint(machine: &mut Machine<'_>) -> Seen {
                 "stopped at slot {slot} with AX {ax}, not {slot}"
             )));
         }
-        // An execute breakpoint is a fault: it would hit again.
-        if let Some(place) = intent.hardware.iter_mut().find(|place| place.is_some()) {
-            *place = None;
+        // An execute breakpoint is a fault: it would hit again. The others keep their slots.
+        for passed in &mut hardware {
+            if passed.address() == wanted {
+                *passed = HwBreakpoint::execute(NEVER_EXECUTED);
+            }
         }
     }
-    guest.debug(&intent)?;
+    guest.debug(&DebugIntent::default())?;
     guest.expect(&Exit::Hlt)?;
     Ok("an execute breakpoint hit in each of the 4 slots".into())
 }
@@ -161,7 +166,7 @@ fn watchpoint(machine: &mut Machine<'_>) -> Seen {
         let watch = HwBreakpoint::watch(u64::from(DATA), 2, kind);
         let mut guest = machine.vcpu(&program, None)?;
         guest.debug(&DebugIntent {
-            hardware: [Some(watch), None, None, None],
+            hardware: &[watch],
             ..DebugIntent::default()
         })?;
         let wanted = u64::from(CODE) + next_instruction;
@@ -186,8 +191,9 @@ fn watchpoint(machine: &mut Machine<'_>) -> Seen {
 /// A #BP that has left the guest is given back, as a debugger does with an INT3 that is not its
 /// own: the handler must return behind the INT3.
 ///
-/// VMX takes the length of the instruction from the exit before (vmx.c, `vmx_inject_exception`), so
-/// this is the way to ask. Where INT3 does not leave the guest, any instruction has to do.
+/// VMX takes the length of the instruction from the previous exit (vmx.c, `vmx_inject_exception`);
+/// therefore the #BP follows an INT3 here. Where INT3 does not leave the guest, it follows another
+/// instruction.
 fn inject_bp(machine: &mut Machine<'_>) -> Seen {
     let mut guest = machine.vcpu(
         &[
@@ -241,7 +247,7 @@ fn inject(machine: &mut Machine<'_>, inject: Inject, vector: u8) -> Seen {
         ],
         Some((vector, REPORTING_HANDLER)),
     )?;
-    // Stand somewhere that is not the entry, so that the return address proves something.
+    // Not at the entry: there the return address would prove nothing.
     let mut regs = guest.regs()?;
     regs.rip = u64::from(CODE) + 1;
     guest

@@ -54,8 +54,8 @@ fn immediate_exit(machine: &mut Machine<'_>) -> Seen {
     Ok("KVM_RUN returned EINTR with the guest unmoved".into())
 }
 
-/// A register written to the run structure is in the guest, and one that the guest has changed is
-/// in the run structure.
+/// A register that is written to the run structure arrives in the guest, and one that the guest
+/// changes arrives in the run structure.
 fn sync_regs(machine: &mut Machine<'_>) -> Seen {
     const WRITTEN: u64 = 0x4100;
     let mut guest = machine.vcpu(
@@ -95,7 +95,7 @@ fn sync_regs(machine: &mut Machine<'_>) -> Seen {
     }
 }
 
-/// HLT leaves the guest, and the guest goes on behind it.
+/// HLT leaves the guest, and the guest continues after it.
 fn halt_exit(machine: &mut Machine<'_>) -> Seen {
     let mut guest = machine.vcpu(
         &[
@@ -116,9 +116,9 @@ fn halt_exit(machine: &mut Machine<'_>) -> Seen {
     Ok("HLT left the guest (without a local APIC in the kernel)".into())
 }
 
-/// The whole protocol of a userspace irqchip: a window is asked for, opens when the guest can take
-/// an interrupt, and the interrupt given then is delivered. The loop gives it time: kvm_pvm opens the
-/// window after some thousand instructions.
+/// The whole protocol of a userspace irqchip. The VMM requests a window, the window opens when the
+/// guest can take an interrupt, and the interrupt that is injected then is delivered. The loop gives
+/// KVM time: kvm_pvm opens the window after some thousand instructions.
 fn user_irqchip(machine: &mut Machine<'_>) -> Seen {
     const VECTOR: u8 = 0x40;
     const DELIVERED: u16 = 0x84;
@@ -159,7 +159,7 @@ fn user_irqchip(machine: &mut Machine<'_>) -> Seen {
     Ok("the interrupt window opened, and KVM_INTERRUPT was delivered".into())
 }
 
-/// The guest's time-stamp counter jumps by what is added to its offset.
+/// The guest's time-stamp counter jumps by the value that is added to its offset.
 fn tsc_offset(machine: &mut Machine<'_>) -> Seen {
     /// More ticks than pass in the longest stop: 2^44 are an hour and a half at 3 GHz.
     const JUMP: u64 = 1 << 44;
@@ -224,7 +224,7 @@ fn device_attribute(
     }
 }
 
-/// The flag that tells the guest of a stop appears in its clock page.
+/// The flag that reports a stop appears in the guest's clock page.
 fn clock_ctrl(machine: &mut Machine<'_>) -> Seen {
     /// `MSR_KVM_SYSTEM_TIME_NEW` (cpuid.rst, msr.rst): address of the clock page; bit 0 enables.
     const SYSTEM_TIME: u32 = 0x4b56_4d01;
@@ -268,10 +268,10 @@ fn clock_ctrl(machine: &mut Machine<'_>) -> Seen {
     Ok("the guest's clock page told of a stop".into())
 }
 
-/// What the guest is made to read.
+/// The value that the guest reads.
 pub(super) const MSR_ANSWER: u64 = 0x1234_5678;
 
-/// A filtered RDMSR leaves the guest, and the guest reads what userspace answers.
+/// A filtered RDMSR leaves the guest, and the guest reads the value from userspace.
 fn user_msr_exit(machine: &mut Machine<'_>) -> Seen {
     /// `IA32_MISC_ENABLE`: every KVM has it, and no other case reads it.
     const MISC_ENABLE: u32 = 0x1a0;
@@ -295,8 +295,8 @@ fn user_msr_exit(machine: &mut Machine<'_>) -> Seen {
     Ok("a filtered RDMSR left the guest and was answered".into())
 }
 
-/// A filtered write of IA32_TSC_DEADLINE leaves the guest. KVM may take it before it looks at the
-/// filter, and forget it, since there is no local APIC (vmx.c, `handle_fastpath_set_tscdeadline`).
+/// A filtered write of IA32_TSC_DEADLINE leaves the guest. VMX may handle the write before KVM looks
+/// at the filter, and drop it, as there is no local APIC (vmx.c, `handle_fastpath_set_tscdeadline`).
 fn user_tsc_deadline(machine: &mut Machine<'_>) -> Seen {
     /// `IA32_TSC_DEADLINE`.
     const TSC_DEADLINE: u32 = 0x6e0;
@@ -316,7 +316,7 @@ fn user_tsc_deadline(machine: &mut Machine<'_>) -> Seen {
     Ok("a filtered WRMSR of IA32_TSC_DEADLINE left the guest".into())
 }
 
-/// Has accesses to one MSR leave the guest.
+/// Makes accesses to one MSR leave the guest.
 fn filter(machine: &Machine<'_>, msr: u32, accesses: MsrFilterRangeFlags) -> Result<(), Stop> {
     let mut capability = kvm_enable_cap {
         cap: KVM_CAP_X86_USER_SPACE_MSR,

@@ -7,7 +7,7 @@ use kvm_bindings::kvm_msi;
 use super::machine::{CODE, Exit, Guest, Machine, Stop, refused};
 use super::{Case, Seen};
 use crate::capability::Capability;
-use crate::guest_debug::DebugIntent;
+use crate::debug_state::DebugIntent;
 
 /// For a machine with the local APICs in the kernel.
 pub(super) const MASK: Case = (Capability::MaskHwintr, mask_hwintr);
@@ -57,11 +57,11 @@ const COUNT_NMI: &[u8] = &[
 const LOOP: u64 = CODE as u64 + 5;
 const LOOP_LENGTH: u64 = 3;
 
-/// Steps in the loop with an interrupt and an NMI pending: not one may land outside it. Then a free
-/// run, still masked; then the mask is lifted, and both must be delivered, once.
+/// Steps in the loop with an interrupt and an NMI pending: no step may land outside the loop. A
+/// free run follows, still masked. Then the mask is lifted, and both must be delivered, once.
 ///
-/// Before that the same without the mask: if the interrupt does not come then, the rest shows
-/// nothing.
+/// The control comes first: the same step without the mask. If the interrupt does not come there,
+/// the rest shows nothing.
 fn mask_hwintr(machine: &mut Machine<'_>) -> Seen {
     unmasked_interrupt_is_delivered_in_a_step(machine)?;
     nothing_comes_in(
@@ -73,8 +73,8 @@ fn mask_hwintr(machine: &mut Machine<'_>) -> Seen {
     )
 }
 
-/// Apart from [`mask_hwintr`], so that a test can leave the mask out and see it fail.
-pub(super) fn nothing_comes_in(machine: &mut Machine<'_>, masked: &DebugIntent) -> Seen {
+/// A function of its own: a test leaves the mask out and expects it to fail.
+pub(super) fn nothing_comes_in(machine: &mut Machine<'_>, masked: &DebugIntent<'_>) -> Seen {
     let mut guest = in_the_loop(machine)?;
     guest.debug(masked)?;
     send_interrupt(&guest)?;

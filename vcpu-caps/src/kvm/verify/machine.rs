@@ -15,10 +15,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::VerifyError;
 use super::deadline::Deadline;
-use crate::applied::Rearm;
-use crate::guest_debug::{DebugIntent, GuestDebug};
-use crate::kvm::control::GuestDebugControl;
-use crate::way::IrqchipMode;
+use crate::debug_state::DebugIntent;
+use crate::irqchip::IrqchipMode;
+use crate::kvm::control::set_guest_debug;
+use crate::kvm::x86::GuestDebug;
 
 /// Where a program begins.
 pub(super) const CODE: u16 = 0x1000;
@@ -39,9 +39,9 @@ const TSS: usize = 0xfffb_d000;
 /// What ends a case before it has shown that the ability works.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// It was seen not to work.
+    /// The ability does not work.
     Fails(Cow<'static, str>),
-    /// Nothing was learnt.
+    /// The case showed nothing.
     Unclear(Cow<'static, str>),
 }
 
@@ -52,7 +52,7 @@ impl Stop {
     }
 }
 
-/// Turns a refused call into the end of a case.
+/// Turns a refused call into a failure of the case.
 pub(super) fn refused(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Stop {
     move |error| Stop::Fails(format!("{call}: {error}").into())
 }
@@ -95,10 +95,10 @@ impl fmt::Display for Exit {
     }
 }
 
-/// A throw-away VM. It and its vCPUs are gone when it is dropped.
+/// A throw-away VM. Dropping it frees the VM and its vCPUs.
 #[derive(Debug)]
 pub(super) struct Machine<'a> {
-    // Before the memory: the VM lets go of it first.
+    // Before the memory: the VM is dropped first, and the memory is mapped into it.
     pub(super) vm: VmFd,
     memory: GuestMemoryMmap,
     irqchip: IrqchipMode,
@@ -106,7 +106,7 @@ pub(super) struct Machine<'a> {
     clock: &'a Clock,
 }
 
-/// The time that verification may take.
+/// The bounds on the time of verification.
 #[derive(Debug)]
 pub(super) struct Clock {
     deadline: Deadline,
@@ -115,9 +115,9 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// How long one `KVM_RUN` may take. Those that work take 2 ms on the slowest KVM known.
+    /// The bound on one `KVM_RUN`. A case that works takes 2 ms on the slowest KVM known.
     const ONE_RUN: Duration = Duration::from_millis(500);
-    /// How long all of them may take.
+    /// The bound on all of them.
     const ALL: Duration = Duration::from_secs(5);
 
     /// Starts the time that verification may take.
@@ -133,7 +133,7 @@ impl Clock {
         })
     }
 
-    /// How long the next run may take.
+    /// Returns the bound on the next run.
     fn left(&self) -> Duration {
         self.end.saturating_duration_since(now()).min(self.one_run)
     }
@@ -234,7 +234,7 @@ impl<'a> Machine<'a> {
         })
         .map_err(refused("KVM_SET_REGS"))?;
         if self.irqchip != IrqchipMode::User {
-            // All but the first wait for INIT otherwise.
+            // Without this all vCPUs but the first wait for INIT.
             vcpu.set_mp_state(kvm_mp_state {
                 mp_state: KVM_MP_STATE_RUNNABLE,
             })
@@ -243,7 +243,6 @@ impl<'a> Machine<'a> {
         Ok(Guest {
             vcpu,
             id,
-            debug: GuestDebugControl::new(),
             machine: self,
         })
     }
@@ -269,7 +268,6 @@ pub(super) struct Guest<'a> {
     pub(super) vcpu: VcpuFd,
     /// Also its APIC id.
     pub(super) id: u8,
-    debug: GuestDebugControl,
     machine: &'a Machine<'a>,
 }
 
@@ -279,15 +277,13 @@ impl Guest<'_> {
         &self.machine.vm
     }
 
-    /// Sets the debug state, in any case.
-    pub(super) fn debug(&mut self, intent: &DebugIntent) -> Result<(), Stop> {
-        self.debug
-            .apply(&self.vcpu, &GuestDebug::compose(intent), Rearm::Always)
-            .map(|_| ())
+    /// Sets the debug state, also if it is in force: that arms a step again.
+    pub(super) fn debug(&mut self, intent: &DebugIntent<'_>) -> Result<(), Stop> {
+        set_guest_debug(&self.vcpu, &GuestDebug::compose(intent))
             .map_err(|error| Stop::Fails(format!("{error}").into()))
     }
 
-    /// Runs until something happens, or too long.
+    /// Runs until the guest exits, or until the time is over.
     pub(super) fn run(&mut self) -> Result<Exit, Stop> {
         let clock = self.machine.clock;
         let left = clock.left();
@@ -316,7 +312,7 @@ impl Guest<'_> {
         }
     }
 
-    /// Runs, and wants exactly this to happen.
+    /// Runs, and fails unless the guest exits exactly so.
     pub(super) fn expect(&mut self, wanted: &Exit) -> Result<(), Stop> {
         let exit = self.run()?;
         if exit == *wanted {
@@ -326,11 +322,11 @@ impl Guest<'_> {
         }
     }
 
-    /// Runs one instruction, with what else `intent` says.
+    /// Runs one instruction, with the rest of the debug state as `intent` says.
     ///
     /// An emulated CPU may report a step that has executed nothing (Bochs does when the step first
-    /// touches a page): it is armed again. None of the programs has an instruction that stays.
-    pub(super) fn step(&mut self, intent: &DebugIntent) -> Result<Exit, Stop> {
+    /// touches a page): the step is armed again. No stepped program has a jump to itself.
+    pub(super) fn step(&mut self, intent: &DebugIntent<'_>) -> Result<Exit, Stop> {
         let before = self.regs()?.rip;
         let intent = DebugIntent {
             single_step: true,
@@ -398,7 +394,7 @@ fn owned(exit: VcpuExit<'_>) -> Exit {
     }
 }
 
-/// Why KVM gave up; only after `KVM_EXIT_INTERNAL_ERROR`.
+/// Returns KVM's suberror. Call it only after `KVM_EXIT_INTERNAL_ERROR`.
 fn suberror(vcpu: &mut VcpuFd) -> u32 {
     #[expect(unsafe_code, reason = "kvm_run holds its exits in a union")]
     // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, so KVM wrote this member; any bits are

@@ -1,10 +1,10 @@
-//! What KVM really does: micro-guests of a few instructions in throw-away VMs.
+//! Verification: micro-guests of a few instructions in throw-away VMs.
 //!
-//! Each case runs a fresh vCPU in real mode (there is least to set up) and watches it. What it
-//! shows holds for CPL0, where the code that is worth stepping without interrupts runs.
+//! Each case runs a fresh vCPU in real mode, which needs the least set-up. The result holds for
+//! CPL0: there runs the code that is worth stepping without interrupts.
 //!
-//! A case that shows the opposite of a claim refutes it. A case from which nothing can be learnt,
-//! because time ran out or its own control failed, leaves the claim as it is and says so.
+//! A case that shows the opposite of a claim refutes it. A case can also show nothing, because
+//! time ran out or its control failed: the claim then stays as it is, and the finding says so.
 
 mod deadline;
 mod debug;
@@ -19,17 +19,17 @@ use thiserror::Error;
 
 use crate::capability::Capability;
 use crate::evidence::{Evidence, Finding};
+use crate::irqchip::IrqchipMode;
 use crate::report::HostReport;
-use crate::way::IrqchipMode;
 use machine::{Clock, Machine, Stop};
 
-/// What a case has to say: what was seen to work, or what ended it.
+/// The result of a case: what worked, or what ended it.
 type Seen = Result<Cow<'static, str>, Stop>;
-/// A case: what it shows, and how.
+/// A case: the ability that it verifies, and how.
 type Case = (Capability, fn(&mut Machine<'_>) -> Seen);
 
-/// No throw-away VM can be made, so nothing can be verified. The report stays as it was, except
-/// for what had been seen before.
+/// No throw-away VM can be made, so no ability can be verified. The report keeps what was
+/// verified before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("cannot make a VM to verify the host with: {call}: {source}")]
 pub struct VerifyError {
@@ -37,13 +37,13 @@ pub struct VerifyError {
     source: kvm_ioctls::Error,
 }
 
-/// Verifies or refutes what `report` has as claimed, by running it.
+/// Verifies or refutes the claims in `report`: runs a guest for each.
 ///
-/// It takes some tens of milliseconds, most of them to make and free two VMs. Guests run for five
-/// seconds at the most, all together, even if every one of them hangs.
+/// It takes some tens of milliseconds, most of them to make and free two VMs. All guests together
+/// run for five seconds at most, even if every one of them hangs.
 ///
-/// It blocks `SIGRTMAX` in the calling thread meanwhile, and uses it. No thread, descriptor,
-/// signal handler or VM is left behind.
+/// While it runs, it blocks and uses `SIGRTMAX` in the calling thread. It leaves no thread,
+/// descriptor, signal handler or VM behind.
 ///
 /// # Errors
 /// If no VM can be made.
@@ -51,7 +51,7 @@ pub fn verify(kvm: &Kvm, report: &mut HostReport) -> Result<(), VerifyError> {
     verify_some(kvm, report, Capability::ALL)
 }
 
-/// As [`verify`], but for these abilities only: for somebody who needs few of them, and at once.
+/// As [`verify`], but for these abilities only, for a caller that needs few of them at once.
 ///
 /// # Errors
 /// If no VM can be made.
@@ -103,4 +103,145 @@ fn examine((capability, case): &Case, machine: &mut Machine<'_>, report: &mut Ho
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::fs;
+    use std::string::String;
+    use std::time::Duration;
+
+    use super::machine::{Clock, Exit, Machine, Stop};
+    use super::{debug, interrupts};
+    use crate::capability::Capability;
+    use crate::debug_state::DebugIntent;
+    use crate::evidence::Evidence;
+    use crate::irqchip::IrqchipMode;
+    use crate::kvm::{open, probe};
+
+    /// With interrupts enabled: Bochs lets nothing end a guest that spins without.
+    const SPIN: &[u8] = &[
+        0xfb, //       1000: sti
+        0xeb, 0xfe, // 1001: jmp 0x1001
+    ];
+    const HALT: &[u8] = &[
+        0xf4, //       1000: hlt
+        0xeb, 0xfd, // 1001: jmp 0x1000
+    ];
+
+    fn clock(one_run: Duration) -> Clock {
+        Clock::with_limits(one_run, Duration::from_secs(60)).unwrap()
+    }
+
+    /// The mask of blocked signals and the pending signals of this thread.
+    fn signals() -> [String; 2] {
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+        ["SigBlk:", "SigPnd:"].map(|name| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            line.unwrap().into()
+        })
+    }
+
+    #[test]
+    fn a_guest_that_spins_is_ended() {
+        let kvm = open().unwrap();
+        let clock = clock(Duration::from_millis(20));
+        let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+        let mut guest = machine.vcpu(SPIN, None).unwrap();
+        // Also the second time: nothing is left over from the first.
+        for _ in 0..2 {
+            let stop = guest.run().unwrap_err();
+            assert!(
+                matches!(&stop, Stop::Unclear(why) if why.contains("did not return")),
+                "{stop:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_guest_that_halts_forever_is_ended() {
+        let kvm = open().unwrap();
+        let clock = clock(Duration::from_millis(20));
+        // With a local APIC in the kernel KVM_RUN sleeps in HLT.
+        let mut machine = Machine::new(&kvm, IrqchipMode::Split, &clock).unwrap();
+        let mut guest = machine.vcpu(HALT, None).unwrap();
+        let stop = guest.run().unwrap_err();
+        assert!(matches!(stop, Stop::Unclear(_)), "{stop:?}");
+    }
+
+    #[test]
+    fn a_deadline_that_passes_before_the_run_is_not_lost() {
+        let kvm = open().unwrap();
+        let clock = clock(Duration::from_nanos(1));
+        let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+        let mut guest = machine.vcpu(SPIN, None).unwrap();
+        for _ in 0..200 {
+            assert!(matches!(guest.run(), Err(Stop::Unclear(_))));
+        }
+    }
+
+    #[test]
+    fn a_deadline_that_comes_late_does_not_end_the_next_run() {
+        let kvm = open().unwrap();
+        // About as long as one run takes: the deadline passes before, in and after runs.
+        for micros in 1..60 {
+            let clock = clock(Duration::from_micros(micros));
+            let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+            let mut guest = machine.vcpu(HALT, None).unwrap();
+            for _ in 0..20 {
+                match guest.run() {
+                    Ok(Exit::Hlt) | Err(Stop::Unclear(_)) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_time_for_all_of_it_is_bounded() {
+        let kvm = open().unwrap();
+        let clock = Clock::with_limits(Duration::from_secs(60), Duration::ZERO).unwrap();
+        let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+        let mut report = probe(&kvm);
+        for case in debug::CASES {
+            super::examine(case, &mut machine, &mut report);
+        }
+        // A host that was given no time is neither verified nor refuted.
+        let finding = report.finding(Capability::SingleStep);
+        assert_eq!(finding.evidence, Evidence::Claimed);
+        assert!(finding.detail.contains("no time was left"), "{finding}");
+    }
+
+    #[test]
+    fn the_threads_signals_are_left_as_they_were() {
+        let before = signals();
+        let kvm = open().unwrap();
+        {
+            let clock = clock(Duration::from_millis(1));
+            assert_ne!(signals(), before);
+            let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+            let mut guest = machine.vcpu(SPIN, None).unwrap();
+            assert!(guest.run().is_err());
+        }
+        assert_eq!(signals(), before);
+    }
+
+    /// The case of the mask fails where there is no mask.
+    #[test]
+    fn steps_without_the_mask_refute_it() {
+        let kvm = open().unwrap();
+        let clock = Clock::start().unwrap();
+        let mut machine = Machine::new(&kvm, IrqchipMode::Split, &clock).unwrap();
+        let stop = interrupts::nothing_comes_in(&mut machine, &DebugIntent::default()).unwrap_err();
+        assert!(matches!(stop, Stop::Fails(_)), "{stop:?}");
+    }
+
+    #[test]
+    fn an_ability_that_the_host_does_not_claim_is_not_examined() {
+        let kvm = open().unwrap();
+        let clock = Clock::start().unwrap();
+        let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+        let mut report = crate::HostReport::default();
+        for case in debug::CASES {
+            super::examine(case, &mut machine, &mut report);
+        }
+        assert_eq!(report, crate::HostReport::default());
+    }
+}

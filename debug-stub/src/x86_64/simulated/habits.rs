@@ -1,0 +1,72 @@
+//! What a hypervisor does to a step.
+
+/// What a hypervisor and the processor under it do to a single step, as measured on three KVMs.
+///
+/// The constants are whole hypervisors; a test may change one habit of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a habit of its own, and a hypervisor is a row of them"
+)]
+pub struct Habits {
+    /// Name, for messages.
+    pub name: &'static str,
+    /// INT3 leaves the guest under `KVM_GUESTDBG_USE_SW_BP`. Otherwise it reaches the guest.
+    pub int3_exits: bool,
+    /// CPL0 code is emulated: PUSHF and frames of INT n hide TF, a step ends at a handler's first
+    /// instruction, MOV SS blocks no trap, and TF is dropped by each instruction.
+    pub emulates: bool,
+    /// RIP has moved when a port write leaves the guest, and its completion does not trap.
+    pub out_moves_rip: bool,
+    /// REP MOVSB takes one trap for each iteration. Otherwise all iterations come first, then a
+    /// trap with RIP unchanged, then another.
+    pub rep_traps_each: bool,
+    /// The first instruction that touches a page traps once before it is executed.
+    pub spurious_trap: bool,
+    /// DR6.B0-B3 are set beside BS for debug registers whose address is the next instruction's,
+    /// enabled or not.
+    pub reports_disabled_breakpoints: bool,
+    /// Hardware watchpoints fire.
+    pub watchpoints: bool,
+    /// Registers come and go with `KVM_RUN` (`KVM_CAP_SYNC_REGS`).
+    pub sync_regs: bool,
+}
+
+impl Habits {
+    /// kvm_amd on AMD-V.
+    pub const AMD: Self = Self {
+        name: "kvm_amd",
+        int3_exits: true,
+        emulates: false,
+        out_moves_rip: false,
+        rep_traps_each: true,
+        spurious_trap: false,
+        reports_disabled_breakpoints: true,
+        watchpoints: true,
+        sync_regs: true,
+    };
+
+    /// kvm_intel on VT-x.
+    pub const INTEL: Self = Self {
+        name: "kvm_intel",
+        spurious_trap: true,
+        reports_disabled_breakpoints: false,
+        ..Self::AMD
+    };
+
+    /// kvm_pvm, which emulates CPL0 code.
+    pub const PVM: Self = Self {
+        name: "kvm_pvm",
+        int3_exits: false,
+        emulates: true,
+        out_moves_rip: true,
+        rep_traps_each: false,
+        spurious_trap: false,
+        reports_disabled_breakpoints: false,
+        watchpoints: false,
+        sync_regs: true,
+    };
+
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::AMD, Self::INTEL, Self::PVM];
+}

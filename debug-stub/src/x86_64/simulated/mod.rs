@@ -1,0 +1,608 @@
+//! A simulated vCPU: a small x86 under a hypervisor with the habits of kvm_amd, kvm_intel or
+//! kvm_pvm.
+//!
+//! It is what a stepper is tested on without KVM: here, and in a VMM that wants to test its own run
+//! loop. It runs real-address mode and 64-bit mode, takes interrupts, exceptions, NMI, INIT and
+//! start-up IPIs, leaves the guest for port and memory accesses, and keeps its debug state as KVM
+//! does: `kvm_get_rflags` hides TF while a single step is in force, `__kvm_set_rflags` adds it at
+//! the RIP of the last `KVM_SET_GUEST_DEBUG`.
+//!
+//! # Instructions
+//! NOP, JMP rel8, INC AX/BX/CX (16-bit) or INC RAX (64-bit), MOV \[BX or RDI\],AL and back, PUSHF,
+//! POPF, PUSH AX, POP AX, INT3, INT n, IRET, STI, CLI, HLT, MOV SS,AX, IN AL,n, OUT n,AL,
+//! REP MOVSB (16-bit), DIV BL, MOVSB, SYSCALL, SYSRET (64-bit). Anything else is #UD.
+//!
+//! # Unsupported
+//! Segment limits, privilege checks, interrupt stacks, debug registers of the guest's own except in
+//! DR6, more than one pending exception.
+
+mod execute;
+mod habits;
+mod interrupts;
+mod memory;
+mod scenario;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use vcpu_caps::{GuestDebug, GuestDebugFlags, HwBreakpoint, HwBreakpointKind};
+
+pub use habits::Habits;
+pub use memory::Ram;
+pub use scenario::{Action, Scenario};
+
+use super::bits::{CR0_PE, DR6_BS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_TF};
+use super::stepper::{DebugExit, DebugStatus, Outcome, RunState, Vcpu};
+use super::{CoreRegisters, RegisterFile, RegisterGroups, Segment, SpecialRegisters};
+use crate::host::GuestMemory;
+use crate::order::StopReason;
+use interrupts::{Access, Event, Shadow};
+
+/// What `run` came back with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// A debug exception.
+    Debug(DebugExit),
+    /// `IN`: answer with [`SimulatedVcpu::answer`].
+    PortRead(u8),
+    /// `OUT`.
+    PortWrite(u8, u8),
+    /// A read outside RAM: answer with [`SimulatedVcpu::answer`].
+    MemoryRead(u64),
+    /// A write outside RAM.
+    MemoryWrite(u64, u8),
+    /// `immediate_exit` was set, the budget is used up, or INIT was taken by a vCPU that waited for
+    /// it (EINTR, EAGAIN).
+    Interrupted,
+    /// The vCPU sleeps: KVM would not come back before something arrives.
+    Sleeps,
+    /// Triple fault.
+    Shutdown,
+    /// The hypervisor cannot go on.
+    InternalError,
+}
+
+/// A call that was made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused(pub &'static str);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} was made to fail", self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// A simulated vCPU.
+#[derive(Clone, Debug)]
+pub struct SimulatedVcpu {
+    habits: Habits,
+    /// As the processor has it, TF of a step among it.
+    file: RegisterFile,
+    /// IA32_LSTAR, IA32_FMASK; the selectors of IA32_STAR are fixed.
+    lstar: u64,
+    fmask: u64,
+    /// DR0-DR3, DR6 and DR7 of the guest's own.
+    dr: [u64; 4],
+    status: DebugStatus,
+    /// `KVM_SET_GUEST_DEBUG`, and the linear RIP that it captured.
+    debug: GuestDebug,
+    singlestep_rip: u64,
+    shadow: Shadow,
+    /// An exception that is queued and not injected.
+    queued: Option<Event>,
+    pending: BTreeSet<u8>,
+    nmi: bool,
+    init: bool,
+    startup: Option<u8>,
+    run_state: RunState,
+    /// An access that was handed out, and is completed with the next entry.
+    access: Option<Access>,
+    /// Pages of code that were touched.
+    touched: BTreeSet<u64>,
+    /// DR6.B0-B3 of the watchpoints that the instruction under way has hit.
+    watch_hits: u64,
+    /// Registers come with each exit: those of the last one.
+    sync_on: bool,
+    synced: Option<CoreRegisters>,
+    /// They go back in with the next entry, with TF set.
+    tf_at_entry: bool,
+    /// Calls of the [`Vcpu`] so far, and the one that fails.
+    calls: usize,
+    fails: Option<usize>,
+    /// Events that entered a handler.
+    delivered: Vec<u8>,
+}
+
+impl SimulatedVcpu {
+    /// A vCPU in real-address mode, all segments at 0, about to execute at `ip` with its stack
+    /// pointer at `sp`.
+    #[must_use]
+    pub fn real_mode(habits: Habits, ip: u16, sp: u16) -> Self {
+        let mut file = RegisterFile::default();
+        let segment = |kind| Segment {
+            limit: 0xffff,
+            kind,
+            present: true,
+            code_or_data: true,
+            ..Segment::default()
+        };
+        let special = &mut file.special;
+        special.cs = segment(11);
+        for data in [
+            &mut special.ds,
+            &mut special.es,
+            &mut special.ss,
+            &mut special.fs,
+            &mut special.gs,
+        ] {
+            *data = segment(3);
+        }
+        special.idtr.limit = 0x3ff;
+        special.cr0 = 0x10;
+        file.core.rip = ip.into();
+        file.core.rsp = sp.into();
+        file.core.rflags = RFLAGS_FIXED;
+        Self::of(habits, file)
+    }
+
+    /// A vCPU in 64-bit mode at privilege level 0, with the page tables at `cr3` and the IDT at
+    /// `idt`.
+    #[must_use]
+    pub fn long_mode(habits: Habits, cr3: u64, idt: u64, rip: u64, rsp: u64) -> Self {
+        let mut file = RegisterFile::default();
+        let flat = Segment {
+            selector: 0x18,
+            limit: u32::MAX,
+            kind: 3,
+            present: true,
+            code_or_data: true,
+            granularity: true,
+            default_big: true,
+            ..Segment::default()
+        };
+        let special = &mut file.special;
+        (special.ds, special.es, special.ss) = (flat, flat, flat);
+        (special.fs, special.gs) = (flat, flat);
+        special.cs = Segment {
+            selector: 0x10,
+            kind: 11,
+            long: true,
+            default_big: false,
+            ..flat
+        };
+        special.cr0 = 0x8000_0011;
+        special.cr3 = cr3;
+        special.cr4 = 0x20;
+        special.efer = 0x501;
+        special.idtr.base = idt;
+        special.idtr.limit = 0xfff;
+        file.core.rip = rip;
+        file.core.rsp = rsp;
+        file.core.rflags = RFLAGS_FIXED;
+        Self::of(habits, file)
+    }
+
+    /// A vCPU with these registers.
+    #[must_use]
+    pub fn of(habits: Habits, file: RegisterFile) -> Self {
+        Self {
+            habits,
+            file,
+            lstar: 0,
+            fmask: 0,
+            dr: [0; 4],
+            status: DebugStatus {
+                dr6: 0xffff_0ff0,
+                dr7: 0x400,
+            },
+            debug: GuestDebug::OFF,
+            singlestep_rip: 0,
+            shadow: Shadow::None,
+            queued: None,
+            pending: BTreeSet::new(),
+            nmi: false,
+            init: false,
+            startup: None,
+            run_state: RunState::Runnable,
+            access: None,
+            touched: BTreeSet::new(),
+            watch_hits: 0,
+            sync_on: false,
+            synced: None,
+            tf_at_entry: false,
+            calls: 0,
+            fails: None,
+            delivered: Vec::new(),
+        }
+    }
+
+    /// The habits of its hypervisor.
+    #[must_use]
+    pub fn habits(&self) -> &Habits {
+        &self.habits
+    }
+
+    /// The registers as the processor has them, with the debugger's TF. For a test to look at and
+    /// to set up.
+    #[must_use]
+    pub fn registers(&self) -> &RegisterFile {
+        &self.file
+    }
+
+    /// As [`registers`](Self::registers), to change them before the guest runs.
+    pub fn registers_mut(&mut self) -> &mut RegisterFile {
+        &mut self.file
+    }
+
+    /// IA32_LSTAR and IA32_FMASK.
+    pub fn set_system_call(&mut self, lstar: u64, fmask: u64) {
+        (self.lstar, self.fmask) = (lstar, fmask);
+    }
+
+    /// IA32_FMASK.
+    #[must_use]
+    pub fn fmask(&self) -> u64 {
+        self.fmask
+    }
+
+    /// Sets a debug-address register of the guest's own, and its DR7.
+    pub fn set_own_breakpoint(&mut self, slot: usize, address: u64, dr7: u64) {
+        if let Some(register) = self.dr.get_mut(slot) {
+            *register = address;
+        }
+        self.status.dr7 = dr7;
+    }
+
+    /// The debug state in force.
+    #[must_use]
+    pub fn debug(&self) -> &GuestDebug {
+        &self.debug
+    }
+
+    /// The vectors that were delivered so far, exceptions among them.
+    #[must_use]
+    pub fn delivered(&self) -> &[u8] {
+        &self.delivered
+    }
+
+    /// Returns `true` if nothing waits to be delivered.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.pending.is_empty() && !self.nmi && self.queued.is_none()
+    }
+
+    /// Returns whether an interrupt waits, and whether an NMI does.
+    fn waits(&self) -> (bool, bool) {
+        (!self.pending.is_empty(), self.nmi)
+    }
+
+    /// Puts the vCPU in a state of waiting.
+    pub fn set_run_state(&mut self, state: RunState) {
+        self.run_state = state;
+    }
+
+    /// An interrupt of this vector arrives. Arriving twice before it is delivered is once.
+    pub fn interrupt(&mut self, vector: u8) {
+        self.pending.insert(vector);
+    }
+
+    /// An NMI arrives.
+    pub fn nmi(&mut self) {
+        self.nmi = true;
+    }
+
+    /// INIT arrives.
+    pub fn init(&mut self) {
+        self.init = true;
+        self.startup = None;
+    }
+
+    /// A start-up IPI with this vector arrives.
+    pub fn startup(&mut self, vector: u8) {
+        // Dropped unless the vCPU waits for it, or is about to (SDM 3A 9.4.4).
+        if self.init || self.run_state == RunState::WaitForSipi {
+            self.startup = Some(vector);
+        }
+    }
+
+    /// The next call of the [`Vcpu`] but `after` fails, once.
+    pub fn fail_call(&mut self, after: usize) {
+        self.fails = Some(self.calls + after);
+    }
+
+    /// Returns `true` if the call that was to fail has failed, or none was.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.fails.is_none()
+    }
+
+    /// Calls of the [`Vcpu`] so far.
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        self.calls
+    }
+
+    /// The value that the device gives for the read that was handed out.
+    pub fn answer(&mut self, value: u8) {
+        if let Some(access) = &mut self.access {
+            access.value = value;
+        }
+    }
+
+    /// `KVM_RUN`, for at most `budget` instructions.
+    pub fn run(&mut self, memory: &impl GuestMemory, immediate_exit: bool, budget: usize) -> Exit {
+        if let (true, Some(core)) = (std::mem::take(&mut self.tf_at_entry), self.synced) {
+            // A write of registers: drops what is queued and not injected.
+            self.queued = None;
+            self.file.core = core;
+            self.file.core.rflags |= RFLAGS_TF;
+        }
+        let exit = self.enter(memory, immediate_exit, budget);
+        let mut core = self.file.core;
+        core.rflags = self.shown_rflags();
+        self.synced = self.sync_on.then_some(core);
+        exit
+    }
+
+    fn enter(&mut self, memory: &impl GuestMemory, immediate_exit: bool, budget: usize) -> Exit {
+        let access = self.access.take();
+        if let Some(exit) = access.and_then(|access| self.complete(access, memory)) {
+            return exit;
+        }
+        if immediate_exit {
+            return Exit::Interrupted;
+        }
+        if self.run_state == RunState::WaitForInit {
+            return if self.accept_init() {
+                Exit::Interrupted
+            } else {
+                Exit::Sleeps
+            };
+        }
+        for _ in 0..budget {
+            self.accept_init();
+            if !self.wakes() {
+                return Exit::Sleeps;
+            }
+            if let Some(exit) = self.enter_event(memory) {
+                return exit;
+            }
+            if let Some(exit) = self.step(memory) {
+                return exit;
+            }
+        }
+        Exit::Interrupted
+    }
+
+    /// The outcome for a stepper, of an exit that has been served.
+    #[must_use]
+    pub fn outcome(exit: &Exit) -> Outcome {
+        match exit {
+            Exit::Debug(exit) => Outcome::Debug(*exit),
+            Exit::PortRead(_)
+            | Exit::PortWrite(..)
+            | Exit::MemoryRead(_)
+            | Exit::MemoryWrite(..) => Outcome::Served,
+            Exit::Interrupted | Exit::Sleeps => Outcome::Nothing,
+            Exit::Shutdown => Outcome::Fatal(StopReason::TripleFault(String::new())),
+            Exit::InternalError => Outcome::Fatal(StopReason::InternalError(String::new())),
+        }
+    }
+
+    fn has(&self, flag: GuestDebugFlags) -> bool {
+        self.debug.control.contains(flag)
+    }
+
+    fn linear_pc(&self) -> u64 {
+        self.file.linear_pc()
+    }
+
+    fn is_real(&self) -> bool {
+        self.file.special.cr0 & CR0_PE == 0
+    }
+
+    /// `kvm_get_rflags`.
+    fn shown_rflags(&self) -> u64 {
+        if self.has(GuestDebugFlags::SINGLESTEP) {
+            self.file.core.rflags & !RFLAGS_TF
+        } else {
+            self.file.core.rflags
+        }
+    }
+
+    /// `__kvm_set_rflags`.
+    fn set_rflags(&mut self, rflags: u64) {
+        self.file.core.rflags = rflags | RFLAGS_FIXED;
+        if self.has(GuestDebugFlags::SINGLESTEP) && self.linear_pc() == self.singlestep_rip {
+            self.file.core.rflags |= RFLAGS_TF;
+        }
+    }
+
+    /// A debug exception after an instruction, or before one for an execute breakpoint.
+    fn debug_exception(&mut self, dr6: u64, memory: &impl GuestMemory) -> Option<Exit> {
+        if self.has(GuestDebugFlags::SINGLESTEP) || self.has(GuestDebugFlags::USE_HW_BP) {
+            let pc = self.linear_pc();
+            let mut dr6 = dr6;
+            if self.habits.reports_disabled_breakpoints && dr6 & DR6_BS != 0 {
+                let registers = if self.has(GuestDebugFlags::USE_HW_BP) {
+                    let [a, b, c, d, ..] = self.debug.debugreg;
+                    [a, b, c, d]
+                } else {
+                    self.dr
+                };
+                for (slot, address) in registers.into_iter().enumerate() {
+                    dr6 |= u64::from(address == pc) << slot;
+                }
+            }
+            return Some(Exit::Debug(DebugExit {
+                exception: 1,
+                pc,
+                dr6: dr6 | 0xffff_0ff0,
+            }));
+        }
+        self.status.dr6 |= dr6;
+        self.deliver(Event::exception(1), memory)
+    }
+
+    /// The debugger's breakpoints and watchpoints that are in force.
+    fn slots(&self) -> impl Iterator<Item = (usize, HwBreakpoint)> {
+        let on = self.has(GuestDebugFlags::USE_HW_BP);
+        let registers = self.debug.debugreg;
+        let [_, _, _, _, _, _, _, dr7] = registers;
+        (0..4_usize)
+            .zip(registers)
+            .filter_map(move |(slot, address)| {
+                if !on || dr7 >> (2 * slot) & 3 == 0 {
+                    return None;
+                }
+                let length = match dr7 >> (18 + 4 * slot) & 3 {
+                    0 => 1,
+                    1 => 2,
+                    2 => 8,
+                    _ => 4,
+                };
+                let kind = match dr7 >> (16 + 4 * slot) & 3 {
+                    0 => HwBreakpointKind::Execute,
+                    1 => HwBreakpointKind::Write,
+                    _ => HwBreakpointKind::ReadWrite,
+                };
+                Some((slot, HwBreakpoint::watch(address, length, kind)))
+            })
+    }
+
+    /// Counts a call of the [`Vcpu`]; fails if it is the one that is to.
+    fn call(&mut self, name: &'static str) -> Result<(), Refused> {
+        let this = self.calls;
+        self.calls += 1;
+        if self.fails == Some(this) {
+            self.fails = None;
+            return Err(Refused(name));
+        }
+        Ok(())
+    }
+}
+
+impl Vcpu for SimulatedVcpu {
+    type Error = Refused;
+
+    const TF_FOLLOWS_ARMED_RIP: bool = true;
+
+    fn read_registers(
+        &mut self,
+        groups: RegisterGroups,
+        file: &mut RegisterFile,
+    ) -> Result<(), Refused> {
+        self.call("read_registers")?;
+        if groups.contains(RegisterGroups::CORE) {
+            file.core = self.file.core;
+            file.core.rflags = self.shown_rflags();
+        }
+        if groups.contains(RegisterGroups::SPECIAL) {
+            file.special = self.file.special;
+        }
+        if groups.contains(RegisterGroups::FPU) {
+            file.fpu = self.file.fpu.clone();
+        }
+        if groups.contains(RegisterGroups::MSRS) {
+            file.kernel_gs_base = self.file.kernel_gs_base;
+        }
+        Ok(())
+    }
+
+    fn write_registers(
+        &mut self,
+        groups: RegisterGroups,
+        file: &RegisterFile,
+    ) -> Result<(), Refused> {
+        self.call("write_registers")?;
+        if groups.contains(RegisterGroups::SPECIAL) {
+            self.file.special = file.special;
+        }
+        if groups.contains(RegisterGroups::CORE) {
+            // `__set_regs`.
+            self.queued = None;
+            self.file.core = file.core;
+            self.set_rflags(file.core.rflags);
+        }
+        if groups.contains(RegisterGroups::FPU) {
+            self.file.fpu = file.fpu.clone();
+        }
+        if groups.contains(RegisterGroups::MSRS) {
+            self.file.kernel_gs_base = file.kernel_gs_base;
+        }
+        Ok(())
+    }
+
+    fn read_msr(&mut self, _: u32) -> Result<u64, Refused> {
+        self.call("read_msr")?;
+        Ok(self.fmask)
+    }
+
+    fn write_msr(&mut self, _: u32, value: u64) -> Result<(), Refused> {
+        self.call("write_msr")?;
+        self.fmask = value;
+        Ok(())
+    }
+
+    fn debug_status(&mut self) -> Result<DebugStatus, Refused> {
+        self.call("debug_status")?;
+        Ok(self.status)
+    }
+
+    fn set_dr6(&mut self, dr6: u64) -> Result<(), Refused> {
+        self.call("set_dr6")?;
+        self.status.dr6 = dr6;
+        Ok(())
+    }
+
+    fn exception_pending(&mut self) -> Result<bool, Refused> {
+        self.call("exception_pending")?;
+        Ok(self.queued.is_some())
+    }
+
+    fn run_state(&mut self) -> Result<RunState, Refused> {
+        self.call("run_state")?;
+        self.accept_init();
+        Ok(self.run_state)
+    }
+
+    fn set_guest_debug(&mut self, debug: &GuestDebug) -> Result<(), Refused> {
+        self.call("set_guest_debug")?;
+        // `kvm_arch_vcpu_ioctl_set_guest_debug`.
+        if debug.control.contains(GuestDebugFlags::INJECT_DB) {
+            self.queued = Some(Event::exception(1));
+        }
+        if debug.control.contains(GuestDebugFlags::INJECT_BP) {
+            self.queued = Some(Event::exception(3));
+        }
+        let rflags = self.shown_rflags();
+        self.debug = debug.lasting();
+        self.singlestep_rip = self.linear_pc();
+        self.set_rflags(rflags);
+        Ok(())
+    }
+
+    fn sync_registers(&mut self, on: bool) {
+        self.sync_on = on && self.habits.sync_regs;
+    }
+
+    fn synced_registers(&mut self) -> Option<(CoreRegisters, SpecialRegisters)> {
+        self.synced.map(|core| (core, self.file.special))
+    }
+
+    fn set_tf_at_entry(&mut self) -> bool {
+        self.tf_at_entry = self.synced.is_some();
+        self.tf_at_entry
+    }
+
+    fn discard_tf_at_entry(&mut self) {
+        self.tf_at_entry = false;
+    }
+}
+
+/// RFLAGS.IF is set, and no instruction blocks interrupts.
+fn enabled(rflags: u64, shadow: Shadow) -> bool {
+    rflags & RFLAGS_IF != 0 && shadow == Shadow::None
+}
