@@ -30,11 +30,15 @@
 //!
 //! # Features
 //! - `session` (default): [`Session`], over the gdbstub crate. Without it the crate has orders and
-//!   stops, architectures, and whatever else needs no protocol.
-//! - `kvm` (default): module `kvm`, a vCPU of `kvm-ioctls` that a session can run. It does not need
-//!   `session`.
-//! - `server` (default): module `server`, a session on an event-manager loop.
+//!   stops, architectures, the stepper and run control.
+//! - `kvm` (default): module `kvm`, a lent vCPU of `kvm-ioctls` that a stepper can debug. It does not
+//!   need `session`.
+//! - `threads` (default): `run_control::AllStop`, run control for a thread per vCPU. With `kvm` also
+//!   `run_control::VcpuThreads`, a ready kick.
+//! - `server` (default): module `server`, a session on a plain thread.
+//! - `event-manager` (default): the same on an event-manager loop.
 //! - `log`: events go to a `log` logger where no `tracing` subscriber is set.
+//! - `simulated`: `x86_64::simulated`, a simulated vCPU for tests of a run loop.
 //!
 //! # Unsupported
 //! Non-stop mode, reverse execution, conditions evaluated here, host I/O, tracepoints. Read
@@ -71,6 +75,7 @@ mod order;
 mod qemu;
 #[cfg(feature = "session")]
 mod request;
+pub mod run_control;
 #[cfg(all(feature = "server", target_os = "linux"))]
 pub mod server;
 #[cfg(feature = "session")]

@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use debug_stub::kvm::{KvmError, VmMemory};
-use debug_stub::server::RunControl;
+use debug_stub::server::GuestControl;
 use debug_stub::x86_64::stepper::StepperError;
 use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
 use debug_stub::{
@@ -24,8 +24,6 @@ pub struct MachineHost {
     memory: VmMemory<GuestRam>,
     irqchip: Irqchip,
     exit: ExitEvent,
-    /// A session waits for the vCPUs to stop, and will tell its client why.
-    attended: bool,
 }
 
 /// A vCPU could not be inspected.
@@ -49,7 +47,6 @@ impl MachineHost {
             memory: VmMemory(memory),
             irqchip,
             exit,
-            attended: false,
         }
     }
 
@@ -66,21 +63,6 @@ impl MachineHost {
     ) -> Result<T, HostError> {
         let mut vcpu = self.group.vcpu(id).ok_or(HostError::NoVcpu(id))?;
         Ok(act(&mut vcpu)?)
-    }
-
-    /// Ends the machine for the first stop that is an end.
-    fn end_unattended(&self, stops: &[Stop]) {
-        for stop in stops {
-            let reason = match &stop.reason {
-                StopReason::TripleFault(text) | StopReason::InternalError(text) => {
-                    ExitReason::GuestFailed(text.clone())
-                }
-                // Whoever ended the guest has asked for the exit already.
-                _ => continue,
-            };
-            self.exit.request(reason);
-            return;
-        }
     }
 }
 
@@ -173,19 +155,16 @@ impl Host for MachineHost {
     }
 }
 
-impl RunControl for MachineHost {
+impl GuestControl for MachineHost {
     fn resume(&mut self, plan: ResumePlan) -> Option<Vec<Stop>> {
-        self.attended = true;
         self.group.resume(&plan)
     }
 
     fn interrupt(&mut self) {
-        self.attended = true;
         self.group.interrupt();
     }
 
     fn release(&mut self) {
-        self.attended = false;
         for index in 0..self.vcpu_count() {
             let released = self
                 .group
@@ -202,24 +181,34 @@ impl RunControl for MachineHost {
         self.exit.request(ExitReason::DebuggerKill);
     }
 
+    /// Ends the machine for the first stop that is an end.
+    fn unattended(&mut self, stops: Vec<Stop>) {
+        for stop in stops {
+            let reason = match stop.reason {
+                StopReason::TripleFault(text) | StopReason::InternalError(text) => {
+                    ExitReason::GuestFailed(text)
+                }
+                // The exit was requested when the guest ended.
+                _ => continue,
+            };
+            self.exit.request(reason);
+            return;
+        }
+    }
+
     fn stopped_fd(&self) -> RawFd {
         self.group.stopped_fd()
     }
 
     fn take_stops(&mut self) -> Option<Vec<Stop>> {
-        let stops = self.group.take_stops()?;
-        if !self.attended {
-            self.end_unattended(&stops);
-            return None;
-        }
-        Some(stops)
+        self.group.take_stops()
     }
 
     fn guest_state(&self) -> GuestState {
-        if self.group.is_running() {
-            GuestState::Running
-        } else {
+        if self.group.is_stopped() {
             GuestState::Stopped
+        } else {
+            GuestState::Running
         }
     }
 }

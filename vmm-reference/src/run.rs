@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use debug_stub::SessionConfig;
 use debug_stub::kvm::VmMemory;
-use debug_stub::server::{GdbServer, Listener, RunControl};
+use debug_stub::server::{GdbServer, GuestControl, Listener};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use intr_controller::IrqchipMode;
 use kvm_ioctls::Kvm;
@@ -247,7 +247,8 @@ impl MutEventSubscriber for Unattended {
     }
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
-        // It asks for the machine's end itself, and answers nobody.
-        let _ = self.0.take_stops();
+        if let Some(stops) = self.0.take_stops() {
+            self.0.unattended(stops);
+        }
     }
 }

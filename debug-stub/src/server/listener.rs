@@ -151,6 +151,49 @@ impl Listener {
     }
 }
 
+/// Accepts clients, one wait at a time.
+#[derive(Debug)]
+pub(super) struct Acceptor {
+    listener: Listener,
+    /// A descriptor to give up when there is none left: a client that cannot be accepted would
+    /// keep the listener readable, and the loop busy.
+    spare: Option<File>,
+}
+
+impl Acceptor {
+    pub(super) fn new(listener: Listener) -> Self {
+        Self {
+            listener,
+            spare: spare(),
+        }
+    }
+
+    pub(super) fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    /// A client that waits.
+    pub(super) fn accept(&mut self) -> Option<Stream> {
+        match self.listener.accept() {
+            Ok(stream) => Some(stream),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => {
+                tracing::warn!(%error, "a debugger could not connect");
+                if self.spare.take().is_some() {
+                    // Turns one client away, if descriptors were what was missing.
+                    let _ = self.listener.accept();
+                    self.spare = spare();
+                }
+                None
+            }
+        }
+    }
+}
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
         match &self.socket {

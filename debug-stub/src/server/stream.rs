@@ -1,17 +1,19 @@
-//! A client's connection, of either kind.
+//! A client's connection, and the wait for it.
 #![expect(
     clippy::disallowed_types,
     reason = "sockets are this module's subject; the core has none"
 )]
 #![expect(
     unsafe_code,
-    reason = "std cannot ask a socket whether its peer has gone without reading, and knows no \
-              TCP_QUICKACK"
+    reason = "std cannot wait for several descriptors, cannot ask a socket whether its peer has gone \
+              without reading, and knows no TCP_QUICKACK"
 )]
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsRawFd, RawFd};
+#[cfg(feature = "event-manager")]
+use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 #[derive(Debug)]
@@ -20,20 +22,152 @@ pub(super) enum Stream {
     Unix(UnixStream),
 }
 
-impl Stream {
-    /// Whether the peer has gone, or sends no more. What it sent before may still wait; a read
-    /// does not block.
-    pub(super) fn has_hung_up(&self) -> bool {
-        let mut poll = libc::pollfd {
-            fd: self.as_raw_fd(),
-            events: libc::POLLRDHUP,
+/// Whether the peer has gone, or sends no more. What it sent before may still wait; a read does not
+/// block.
+pub(super) fn has_hung_up(stream: &impl AsFd) -> bool {
+    let fd = stream.as_fd().as_raw_fd();
+    let mut poll = [Readiness::of_client(fd, false, false)];
+    poll_for(&mut poll, 0).is_ok() && poll.iter().any(Readiness::has_hung_up)
+}
+
+/// What a descriptor is waited for, and what has come of it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Readiness(libc::pollfd);
+
+impl Readiness {
+    pub(super) fn of_input(fd: i32) -> Self {
+        Self(libc::pollfd {
+            fd,
+            events: libc::POLLIN,
             revents: 0,
-        };
-        // SAFETY: `poll` is one `pollfd`, which lives through the call.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-        let gone = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
-        ready == 1 && poll.revents & gone != 0
+        })
     }
+
+    /// A connection: `input` and `room` say what it is waited for, beside its end.
+    pub(super) fn of_client(fd: i32, input: bool, room: bool) -> Self {
+        let input = if input { libc::POLLIN } else { 0 };
+        let room = if room { libc::POLLOUT } else { 0 };
+        Self(libc::pollfd {
+            fd,
+            events: libc::POLLRDHUP | input | room,
+            revents: 0,
+        })
+    }
+
+    fn has(&self, events: libc::c_short) -> bool {
+        self.0.revents & events != 0
+    }
+
+    /// Anything has come, an error included: it is met with the next call.
+    pub(super) fn is_ready(&self) -> bool {
+        self.0.revents != 0
+    }
+
+    pub(super) fn has_input(&self) -> bool {
+        self.has(libc::POLLIN)
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.has(libc::POLLOUT)
+    }
+
+    pub(super) fn has_hung_up(&self) -> bool {
+        self.has(libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR | libc::POLLNVAL)
+    }
+}
+
+/// Waits until one of them is ready.
+pub(super) fn wait(all: &mut [Readiness]) -> io::Result<()> {
+    poll_for(all, -1)
+}
+
+fn poll_for(all: &mut [Readiness], milliseconds: libc::c_int) -> io::Result<()> {
+    let count = libc::nfds_t::try_from(all.len()).map_err(io::Error::other)?;
+    let first = all.as_mut_ptr().cast::<libc::pollfd>();
+    // SAFETY: `Readiness` is a `pollfd` by `repr(transparent)`, and `all` has `count` of them.
+    let ready = unsafe { libc::poll(first, count, milliseconds) };
+    if ready < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A stream of the VMM's, made ready for a session.
+#[derive(Debug)]
+pub(super) struct Lent<S> {
+    stream: S,
+    is_tcp: bool,
+}
+
+impl<S: AsFd> Lent<S> {
+    pub(super) fn new(stream: S) -> io::Result<Self> {
+        let fd = stream.as_fd();
+        set_nonblocking(fd)?;
+        let is_tcp = is_tcp(fd);
+        if is_tcp {
+            // Replies are whole packets: nothing is gained by waiting for more.
+            set_tcp_option(fd, libc::TCP_NODELAY);
+        }
+        Ok(Self { stream, is_tcp })
+    }
+}
+
+impl<S: Read + AsFd> Read for Lent<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(buffer)?;
+        if self.is_tcp && !ends_a_packet(buffer.get(..count).unwrap_or_default()) {
+            acknowledge_now(self.stream.as_fd());
+        }
+        Ok(count)
+    }
+}
+
+impl<S: Write> Write for Lent<S> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.stream.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+impl<S: AsFd> AsFd for Lent<S> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: F_GETFL takes no pointer, and the descriptor is open.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: F_SETFL takes no pointer, and the descriptor is open.
+    let set = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
+    if set < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn is_tcp(fd: BorrowedFd<'_>) -> bool {
+    let mut domain: libc::c_int = 0;
+    let mut length = libc::socklen_t::try_from(size_of_val(&domain)).unwrap_or_default();
+    // SAFETY: `domain` is a `c_int`, as this option writes, and lives through the call, which is told
+    // its size.
+    let got = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_DOMAIN,
+            (&raw mut domain).cast(),
+            &raw mut length,
+        )
+    };
+    got == 0 && matches!(domain, libc::AF_INET | libc::AF_INET6)
 }
 
 impl Read for Stream {
@@ -42,7 +176,7 @@ impl Read for Stream {
             Self::Tcp(stream) => {
                 let count = stream.read(buffer)?;
                 if !ends_a_packet(buffer.get(..count).unwrap_or_default()) {
-                    acknowledge_now(stream);
+                    acknowledge_now(stream.as_fd());
                 }
                 Ok(count)
             }
@@ -68,21 +202,27 @@ fn ends_a_packet(data: &[u8]) -> bool {
 /// A client behind a serial line or a proxy sends a packet in pieces, and one that has not turned
 /// Nagle's algorithm off (RFC 896) sends the second only after the first is acknowledged: each
 /// packet would take these 40 ms longer.
-fn acknowledge_now(stream: &TcpStream) {
+fn acknowledge_now(fd: BorrowedFd<'_>) {
+    set_tcp_option(fd, libc::TCP_QUICKACK);
+}
+
+/// Switches an option on. Without it, replies come later.
+fn set_tcp_option(fd: BorrowedFd<'_>, option: libc::c_int) {
     let on: libc::c_int = 1;
-    // SAFETY: `on` is a `c_int`, as this option takes, and lives through the call, which is told
+    // SAFETY: `on` is a `c_int`, as these options take, and lives through the call, which is told
     // its size.
     let set = unsafe {
         libc::setsockopt(
-            stream.as_raw_fd(),
+            fd.as_raw_fd(),
             libc::IPPROTO_TCP,
-            libc::TCP_QUICKACK,
+            option,
             (&raw const on).cast(),
             libc::socklen_t::try_from(size_of_val(&on)).unwrap_or_default(),
         )
     };
     if set != 0 {
-        tracing::debug!(error = %io::Error::last_os_error(), "TCP_QUICKACK is not to be had");
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, option, "a TCP option cannot be set");
     }
 }
 
@@ -99,12 +239,19 @@ impl Write for Stream {
     }
 }
 
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+#[cfg(feature = "event-manager")]
 impl AsRawFd for Stream {
     fn as_raw_fd(&self) -> RawFd {
-        match self {
-            Self::Tcp(stream) => stream.as_raw_fd(),
-            Self::Unix(stream) => stream.as_raw_fd(),
-        }
+        self.as_fd().as_raw_fd()
     }
 }
 

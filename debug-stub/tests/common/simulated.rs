@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use debug_stub::server::RunControl;
+use debug_stub::server::GuestControl;
 use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
 use debug_stub::{
     GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, VcpuId, VcpuOrder,
@@ -34,6 +34,8 @@ pub struct Shared {
     pub resumes: AtomicUsize,
     pub releases: AtomicUsize,
     pub kills: AtomicUsize,
+    /// The last stops that no debugger waited for.
+    pub unattended: Mutex<Vec<Stop>>,
     /// A running guest does not stop while this is locked.
     pub brake: Mutex<()>,
 }
@@ -55,6 +57,7 @@ impl Simulated {
             resumes: AtomicUsize::new(0),
             releases: AtomicUsize::new(0),
             kills: AtomicUsize::new(0),
+            unattended: Mutex::default(),
             brake: Mutex::default(),
         });
         let (runner, plans) = channel::<ResumePlan>();
@@ -102,7 +105,7 @@ impl Shared {
     }
 }
 
-impl RunControl for Simulated {
+impl GuestControl for Simulated {
     fn resume(&mut self, plan: ResumePlan) -> Option<Vec<Stop>> {
         self.shared.resumes.fetch_add(1, Ordering::SeqCst);
         self.start(plan);
@@ -132,6 +135,10 @@ impl RunControl for Simulated {
 
     fn kill(&mut self) {
         self.shared.kills.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn unattended(&mut self, stops: Vec<Stop>) {
+        *lock(&self.shared.unattended) = stops;
     }
 
     fn stopped_fd(&self) -> RawFd {

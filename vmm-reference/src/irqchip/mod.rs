@@ -12,7 +12,6 @@ mod user;
 use std::io;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{
@@ -43,7 +42,7 @@ pub use user::UserChips;
 use crate::devices::{DeviceError, Devices, InterruptLines, KernelLines};
 use crate::entry::{Entering, Permit};
 use crate::layout;
-use crate::vcpu::Waker;
+use crate::vcpu::{MustStop, Waker};
 use shared::{OnTheBus, Processors, SharedBoard};
 use split::SplitProcessors;
 use user::UserProcessors;
@@ -335,9 +334,9 @@ impl Irqchip {
         }
     }
 
-    pub(crate) fn wait(&self, vcpu: VcpuId, stop: &AtomicBool) {
+    pub(crate) fn wait(&self, vcpu: VcpuId, must_stop: &MustStop<'_>) {
         if let Some(chips) = self.user() {
-            chips.wait(vcpu, stop);
+            chips.wait(vcpu, must_stop);
         }
     }
 }

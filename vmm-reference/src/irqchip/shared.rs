@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use arrayvec::ArrayVec;
+use debug_stub::run_control::{Waiting, WakePipe};
 use intr_controller::board::Board;
 use intr_controller::ioapic::{IoApic, IoApicPins, IoApicVersion, PIN_COUNT};
 use intr_controller::routing::{GsiRouter, RouteError, SourceId};
@@ -24,7 +25,6 @@ use vm_device::{DeviceMmio, DevicePio};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::clock::GuestClock;
-use crate::vcpu::bell::{Bell, Waiting};
 use crate::vcpu::kick::SHORTEST_WAIT;
 
 /// Where the board's interrupts go.
@@ -49,7 +49,7 @@ pub(super) struct SharedBoard<P> {
     /// When the board's time has come, in nanoseconds of guest time; `u64::MAX` is never.
     next: AtomicU64,
     /// Wakes the thread.
-    bell: Bell,
+    notifier: WakePipe,
     quit: AtomicBool,
     /// What devices signal, and on which GSI.
     events: Mutex<Vec<Arc<(EventFd, Gsi)>>>,
@@ -94,7 +94,7 @@ impl<P: Processors> SharedBoard<P> {
             processors,
             clock,
             next: AtomicU64::new(u64::MAX),
-            bell: Bell::new(Waiting::InALoop)?,
+            notifier: WakePipe::new(Waiting::InALoop)?,
             quit: AtomicBool::new(false),
             events: Mutex::default(),
         })
@@ -116,7 +116,7 @@ impl<P: Processors> SharedBoard<P> {
         let earlier = next < self.next.swap(next, Ordering::AcqRel);
         drop(board);
         if earlier {
-            self.bell.ring();
+            self.notifier.wake();
         }
         for message in &todo.messages {
             self.processors.deliver(message);
@@ -174,14 +174,14 @@ impl<P: Processors> SharedBoard<P> {
     /// Guest time passes again.
     pub(super) fn resumed(&self) {
         if self.next.load(Ordering::Acquire) != u64::MAX {
-            self.bell.ring();
+            self.notifier.wake();
         }
     }
 
     /// Each event of the descriptor is an edge of the line.
     pub(super) fn connect(&self, event: EventFd, gsi: Gsi) {
         lock(&self.events).push(Arc::new((event, gsi)));
-        self.bell.ring();
+        self.notifier.wake();
     }
 
     fn serve(&self) {
@@ -198,7 +198,7 @@ impl<P: Processors> SharedBoard<P> {
             // Copied: whoever connects another one must not wait until this thread wakes.
             let events = lock(&self.events).clone();
             let mut polls = Vec::with_capacity(1 + events.len());
-            polls.push(PollFd::new(self.bell.as_fd(), PollFlags::POLLIN));
+            polls.push(PollFd::new(self.notifier.as_fd(), PollFlags::POLLIN));
             let fds = events.iter().map(|source| borrow(&source.0));
             polls.extend(fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             match ppoll(&mut polls, time.map(TimeSpec::from_duration), None) {
@@ -207,7 +207,7 @@ impl<P: Processors> SharedBoard<P> {
             }
             let rang = |poll: &PollFd<'_>| poll.any().unwrap_or(false);
             if polls.first().is_some_and(rang) {
-                self.bell.wait();
+                self.notifier.wait();
             }
             let signalled: Vec<Gsi> = polls
                 .iter()
@@ -264,7 +264,7 @@ impl BoardThread {
         Ok(Self {
             stop: Box::new(move || {
                 stopped.quit.store(true, Ordering::Release);
-                stopped.bell.ring();
+                stopped.notifier.wake();
             }),
             thread: Some(thread),
         })

@@ -3,7 +3,6 @@
 //! Locks, in the order in which they are taken: the board's, then a vCPU's; the table of destinations
 //! is read while a vCPU's is not held.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use intr_controller::ioapic::IoApic;
@@ -18,7 +17,7 @@ use vcpu_caps::VcpuId;
 use super::clock::{GuestClock, Moment};
 use super::shared::{Processors, SharedBoard, lock};
 use crate::entry::{Entering, Permit};
-use crate::vcpu::{Waker, kick};
+use crate::vcpu::{MustStop, Waker, kick};
 
 /// The local APICs, and who answers to what.
 #[derive(Debug)]
@@ -170,7 +169,7 @@ impl UserChips {
         }
     }
 
-    pub(crate) fn wait(&self, id: VcpuId, stop: &AtomicBool) {
+    pub(crate) fn wait(&self, id: VcpuId, must_stop: &MustStop<'_>) {
         let (Some(vcpu), Some(waker)) = (self.vcpu(id), self.processors().wakers.get(id.index()))
         else {
             return;
@@ -178,7 +177,7 @@ impl UserChips {
         let Moment { now, .. } = self.clock.read();
         let deadline = lock(vcpu).lapic().next_deadline(now);
         let left = deadline.map(|at| at.saturating_since(now).max(kick::SHORTEST_WAIT));
-        waker.sleep(stop, left);
+        waker.sleep(must_stop, left);
     }
 
     /// What the vCPU waits for, in one word.

@@ -1,7 +1,6 @@
 //! The guest's way from a vCPU's exits to the devices and the interrupt chips.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
@@ -10,6 +9,7 @@ use crate::devices::{AccessSize, Devices};
 use crate::entry::{Entering, Permit};
 use crate::exit::ExitEvent;
 use crate::irqchip::Irqchip;
+use crate::vcpu::run::MustStop;
 
 /// What a vCPU's exits need of the machine. Called on the thread that runs the vCPU.
 ///
@@ -33,7 +33,7 @@ pub trait Exits {
     /// `KVM_EXIT_HLT`: from now on the vCPU waits, until an interrupt ends that.
     fn halted(&self, vcpu: VcpuId);
     /// Sleeps until something has arrived for the vCPU, or `stop` is set. May return without.
-    fn wait(&self, vcpu: VcpuId, stop: &AtomicBool);
+    fn wait(&self, vcpu: VcpuId, must_stop: &MustStop<'_>);
     /// `KVM_EXIT_X86_RDMSR`; `None` is #GP.
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<u64>;
     /// `KVM_EXIT_X86_WRMSR`. Returns `false` for #GP.
@@ -102,8 +102,8 @@ impl Exits for MachineExits {
         }
     }
 
-    fn wait(&self, vcpu: VcpuId, stop: &AtomicBool) {
-        self.irqchip.wait(vcpu, stop);
+    fn wait(&self, vcpu: VcpuId, must_stop: &MustStop<'_>) {
+        self.irqchip.wait(vcpu, must_stop);
     }
 
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<u64> {

@@ -25,7 +25,7 @@ use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use nix::unistd::gettid;
 use vmm_sys_util::errno;
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::register_signal_handler;
 
 use crate::irqchip::Moment;
 
@@ -53,9 +53,13 @@ extern "C" fn leave_guest(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     }
 }
 
+/// The signal of a kick. Not a real-time signal: those fail with EAGAIN while the user's queue of signals
+/// is full, and a kick must arrive.
+const KICK: Signal = Signal::SIGUSR1;
+
 /// Installs the handler for the whole process. Idempotent.
 pub(super) fn install() -> Result<(), errno::Error> {
-    register_signal_handler(SIGRTMIN(), leave_guest)?;
+    register_signal_handler(KICK as c_int, leave_guest)?;
     register_signal_handler(TURN_OVER as c_int, leave_guest)
 }
 
@@ -212,17 +216,13 @@ impl VcpuThread {
 
     /// Sends the signal. The thread must not have been joined.
     pub(super) fn kick(&self) {
-        if let Err(error) = self.kill(SIGRTMIN()) {
+        // SAFETY: the handle is that of a thread which has not ended: `Waker` forgets it before, and
+        // signals it under the lock that this takes.
+        let error = unsafe { libc::pthread_kill(self.0, KICK as c_int) };
+        if error != 0 {
+            let error = io::Error::from_raw_os_error(error);
             tracing::error!(%error, "a vCPU thread could not be signalled");
         }
-    }
-}
-
-// SAFETY: the handle is that of a thread which has not ended: `Waker` forgets it before, and signals it
-// under the lock that this takes.
-unsafe impl Killable for VcpuThread {
-    fn pthread_handle(&self) -> pthread_t {
-        self.0
     }
 }
 

@@ -1,6 +1,5 @@
 //! One thread per vCPU, and the group of them that starts and stops as one.
 
-pub(crate) mod bell;
 mod exits;
 mod group;
 pub(crate) mod kick;
@@ -9,5 +8,6 @@ mod waker;
 
 pub use exits::{Exits, MachineExits};
 pub use group::{GroupError, VcpuGroup};
+pub(crate) use run::MustStop;
 pub use run::Vcpu;
 pub use waker::Waker;

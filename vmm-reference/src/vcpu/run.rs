@@ -1,7 +1,7 @@
 //! One vCPU and its run loop: `KVM_RUN`, and what makes it come back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, compiler_fence};
+use std::sync::atomic::{Ordering, fence};
 
 use debug_stub::kvm::{self, KvmError, KvmVcpu};
 use debug_stub::x86_64::stepper::{Next, Outcome, Stepper, StepperError};
@@ -14,7 +14,10 @@ use vcpu_caps::Plan;
 use super::exits::Exits;
 use crate::entry::{Entering, Permit};
 
-/// What a set stop flag means.
+/// Whether a run must end. Looked at after a kick is cleared, and before each entry.
+pub(crate) type MustStop<'a> = dyn Fn() -> bool + 'a;
+
+/// What it means that a run must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnStop {
     /// The order is over: [`StopReason::Interrupted`].
@@ -119,11 +122,12 @@ impl Vcpu {
         self.stepper.write_registers(groups, file, vcpu)
     }
 
-    /// Runs on the calling thread until the order is done, `stop` is set, or the guest cannot go on.
+    /// Runs on the calling thread until the order is done, `must_stop` is true, or the guest cannot go
+    /// on.
     ///
-    /// Whoever sets `stop` then signals this thread, and the handler sets `immediate_exit`: see
-    /// [`kick`](super::kick). In this order no kick is lost, since `immediate_exit` is cleared
-    /// *before* `stop` is looked at.
+    /// The request to stop comes first, then the signal to this thread, whose handler sets
+    /// `immediate_exit`: see [`kick`](super::kick). No kick is lost, because `immediate_exit` is cleared
+    /// *before* `must_stop` is called.
     ///
     /// On return nothing is half done: an access is completed, and the registers are what the guest
     /// goes on with.
@@ -132,7 +136,7 @@ impl Vcpu {
         order: &VcpuOrder,
         armed: &Arc<Armed>,
         machine: (&impl Exits, &impl GuestMemory),
-        stop: &AtomicBool,
+        must_stop: &MustStop<'_>,
         on_stop: OnStop,
     ) -> RunEnd {
         let (exits, memory) = machine;
@@ -146,7 +150,7 @@ impl Vcpu {
             let entered = match next {
                 Next::Stopped(reason) => return RunEnd::Stopped(reason),
                 Next::Complete => Entered::Ran(self.complete(exits)),
-                Next::Enter => self.enter(exits, stop),
+                Next::Enter => self.enter(exits, must_stop),
             };
             let vcpu = &mut KvmVcpu(&mut self.fd);
             next = match entered {
@@ -155,7 +159,7 @@ impl Vcpu {
                     self.stepper.interrupt(vcpu, memory)
                 }
                 Entered::NothingToRun if on_stop == OnStop::Interrupt => {
-                    exits.wait(self.stepper.id(), stop);
+                    exits.wait(self.stepper.id(), must_stop);
                     Next::Enter
                 }
                 // Its own thread waits, not the one that runs it for a while.
@@ -168,12 +172,10 @@ impl Vcpu {
     }
 
     /// Enters the guest, if it is not to stop and the chips permit it.
-    fn enter(&mut self, exits: &impl Exits, stop: &AtomicBool) -> Entered {
+    fn enter(&mut self, exits: &impl Exits, must_stop: &MustStop<'_>) -> Entered {
         self.fd.set_kvm_immediate_exit(0);
-        // The handler that sets immediate_exit runs on this thread: only the compiler could
-        // reorder the clearing with the look at `stop`.
-        compiler_fence(Ordering::SeqCst);
-        if stop.load(Ordering::Acquire) {
+        fence(Ordering::SeqCst);
+        if must_stop() {
             return Entered::MustStop;
         }
         let entering = Entering {

@@ -2,16 +2,22 @@
 //!
 //! The vCPU is in one of three places: in the guest, which a signal makes it leave; about to enter
 //! it, where the signal's handler keeps it out ([`kick`](super::kick)); or asleep, because it is
-//! halted, where a bell wakes it. It looks at what has arrived before each entry and before it
+//! halted, where a wake pipe wakes it. It looks at what has arrived before each entry and before it
 //! sleeps, so one who has something for it first puts it there, then calls [`Waker::wake`].
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::bell::{Bell, Waiting};
+use debug_stub::run_control::{Waiting, WakePipe};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+
 use super::kick::VcpuThread;
+use super::run::MustStop;
 
 /// One vCPU's.
 #[derive(Debug)]
@@ -22,7 +28,7 @@ pub struct Waker {
     attention: AtomicBool,
     /// Its thread sleeps, or is about to.
     asleep: AtomicBool,
-    bell: Bell,
+    pipe: WakePipe,
 }
 
 impl Waker {
@@ -33,7 +39,7 @@ impl Waker {
             thread: Mutex::new(None),
             attention: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
-            bell: Bell::new(Waiting::InALoop)?,
+            pipe: WakePipe::new(Waiting::InALoop)?,
         })
     }
 
@@ -58,7 +64,7 @@ impl Waker {
         }
     }
 
-    /// Makes the thread look: for a stop, whose flag the caller has set (`SeqCst`).
+    /// Makes the thread look: for a stop, which the caller has requested (`SeqCst`).
     pub(super) fn rouse_for_stop(&self) {
         if let Some(thread) = &*self.thread() {
             self.rouse(thread);
@@ -69,7 +75,7 @@ impl Waker {
         // Either this sees that it sleeps, or it sees, before it does, what this is about: both
         // write first and look then, in one order for all (SeqCst).
         if self.asleep.load(Ordering::SeqCst) {
-            self.bell.ring();
+            self.pipe.wake();
         } else {
             thread.kick();
         }
@@ -80,14 +86,26 @@ impl Waker {
         self.attention.store(false, Ordering::SeqCst);
     }
 
-    /// Sleeps until something arrives, `stop` is set, or so much time has passed; may return
+    /// Sleeps until something arrives, `must_stop` is true, or so much time has passed; may return
     /// without.
-    pub(crate) fn sleep(&self, stop: &AtomicBool, time: Option<Duration>) {
+    pub(crate) fn sleep(&self, must_stop: &MustStop<'_>, time: Option<Duration>) {
         self.asleep.store(true, Ordering::SeqCst);
-        if !self.attention.load(Ordering::SeqCst) && !stop.load(Ordering::SeqCst) {
-            self.bell.wait_for(time);
+        if !self.attention.load(Ordering::SeqCst) && !must_stop() {
+            self.wait_for(time);
         }
         self.asleep.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Waker {
+    /// Waits for a wake-up or until so much time has passed; may return without.
+    fn wait_for(&self, time: Option<Duration>) {
+        let mut poll = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+        match ppoll(&mut poll, time.map(TimeSpec::from_duration), None) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => self.pipe.wait(),
+            Err(error) => tracing::error!(%error, "a halted vCPU cannot sleep"),
+        }
     }
 }
 
@@ -124,13 +142,12 @@ mod tests {
             let (waker, arrived, taken) = (waker.clone(), arrived.clone(), taken.clone());
             move || {
                 let _attached = waker.attach();
-                let stop = AtomicBool::new(false);
                 while taken.load(Ordering::SeqCst) < ROUNDS {
                     waker.attend();
                     let all = arrived.load(Ordering::SeqCst);
                     if taken.swap(all, Ordering::SeqCst) == all {
                         let begun = Instant::now();
-                        waker.sleep(&stop, Some(LONG));
+                        waker.sleep(&|| false, Some(LONG));
                         assert!(begun.elapsed() < LONG / 2, "a wake-up was lost");
                     }
                 }
@@ -152,11 +169,9 @@ mod tests {
     #[test]
     fn a_sleep_ends_by_itself() {
         let waker = Waker::new().unwrap();
-        let stop = AtomicBool::new(false);
         let begun = Instant::now();
-        waker.sleep(&stop, Some(Duration::from_millis(2)));
+        waker.sleep(&|| false, Some(Duration::from_millis(2)));
         assert!(begun.elapsed() >= Duration::from_millis(2));
-        stop.store(true, Ordering::SeqCst);
-        waker.sleep(&stop, None);
+        waker.sleep(&|| true, None);
     }
 }

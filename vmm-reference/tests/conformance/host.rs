@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use debug_stub::kvm::VmMemory;
 use debug_stub::{Stop, StopReason};
@@ -200,8 +200,8 @@ impl Exits for ScriptExits {
         self.machine.halted(vcpu);
     }
 
-    fn wait(&self, vcpu: VcpuId, stop: &AtomicBool) {
-        self.machine.wait(vcpu, stop);
+    fn wait(&self, vcpu: VcpuId, must_stop: &dyn Fn() -> bool) {
+        self.machine.wait(vcpu, must_stop);
     }
 
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<u64> {

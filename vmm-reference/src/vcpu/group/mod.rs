@@ -1,43 +1,42 @@
-//! All vCPUs of a guest: run control, without polling.
+//! All vCPUs of a guest, each on its thread, under all-stop run control.
 //!
-//! The group is either *stopped* (no vCPU runs, and registers may be read and written) or in a
-//! *round*: [`VcpuGroup::resume`] gives each vCPU its order, the first one to stop for a reason
-//! of its own kicks the others, and the last one to stop signals [`VcpuGroup::stopped_fd`].
-//! That is one hand-over to a vCPU's thread, and one back.
-//!
-//! A series of steps does without even these (`steps`).
+//! The run control is [`debug_stub::run_control`]. Here it gets the vCPUs, the machine that they run
+//! with, the guest's clock, which stands still while the guest is stopped, and inline steps
+//! (`steps`): steps without a hand-over.
 
-mod round;
 mod shared;
 mod steps;
 mod thread;
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-use debug_stub::{Armed, GuestMemory, VcpuId, VcpuOrder};
+use debug_stub::run_control::{AddError, AllStop, ResumeError};
+use debug_stub::{Armed, GuestMemory, ResumePlan, Stop, VcpuId, VcpuOrder};
 use thiserror::Error;
 
-use super::bell::{Bell, Waiting};
 use super::exits::Exits;
 use super::kick::{self, Turn};
-use super::run::Vcpu;
+use super::run::{MustStop, Vcpu};
 use crate::irqchip::{BoardThread, Irqchip};
-use shared::{Mail, Shared, Slot};
+use shared::{Shared, Slot, Wakers};
 use steps::LostTurns;
 
 /// The vCPU threads could not be started.
 #[derive(Debug, Error)]
 pub enum GroupError {
-    /// The signal that kicks vCPUs is not to be had.
+    /// The signal that kicks vCPUs is not available.
     #[error("the signal handler that stops vCPUs could not be installed")]
     Signal(#[source] vmm_sys_util::errno::Error),
     /// No descriptor.
-    #[error("the vCPU threads' socket pairs could not be created")]
-    Bell(#[source] io::Error),
+    #[error("the notifier of the vCPU threads could not be created")]
+    Notifier(#[source] io::Error),
+    /// A vCPU cannot be run.
+    #[error(transparent)]
+    Add(#[from] AddError),
     /// No thread for the interrupt chips.
     #[error("the interrupt chips' thread could not be started")]
     Chips(#[source] io::Error),
@@ -56,6 +55,7 @@ pub enum GroupError {
 /// them.
 #[derive(Debug)]
 pub struct VcpuGroup {
+    all: AllStop,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     /// Outlives the vCPUs' threads, which it serves.
@@ -81,29 +81,24 @@ impl VcpuGroup {
         M: GuestMemory + Send + Sync + 'static,
     {
         kick::install().map_err(GroupError::Signal)?;
-        let stopped = Bell::new(Waiting::InALoop).map_err(GroupError::Bell)?;
+        let all = AllStop::new(Wakers(irqchip.clone())).map_err(GroupError::Notifier)?;
         let ids: Vec<VcpuId> = vcpus.iter().map(Vcpu::id).collect();
-        let slots = vcpus
-            .into_iter()
-            .map(Slot::new)
-            .collect::<io::Result<_>>()
-            .map_err(GroupError::Bell)?;
-        let run =
-            move |vcpu: &mut Vcpu,
-                  order: &VcpuOrder,
-                  armed: &Arc<Armed>,
-                  stop: &AtomicBool,
-                  on_stop| { vcpu.run(order, armed, (&exits, &memory), stop, on_stop) };
+        let run = move |vcpu: &mut Vcpu,
+                        order: &VcpuOrder,
+                        armed: &Arc<Armed>,
+                        must_stop: &MustStop<'_>,
+                        on_stop| {
+            vcpu.run(order, armed, (&exits, &memory), must_stop, on_stop)
+        };
         let chips = irqchip.start().map_err(GroupError::Chips)?;
         let shared = Arc::new(Shared {
-            slots,
+            slots: vcpus.into_iter().map(Slot::new).collect(),
             irqchip,
-            round: Mutex::default(),
-            stopped,
             run: Box::new(run),
         });
         // Dropped on an early return, it ends the threads that have begun.
         let mut group = Self {
+            all,
             shared: Arc::clone(&shared),
             threads: Vec::new(),
             _chips: chips,
@@ -112,9 +107,10 @@ impl VcpuGroup {
         };
         for id in ids {
             let shared = Arc::clone(&shared);
+            let handle = group.all.add(id)?;
             let thread = Builder::new()
                 .name(id.to_string())
-                .spawn(move || thread::vcpu_thread(id, &shared))
+                .spawn(move || thread::vcpu_thread(handle, &shared))
                 .map_err(|source| GroupError::Thread { vcpu: id, source })?;
             group.threads.push(thread);
         }
@@ -135,14 +131,81 @@ impl VcpuGroup {
             .get(id.index())
             .map(|slot| lock(&slot.vcpu))
     }
+
+    /// Begins a run cycle. Returns the stops if it is over already; [`VcpuGroup::take_stops`] has none
+    /// then. A plan that cannot be carried out is an empty list of stops.
+    pub fn resume(&self, plan: &ResumePlan) -> Option<Vec<Stop>> {
+        let irqchip = &self.shared.irqchip;
+        let resumed = match self.inline_step(plan) {
+            Some(id) => {
+                irqchip.step_begins();
+                self.all.resume_here(plan, id, |order, armed, _| {
+                    let reason = self.step_here(id, order, armed);
+                    if reason.is_none() {
+                        irqchip.guest_runs();
+                    }
+                    reason
+                })
+            }
+            None => {
+                irqchip.guest_runs();
+                self.all.resume(plan).map(|()| None)
+            }
+        };
+        resumed.unwrap_or_else(|error| {
+            self.not_resumed(&error);
+            Some(Vec::new())
+        })
+    }
+
+    /// Lets all vCPUs run with nothing armed.
+    pub fn resume_all(&self) {
+        for slot in &self.shared.slots {
+            slot.order_is_step(false);
+        }
+        self.shared.irqchip.guest_runs();
+        if let Err(error) = self.all.release() {
+            self.not_resumed(&error);
+        }
+    }
+
+    fn not_resumed(&self, error: &ResumeError) {
+        tracing::error!(%error, "the vCPUs were not resumed");
+        if *error != ResumeError::Running {
+            self.shared.irqchip.guest_stops();
+        }
+    }
+
+    /// Ends the run cycle. Afterwards [`VcpuGroup::take_stops`] returns one list, whether there was a
+    /// run cycle or not.
+    pub fn interrupt(&self) {
+        self.all.interrupt();
+    }
+
+    /// Becomes readable when a run cycle is over.
+    #[must_use]
+    pub fn stopped_fd(&self) -> RawFd {
+        self.all.stopped_fd().as_raw_fd()
+    }
+
+    /// The stops of the run cycle that is over, once.
+    pub fn take_stops(&self) -> Option<Vec<Stop>> {
+        self.all.take_stops()
+    }
+
+    /// Whether all vCPUs are stopped and their stops were taken.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.all.is_stopped()
+    }
 }
 
 impl Drop for VcpuGroup {
     fn drop(&mut self) {
-        for slot in &self.shared.slots {
-            slot.post(Mail::Quit);
+        for id in self.all.vcpus() {
+            // No error: only this thread removes vCPUs, and one that has panicked is gone.
+            let _ = self.all.remove(id);
         }
-        self.shared.kick_all();
         for thread in self.threads.drain(..) {
             // A panic was reported as a stop already.
             let _ = thread.join();

@@ -1,74 +1,45 @@
-//! What the vCPUs' threads and the group share, and the orders that pass between them.
+//! What the vCPUs' threads and the group share.
 
-use std::sync::atomic::AtomicBool;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::{fmt, io};
 
-use debug_stub::{Armed, VcpuOrder};
+use debug_stub::run_control::Kick;
+use debug_stub::{Armed, VcpuId, VcpuOrder};
 
-use super::lock;
-use super::round::Round;
 use crate::irqchip::Irqchip;
-use crate::vcpu::bell::{Bell, Waiting};
-use crate::vcpu::run::{OnStop, RunEnd, Vcpu};
-
-/// What a vCPU's thread is asked to do next.
-#[derive(Debug, Default)]
-pub(super) enum Mail {
-    #[default]
-    Nothing,
-    Run(VcpuOrder, Arc<Armed>),
-    Quit,
-}
+use crate::vcpu::run::{MustStop, OnStop, RunEnd, Vcpu};
 
 /// One vCPU, shared between its thread and the group.
 #[derive(Debug)]
 pub(super) struct Slot {
     /// Held by the thread while the vCPU runs.
     pub(super) vcpu: Mutex<Vcpu>,
-    mail: Mutex<Mail>,
-    bell: Bell,
-    pub(super) stop: AtomicBool,
     /// The last order was a step.
-    pub(super) stepped: AtomicBool,
+    stepped: AtomicBool,
 }
 
 impl Slot {
-    pub(super) fn new(vcpu: Vcpu) -> io::Result<Self> {
-        Ok(Self {
+    pub(super) fn new(vcpu: Vcpu) -> Self {
+        Self {
             vcpu: Mutex::new(vcpu),
-            mail: Mutex::default(),
-            bell: Bell::new(Waiting::Here)?,
-            stop: AtomicBool::new(false),
             stepped: AtomicBool::new(false),
-        })
-    }
-
-    pub(super) fn post(&self, mail: Mail) {
-        *lock(&self.mail) = mail;
-        self.bell.ring();
-    }
-
-    pub(super) fn wait(&self) -> Mail {
-        loop {
-            // Not in the match: its guard would be held while the bell is waited for.
-            let mail = std::mem::take(&mut *lock(&self.mail));
-            match mail {
-                Mail::Nothing => self.bell.wait(),
-                mail => return mail,
-            }
         }
+    }
+
+    /// Notes that the next order is a step, or is not. Returns whether the last one was.
+    pub(super) fn order_is_step(&self, is_step: bool) -> bool {
+        self.stepped.swap(is_step, Ordering::Relaxed)
     }
 }
 
 /// Runs a vCPU with the machine's devices and memory.
-type Run = dyn Fn(&mut Vcpu, &VcpuOrder, &Arc<Armed>, &AtomicBool, OnStop) -> RunEnd + Send + Sync;
+type Run =
+    dyn Fn(&mut Vcpu, &VcpuOrder, &Arc<Armed>, &MustStop<'_>, OnStop) -> RunEnd + Send + Sync;
 
 pub(super) struct Shared {
     pub(super) slots: Vec<Slot>,
     pub(super) irqchip: Irqchip,
-    pub(super) round: Mutex<Round>,
-    pub(super) stopped: Bell,
     pub(super) run: Box<Run>,
 }
 
@@ -76,7 +47,22 @@ impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
             .field("slots", &self.slots)
-            .field("round", &self.round)
             .finish_non_exhaustive()
+    }
+}
+
+/// What the machine does for run control.
+pub(super) struct Wakers(pub(super) Irqchip);
+
+impl Kick for Wakers {
+    /// Before the vCPU's thread has begun there is nothing to signal: it finds the request.
+    fn kick(&self, vcpu: VcpuId) {
+        if let Some(waker) = self.0.waker(vcpu) {
+            waker.rouse_for_stop();
+        }
+    }
+
+    fn all_stopped(&self) {
+        self.0.guest_stops();
     }
 }

@@ -12,9 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use debug_stub::{Armed, StopReason, VcpuOrder};
+use debug_stub::{Armed, ResumePlan, StopReason, VcpuId, VcpuOrder};
 
-use super::shared::Slot;
 use super::{VcpuGroup, lock};
 use crate::vcpu::kick::{TURN, Turn};
 use crate::vcpu::run::{OnStop, RunEnd};
@@ -45,24 +44,38 @@ impl LostTurns {
 }
 
 impl VcpuGroup {
-    /// Runs a step on the calling thread, if the one before was a step too and it is done within a
-    /// turn; otherwise the vCPU's own thread is to be given the same order.
-    pub(super) fn step_here(
-        &self,
-        slot: &Slot,
-        order: &VcpuOrder,
-        armed: &Arc<Armed>,
-    ) -> Option<StopReason> {
-        let is_step = matches!(order, VcpuOrder::Step(_));
-        if !slot.stepped.swap(is_step, Ordering::Relaxed) || !is_step {
-            return None;
+    /// The vCPU that the calling thread steps itself: the plan steps it alone, its last order was a step
+    /// too, and time with it was not lost of late.
+    pub(super) fn inline_step(&self, plan: &ResumePlan) -> Option<VcpuId> {
+        let mut alone = None;
+        let mut count = 0;
+        for ((order, slot), id) in plan.vcpus.iter().zip(&self.shared.slots).zip(0..) {
+            if *order == VcpuOrder::Stay {
+                continue;
+            }
+            count += 1;
+            let is_step = matches!(order, VcpuOrder::Step(_));
+            if slot.order_is_step(is_step) && is_step {
+                alone = Some(VcpuId(id));
+            }
         }
+        let vcpu = alone.filter(|_| count == 1)?;
         let mut lost = self.lost.get();
         let worth_a_turn = lost.next_step();
         self.lost.set(lost);
-        if !worth_a_turn {
-            return None;
-        }
+        worth_a_turn.then_some(vcpu)
+    }
+
+    /// Runs a step on the calling thread. `None` if it is not done within a turn: then the vCPU's own
+    /// thread goes on with it.
+    pub(super) fn step_here(
+        &self,
+        vcpu: VcpuId,
+        order: &VcpuOrder,
+        armed: &Arc<Armed>,
+    ) -> Option<StopReason> {
+        let slot = self.shared.slots.get(vcpu.index())?;
+        let mut lost = self.lost.get();
         let mut turn = self.turn.borrow_mut();
         if turn.is_none() {
             *turn = Turn::new()
@@ -72,12 +85,12 @@ impl VcpuGroup {
         let mut vcpu = lock(&slot.vcpu);
         let run = vcpu.kvm_run();
         let turn = turn.as_mut()?;
-        self.shared.irqchip.step_begins();
         let start = Instant::now();
         let end = loop {
             let mut rang = false;
             let end = turn.take(run, |over| {
-                let end = (self.shared.run)(&mut vcpu, order, armed, over, OnStop::Yield);
+                let must_stop = || over.load(Ordering::Acquire);
+                let end = (self.shared.run)(&mut vcpu, order, armed, &must_stop, OnStop::Yield);
                 rang = over.load(Ordering::Acquire);
                 end
             });
@@ -88,7 +101,6 @@ impl VcpuGroup {
                 break end;
             }
         };
-        self.shared.irqchip.guest_stops();
         match end {
             Ok(RunEnd::Stopped(reason)) => {
                 self.lost.set(LostTurns::default());

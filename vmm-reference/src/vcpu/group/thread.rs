@@ -1,34 +1,17 @@
 //! A vCPU's own thread.
 
-use std::thread;
-
-use debug_stub::{Stop, StopReason, VcpuId, VcpuOrder};
+use debug_stub::run_control::{Order, VcpuHandle};
+use debug_stub::{StopReason, VcpuOrder};
 
 use super::lock;
-use super::shared::{Mail, Shared};
+use super::shared::Shared;
 use crate::vcpu::kick::{self, Kickable};
 use crate::vcpu::run::{OnStop, RunEnd};
 use crate::vcpu::waker::Waker;
 
-/// Reports a vCPU whose thread unwinds: a round must end whatever happens.
-struct ReportPanic<'a> {
-    id: VcpuId,
-    shared: &'a Shared,
-}
-
-impl Drop for ReportPanic<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.shared.finish(Stop {
-                vcpu: self.id,
-                reason: StopReason::InternalError(format!("the thread of {} panicked", self.id)),
-            });
-        }
-    }
-}
-
-/// Runs one vCPU, order by order.
-pub(super) fn vcpu_thread(id: VcpuId, shared: &Shared) {
+/// Runs one vCPU, order by order. If it panics, the handle reports that.
+pub(super) fn vcpu_thread(mut handle: VcpuHandle, shared: &Shared) {
+    let id = handle.id();
     let Some(slot) = shared.slots.get(id.index()) else {
         return;
     };
@@ -39,26 +22,21 @@ pub(super) fn vcpu_thread(id: VcpuId, shared: &Shared) {
         kick::make_alarm();
     }
     let mut resumed = false;
-    loop {
-        let (order, armed) = match slot.wait() {
-            Mail::Run(order, armed) => (order, armed),
-            Mail::Quit | Mail::Nothing => return,
-        };
-        let report = ReportPanic { id, shared };
+    while let Order::Run(order, armed) = handle.wait_for_order() {
         let mut vcpu = lock(&slot.vcpu);
         if resumed && order == VcpuOrder::Continue {
             // So that the guest's watchdogs do not count the stop. EINVAL: it uses no kvmclock.
             let _ = vcpu.fd().kvmclock_ctrl();
         }
         resumed = true;
-        let end = (shared.run)(&mut vcpu, &order, &armed, &slot.stop, OnStop::Interrupt);
+        let must_stop = || handle.must_stop();
+        let end = (shared.run)(&mut vcpu, &order, &armed, &must_stop, OnStop::Interrupt);
         let reason = match end {
             RunEnd::Stopped(reason) => reason,
             // Not on a thread of its own.
             RunEnd::Yielded => StopReason::Interrupted,
         };
         drop(vcpu);
-        drop(report);
-        shared.finish(Stop { vcpu: id, reason });
+        handle.report(reason);
     }
 }
