@@ -39,7 +39,11 @@ fn step() -> VcpuOrder {
 fn plan(orders: &[VcpuOrder]) -> ResumePlan {
     ResumePlan {
         vcpus: orders.to_vec(),
-        others: VcpuOrder::Continue,
+        others: if orders.contains(&VcpuOrder::Continue) {
+            VcpuOrder::Continue
+        } else {
+            VcpuOrder::Stay
+        },
         ..ResumePlan::default()
     }
 }
