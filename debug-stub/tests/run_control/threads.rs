@@ -1,5 +1,6 @@
 //! The adapter with real threads: stops, interrupts, additions and removals at any moment.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -465,6 +466,8 @@ fn the_controller_may_run_a_vcpu_itself() {
 fn a_vcpu_that_is_removed_while_the_controller_runs_it_lets_its_thread_go() {
     let mut rig = Rig::new(1);
     let plan = plan(&[CONTINUE]);
+    // Its thread waits: it must be woken up to leave.
+    thread::sleep(Duration::from_millis(50));
     let stops = rig.all.resume_here(&plan, VcpuId(0), |_, _, must_stop| {
         rig.all.remove(VcpuId(0)).unwrap();
         assert!(must_stop());
@@ -474,6 +477,28 @@ fn a_vcpu_that_is_removed_while_the_controller_runs_it_lets_its_thread_go() {
     rig.threads.pop().unwrap().join().unwrap();
     rig.all.interrupt();
     assert_eq!(rig.stops(), []);
+}
+
+#[test]
+fn a_panic_of_the_controller_that_runs_a_vcpu_is_that_vcpus_stop() {
+    let rig = Rig::new(1);
+    let plan = plan(&[CONTINUE]);
+    let unwound = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let run = |_: &_, _: &_, _: &dyn Fn() -> bool| std::panic::resume_unwind(Box::new(()));
+        rig.all.resume_here(&plan, VcpuId(0), run)
+    }));
+    assert!(unwound.is_err());
+    let stops = rig.stops();
+    assert!(
+        matches!(
+            &stops[..],
+            [Stop {
+                vcpu: VcpuId(0),
+                reason: StopReason::InternalError(_)
+            }]
+        ),
+        "{stops:?}"
+    );
 }
 
 #[test]
