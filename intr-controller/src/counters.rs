@@ -21,8 +21,6 @@ pub struct Counters {
     /// its spurious vector; and acknowledges that a local APIC answered with its own. They are not
     /// part of the sum, because nothing arrived.
     pub spurious: u64,
-    /// Events that a hold met: they waited when it was taken, or were accepted under it.
-    pub withheld: u64,
 }
 
 impl Counters {

@@ -1,20 +1,20 @@
-//! May an event enter now? A pure function of what waits, what the vCPU allows, and the holds.
+//! May an event enter now? A pure function of the pending events and of what the vCPU allows.
 
 use core::fmt;
 
 use bitflags::bitflags;
 
-use crate::{Activity, Event, Holds, Pending, ProcessorPriority, Readiness};
+use crate::{Activity, Event, Pending, ProcessorPriority, Readiness};
 
 bitflags! {
     /// Everything that keeps one event out.
     ///
-    /// A set and not the first reason found: to a user who asks why no interrupt arrives, "IF=0"
-    /// and "masked by the debugger, and IF=0" are different answers.
+    /// A set, not the first reason found: to a user who asks why no interrupt arrives, "IF=0" and
+    /// "masked, IF=0" are different answers.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub struct BlockReasons: u16 {
-        /// A hold withholds it.
-        const HELD = 1 << 0;
+        /// The vCPU is [masked](Readiness::masked).
+        const MASKED = 1 << 0;
         /// RFLAGS.IF is clear.
         const INTERRUPT_FLAG = 1 << 1;
         /// The instruction after STI.
@@ -39,18 +39,20 @@ bitflags! {
 }
 
 impl BlockReasons {
-    /// Passing conditions of a vCPU that would take the event if it could be asked at the right
-    /// moment. They do not keep a halted vCPU asleep.
+    /// Conditions that pass by themselves within an instruction or two. They do not keep a halted
+    /// vCPU asleep.
     const TRANSIENT: Self = Self::STI_SHADOW
         .union(Self::MOV_SS_SHADOW)
         .union(Self::EVENT_IN_FLIGHT)
         .union(Self::EXCEPTION_PENDING)
         .union(Self::HOST_NOT_READY);
 
-    /// Reasons that the guest's progress does not end, or whose end shows by itself: a hold's
-    /// release is a call to this crate, a lower task priority is an exit (`KVM_EXIT_SET_TPR`) or
-    /// an access to the local APIC, and a start-up IPI comes from another vCPU.
-    const NO_WINDOW: Self = Self::HELD.union(Self::PRIORITY).union(Self::WAIT_FOR_SIPI);
+    /// Reasons that no window reports. The VMM itself lifts the mask, a lower task priority is an
+    /// exit (`KVM_EXIT_SET_TPR`) or an access to the local APIC, and a start-up IPI comes from
+    /// another vCPU.
+    const NO_WINDOW: Self = Self::MASKED
+        .union(Self::PRIORITY)
+        .union(Self::WAIT_FOR_SIPI);
 }
 
 bitflags! {
@@ -85,8 +87,6 @@ pub struct Blocked {
     pub event: Event,
     /// Everything that keeps it out; never empty.
     pub reasons: BlockReasons,
-    /// How many hold, for [`BlockReasons::HELD`].
-    pub holds: u64,
     /// The processor priority, for [`BlockReasons::PRIORITY`].
     pub priority: ProcessorPriority,
 }
@@ -130,20 +130,15 @@ impl Decision {
 /// [`crate::InjectionPolicy::decide`] is this with the policy's own pending set; with a set that
 /// was read from the host it explains what the host's chips are doing.
 #[inline]
-pub fn decide(
-    pending: &Pending,
-    vcpu: &Readiness,
-    priority: ProcessorPriority,
-    holds: Holds,
-) -> Decision {
+pub fn decide(pending: &Pending, vcpu: &Readiness, priority: ProcessorPriority) -> Decision {
     // What nearly every entry finds, without the questions that it does not raise.
     if pending.is_fixed_only() {
         let Some(vector) = pending.fixed().highest() else {
             return Decision::Idle;
         };
         let event = Event::Fixed(vector);
-        if holds.is_held() || *vcpu != Readiness::OPEN {
-            return decide_one(event, vcpu, priority, holds);
+        if *vcpu != Readiness::OPEN {
+            return decide_one(event, vcpu, priority);
         }
         if priority.admits(vector) {
             return Decision::Inject(event);
@@ -151,31 +146,20 @@ pub fn decide(
         return Decision::Blocked(Blocked {
             event,
             reasons: BlockReasons::PRIORITY,
-            holds: 0,
             priority,
         });
     }
-    decide_in_full(pending, vcpu, priority, holds)
+    decide_in_full(pending, vcpu, priority)
 }
 
 #[inline(never)]
-fn decide_one(
-    event: Event,
-    vcpu: &Readiness,
-    priority: ProcessorPriority,
-    holds: Holds,
-) -> Decision {
-    decide_among([event], vcpu, priority, holds)
+fn decide_one(event: Event, vcpu: &Readiness, priority: ProcessorPriority) -> Decision {
+    decide_among([event], vcpu, priority)
 }
 
 #[inline(never)]
-fn decide_in_full(
-    pending: &Pending,
-    vcpu: &Readiness,
-    priority: ProcessorPriority,
-    holds: Holds,
-) -> Decision {
-    decide_among(pending.candidates(), vcpu, priority, holds)
+fn decide_in_full(pending: &Pending, vcpu: &Readiness, priority: ProcessorPriority) -> Decision {
+    decide_among(pending.candidates(), vcpu, priority)
 }
 
 /// Decides among events, the most urgent first.
@@ -183,7 +167,6 @@ fn decide_among(
     events: impl IntoIterator<Item = Event>,
     vcpu: &Readiness,
     priority: ProcessorPriority,
-    holds: Holds,
 ) -> Decision {
     let mut first: Option<Blocked> = None;
     let mut windows = Windows::empty();
@@ -191,25 +174,24 @@ fn decide_among(
     // In the order of the table: the first that may enter does. One that may not does not stop the
     // next: in an NMI handler that set IF, a second NMI waits and an interrupt enters.
     for event in events {
-        let reasons = block_reasons(event, vcpu, priority, holds);
+        let reasons = block_reasons(event, vcpu, priority);
         if reasons.is_empty() {
             return Decision::Inject(event);
         }
         let blocked = Blocked {
             event,
             reasons,
-            holds: holds.count(),
             priority,
         };
         first = first.or(Some(blocked));
         if !reasons.intersects(BlockReasons::NO_WINDOW) {
             windows |= Windows::of(event);
         }
-        // A hold does not keep a vCPU asleep, and neither does KVM's BLOCKIRQ (x86.c:
-        // `kvm_vcpu_has_events` does not look at it) nor bhyve's mask: HLT ends and the event
-        // waits on. A guest cannot tell this from an SMI that ended its HLT, and a debugger that
-        // steps over HLT gets its step.
-        if wakes.is_none() && (BlockReasons::TRANSIENT | BlockReasons::HELD).contains(reasons) {
+        // The mask does not keep a vCPU asleep. HLT ends, and the event stays pending. KVM's
+        // BLOCKIRQ (x86.c: `kvm_vcpu_has_events` does not look at it) and bhyve's mask do the same.
+        // A guest cannot tell this from an SMI that ended its HLT, and a debugger that steps over
+        // HLT gets its step.
+        if wakes.is_none() && (BlockReasons::TRANSIENT | BlockReasons::MASKED).contains(reasons) {
             wakes = Some(blocked);
         }
     }
@@ -225,18 +207,13 @@ fn decide_among(
 
 /// Everything that keeps this event out.
 #[inline]
-fn block_reasons(
-    event: Event,
-    vcpu: &Readiness,
-    priority: ProcessorPriority,
-    holds: Holds,
-) -> BlockReasons {
+fn block_reasons(event: Event, vcpu: &Readiness, priority: ProcessorPriority) -> BlockReasons {
     let mut reasons = BlockReasons::empty();
-    // SMI, NMI and interrupts alike, and only their injection: what an earlier decision let in
-    // (`event_in_flight`) and exceptions are the host's to finish. This is the reach of
-    // KVM_GUESTDBG_BLOCKIRQ (x86.c, `kvm_check_and_inject_events`: the test stands after
-    // re-injection and exceptions, before SMI, NMI and IRQ).
-    reasons.set(BlockReasons::HELD, holds.is_held());
+    // The mask withholds SMI, NMI and interrupts, and only their injection. The host finishes
+    // exceptions and the events that an earlier decision let in (`event_in_flight`).
+    // KVM_GUESTDBG_BLOCKIRQ has the same reach (x86.c, `kvm_check_and_inject_events`: the test
+    // stands after re-injection and exceptions, before SMI, NMI and IRQ).
+    reasons.set(BlockReasons::MASKED, vcpu.masked);
     // One event enters at a time. Both were raised by instructions that are already over, so they
     // go first whatever their row in the table says of new ones (x86.c, as above).
     reasons.set(BlockReasons::EVENT_IN_FLIGHT, vcpu.event_in_flight);
@@ -275,7 +252,7 @@ fn shadows(reasons: &mut BlockReasons, vcpu: &Readiness) {
 }
 
 impl Blocked {
-    /// The reasons as text, without the event: "masked by 1 hold, IF=0".
+    /// The reasons as text, without the event: "masked, IF=0".
     #[must_use]
     pub fn why(&self) -> impl fmt::Display + use<> {
         Why(*self)
@@ -292,8 +269,7 @@ impl fmt::Display for Why {
                 f.write_str(", ")?;
             }
             match reason {
-                BlockReasons::HELD if blocked.holds == 1 => f.write_str("masked by 1 hold")?,
-                BlockReasons::HELD => write!(f, "masked by {} holds", blocked.holds)?,
+                BlockReasons::MASKED => f.write_str("masked")?,
                 BlockReasons::INTERRUPT_FLAG => f.write_str("IF=0")?,
                 BlockReasons::STI_SHADOW => f.write_str("STI shadow")?,
                 BlockReasons::MOV_SS_SHADOW => f.write_str("MOV SS shadow")?,

@@ -28,6 +28,10 @@ const HALTED: Readiness = Readiness {
     activity: Activity::Halted,
     ..OPEN
 };
+const MASKED: Readiness = Readiness {
+    masked: true,
+    ..OPEN
+};
 
 #[test]
 fn each_obstacle_stops_exactly_the_events_it_should() {
@@ -44,6 +48,7 @@ fn each_obstacle_stops_exactly_the_events_it_should() {
         (Readiness { host_ready: false, ..OPEN }, R::HOST_NOT_READY, [false, false, true, true]),
         (Readiness { event_in_flight: true, ..OPEN }, R::EVENT_IN_FLIGHT, [true; 4]),
         (Readiness { exception_pending: true, ..OPEN }, R::EXCEPTION_PENDING, [true; 4]),
+        (MASKED, R::MASKED, [true; 4]),
         (Readiness { activity: waiting_for_sipi, ..OPEN }, R::WAIT_FOR_SIPI, [true; 4]),
     ];
     for (vcpu, reason, stops) in rows {
@@ -107,7 +112,7 @@ fn events_enter_in_the_order_of_the_table() {
 }
 
 #[test]
-fn a_blocked_nmi_does_not_hold_up_an_interrupt() {
+fn a_blocked_nmi_does_not_delay_an_interrupt() {
     let in_nmi_handler = Readiness {
         nmi_blocked: true,
         ..OPEN
@@ -153,21 +158,17 @@ fn after_an_injection_the_rest_asks_for_a_window() {
 }
 
 #[test]
-fn a_hold_blocks_every_event_and_opens_no_window() {
-    let mut policy = policy(&[Event::Smi, Event::Nmi, Event::ExtInt, fixed(0x20)]);
-    let _ = policy.hold();
-    let _ = policy.hold();
-    let decision = policy.decide(&OPEN, ProcessorPriority::ZERO);
+fn the_mask_blocks_every_event_and_opens_no_window() {
+    let policy = policy(&[Event::Smi, Event::Nmi, Event::ExtInt, fixed(0x20)]);
+    let decision = policy.decide(&MASKED, ProcessorPriority::ZERO);
     assert_eq!(
         decision,
         Decision::Blocked(Blocked {
             event: Event::Smi,
-            reasons: BlockReasons::HELD,
-            holds: 2,
+            reasons: BlockReasons::MASKED,
             priority: ProcessorPriority::ZERO,
         })
     );
-    assert!(policy.release().is_ok() && policy.release().is_ok());
     assert_eq!(
         policy.decide(&OPEN, ProcessorPriority::ZERO),
         Decision::Inject(Event::Smi)
@@ -175,17 +176,19 @@ fn a_hold_blocks_every_event_and_opens_no_window() {
 }
 
 #[test]
-fn halted_and_held_the_interrupt_ends_hlt_and_stays_pending() {
-    let mut policy = policy(&[fixed(0x20)]);
-    let _ = policy.hold();
-    let decision = policy.decide(&HALTED, ProcessorPriority::ZERO);
+fn halted_and_masked_the_interrupt_ends_hlt_and_stays_pending() {
+    let policy = policy(&[fixed(0x20)]);
+    let vcpu = Readiness {
+        masked: true,
+        ..HALTED
+    };
+    let decision = policy.decide(&vcpu, ProcessorPriority::ZERO);
     assert!(matches!(decision, Decision::Wake(_)));
     assert_eq!(
         decision.to_string(),
-        "vector 0x20 pending; blocked: masked by 1 hold; ends HLT"
+        "vector 0x20 pending; blocked: masked; ends HLT"
     );
     assert!(policy.pending().contains(fixed(0x20)));
-    let _ = policy.release();
     assert_eq!(
         policy.decide(&HALTED, ProcessorPriority::ZERO),
         Decision::Inject(fixed(0x20))
@@ -204,15 +207,13 @@ fn halted_with_if_clear_only_what_ignores_if_wakes() {
     ));
     assert_eq!(ask(&[Event::Nmi], vcpu), Decision::Inject(Event::Nmi));
 
-    let mut held = policy(&[fixed(0x20)]);
-    let _ = held.hold();
+    let masked = Readiness {
+        masked: true,
+        ..vcpu
+    };
+    assert!(matches!(ask(&[fixed(0x20)], masked), Decision::Blocked(_)));
     assert!(matches!(
-        held.decide(&vcpu, ProcessorPriority::ZERO),
-        Decision::Blocked(_)
-    ));
-    let _ = held.arrive(Event::Nmi);
-    assert!(matches!(
-        held.decide(&vcpu, ProcessorPriority::ZERO),
+        ask(&[fixed(0x20), Event::Nmi], masked),
         Decision::Wake(Blocked {
             event: Event::Nmi,
             ..
@@ -242,20 +243,18 @@ fn a_halted_vcpu_whose_host_is_not_ready_is_woken_rather_than_lost() {
 
 #[test]
 fn all_reasons_are_named_at_once() {
-    let mut policy = policy(&[fixed(0x2f)]);
-    let _ = policy.hold();
     let vcpu = Readiness {
         interrupt_flag: false,
-        ..OPEN
+        ..MASKED
     };
-    let decision = policy.decide(&vcpu, ProcessorPriority::new(0x41, None));
+    let decision = policy(&[fixed(0x2f)]).decide(&vcpu, ProcessorPriority::new(0x41, None));
     assert_eq!(
         decision.to_string(),
-        "vector 0x2f pending; blocked: masked by 1 hold, IF=0, priority (PPR 0x41)"
+        "vector 0x2f pending; blocked: masked, IF=0, priority (PPR 0x41)"
     );
     assert_eq!(
         decision.blocked().unwrap().why().to_string(),
-        "masked by 1 hold, IF=0, priority (PPR 0x41)"
+        "masked, IF=0, priority (PPR 0x41)"
     );
 }
 
@@ -284,17 +283,15 @@ fn the_short_way_says_the_same() {
                 event_in_flight: flag(5),
                 exception_pending: flag(6),
                 host_ready: flag(7),
+                masked: false,
             };
             for events in [&[][..], &[fixed(0x31)], &[fixed(0x31), fixed(0x51)]] {
-                for (tpr, held) in [(0, false), (0, true), (0x2f, false), (0x50, false)] {
+                for (tpr, masked) in [(0, false), (0, true), (0x2f, false), (0x50, false)] {
                     let pending = *policy(events).pending();
                     let priority = ProcessorPriority::new(tpr, None);
-                    let mut holds = Holds::NONE;
-                    if held {
-                        let _ = holds.hold();
-                    }
-                    let short = decide(&pending, &vcpu, priority, holds);
-                    assert_eq!(short, decide_in_full(&pending, &vcpu, priority, holds));
+                    let vcpu = Readiness { masked, ..vcpu };
+                    let short = decide(&pending, &vcpu, priority);
+                    assert_eq!(short, decide_in_full(&pending, &vcpu, priority));
                     injected += u32::from(matches!(short, Decision::Inject(_)));
                 }
             }

@@ -22,8 +22,8 @@ pub enum LapicAction {
     TaskPriority(u8),
     /// The software-enable bit is written.
     Enable(bool),
-    /// An open vCPU takes what it is told to.
-    Enter,
+    /// A vCPU that is open, or open but masked, takes the event that the decision names.
+    Enter(bool),
     /// EOI is written.
     EndOfInterrupt,
     /// The timer entry: periodic, masked. The vector is 0xec.
@@ -34,11 +34,7 @@ pub enum LapicAction {
     Divide(u8),
     /// So many nanoseconds pass, and the timer is looked at, or not.
     Pass(u8, bool),
-    /// One hold more.
-    Hold,
-    /// One hold less.
-    Release,
-    /// Save, and restore into another with the same holds.
+    /// Save, and restore into another.
     SaveRestore,
     /// Any load from the register page: offset, size.
     Load(u16, u8),
@@ -107,7 +103,6 @@ struct Model {
     tpr: u8,
     enabled: bool,
     timer: Counter,
-    holds: u64,
     now: u64,
     delivered: u64,
 }
@@ -137,9 +132,9 @@ impl Model {
         in_service.max(self.tpr >> 4)
     }
 
-    /// What an open vCPU takes.
-    fn next(&self) -> Option<Event> {
-        if self.holds > 0 {
+    /// The event that an open vCPU takes.
+    fn next(&self, masked: bool) -> Option<Event> {
+        if masked {
             return None;
         }
         if self.nmis > 0 {
@@ -235,14 +230,17 @@ impl LapicPair {
                 model.enabled = enable;
                 model.timer.masked |= !enable;
             }
-            LapicAction::Enter => {
+            LapicAction::Enter(masked) => {
                 lapic.advance(now);
-                let decision = lapic.decide(&Readiness::OPEN);
+                let decision = lapic.decide(&Readiness {
+                    masked,
+                    ..Readiness::OPEN
+                });
                 let told = match decision {
                     Decision::Inject(event) => Some(event),
                     _ => None,
                 };
-                if told != model.next() {
+                if told != model.next(masked) {
                     return Err("decision");
                 }
                 if let Some(event) = told {
@@ -290,21 +288,8 @@ impl LapicPair {
                     lapic.advance(GuestTime::from_ns(model.now));
                 }
             }
-            LapicAction::Hold => {
-                let _ = lapic.hold();
-                model.holds += 1;
-            }
-            LapicAction::Release => {
-                if lapic.release().is_ok() != (model.holds > 0) {
-                    return Err("release");
-                }
-                model.holds = model.holds.saturating_sub(1);
-            }
             LapicAction::SaveRestore => {
                 let mut other = Lapic::new(*lapic.config());
-                for _ in 0..model.holds {
-                    let _ = other.hold();
-                }
                 if other.restore(&lapic.save()).is_err() || other != *lapic {
                     return Err("save and restore");
                 }

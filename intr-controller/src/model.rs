@@ -5,8 +5,8 @@
 use alloc::vec::Vec;
 
 use crate::{
-    Activity, Arrival, BlockReasons, Decision, Delivery, Event, HostMask, InjectionPolicy,
-    ProcessorPriority, Readiness,
+    Activity, Arrival, BlockReasons, Decision, Delivery, Event, InjectionPolicy, ProcessorPriority,
+    Readiness,
 };
 
 /// One operation on a policy.
@@ -21,13 +21,9 @@ pub enum Action {
     Enter(Readiness, ProcessorPriority),
     /// Report an event as injected without having asked.
     ReportInjected(Event),
-    /// One hold more.
-    Hold,
-    /// One hold less.
-    Release,
     /// The vCPU is reset.
     Reset,
-    /// Save, and restore into a policy with the same holds.
+    /// Save, and restore into another policy.
     SaveRestore,
 }
 
@@ -46,10 +42,8 @@ pub struct Divergence {
 #[derive(Debug, Default)]
 struct Model {
     waiting: Vec<Event>,
-    holds: u64,
     arrived: u64,
     merged: u64,
-    withheld: u64,
     withdrawn: u64,
     dropped: u64,
     spurious: u64,
@@ -79,9 +73,6 @@ impl Model {
             self.merged += 1;
             return Arrival::Merged;
         }
-        if self.holds > 0 {
-            self.withheld += 1;
-        }
         self.waiting.push(event);
         Arrival::Accepted
     }
@@ -96,7 +87,7 @@ impl Model {
         }
     }
 
-    /// Whether the processor and the host, holds aside, take the event now.
+    /// Whether the processor and the host, the mask aside, take the event now.
     fn admitted(event: Event, vcpu: &Readiness, priority: ProcessorPriority) -> bool {
         let boundary = vcpu.activity != Activity::WaitForSipi
             && !vcpu.event_in_flight
@@ -112,7 +103,7 @@ impl Model {
             }
     }
 
-    /// Whether the event ends HLT: taken, but for what passes by itself, and for holds.
+    /// Whether the event ends HLT: conditions that pass by themselves and the mask do not matter.
     fn ends_halt(event: Event, vcpu: &Readiness, priority: ProcessorPriority) -> bool {
         let settled = Readiness {
             sti_shadow: false,
@@ -145,27 +136,26 @@ impl Model {
             if blocked.reasons.is_empty() {
                 return Err("blocked without a reason");
             }
-            if blocked.reasons.contains(BlockReasons::HELD) != (self.holds > 0) {
-                return Err("the hold is reported wrongly");
+            if blocked.reasons.contains(BlockReasons::MASKED) != vcpu.masked {
+                return Err("the mask is reported wrongly");
             }
-            if blocked.reasons == BlockReasons::HELD
-                && !Self::admitted(blocked.event, vcpu, priority)
-            {
-                return Err("more than the hold is in the way");
+            let alone = blocked.reasons == BlockReasons::MASKED;
+            if alone && !Self::admitted(blocked.event, vcpu, priority) {
+                return Err("more than the mask is in the way");
             }
         }
         match decision {
-            Decision::Inject(_) if self.holds > 0 => Err("injected under a hold"),
+            Decision::Inject(_) if vcpu.masked => Err("injected under the mask"),
             Decision::Inject(event) if admitted == Some(event) => Ok(()),
             Decision::Inject(_) => Err("not the most urgent event that may enter"),
-            _ if self.holds == 0 && admitted.is_some() => Err("an event could have entered"),
+            _ if !vcpu.masked && admitted.is_some() => Err("an event could have entered"),
             Decision::Idle if self.waiting.is_empty() => Ok(()),
             Decision::Idle => Err("idle, but something waits"),
             Decision::Wake(_) if halted && wakes => Ok(()),
             Decision::Wake(_) => Err("woken by nothing"),
             _ if halted && wakes => Err("not woken"),
             Decision::OpenWindow(windows, _) if windows.is_empty() => Err("no window to open"),
-            Decision::OpenWindow(..) if self.holds > 0 => Err("a window under a hold"),
+            Decision::OpenWindow(..) if vcpu.masked => Err("a window under the mask"),
             Decision::OpenWindow(..) if vcpu.activity != Activity::Running => {
                 Err("a window that cannot open")
             }
@@ -241,26 +231,6 @@ impl Pair {
                     return Err("report of an injection");
                 }
             }
-            Action::Hold => {
-                if model.holds == 0 {
-                    model.withheld += model.waiting.len() as u64;
-                }
-                model.holds += 1;
-                if (policy.hold() == HostMask::Set) != (model.holds == 1) {
-                    return Err("hold");
-                }
-            }
-            Action::Release => {
-                let expected = match model.holds {
-                    0 => None,
-                    1 => Some(HostMask::Clear),
-                    _ => Some(HostMask::Unchanged),
-                };
-                model.holds = model.holds.saturating_sub(1);
-                if policy.release().ok() != expected {
-                    return Err("release");
-                }
-            }
             Action::Reset => {
                 model.dropped += model.waiting.len() as u64;
                 model.waiting.clear();
@@ -268,9 +238,6 @@ impl Pair {
             }
             Action::SaveRestore => {
                 let mut restored = InjectionPolicy::new();
-                for _ in 0..model.holds {
-                    let _ = restored.hold();
-                }
                 if restored.restore(&policy.save()).is_err() || restored != *policy {
                     return Err("save and restore");
                 }
@@ -294,9 +261,6 @@ impl Pair {
         if pending.len() != waiting || pending.is_empty() != model.waiting.is_empty() {
             return Err("the number of pending events");
         }
-        if policy.holds().count() != model.holds {
-            return Err("the number of holds");
-        }
         let counted = [
             counters.arrived,
             counters.merged,
@@ -304,7 +268,6 @@ impl Pair {
             counters.withdrawn,
             counters.dropped,
             counters.spurious,
-            counters.withheld,
         ];
         let expected = [
             model.arrived,
@@ -313,7 +276,6 @@ impl Pair {
             model.withdrawn,
             model.dropped,
             model.spurious,
-            model.withheld,
         ];
         if counted != expected {
             return Err("the counters");

@@ -1,11 +1,11 @@
-//! One vCPU's injection policy: what waits, who holds, what became of it.
+//! One vCPU's injection policy: the pending events, and what became of the others.
 
 use thiserror::Error;
 
 use crate::counters::add;
 use crate::{
-    Arrival, Counters, Decision, Event, Holds, HostMask, NotHeld, Pending, PolicyState,
-    ProcessorPriority, Readiness, RestoreError, decide,
+    Arrival, Counters, Decision, Event, Pending, PolicyState, ProcessorPriority, Readiness,
+    RestoreError, decide,
 };
 
 /// What an injection was.
@@ -31,18 +31,17 @@ pub struct NotPending(pub Event);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InjectionPolicy {
     pending: Pending,
-    holds: Holds,
     counters: Counters,
 }
 
 impl InjectionPolicy {
-    /// Nothing waits and nobody holds.
+    /// Nothing is pending.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An event arrives. Never refused, held or not: holds delay injection, not arrival.
+    /// An event arrives. It is never refused: a mask delays injection, not arrival.
     ///
     /// For [`Event::ExtInt`] this is the line's rise (or the line still high after an
     /// acknowledge); its fall is [`Self::withdraw_ext_int`].
@@ -50,7 +49,6 @@ impl InjectionPolicy {
         let arrival = self.pending.insert(event);
         add(&mut self.counters.arrived, 1);
         match arrival {
-            Arrival::Accepted if self.holds.is_held() => add(&mut self.counters.withheld, 1),
             Arrival::Accepted => {}
             Arrival::Merged => add(&mut self.counters.merged, 1),
         }
@@ -68,7 +66,7 @@ impl InjectionPolicy {
 
     /// What to do now. Changes nothing.
     pub fn decide(&self, vcpu: &Readiness, priority: ProcessorPriority) -> Decision {
-        decide(&self.pending, vcpu, priority, self.holds)
+        decide(&self.pending, vcpu, priority)
     }
 
     /// The host has given an event back that it had taken and that had not reached the guest: it
@@ -84,7 +82,7 @@ impl InjectionPolicy {
 
     /// The host took the event: it no longer waits here.
     ///
-    /// A hold does not refuse this: the host has the event, and the books follow.
+    /// A mask does not refuse this: the host has the event already.
     ///
     /// # Errors
     /// If it did not wait.
@@ -100,24 +98,6 @@ impl InjectionPolicy {
         } else {
             Err(NotPending(event))
         }
-    }
-
-    /// Withholds SMI, NMI, ExtINT and fixed interrupts until as many calls of
-    /// [`release`](Self::release).
-    pub fn hold(&mut self) -> HostMask {
-        let mask = self.holds.hold();
-        if mask == HostMask::Set {
-            add(&mut self.counters.withheld, self.pending.len());
-        }
-        mask
-    }
-
-    /// One hold less.
-    ///
-    /// # Errors
-    /// If there was none.
-    pub fn release(&mut self) -> Result<HostMask, NotHeld> {
-        self.holds.release()
     }
 
     /// This many more arrived like the one that was merged or accepted last: a periodic timer after
@@ -142,14 +122,9 @@ impl InjectionPolicy {
         }
     }
 
-    /// The vCPU is reset: what waits is discarded. Holds stay, because they belong to the
-    /// debugger and not to the guest.
+    /// The vCPU is reset: pending events are discarded.
     pub fn reset(&mut self) {
-        let Self {
-            pending,
-            holds: _,
-            counters,
-        } = self;
+        let Self { pending, counters } = self;
         add(&mut counters.dropped, pending.len());
         *pending = Pending::default();
     }
@@ -160,31 +135,20 @@ impl InjectionPolicy {
         &self.pending
     }
 
-    /// Who holds.
-    #[must_use]
-    pub const fn holds(&self) -> Holds {
-        self.holds
-    }
-
     /// What happened so far.
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// Everything that belongs to the guest. Holds are not part of it: a debugger that is attached
-    /// here is not attached where the state is restored.
+    /// The state as plain data.
     #[must_use]
     pub fn save(&self) -> PolicyState {
-        let Self {
-            pending,
-            holds: _,
-            counters,
-        } = self;
+        let Self { pending, counters } = self;
         PolicyState::new(pending, counters)
     }
 
-    /// Takes a saved state over, whole or not at all. Holds taken here stay.
+    /// Takes a saved state over, whole or not at all.
     ///
     /// # Errors
     /// If the state is not one that [`save`](Self::save) can have made; nothing has changed then.

@@ -4,7 +4,7 @@
 //! KVM knows nothing of interrupts then. [`UserVcpu`] looks before each entry at what waits in its
 //! [`Lapic`], hands one event to KVM if the vCPU can take it, asks for an interrupt window if it
 //! cannot, and says when there is nothing to run: KVM leaves HLT and the wait for a start-up IPI to
-//! its user, too. A debugger's mask is the APIC's own hold, so the host need not be able to mask.
+//! its user, too. The mask is a parameter of [`UserVcpu::prepare`], so the host need not be able to mask.
 //!
 //! There is no lock in here. Keep each `UserVcpu` under one of its own, a [`Board`](crate::board) under
 //! another and [`Destinations`](crate::Destinations) under a third, and take a vCPU's last.
@@ -54,7 +54,6 @@ pub enum UserEntry {
 pub struct UserVcpu {
     lapic: Lapic,
     halted: bool,
-    held: bool,
     lent: Lent,
     /// An ExtINT that the 8259A has let go of and the guest has not taken: a mask was put on between
     /// the two. It is the next to enter.
@@ -72,7 +71,6 @@ impl UserVcpu {
         Self {
             lapic: Lapic::new(config),
             halted: false,
-            held: false,
             lent: Lent::default(),
             acknowledged: None,
             entered_with: 0,
@@ -100,8 +98,8 @@ impl UserVcpu {
     /// Before each `KVM_RUN`, on the vCPU's thread: hands what may enter to KVM, and opens the
     /// window for what may not.
     ///
-    /// `masked` is whether `mask_hwintr` is on. When it goes on, what KVM has and the guest has not
-    /// is taken back. `stood_still` is for how long guest time has stood still, all in all: the TSC
+    /// `masked` is whether `mask_hwintr` is on. Then what KVM has been given and the guest has not
+    /// taken is taken back. `stood_still` is for how long guest time has stood still, all in all: the TSC
     /// has not, and an armed deadline moves.
     ///
     /// # Errors
@@ -113,7 +111,10 @@ impl UserVcpu {
         now: GuestTime,
         stood_still: Duration,
     ) -> Result<UserEntry, CallError> {
-        self.set_held(vcpu, masked)?;
+        if masked {
+            // There is no host mask to set: what KVM has would be injected.
+            self.recall(vcpu)?;
+        }
         if let Some(startup) = self.lapic.take_startup() {
             apply_startup(vcpu, startup)?;
             self.halted = false;
@@ -127,9 +128,12 @@ impl UserVcpu {
         }
         self.compare_counter(vcpu, now, stood_still)?;
         self.lapic.advance(now);
-        let owed = self.owed_ext_int(vcpu)?;
+        let owed = self.owed_ext_int(vcpu, masked)?;
         let window = loop {
-            match self.lapic.decide(&self.readiness(vcpu.get_kvm_run())) {
+            match self
+                .lapic
+                .decide(&self.readiness(vcpu.get_kvm_run(), masked))
+            {
                 Decision::Inject(Event::ExtInt) => {
                     self.halted = false;
                     return Ok(UserEntry::Acknowledge);
@@ -214,8 +218,8 @@ impl UserVcpu {
         Ok(effect)
     }
 
-    /// What waits and why, for a person. Changes nothing. `masked` is whether `mask_hwintr` is on:
-    /// the hold is as it was at the last entry, and follows at the next.
+    /// What is pending and why it does not enter, for a person. Changes nothing. `masked` is whether
+    /// `mask_hwintr` is on.
     ///
     /// # Errors
     /// If KVM does not tell the vCPU's state.
@@ -229,7 +233,7 @@ impl UserVcpu {
         } else {
             Activity::Running
         };
-        let readiness = readiness(activity, regs.rflags, &events);
+        let readiness = readiness(activity, regs.rflags, &events, masked);
         let enabled = self.lapic.mode() != crate::ApicMode::Disabled;
         let pending = self.lapic.policy().pending();
         let fixed = if enabled {
@@ -238,12 +242,6 @@ impl UserVcpu {
             VectorSet::EMPTY
         };
         let ext_int = pending.ext_int() || self.acknowledged.is_some();
-        let mut next = self.lapic.clone();
-        if masked && !self.held {
-            let _ = next.hold();
-        } else if self.held && !masked {
-            let _ = next.release();
-        }
         Ok(Observation {
             pending: Pending::new(fixed, pending.nmis(), pending.smi(), ext_int),
             vcpu: readiness,
@@ -252,11 +250,11 @@ impl UserVcpu {
             level_triggered: *self.lapic.level_triggered(),
             apic_enabled: enabled,
             apic_software_enabled: self.lapic.software_enabled(),
-            decision: next.decide(&readiness),
+            decision: self.lapic.decide(&readiness),
         })
     }
 
-    fn readiness(&self, run: &kvm_run) -> Readiness {
+    fn readiness(&self, run: &kvm_run, masked: bool) -> Readiness {
         Readiness {
             activity: if self.halted {
                 Activity::Halted
@@ -266,6 +264,7 @@ impl UserVcpu {
             interrupt_flag: run.if_flag != 0,
             // Shadows, an event in flight and a pending exception are in here.
             host_ready: run.ready_for_interrupt_injection != 0,
+            masked,
             ..Readiness::default()
         }
     }
@@ -307,14 +306,14 @@ impl UserVcpu {
     }
 
     /// The ExtINT that was taken back enters before all else that is maskable, and ends HLT under the
-    /// rules of [`Decision::Wake`]. Answers whether it waits for an interrupt window.
-    fn owed_ext_int(&mut self, vcpu: &mut VcpuFd) -> Result<bool, CallError> {
+    /// rules of [`Decision::Wake`]. Returns `true` if it waits for an interrupt window.
+    fn owed_ext_int(&mut self, vcpu: &mut VcpuFd, masked: bool) -> Result<bool, CallError> {
         let Some(vector) = self.acknowledged else {
             return Ok(false);
         };
-        let ready = self.readiness(vcpu.get_kvm_run());
+        let ready = self.readiness(vcpu.get_kvm_run(), masked);
         self.halted &= !ready.interrupt_flag;
-        if self.held {
+        if masked {
             return Ok(false);
         }
         if ready.interrupt_flag && ready.host_ready {
@@ -322,21 +321,6 @@ impl UserVcpu {
             self.acknowledged = None;
         }
         Ok(self.acknowledged.is_some())
-    }
-
-    fn set_held(&mut self, vcpu: &VcpuFd, masked: bool) -> Result<(), CallError> {
-        if self.held == masked {
-            return Ok(());
-        }
-        self.held = masked;
-        if masked {
-            // There is no host mask to set: this is it.
-            let _ = self.lapic.hold();
-            self.recall(vcpu)
-        } else {
-            let _ = self.lapic.release();
-            Ok(())
-        }
     }
 }
 

@@ -3,8 +3,7 @@
 use super::registers::Lvt;
 use super::{ApicMode, Effect, Lapic, LvtEntry};
 use crate::{
-    Activity, Decision, Delivery, Event, HostMask, NotHeld, NotPending, Pending, Readiness, Vector,
-    VectorSet, decide,
+    Activity, Decision, Delivery, Event, NotPending, Pending, Readiness, Vector, VectorSet, decide,
 };
 
 /// The answer to an interrupt-acknowledge cycle of the vCPU.
@@ -44,7 +43,7 @@ impl Lapic {
                 pending.ext_int(),
             );
         }
-        decide(&pending, &vcpu, self.priority(), self.policy.holds())
+        decide(&pending, &vcpu, self.priority())
     }
 
     /// The host took the event. A fixed interrupt moves from IRR to ISR (SDM 3A, "Interrupt
@@ -71,8 +70,8 @@ impl Lapic {
     }
 
     /// The host has given back an event that it had taken ([`Self::injected`]) and that had not
-    /// reached the guest: a hold was taken in between, and the host can recall it. It waits again. An
-    /// ExtINT cannot be recalled, since its acknowledge cannot: nothing changes.
+    /// reached the guest, because the mask went on in between. The event is pending again. An ExtINT
+    /// cannot be recalled, since its acknowledge cannot: nothing changes.
     pub fn retract(&mut self, event: Event) {
         match event {
             Event::ExtInt => return,
@@ -85,8 +84,8 @@ impl Lapic {
     }
 
     /// The interrupt-acknowledge cycle, for a host that signals first and asks for the vector
-    /// later, when the task priority may have risen. Not for a vCPU that is held:
-    /// [`Self::decide`] knows about holds, this does not.
+    /// later, when the task priority may have risen. Do not call it for a masked vCPU: only
+    /// [`Self::decide`] takes the mask into account.
     pub fn acknowledge(&mut self) -> Acknowledge {
         let deliverable =
             self.policy.pending().fixed().highest().filter(|vector| {
@@ -138,18 +137,5 @@ impl Lapic {
     /// same (x86.c, `process_nmi`). What it drops counts as merged.
     pub fn merge_nmis(&mut self) {
         self.policy.merge_nmis();
-    }
-
-    /// Withholds injection until as many calls of [`Self::release`].
-    pub fn hold(&mut self) -> HostMask {
-        self.policy.hold()
-    }
-
-    /// One hold less.
-    ///
-    /// # Errors
-    /// If there was none.
-    pub fn release(&mut self) -> Result<HostMask, NotHeld> {
-        self.policy.release()
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! [`Lapic`] is what the guest sees at 0xfee00000 or as the MSRs 0x800 to 0x8ff, with the vCPU's
 //! [`InjectionPolicy`] inside: **the policy's pending set is the IRR**, and the NMIs, SMIs and the
-//! ExtINT line beside it. There is no second copy, so a save, a reset or a hold cannot see one of
-//! them without the other.
+//! ExtINT line beside it. There is no second copy, so a save or a reset cannot see one of them
+//! without the other.
 //!
 //! # One event's way
 //!
@@ -117,7 +117,7 @@ pub struct Lapic {
     errors: Errors,
     in_service: VectorSet,
     level_triggered: VectorSet,
-    /// IRR, NMI, SMI, ExtINT, holds.
+    /// IRR, NMI, SMI, ExtINT.
     policy: InjectionPolicy,
     timer: Timer,
     /// The pins LINT0 and LINT1, true if asserted.
@@ -164,7 +164,7 @@ impl Lapic {
     }
 
     /// Power-up or RESET of the machine: everything, IA32_APIC_BASE included. The pins keep their
-    /// level, which is their driver's; holds, totals and the TSC stay too.
+    /// level, which is their driver's; totals and the TSC stay too.
     pub fn reset(&mut self) {
         self.base = ApicBase::reset(self.config.bootstrap);
         self.xapic_id = self.config.xapic_id();
@@ -229,7 +229,7 @@ impl Lapic {
         &self.config
     }
 
-    /// The policy: what waits (its fixed interrupts are the IRR), holds, totals.
+    /// The policy: the pending events (its fixed interrupts are the IRR) and totals.
     #[must_use]
     pub const fn policy(&self) -> &InjectionPolicy {
         &self.policy

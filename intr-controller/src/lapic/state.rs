@@ -8,11 +8,11 @@ use super::timer::Timer;
 use super::{ApicMode, DFR_FLAT, Lapic};
 use crate::{GuestTime, InjectionPolicy, PolicyState, RestoreError, VectorSet};
 
-/// A local APIC's state as plain data: mid-handler, with an armed timer, held or not, everything
-/// that the guest can see now or later.
+/// A local APIC's state as plain data: everything that the guest can see now or later, also in the
+/// middle of a handler and with an armed timer.
 ///
-/// What the VMM gave at creation ([`super::LapicConfig`]), the TSC and the holds are not part of
-/// it. Times are guest time, so a guest that was stopped for a year is not late.
+/// It does not contain what the VMM gave at creation ([`super::LapicConfig`]), the TSC and the mask.
+/// Times are guest time, so a guest that was stopped for a year is not late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
@@ -136,7 +136,7 @@ const fn agrees(
 
 impl LapicState {
     /// The layout that this build writes and reads.
-    pub const VERSION: u16 = 1;
+    pub const VERSION: u16 = 2;
 }
 
 impl Lapic {
@@ -201,8 +201,7 @@ impl Lapic {
         }
     }
 
-    /// Takes a saved state over, whole or not at all. Holds taken here, the configuration and the
-    /// TSC stay. Give [`Lapic::destination`] to the fabric afterwards.
+    /// Takes a saved state over, whole or not at all. The configuration and the TSC stay. Give [`Lapic::destination`] to the fabric afterwards.
     ///
     /// # Errors
     /// If the state is not one that [`save`](Self::save) can have made with this configuration;

@@ -17,7 +17,8 @@ use std::sync::atomic::AtomicBool;
 use debug_stub::kvm::{Entering, Permit};
 use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{
-    CallError, CreateError, KernelIrqchip, Observation, ObserveError, SplitIrqchip, VcpuInterrupts,
+    CallError, CreateError, KernelIrqchip, Observation, ObserveError, SplitIrqchip, observe,
+    observe_split,
 };
 use intr_controller::pic::Pic;
 use intr_controller::pit::Pit;
@@ -229,16 +230,11 @@ impl Irqchip {
         fd: &VcpuFd,
         masked: bool,
     ) -> Result<Option<Observation>, ObserveError> {
-        let mut interrupts = VcpuInterrupts::new();
-        if masked {
-            // The debugger's hold, which the host's mask carries out already.
-            let _ = interrupts.hold();
-        }
         match &self.chips {
-            Chips::Kernel(lines) => interrupts.observe(fd, lines.irqchip()).map(Some),
+            Chips::Kernel(lines) => observe(fd, lines.irqchip(), masked).map(Some),
             Chips::Split(chips) => {
                 chips.board.advance(chips.clock.read().now);
-                interrupts.observe_split(fd, chips.board.intr()).map(Some)
+                observe_split(fd, chips.board.intr(), masked).map(Some)
             }
             Chips::User(chips) => chips.observe(vcpu, fd, masked).transpose(),
         }
