@@ -10,7 +10,7 @@ pub(super) const RATE_GENERATOR: u8 = 0x34;
 
 fn board() -> Board {
     Board::new(
-        &GsiRouter::identity_entries(),
+        &GsiRouter::pc_entries(),
         IoApicVersion::V20,
         DestinationFormat::Xapic,
     )
@@ -102,10 +102,11 @@ fn an_event_is_an_edge_that_waits_for_its_acknowledge() {
 }
 
 #[test]
-fn the_timer_is_gsi_0_and_ticks_that_were_missed_are_one() {
+fn the_timer_is_at_pin_2_and_ticks_that_were_missed_are_one() {
     let mut board = board();
     initialise_pic(&mut board);
-    program(&mut board, 0, 0x30);
+    program(&mut board, 0, 0x31);
+    program(&mut board, 2, 0x30);
     for (port, value) in [(0x43, RATE_GENERATOR), (0x40, 0xa9), (0x40, 0x04)] {
         board.write_port(port, &[value], GuestTime::ZERO, |_| ());
     }
@@ -131,7 +132,7 @@ fn the_timer_is_gsi_0_and_ticks_that_were_missed_are_one() {
 #[test]
 fn time_that_stands_still_brings_no_tick() {
     let mut board = board();
-    program(&mut board, 0, 0x30);
+    program(&mut board, 2, 0x30);
     for (port, value) in [(0x43, RATE_GENERATOR), (0x40, 0xa9), (0x40, 0x04)] {
         board.write_port(port, &[value], GuestTime::ZERO, |_| ());
     }

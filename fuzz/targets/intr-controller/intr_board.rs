@@ -26,8 +26,8 @@ const ADDRESSES: [u64; 6] = [
 ];
 
 fn board() -> Board {
-    let routes = GsiRouter::identity_entries();
-    Board::new(&routes, IoApicVersion::V20, DestinationFormat::Xapic).expect("the routes are KVM's")
+    let routes = GsiRouter::pc_entries();
+    Board::new(&routes, IoApicVersion::V20, DestinationFormat::Xapic).expect("the routes are a PC's")
 }
 
 fn data(input: &mut Choices) -> Vec<u8> {

@@ -22,6 +22,7 @@ mod convert_pit;
 mod lapic;
 mod observe;
 mod pic;
+mod routes;
 mod split;
 mod startup;
 mod user;

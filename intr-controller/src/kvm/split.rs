@@ -7,15 +7,13 @@
 
 use core::borrow::Borrow;
 
-use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_msi,
-};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_msi};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::calls::{self, CallError, Taken, failed};
 use super::chip::{MsiOutcome, halves};
 use super::lapic::LapicPage;
+use super::routes;
 use crate::ioapic::EoiRoutes;
 use crate::{InterruptMessage, MsiMessage, Vector};
 
@@ -64,24 +62,9 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
             let Ok(msi) = MsiMessage::encode(&message) else {
                 continue;
             };
-            let [address_lo, address_hi] = halves(msi.address);
-            let mut entry = kvm_irq_routing_entry {
-                gsi: gsi.0,
-                type_: KVM_IRQ_ROUTING_MSI,
-                ..Default::default()
-            };
-            entry.u.msi.address_lo = address_lo;
-            entry.u.msi.address_hi = address_hi;
-            entry.u.msi.data = msi.data;
-            entries.push(entry);
+            entries.push(routes::msi(gsi, msi));
         }
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| CallError {
-            call: "a routing table of 72 entries",
-            source: vmm_sys_util::errno::Error::new(0),
-        })?;
-        self.vm()
-            .set_gsi_routing(&table)
-            .map_err(failed("KVM_SET_GSI_ROUTING"))
+        routes::set(self.vm(), &entries)
     }
 
     /// Hands a message of the IOAPIC, or of a device, to the local APICs.

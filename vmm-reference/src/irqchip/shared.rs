@@ -83,8 +83,8 @@ impl Todo {
 impl<P: Processors> SharedBoard<P> {
     pub(super) fn new(processors: P, clock: Arc<GuestClock>) -> Result<Self, SharedBoardError> {
         let board = Board::new(
-            // As KVM's own: GSI 0, the 8254, at pin 0, which is what the ACPI tables say.
-            &GsiRouter::identity_entries(),
+            // The 8254 at IOAPIC pin 2, as the ACPI and MP tables say.
+            &GsiRouter::pc_entries(),
             IoApicVersion::V20,
             DestinationFormat::default(),
         )?;
