@@ -10,7 +10,7 @@
 //! one of the board's, and costs bounded time.
 
 use crate::ioapic::{
-    IoApic, IoApicPins, IoApicRestoreError, IoApicState, IoApicVersion, IoApicWrite,
+    IoApic, IoApicPin, IoApicPins, IoApicRestoreError, IoApicState, IoApicVersion, IoApicWrite,
 };
 use crate::pic::{Pic, PicRestoreError, PicState};
 use crate::pit::{Pit, PitRestoreError, PitState};
@@ -159,21 +159,44 @@ impl Board {
     }
 
     /// One event of a device that signals by events (an eventfd): an edge that is long enough to
-    /// be acknowledged. A line that somebody holds up has no edge, and a level-triggered 8259A
-    /// input takes none.
+    /// be acknowledged. A line that is up has no edge, a level-triggered 8259A input takes none, and
+    /// a level-triggered IOAPIC pin loses one that arrives while its previous interrupt is in service
+    /// ([`IoApic::pulse`]).
     ///
     /// # Errors
     /// If the GSI has no route; then nothing has changed.
     pub fn pulse(
         &mut self,
         gsi: Gsi,
+        deliver: impl FnMut(InterruptMessage),
+    ) -> Result<(), NoRoute> {
+        self.pulse_with(gsi, IoApic::pulse, deliver)
+    }
+
+    /// As [`Self::pulse`], but a level-triggered IOAPIC pin keeps an event that it cannot send now, and
+    /// sends it at the EOI ([`IoApic::pulse_latched`]). For devices that only pulse.
+    ///
+    /// # Errors
+    /// If the GSI has no route; then nothing has changed.
+    pub fn pulse_latched(
+        &mut self,
+        gsi: Gsi,
+        deliver: impl FnMut(InterruptMessage),
+    ) -> Result<(), NoRoute> {
+        self.pulse_with(gsi, IoApic::pulse_latched, deliver)
+    }
+
+    fn pulse_with(
+        &mut self,
+        gsi: Gsi,
+        pulse: fn(&mut IoApic, IoApicPin) -> Option<InterruptMessage>,
         mut deliver: impl FnMut(InterruptMessage),
     ) -> Result<(), NoRoute> {
         let Targets { pic, ioapic, msi } = self.router.targets(gsi)?;
         if let Some(pin) = pic {
             self.pic.pulse(pin);
         }
-        if let Some(message) = ioapic.and_then(|pin| self.ioapic.pulse(pin)) {
+        if let Some(message) = ioapic.and_then(|pin| pulse(&mut self.ioapic, pin)) {
             deliver(message);
         }
         if let Some(message) = msi {

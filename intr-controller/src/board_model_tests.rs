@@ -10,7 +10,7 @@ use super::tests::{
     IOREGSEL, IOWIN, RATE_GENERATOR, initialise_pic, ns, program, sent as vectors, source,
 };
 use super::*;
-use crate::ioapic::{IoApicPin, PIN_COUNT};
+use crate::ioapic::PIN_COUNT;
 use crate::routing::RouteTarget;
 use crate::{MsiMessage, TriggerMode};
 

@@ -1,7 +1,6 @@
 use alloc::vec::Vec;
 
 use super::*;
-use crate::ioapic::IoApicPin;
 
 pub(super) const IOREGSEL: u64 = 0xfec0_0000;
 pub(super) const IOWIN: u64 = 0xfec0_0010;
@@ -96,6 +95,27 @@ fn an_event_is_an_edge_that_waits_for_its_acknowledge() {
     assert_eq!(board.acknowledge(), 0x24);
     assert_eq!(
         board.pulse(Gsi(24), |_| ()),
+        Err(NoRoute(Gsi(24))),
+        "no such pin"
+    );
+}
+
+#[test]
+fn a_latched_event_is_sent_again_at_the_eoi() {
+    let mut board = board();
+    program(&mut board, 10, 0x8051);
+    let pulse = |board: &mut Board| sent(|deliver| board.pulse_latched(Gsi(10), deliver).unwrap());
+    assert_eq!(pulse(&mut board), [0x51]);
+    assert!(pulse(&mut board).is_empty(), "in service");
+    let eoi = |board: &mut Board| {
+        sent(|deliver| {
+            let _ = board.eoi(0x51, deliver);
+        })
+    };
+    assert_eq!(eoi(&mut board), [0x51]);
+    assert!(eoi(&mut board).is_empty());
+    assert_eq!(
+        board.pulse_latched(Gsi(24), |_| ()),
         Err(NoRoute(Gsi(24))),
         "no such pin"
     );

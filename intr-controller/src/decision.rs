@@ -129,7 +129,7 @@ impl Decision {
 ///
 /// [`crate::InjectionPolicy::decide`] is this with the policy's own pending set; with a set that
 /// was read from the host it explains what the host's chips are doing.
-#[inline]
+#[inline(always)]
 pub fn decide(pending: &Pending, vcpu: &Readiness, priority: ProcessorPriority) -> Decision {
     // What nearly every entry finds, without the questions that it does not raise.
     if pending.is_fixed_only() {
@@ -137,7 +137,7 @@ pub fn decide(pending: &Pending, vcpu: &Readiness, priority: ProcessorPriority) 
             return Decision::Idle;
         };
         let event = Event::Fixed(vector);
-        if *vcpu != Readiness::OPEN {
+        if !vcpu.is_open() {
             return decide_one(event, vcpu, priority);
         }
         if priority.admits(vector) {

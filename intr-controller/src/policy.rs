@@ -65,6 +65,7 @@ impl InjectionPolicy {
     }
 
     /// What to do now. Changes nothing.
+    #[inline]
     pub fn decide(&self, vcpu: &Readiness, priority: ProcessorPriority) -> Decision {
         decide(&self.pending, vcpu, priority)
     }

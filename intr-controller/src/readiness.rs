@@ -70,6 +70,31 @@ impl Readiness {
         masked: false,
     };
 
+    /// Whether it is [`Self::OPEN`]. Without a branch for each field: nearly every entry asks.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        let Self {
+            activity,
+            interrupt_flag,
+            sti_shadow,
+            mov_ss_shadow,
+            nmi_blocked,
+            in_smm,
+            event_in_flight,
+            exception_pending,
+            host_ready,
+            masked,
+        } = *self;
+        let closed = sti_shadow
+            | mov_ss_shadow
+            | nmi_blocked
+            | in_smm
+            | event_in_flight
+            | exception_pending
+            | masked;
+        (activity == Activity::Running) & interrupt_flag & host_ready & !closed
+    }
+
     /// [`Self::OPEN`], but masked.
     pub const MASKED: Self = Self {
         masked: true,

@@ -17,6 +17,9 @@
 //! - **A level whose line is still up at its EOI is sent again at once.** Each EOI sends at most one
 //!   message for each pin, and nothing here recurses: a guest that never quiets a device gets the
 //!   interrupt for ever, at the cost of its own EOIs. KVM delays every 10,000th for the same end.
+//! - **A pulse (rise and fall) at a level-triggered pin whose previous interrupt is in service** sends
+//!   nothing, now or at the EOI, because the line is down then. KVM's does the same. Devices that only
+//!   pulse use [`pulse_latched`](IoApic::pulse_latched), which sends it at the EOI.
 //! - **An entry that is written while its level is in service** keeps remote IRR, unless it becomes an
 //!   edge. What ends the level is an EOI of the vector that the entry has then, from whichever local
 //!   APIC: a level that was moved to another one ends where it is, and one whose vector was changed

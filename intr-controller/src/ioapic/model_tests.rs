@@ -14,6 +14,7 @@ use crate::{DestinationFormat, InterruptMessage};
 #[derive(Clone, Debug, Default)]
 struct Pin {
     line: bool,
+    latched: bool,
     masked: bool,
     level: bool,
     awaits_eoi: bool,
@@ -41,6 +42,13 @@ impl Pin {
         (self.awaits_eoi && moved).then_some(self.sent)
     }
 
+    /// A line that is up, or a latched pulse, is sent if the entry has levels.
+    fn send_level(&mut self, sent: &mut Vec<(u8, u8, bool)>) {
+        if (self.line || self.latched) && self.has_levels() {
+            self.send(sent);
+        }
+    }
+
     /// (pin's vector, destination), if something is sent.
     fn send(&mut self, sent: &mut Vec<(u8, u8, bool)>) {
         if self.masked || self.mode == 3 || self.mode == 6 {
@@ -53,6 +61,7 @@ impl Pin {
             self.awaits_eoi = true;
             self.sent = self.route();
         }
+        self.latched = false;
         sent.push((self.vector, self.destination, self.has_levels()));
     }
 
@@ -72,6 +81,7 @@ impl Pin {
 enum Action {
     Line(u8, bool),
     Pulse(u8),
+    PulseLatched(u8),
     Low(u8, u32),
     High(u8, u32),
     Eoi(u8),
@@ -94,6 +104,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => (pin(), any::<bool>()).prop_map(|(pin, up)| Action::Line(pin, up)),
         1 => pin().prop_map(Action::Pulse),
+        4 => pin().prop_map(Action::PulseLatched),
         4 => (pin(), low).prop_map(|(pin, value)| Action::Low(pin, value)),
         2 => (pin(), any::<u32>()).prop_map(|(pin, value)| Action::Low(pin, value)),
         2 => (pin(), any::<u32>()).prop_map(|(pin, value)| Action::High(pin, value)),
@@ -135,6 +146,15 @@ proptest! {
                         pin.send(&mut expected);
                     }
                 }
+                Action::PulseLatched(n) => {
+                    sent.extend(ioapic.pulse_latched(IoApicPin::new(n).unwrap()));
+                    let pin = &mut pins[usize::from(n)];
+                    let rise = !pin.line || pin.has_levels();
+                    if rise {
+                        pin.send(&mut expected);
+                    }
+                    pin.latched |= expected.is_empty() && (pin.has_levels() || pin.masked);
+                }
                 Action::Low(n, value) => {
                     write(&mut ioapic, 0x10 + 2 * n, value, &mut sent);
                     let pin = &mut pins[usize::from(n)];
@@ -146,17 +166,13 @@ proptest! {
                     pin.level = bit(15);
                     pin.masked = bit(16);
                     pin.awaits_eoi &= pin.level;
-                    if pin.line && pin.has_levels() {
-                        pin.send(&mut expected);
-                    }
+                    pin.send_level(&mut expected);
                 }
                 Action::High(n, value) => {
                     write(&mut ioapic, 0x11 + 2 * n, value, &mut sent);
                     let pin = &mut pins[usize::from(n)];
                     pin.destination = (value >> 24) as u8;
-                    if pin.line && pin.has_levels() {
-                        pin.send(&mut expected);
-                    }
+                    pin.send_level(&mut expected);
                 }
                 Action::Eoi(vector) | Action::EoiRegister(vector) => {
                     let awaiting = ioapic.awaiting_eoi(vector);
@@ -171,7 +187,7 @@ proptest! {
                         prop_assert_eq!(ended.0 >> n & 1 != 0, ends, "pin {} after {:?}", n, action);
                         if ends {
                             pin.awaits_eoi = false;
-                            if pin.line {
+                            if pin.line || pin.latched {
                                 pin.send(&mut expected);
                             }
                         }
@@ -192,6 +208,9 @@ proptest! {
                 })
                 .collect();
             prop_assert_eq!(sent, expected, "{:?}", action);
+            let latched = (0u8..).zip(&pins).filter(|(_, pin)| pin.latched);
+            let latched: IoApicPins = latched.map(|(n, _)| IoApicPin::new(n).unwrap()).collect();
+            prop_assert_eq!(ioapic.save().latched, latched, "after {:?}", action);
             for (n, pin) in (0u8..).zip(&pins) {
                 let entry = ioapic.entry(IoApicPin::new(n).unwrap());
                 prop_assert_eq!(entry.bits(), pin.bits(), "pin {} after {:?}", n, action);
@@ -218,6 +237,28 @@ proptest! {
         }
     }
 
+    /// Each EOI of a level sends one message if pulses came since the last one, and none otherwise.
+    #[test]
+    fn each_eoi_delivers_the_latched_pulses_as_one(pulses in proptest::collection::vec(0u8..4, 1..30)) {
+        let pin = IoApicPin::new(5).unwrap();
+        let mut ioapic = IoApic::default();
+        let mut sent = Vec::new();
+        write(&mut ioapic, 0x10 + 2 * 5, 0x8041, &mut sent);
+        prop_assert!(ioapic.pulse_latched(pin).is_some());
+        for count in pulses {
+            for _ in 0..count {
+                prop_assert_eq!(ioapic.pulse_latched(pin), None, "in service");
+            }
+            let mut again = 0;
+            let _ = ioapic.eoi(0x41, |_| again += 1);
+            prop_assert_eq!(again, u32::from(count > 0));
+            if count == 0 {
+                prop_assert!(ioapic.pulse_latched(pin).is_some(), "nothing is in service");
+            }
+        }
+        prop_assert!(sent.is_empty());
+    }
+
     #[test]
     fn no_access_panics_and_the_state_stays_valid(
         accesses in proptest::collection::vec(
@@ -235,6 +276,7 @@ proptest! {
             prop_assert!(sent <= 24);
             ioapic.read(offset, &mut data.clone());
             let _ = ioapic.set_line(IoApicPin::new(pin).unwrap(), up);
+            let _ = ioapic.pulse_latched(IoApicPin::new((pin + 1) % 24).unwrap());
             prop_assert_eq!(IoApic::default().restore(&ioapic.save()), Ok(()));
         }
     }

@@ -88,6 +88,8 @@ impl IoApicState {
                 id,
                 select,
                 lines: IoApicPins(lines),
+                // KVM has no latched pulses.
+                latched: IoApicPins(0),
                 entries,
                 sent_by: [None; PIN_COUNT as usize],
             },
@@ -98,7 +100,9 @@ impl IoApicState {
     /// For `KVM_SET_IRQCHIP`. KVM's has no EOI register, whatever this one has.
     ///
     /// # Errors
-    /// If an entry has an extended destination, which KVM would send elsewhere.
+    /// If an entry has an extended destination, which KVM would send elsewhere, or if a pulse is
+    /// [latched](crate::ioapic::IoApic::pulse_latched), which KVM would lose. In the second case clear
+    /// `latched`, and have the devices of those pins signal again when KVM has the state.
     pub fn to_kvm(&self) -> Result<kvm_ioapic_state, ToKvmError> {
         let Self {
             version: _,
@@ -107,10 +111,17 @@ impl IoApicState {
             id,
             select,
             lines,
+            latched,
             entries,
             // KVM looks at its local APICs for it.
             sent_by: _,
         } = self;
+        if *latched != IoApicPins(0) {
+            return Err(ToKvmError {
+                field: "latched",
+                rule: "KVM's IOAPIC latches no pulses",
+            });
+        }
         let mut kvm = kvm_ioapic_state {
             base_address: BASE_ADDRESS,
             ioregsel: (*select).into(),
@@ -253,6 +264,13 @@ mod tests {
             spoil(&mut bad);
             assert_eq!(from_kvm(&bad).unwrap_err().field, field);
         }
+    }
+
+    #[test]
+    fn a_latched_pulse_is_refused() {
+        let mut ioapic = IoApic::default();
+        assert_eq!(ioapic.pulse_latched(IoApicPin::new(3).unwrap()), None);
+        assert_eq!(ioapic.save().to_kvm().unwrap_err().field, "latched");
     }
 
     #[test]

@@ -3,6 +3,7 @@
     reason = "registers are cut into halves and bytes"
 )]
 
+mod pulses;
 mod state;
 
 use alloc::vec::Vec;
@@ -207,17 +208,6 @@ fn an_eoi_does_not_send_an_edge_again() {
     let mut ioapic = with_entry(4, 0x31);
     let _ = up(&mut ioapic, 4);
     assert_eq!(eoi(&mut ioapic, 0x31), []);
-}
-
-#[test]
-fn a_pulse_is_one_rise() {
-    let mut ioapic = with_entry(4, 0x31);
-    assert!(ioapic.pulse(pin(4)).is_some());
-    assert!(!ioapic.line(pin(4)));
-    assert!(ioapic.pulse(pin(4)).is_some());
-    let _ = up(&mut ioapic, 4);
-    assert_eq!(ioapic.pulse(pin(4)), None, "it is up already");
-    assert!(ioapic.line(pin(4)));
 }
 
 // Levels.
