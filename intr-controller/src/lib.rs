@@ -30,7 +30,7 @@ extern crate alloc;
 ))]
 extern crate std;
 
-pub mod board;
+pub mod chipset;
 mod counters;
 mod decision;
 mod destinations;
@@ -40,15 +40,12 @@ mod ipi;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 mod lapic;
-#[cfg(any(test, feature = "arbitrary"))]
-#[doc(hidden)]
-pub mod lapic_model;
 mod lapics;
 mod message;
 mod mode;
 #[cfg(any(test, feature = "arbitrary"))]
 #[doc(hidden)]
-pub mod model;
+pub mod models;
 mod msi;
 mod pending;
 pub mod pic;

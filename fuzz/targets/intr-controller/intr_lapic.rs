@@ -6,7 +6,7 @@
 #![no_main]
 
 use intr_controller::Event;
-use intr_controller::lapic_model::{LapicAction, LapicPair};
+use intr_controller::models::lapic::{LapicAction, LapicPair};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|actions: Vec<LapicAction>| {

@@ -4,7 +4,7 @@
 //! Then: a vCPU that opens up gets every pending event, each once, in the order of priority.
 #![no_main]
 
-use intr_controller::model::{Action, Pair};
+use intr_controller::models::policy::{Action, Pair};
 use intr_controller::{Activity, Event, ProcessorPriority, Readiness};
 use libfuzzer_sys::fuzz_target;
 

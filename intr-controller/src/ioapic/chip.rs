@@ -68,7 +68,7 @@ impl IoApic {
     }
 
     /// Drives a pin, which is asserted (`true`) or not; what polarity the wire has is between the
-    /// device and the board. Returns what has to be delivered. The same level again is no event.
+    /// device and the chipset. Returns what has to be delivered. The same level again is no event.
     #[must_use = "the message has to be delivered"]
     #[inline]
     pub fn set_line(&mut self, pin: IoApicPin, up: bool) -> Option<InterruptMessage> {

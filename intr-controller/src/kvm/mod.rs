@@ -15,10 +15,6 @@
 mod calls;
 mod chip;
 mod convert;
-mod convert_ioapic;
-mod convert_lapic;
-mod convert_pic;
-mod convert_pit;
 mod lapic;
 mod observe;
 mod pic;
@@ -29,9 +25,7 @@ mod user;
 
 pub use calls::CallError;
 pub use chip::{CreateError, IrqfdError, KernelIrqchip, LineError, MsiError, MsiOutcome};
-pub use convert::{FromKvmError, ToKvmError};
-pub use convert_ioapic::IoApicFromKvm;
-pub use convert_lapic::{KvmLapic, X2ApicFormat};
+pub use convert::{FromKvmError, IoApicFromKvm, KvmLapic, ToKvmError, X2ApicFormat};
 pub use observe::{Observation, ObserveError, observe, observe_split};
 pub use split::{SplitEntry, SplitIrqchip, SplitVcpu};
 pub use startup::apply_startup;

@@ -106,7 +106,7 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
 pub enum SplitEntry {
     /// Call `KVM_RUN`.
     Run,
-    /// The vCPU can take an ExtINT: [acknowledge](crate::board::Board::acknowledge) it and give the
+    /// The vCPU can take an ExtINT: [acknowledge](crate::chipset::Chipset::acknowledge) it and give the
     /// vector to [`SplitVcpu::inject_ext_int`], then ask again.
     Acknowledge,
 }

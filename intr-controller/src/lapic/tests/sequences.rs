@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Decision;
-use crate::lapic_model::{LapicAction, LapicPair};
+use crate::models::lapic::{LapicAction, LapicPair};
 
 fn number() -> impl Strategy<Value = u8> {
     prop_oneof![

@@ -22,9 +22,8 @@ use debug_stub::kvm::{DebugVcpu, Environment, ExitHandler, UserInterrupts};
 use debug_stub::{Armed, GuestMemory, VcpuId, VcpuOrder};
 use thiserror::Error;
 
-use super::bell::{Bell, Waiting};
-use super::kick::{self, Turn};
-use crate::irqchip::{BoardThread, Irqchip};
+use crate::irqchip::{ChipsetThread as BoardThread, Irqchip};
+use crate::wake::{self as kick, StepSlice as Turn, Waiting, WakePipe as Bell};
 use shared::{Mail, Shared, Slot};
 use steps::LostTurns;
 

@@ -10,7 +10,7 @@ use debug_stub::{Armed, VcpuOrder};
 use super::lock;
 use super::round::Round;
 use crate::irqchip::Irqchip;
-use crate::vcpu::bell::{Bell, Waiting};
+use crate::wake::{Waiting, WakePipe as Bell};
 
 /// What a vCPU's thread is asked to do next.
 #[derive(Debug, Default)]

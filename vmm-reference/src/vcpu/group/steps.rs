@@ -1,7 +1,7 @@
 //! Steps without a hand-over.
 //!
 //! From the second step of a series on, the thread that asks for a step of one vCPU runs it itself,
-//! for a bounded [turn](crate::vcpu::kick). Waking another thread costs more than the step. The
+//! for a bounded [turn](crate::wake::StepSlice). Waking another thread costs more than the step. The
 //! first step after a free run stays with the vCPU's thread: before Linux 6.13 KVM waits for an RCU
 //! grace period when another thread than before runs a vCPU, and a conditional breakpoint (stop,
 //! step, go on) would pay for it twice. There the period is longer than a turn too, so that each
@@ -17,7 +17,7 @@ use debug_stub::{Armed, StopReason, VcpuOrder};
 
 use super::shared::Slot;
 use super::{VcpuGroup, lock};
-use crate::vcpu::kick::{TURN, Turn};
+use crate::wake::{STEP_SLICE as TURN, StepSlice as Turn};
 
 /// Turns that ended before the step did, in a row, and what follows from it.
 #[derive(Clone, Copy, Debug, Default)]

@@ -7,8 +7,7 @@ use debug_stub::{Stop, StopReason, VcpuId, VcpuOrder};
 
 use super::lock;
 use super::shared::{Mail, Shared};
-use crate::vcpu::kick::{self, Kickable};
-use crate::vcpu::waker::Waker;
+use crate::wake::{self as kick, Kickable, Waker};
 
 /// Reports a vCPU whose thread unwinds: a round must end whatever happens.
 struct ReportPanic<'a> {

@@ -3,11 +3,11 @@
 //! GSIs go through the [router](crate::routing) to the 8259A pair and the IOAPIC, the 8254's
 //! channel 0 is the source of GSI 0, and what has to reach a processor comes out in two forms:
 //! [messages](InterruptMessage), handed to the `deliver` of the call that caused them, and one
-//! line, [`Board::intr`], which goes to every local APIC's LINT0. A VMM with threads keeps a board
+//! line, [`Chipset::intr`], which goes to every local APIC's LINT0. A VMM with threads keeps a chipset
 //! under one lock, collects the messages, and delivers them when it has let go of it.
 //!
 //! Accesses are decoded here: ports and the IOAPIC's window of memory. Each answers whether it was
-//! one of the board's, and costs bounded time.
+//! one of the chipset's, and costs bounded time.
 
 use crate::ioapic::{
     IoApic, IoApicPin, IoApicPins, IoApicRestoreError, IoApicState, IoApicVersion, IoApicWrite,
@@ -26,17 +26,17 @@ const TIMER_GSI: Gsi = Gsi(0);
 
 /// The 8259A pair, the IOAPIC, the 8254 and the wires between them. See the [module](self).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Board {
+pub struct Chipset {
     router: GsiRouter,
     pic: Pic,
     ioapic: IoApic,
     pit: Pit,
 }
 
-/// What a guest's access to the board did, apart from the messages.
+/// What a guest's access to the chipset did, apart from the messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BoardAccess {
-    /// It was the board's.
+pub struct ChipsetAccess {
+    /// It was the chipset's.
     pub claimed: bool,
     /// IOAPIC pins whose entry was written, or whose interrupt ended by a write to EOIR: a host that
     /// tells of EOIs by routes of its own (`split`) may need [others](IoApic::eoi_routes) before
@@ -44,16 +44,16 @@ pub struct BoardAccess {
     pub changed: IoApicPins,
 }
 
-const CLAIMED: BoardAccess = BoardAccess {
+const CLAIMED: ChipsetAccess = ChipsetAccess {
     claimed: true,
     changed: IoApicPins(0),
 };
 
-/// A saved board.
+/// A saved chipset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
-pub struct BoardState {
+pub struct ChipsetState {
     /// Routes, and who holds lines up.
     pub routing: RoutingState,
     /// The 8259A pair.
@@ -64,9 +64,9 @@ pub struct BoardState {
     pub pit: PitState,
 }
 
-/// A board's state was refused, and the board is as before.
+/// A chipset's state was refused, and the chipset is as before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BoardRestoreError {
+pub enum ChipsetRestoreError {
     /// Its routes.
     #[error("routing.{0}")]
     Routing(#[from] RouteError),
@@ -81,7 +81,7 @@ pub enum BoardRestoreError {
     Pit(#[from] PitRestoreError),
 }
 
-impl Board {
+impl Chipset {
     /// The id of the 8254 as a source of GSI 0, above those that devices should use.
     pub const TIMER_SOURCE: u8 = 63;
 
@@ -109,7 +109,7 @@ impl Board {
     }
 
     /// The 8259A pair's INTR, for LINT0 of every local APIC. Look at it after each call that
-    /// changes the board.
+    /// changes the chipset.
     #[must_use]
     pub fn intr(&self) -> bool {
         self.pic.intr()
@@ -206,7 +206,7 @@ impl Board {
     }
 
     /// A local APIC's EOI of a level-triggered vector. Returns the IOAPIC pins whose interrupt ended,
-    /// with the same meaning to a host as [`BoardAccess::changed`].
+    /// with the same meaning to a host as [`ChipsetAccess::changed`].
     pub fn eoi(&mut self, vector: u8, deliver: impl FnMut(InterruptMessage)) -> IoApicPins {
         self.ioapic.eoi(vector, deliver)
     }
@@ -260,12 +260,12 @@ impl Board {
         address: u64,
         data: &[u8],
         deliver: impl FnMut(InterruptMessage),
-    ) -> BoardAccess {
+    ) -> ChipsetAccess {
         let Some(offset) = ioapic_offset(address) else {
-            return BoardAccess::default();
+            return ChipsetAccess::default();
         };
         let IoApicWrite { changed, ended } = self.ioapic.write(offset, data, deliver);
-        BoardAccess {
+        ChipsetAccess {
             changed: IoApicPins(changed.0 | ended.0),
             ..CLAIMED
         }
@@ -296,14 +296,14 @@ impl Board {
 
     /// The state as plain data.
     #[must_use]
-    pub fn save(&self) -> BoardState {
+    pub fn save(&self) -> ChipsetState {
         let Self {
             router,
             pic,
             ioapic,
             pit,
         } = self;
-        BoardState {
+        ChipsetState {
             routing: router.save(),
             pic: pic.save(),
             ioapic: ioapic.save(),
@@ -315,8 +315,8 @@ impl Board {
     ///
     /// # Errors
     /// If a part of it is not one that the chip can be in; then nothing has changed.
-    pub fn restore(&mut self, state: &BoardState) -> Result<(), BoardRestoreError> {
-        let BoardState {
+    pub fn restore(&mut self, state: &ChipsetState) -> Result<(), ChipsetRestoreError> {
+        let ChipsetState {
             routing,
             pic,
             ioapic,
@@ -345,9 +345,7 @@ fn ioapic_offset(address: u64) -> Option<u64> {
 }
 
 #[cfg(test)]
-#[path = "board_tests.rs"]
 mod tests;
 
 #[cfg(test)]
-#[path = "board_model_tests.rs"]
 mod model_tests;

@@ -1,28 +1,28 @@
-//! How a vCPU is told that something has arrived for it, where the VMM has the chips.
+//! Tells a vCPU that something has arrived for it, where the VMM has the chips.
 //!
 //! The vCPU is in one of three places: in the guest, which a signal makes it leave; about to enter
 //! it, where the signal's handler keeps it out ([`kick`](super::kick)); or asleep, because it is
-//! halted, where a bell wakes it. It looks at what has arrived before each entry and before it
-//! sleeps, so one who has something for it first puts it there, then calls [`Waker::wake`].
+//! halted, where a [`WakePipe`] wakes it. It looks at what has arrived before each entry and before it
+//! sleeps. A device thread therefore first stores what has arrived, then calls [`Waker::wake`].
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::bell::{Bell, Waiting};
 use super::kick::VcpuThread;
+use super::pipe::{Waiting, WakePipe};
 
-/// One vCPU's.
+/// The wake-up of one vCPU.
 #[derive(Debug)]
-pub struct Waker {
+pub(crate) struct Waker {
     /// Its thread, while that lives: locked while it is signalled, and emptied before it ends.
     thread: Mutex<Option<VcpuThread>>,
     /// Something has arrived that the vCPU has not looked at.
     attention: AtomicBool,
     /// Its thread sleeps, or is about to.
     asleep: AtomicBool,
-    bell: Bell,
+    pipe: WakePipe,
 }
 
 impl Waker {
@@ -33,12 +33,12 @@ impl Waker {
             thread: Mutex::new(None),
             attention: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
-            bell: Bell::new(Waiting::InALoop)?,
+            pipe: WakePipe::new(Waiting::InALoop)?,
         })
     }
 
-    /// The calling thread runs the vCPU for as long as the answer lives.
-    pub(super) fn attach(&self) -> Attached<'_> {
+    /// The calling thread runs the vCPU for as long as the result lives.
+    pub(crate) fn attach(&self) -> Attached<'_> {
         *self.thread() = Some(VcpuThread::current());
         Attached(self)
     }
@@ -47,8 +47,8 @@ impl Waker {
         self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something has arrived. Its own thread needs no telling: it looks before it enters.
-    pub fn wake(&self) {
+    /// Something has arrived. The vCPU's own thread is not woken: it looks before it enters.
+    pub(crate) fn wake(&self) {
         if self.attention.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -59,17 +59,17 @@ impl Waker {
     }
 
     /// Makes the thread look: for a stop, whose flag the caller has set (`SeqCst`).
-    pub(super) fn rouse_for_stop(&self) {
+    pub(crate) fn rouse_for_stop(&self) {
         if let Some(thread) = &*self.thread() {
             self.rouse(thread);
         }
     }
 
     fn rouse(&self, thread: &VcpuThread) {
-        // Either this sees that it sleeps, or it sees, before it does, what this is about: both
-        // write first and look then, in one order for all (SeqCst).
+        // Either this thread sees that the vCPU sleeps, or the vCPU sees, before it sleeps, what has
+        // arrived: both write first and then look, in one order for all (SeqCst).
         if self.asleep.load(Ordering::SeqCst) {
-            self.bell.ring();
+            self.pipe.ring();
         } else {
             thread.kick();
         }
@@ -80,20 +80,19 @@ impl Waker {
         self.attention.store(false, Ordering::SeqCst);
     }
 
-    /// Sleeps until something arrives, `stop` is set, or so much time has passed; may return
-    /// without.
+    /// Sleeps until something arrives, `stop` is set, or this much time has passed. May return early.
     pub(crate) fn sleep(&self, stop: &AtomicBool, time: Option<Duration>) {
         self.asleep.store(true, Ordering::SeqCst);
         if !self.attention.load(Ordering::SeqCst) && !stop.load(Ordering::SeqCst) {
-            self.bell.wait_for(time);
+            self.pipe.wait_for(time);
         }
         self.asleep.store(false, Ordering::SeqCst);
     }
 }
 
-/// While it lives, the thread that made it can be told.
+/// While it lives, the thread that made it can be woken.
 #[derive(Debug)]
-pub(super) struct Attached<'a>(&'a Waker);
+pub(crate) struct Attached<'a>(&'a Waker);
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {

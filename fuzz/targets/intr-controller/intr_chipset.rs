@@ -1,12 +1,12 @@
-//! Any guest and any devices at the board: no access panics, one operation sends at most one message
-//! for each pin, time that has been served is not due again, and a board that was restored from any
+//! Any guest and any devices at the chipset: no access panics, one operation sends at most one message
+//! for each pin, time that has been served is not due again, and a chipset that was restored from any
 //! state does from then on exactly what the one does that was saved.
 //!
 //! Input: operations of a few bytes each, an operation's number first. See `step`.
 #![no_main]
 
 use fuzz::Choices;
-use intr_controller::board::Board;
+use intr_controller::chipset::Chipset;
 use intr_controller::ioapic::{IoApicVersion, PIN_COUNT};
 use intr_controller::routing::{GsiRouter, SourceId};
 use intr_controller::{DestinationFormat, Gsi, GuestTime, InterruptMessage};
@@ -25,9 +25,9 @@ const ADDRESSES: [u64; 6] = [
     u64::MAX,
 ];
 
-fn board() -> Board {
+fn chipset() -> Chipset {
     let routes = GsiRouter::pc_entries();
-    Board::new(&routes, IoApicVersion::V20, DestinationFormat::Xapic).expect("the routes are a PC's")
+    Chipset::new(&routes, IoApicVersion::V20, DestinationFormat::Xapic).expect("the routes are a PC's")
 }
 
 fn data(input: &mut Choices) -> Vec<u8> {
@@ -38,7 +38,7 @@ fn data(input: &mut Choices) -> Vec<u8> {
 /// One operation; what it sent, and what it read.
 fn step(
     input: &mut Choices,
-    board: &mut Board,
+    chipset: &mut Chipset,
     now: &mut GuestTime,
 ) -> (Vec<InterruptMessage>, Vec<u8>) {
     let mut sent = Vec::new();
@@ -48,46 +48,46 @@ fn step(
         0 => {
             let port = input.one_of(&PORTS);
             let data = data(input);
-            board.write_port(port, &data, *now, &mut deliver);
+            chipset.write_port(port, &data, *now, &mut deliver);
         }
         1 => {
             let port = input.one_of(&PORTS);
             read = data(input);
-            board.read_port(port, &mut read, *now);
+            chipset.read_port(port, &mut read, *now);
         }
         2 => {
             let address = input.one_of(&ADDRESSES);
             let data = data(input);
-            board.write_memory(address, &data, &mut deliver);
+            chipset.write_memory(address, &data, &mut deliver);
         }
         3 => {
             let address = input.one_of(&ADDRESSES);
             read = data(input);
-            board.read_memory(address, &mut read);
+            chipset.read_memory(address, &mut read);
         }
         4 => {
             let gsi = Gsi(u32::from(input.byte() % 26));
             let source = SourceId::new(input.byte() % 64).expect("below 64");
             let up = input.flag();
-            let answer = board.set_line(gsi, source, up, &mut deliver);
+            let answer = chipset.set_line(gsi, source, up, &mut deliver);
             assert_eq!(answer.is_ok(), gsi.0 < u32::from(PIN_COUNT));
         }
         5 => {
             let gsi = Gsi(u32::from(input.byte() % 26));
-            let answer = board.pulse(gsi, &mut deliver);
+            let answer = chipset.pulse(gsi, &mut deliver);
             assert_eq!(answer.is_ok(), gsi.0 < u32::from(PIN_COUNT));
         }
         6 => {
-            board.eoi(input.byte(), &mut deliver);
+            chipset.eoi(input.byte(), &mut deliver);
         }
         7 => {
             *now = now.saturating_add_ns(u64::from(input.word()) * 1000);
-            board.advance(*now, &mut deliver);
-            assert!(board.next_deadline().is_none_or(|next| next > *now));
+            chipset.advance(*now, &mut deliver);
+            assert!(chipset.next_deadline().is_none_or(|next| next > *now));
         }
         _ => {
-            let intr = board.intr();
-            read = vec![board.acknowledge()];
+            let intr = chipset.intr();
+            read = vec![chipset.acknowledge()];
             if !intr {
                 assert_eq!(read[0] & 7, 7, "spurious, and no vector 7");
             }
@@ -103,18 +103,18 @@ fn step(
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Choices::new(data);
-    let (mut board, mut other) = (board(), board());
+    let (mut chipset, mut other) = (chipset(), chipset());
     let mut now = GuestTime::ZERO;
     while !input.is_empty() {
         if input.byte() % 8 == 7 {
-            let state = board.save();
-            other = self::board();
-            other.restore(&state).expect("a state of a board's own");
+            let state = chipset.save();
+            other = self::chipset();
+            other.restore(&state).expect("a state of a chipset's own");
         }
         // The same operation at the same time.
         let (mut again, mut then) = (input.clone(), now);
-        let did = step(&mut input, &mut board, &mut now);
+        let did = step(&mut input, &mut chipset, &mut now);
         assert_eq!(step(&mut again, &mut other, &mut then), did);
-        assert_eq!(board, other);
+        assert_eq!(chipset, other);
     }
 });

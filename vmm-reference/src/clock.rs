@@ -13,7 +13,7 @@ pub struct GuestClock {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What had passed when it was last stopped.
+    /// The guest time when it was last stopped.
     passed: Duration,
     /// Since when it has been running.
     since: Option<Instant>,
@@ -22,30 +22,30 @@ struct State {
     stood_still: Duration,
 }
 
-/// A reading.
+/// What a [`GuestClock`] shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
+pub struct ClockReading {
     /// The time.
     pub now: GuestTime,
-    /// For how long it had stood still, all in all, when it was last started.
+    /// For how long it had stood still, in total, when it was last started.
     pub stood_still: Duration,
-    /// Whether it passes.
+    /// `true` while guest time passes.
     pub running: bool,
 }
 
 impl GuestClock {
-    /// What it shows.
-    pub fn read(&self) -> Moment {
+    /// Reads it.
+    pub fn read(&self) -> ClockReading {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let ran = state.since.map_or(Duration::ZERO, |since| since.elapsed());
-        Moment {
+        ClockReading {
             now: GuestTime::ZERO.saturating_add(state.passed.saturating_add(ran)),
             stood_still: state.stood_still,
             running: state.since.is_some(),
         }
     }
 
-    /// Lets time pass. It passes already: nothing changes.
+    /// Lets time pass. Does nothing if it passes already.
     pub fn start(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.since.is_none() {
@@ -57,7 +57,7 @@ impl GuestClock {
         }
     }
 
-    /// Makes time stand still. It does already: nothing changes.
+    /// Makes time stand still. Does nothing if it does already.
     pub fn stop(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(since) = state.since.take() {

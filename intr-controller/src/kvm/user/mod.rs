@@ -6,7 +6,7 @@
 //! cannot, and says when there is nothing to run: KVM leaves HLT and the wait for a start-up IPI to
 //! its user, too. The mask is a parameter of [`UserVcpu::prepare`], so the host need not be able to mask.
 //!
-//! There is no lock in here. Keep each `UserVcpu` under one of its own, a [`Board`](crate::board) under
+//! There is no lock in here. Keep each `UserVcpu` under one of its own, a [`Chipset`](crate::chipset) under
 //! another and [`Destinations`](crate::Destinations) under a third, and take a vCPU's last.
 
 mod counter;
@@ -41,7 +41,7 @@ pub enum UserEntry {
     /// The vCPU is halted or waits for its start-up IPI. Sleep until something arrives for it or
     /// [`Lapic::next_deadline`] is reached, then ask again.
     Wait,
-    /// An ExtINT may enter: [acknowledge](crate::board::Board::acknowledge) it and give the vector to
+    /// An ExtINT may enter: [acknowledge](crate::chipset::Chipset::acknowledge) it and give the vector to
     /// [`UserVcpu::inject_ext_int`], then report INTR to LINT0 and ask again.
     Acknowledge,
     /// INIT or a start-up IPI has replaced the vCPU's registers: forget copies of them, give

@@ -300,5 +300,4 @@ impl Pair {
 }
 
 #[cfg(test)]
-#[path = "model_tests.rs"]
 mod tests;

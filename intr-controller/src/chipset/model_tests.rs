@@ -1,4 +1,4 @@
-//! A naive board beside the real one, and what holds whatever a guest does to it.
+//! A naive chipset beside the real one, and what holds whatever a guest does to it.
 
 use alloc::collections::BTreeSet;
 use alloc::vec;
@@ -26,7 +26,7 @@ const ELCR_MASK: u16 = 0xdef8;
 const NOTHING: [u8; 0] = [];
 
 /// As a PC's ACPI tables say, and a message.
-fn board() -> Board {
+fn chipset() -> Chipset {
     let mut routes = GsiRouter::pc_entries();
     routes.push(RouteEntry {
         gsi: Gsi(MSI_GSI),
@@ -35,7 +35,7 @@ fn board() -> Board {
             data: MSI_VECTOR.into(),
         }),
     });
-    Board::new(&routes, IoApicVersion::V20, DestinationFormat::Xapic).unwrap()
+    Chipset::new(&routes, IoApicVersion::V20, DestinationFormat::Xapic).unwrap()
 }
 
 fn pin_of(gsi: u32) -> u8 {
@@ -57,8 +57,8 @@ fn at_tick(tick: u64) -> GuestTime {
 }
 
 /// A handler's specific EOI, and that of the cascade.
-fn serve(board: &mut Board, vector: u8, now: GuestTime) {
-    let mut end = |port, level| board.write_port(port, &[0x60 | level], now, |_| ());
+fn serve(chipset: &mut Chipset, vector: u8, now: GuestTime) {
+    let mut end = |port, level| chipset.write_port(port, &[0x60 | level], now, |_| ());
     if vector >= 0x28 {
         end(0xa0, vector & 7);
         end(0x20, 2);
@@ -83,7 +83,7 @@ struct Pin {
     awaits_eoi: bool,
 }
 
-/// What a board does for a guest that serves one interrupt of the 8259A after the other.
+/// What a chipset does for a guest that serves one interrupt of the 8259A after the other.
 struct Model {
     /// By GSI: who holds the line up.
     holders: Vec<BTreeSet<u8>>,
@@ -203,10 +203,10 @@ impl Model {
         let rose = rises > self.output(self.taken).0 || reset && !level;
         self.taken = tick;
         if rose {
-            self.line(0, Board::TIMER_SOURCE, false);
-            self.line(0, Board::TIMER_SOURCE, true);
+            self.line(0, Chipset::TIMER_SOURCE, false);
+            self.line(0, Chipset::TIMER_SOURCE, true);
         }
-        self.line(0, Board::TIMER_SOURCE, level || reset);
+        self.line(0, Chipset::TIMER_SOURCE, level || reset);
     }
 
     fn deadline(&self) -> Option<GuestTime> {
@@ -265,14 +265,14 @@ proptest! {
 
     /// Every message and every vector is the model's: none is lost, and none comes twice.
     #[test]
-    fn the_board_is_the_model(actions in proptest::collection::vec(action(), 0..150)) {
-        let mut board = board();
+    fn the_chipset_is_the_model(actions in proptest::collection::vec(action(), 0..150)) {
+        let mut chipset = chipset();
         let mut model = Model::new();
-        initialise_pic(&mut board);
+        initialise_pic(&mut chipset);
         // Destinations tell the pins apart.
         for pin in 0..PIN_COUNT {
-            let _ = board.write_memory(IOREGSEL, &[0x11 + 2 * pin], |_| ());
-            let _ = board.write_memory(IOWIN, &[0, 0, 0, pin], |_| ());
+            let _ = chipset.write_memory(IOREGSEL, &[0x11 + 2 * pin], |_| ());
+            let _ = chipset.write_memory(IOWIN, &[0, 0, 0, pin], |_| ());
         }
         let mut tick = 0;
         for action in actions {
@@ -281,14 +281,14 @@ proptest! {
             let mut deliver = |message| sent.push(sent_as(&message));
             match action {
                 Action::Line(gsi, id, up) => {
-                    let answer = board.set_line(Gsi(gsi), source(id), up, &mut deliver);
+                    let answer = chipset.set_line(Gsi(gsi), source(id), up, &mut deliver);
                     prop_assert_eq!(answer.is_err(), NO_ROUTES.contains(&gsi));
                     if answer.is_ok() {
                         model.line(gsi, id, up);
                     }
                 }
                 Action::Pulse(gsi) => {
-                    let answer = board.pulse(Gsi(gsi), &mut deliver);
+                    let answer = chipset.pulse(Gsi(gsi), &mut deliver);
                     prop_assert_eq!(answer.is_err(), NO_ROUTES.contains(&gsi));
                     // Of a line that somebody holds up a message is the only sign.
                     if answer.is_ok() && (!model.up(gsi) || gsi == MSI_GSI) {
@@ -297,8 +297,8 @@ proptest! {
                 }
                 Action::Entry(n, vector, level, masked) => {
                     let low = u32::from(vector) | u32::from(level) << 15 | u32::from(masked) << 16;
-                    let _ = board.write_memory(IOREGSEL, &[0x10 + 2 * n], &mut deliver);
-                    let _ = board.write_memory(IOWIN, &low.to_le_bytes(), &mut deliver);
+                    let _ = chipset.write_memory(IOREGSEL, &[0x10 + 2 * n], &mut deliver);
+                    let _ = chipset.write_memory(IOWIN, &low.to_le_bytes(), &mut deliver);
                     let pin = &mut model.pins[usize::from(n)];
                     let awaits_eoi = pin.awaits_eoi && level;
                     *pin = Pin { vector, level, masked, awaits_eoi };
@@ -306,9 +306,9 @@ proptest! {
                 }
                 Action::Eoi(vector) | Action::EoiRegister(vector) => {
                     if matches!(action, Action::Eoi(_)) {
-                        let _ = board.eoi(vector, &mut deliver);
+                        let _ = chipset.eoi(vector, &mut deliver);
                     } else {
-                        let _ = board.write_memory(IOREGSEL + 0x40, &[vector], &mut deliver);
+                        let _ = chipset.write_memory(IOREGSEL + 0x40, &[vector], &mut deliver);
                     }
                     for n in 0..PIN_COUNT {
                         let pin = &mut model.pins[usize::from(n)];
@@ -326,7 +326,7 @@ proptest! {
                         Some(_) => vec![],
                         None => vec![0x2f, 0x27],
                     };
-                    let vector = board.acknowledge();
+                    let vector = chipset.acknowledge();
                     if next.map(|input| 0x20 + input) != Some(vector) {
                         prop_assert!(spurious.contains(&vector), "{:#x} for {:?}", vector, next);
                         prop_assert!(vector == 0x27 || model.fell[1], "{:#x}", vector);
@@ -335,16 +335,16 @@ proptest! {
                     }
                     model.fell[0] = false;
                     model.fell[1] &= vector < 0x28;
-                    serve(&mut board, vector, now);
+                    serve(&mut chipset, vector, now);
                 }
                 Action::Mask(mask) => {
                     let [first, second] = mask.to_le_bytes();
-                    board.write_port(0x21, &[first], now, &mut deliver);
-                    board.write_port(0xa1, &[second], now, &mut deliver);
+                    chipset.write_port(0x21, &[first], now, &mut deliver);
+                    chipset.write_port(0xa1, &[second], now, &mut deliver);
                     model.mask = mask;
                 }
                 Action::Levels(levels) => {
-                    board.write_port(0x4d0, &levels.to_le_bytes(), now, &mut deliver);
+                    chipset.write_port(0x4d0, &levels.to_le_bytes(), now, &mut deliver);
                     model.level = levels & ELCR_MASK;
                     for (n, edge) in model.edges.iter_mut().enumerate() {
                         *edge &= model.level >> n & 1 == 0;
@@ -353,32 +353,32 @@ proptest! {
                 Action::Timer(count) => {
                     let [low, high] = count.to_le_bytes();
                     for (port, value) in [(0x43, RATE_GENERATOR), (0x40, low), (0x40, high)] {
-                        board.write_port(port, &[value], now, &mut deliver);
+                        chipset.write_port(port, &[value], now, &mut deliver);
                     }
                     // Mode 2 begins with a high output.
                     model.advance(tick, true);
                     model.timer = Some((tick + 1, count.into()));
-                    prop_assert_eq!(board.next_deadline(), model.deadline());
+                    prop_assert_eq!(chipset.next_deadline(), model.deadline());
                 }
                 Action::ReadTimer => {
-                    board.read_port(0x40, &mut [0; 2], now);
+                    chipset.read_port(0x40, &mut [0; 2], now);
                 }
                 Action::Ticks(ticks) => tick += ticks,
                 Action::Advance => {
-                    board.advance(now, &mut deliver);
+                    chipset.advance(now, &mut deliver);
                     model.advance(tick, false);
-                    prop_assert_eq!(board.next_deadline(), model.deadline());
-                    prop_assert!(board.next_deadline().is_none_or(|deadline| deadline > now));
+                    prop_assert_eq!(chipset.next_deadline(), model.deadline());
+                    prop_assert!(chipset.next_deadline().is_none_or(|deadline| deadline > now));
                 }
                 Action::SaveRestore => {
-                    let mut restored = self::board();
-                    prop_assert_eq!(restored.restore(&board.save()), Ok(()));
-                    board = restored;
+                    let mut restored = self::chipset();
+                    prop_assert_eq!(restored.restore(&chipset.save()), Ok(()));
+                    chipset = restored;
                 }
             }
             prop_assert_eq!(sent, core::mem::take(&mut model.sent), "{:?}", action);
             if model.next().is_some() || model.fell == [false; 2] {
-                prop_assert_eq!(board.intr(), model.next().is_some(), "INTR after {:?}", action);
+                prop_assert_eq!(chipset.intr(), model.next().is_some(), "INTR after {:?}", action);
             }
         }
     }
@@ -395,7 +395,7 @@ enum Access {
     Pulse(u32),
     Eoi(u8),
     Acknowledge,
-    /// Guest time passes, and the board comes to it.
+    /// Guest time passes, and the chipset comes to it.
     Pass(u64),
 }
 
@@ -436,7 +436,7 @@ fn access() -> impl Strategy<Value = Access> {
 
 /// Answers what was sent and what was read.
 fn act(
-    board: &mut Board,
+    chipset: &mut Chipset,
     access: &Access,
     now: &mut GuestTime,
 ) -> (Vec<InterruptMessage>, Vec<u8>) {
@@ -445,32 +445,32 @@ fn act(
     let mut deliver = |message| sent.push(message);
     match access {
         Access::WritePort(port, data) => {
-            board.write_port(*port, data, *now, &mut deliver);
+            chipset.write_port(*port, data, *now, &mut deliver);
         }
         Access::ReadPort(port, size) => {
             read = vec![0x5a; *size];
-            board.read_port(*port, &mut read, *now);
+            chipset.read_port(*port, &mut read, *now);
         }
         Access::WriteMemory(address, data) => {
-            let _ = board.write_memory(*address, data, &mut deliver);
+            let _ = chipset.write_memory(*address, data, &mut deliver);
         }
         Access::ReadMemory(address, size) => {
             read = vec![0x5a; *size];
-            board.read_memory(*address, &mut read);
+            chipset.read_memory(*address, &mut read);
         }
         Access::Line(gsi, id, up) => {
-            let _ = board.set_line(Gsi(*gsi), source(*id), *up, &mut deliver);
+            let _ = chipset.set_line(Gsi(*gsi), source(*id), *up, &mut deliver);
         }
         Access::Pulse(gsi) => {
-            let _ = board.pulse(Gsi(*gsi), &mut deliver);
+            let _ = chipset.pulse(Gsi(*gsi), &mut deliver);
         }
         Access::Eoi(vector) => {
-            let _ = board.eoi(*vector, &mut deliver);
+            let _ = chipset.eoi(*vector, &mut deliver);
         }
-        Access::Acknowledge => read = vec![board.acknowledge()],
+        Access::Acknowledge => read = vec![chipset.acknowledge()],
         Access::Pass(ns) => {
             *now = now.saturating_add_ns(*ns);
-            board.advance(*now, &mut deliver);
+            chipset.advance(*now, &mut deliver);
         }
     }
     (sent, read)
@@ -506,31 +506,31 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever a guest does: nothing comes from a masked pin, an operation sends a bounded number
-    /// of messages, and a board that was saved and restored in between is the same.
+    /// of messages, and a chipset that was saved and restored in between is the same.
     #[test]
     fn any_guest_gets_few_messages_and_none_that_it_masked(
         accesses in prop::collection::vec((access(), prop::bool::weighted(0.1)), 0..150),
     ) {
-        let (mut board, mut twin) = (board(), board());
+        let (mut chipset, mut twin) = (chipset(), chipset());
         let (mut now, mut then) = (GuestTime::ZERO, GuestTime::ZERO);
         for (access, restore) in accesses {
             if restore {
-                let mut restored = self::board();
+                let mut restored = self::chipset();
                 prop_assert_eq!(restored.restore(&twin.save()), Ok(()));
                 twin = restored;
             }
-            let done = act(&mut board, &access, &mut now);
+            let done = act(&mut chipset, &access, &mut now);
             prop_assert_eq!(&act(&mut twin, &access, &mut then), &done, "{:?}", access);
             let (sent, _) = done;
             prop_assert!(sent.len() <= most(&access), "{:?} sends {:?}", access, sent);
             for message in sent {
                 let pins = (0..PIN_COUNT).filter_map(|pin| IoApicPin::new(pin).ok());
-                let mut unmasked = pins.filter_map(|pin| board.ioapic().route(pin));
+                let mut unmasked = pins.filter_map(|pin| chipset.ioapic().route(pin));
                 let msi = message.vector == MSI_VECTOR && matches!(access, Access::Line(MSI_GSI, ..) | Access::Pulse(MSI_GSI));
                 prop_assert!(msi || unmasked.any(|route| route == message), "{:?}", access);
             }
             if matches!(access, Access::Pass(_)) {
-                prop_assert!(board.next_deadline().is_none_or(|deadline| deadline > now));
+                prop_assert!(chipset.next_deadline().is_none_or(|deadline| deadline > now));
             }
         }
     }
@@ -539,53 +539,53 @@ proptest! {
     /// that is up, and of one that rises once exactly one interrupt.
     #[test]
     fn no_state_keeps_a_driver_from_its_interrupts(accesses in prop::collection::vec(access(), 0..100)) {
-        let mut board = board();
+        let mut chipset = chipset();
         let mut now = GuestTime::ZERO;
         for access in &accesses {
-            act(&mut board, access, &mut now);
+            act(&mut chipset, access, &mut now);
         }
         let lines = lines(&accesses);
-        initialise_pic(&mut board);
-        board.write_port(0x4d0, &ELCR_MASK.to_le_bytes(), now, |_| ());
+        initialise_pic(&mut chipset);
+        chipset.write_port(0x4d0, &ELCR_MASK.to_le_bytes(), now, |_| ());
         for input in (0u8..16).filter(|input| ELCR_MASK >> input & 1 != 0) {
             let [first, second] = (!(1u16 << input | 1 << 2)).to_le_bytes();
-            board.write_port(0x21, &[first], now, |_| ());
-            board.write_port(0xa1, &[second], now, |_| ());
+            chipset.write_port(0x21, &[first], now, |_| ());
+            chipset.write_port(0xa1, &[second], now, |_| ());
             let up = lines[usize::from(input)];
-            prop_assert_eq!(board.intr(), up, "input {}", input);
+            prop_assert_eq!(chipset.intr(), up, "input {}", input);
             if up {
-                prop_assert_eq!(board.acknowledge(), 0x20 + input);
-                prop_assert!(!board.intr(), "it is in service");
-                serve(&mut board, 0x20 + input, now);
-                prop_assert!(board.intr(), "input {} after its EOI", input);
+                prop_assert_eq!(chipset.acknowledge(), 0x20 + input);
+                prop_assert!(!chipset.intr(), "it is in service");
+                serve(&mut chipset, 0x20 + input, now);
+                prop_assert!(chipset.intr(), "input {} after its EOI", input);
             }
         }
         // As an operating system begins: an entry that was left unmasked may have any vector.
         for pin in 0..PIN_COUNT {
-            program(&mut board, pin, 0x1_0000);
+            program(&mut chipset, pin, 0x1_0000);
         }
         // GSI 0 has the timer's own level.
         for gsi in (1u32..24).filter(|gsi| !NO_ROUTES.contains(gsi)) {
             let (pin, up) = (pin_of(gsi), lines[gsi as usize]);
             let vector = 0x40 + pin;
             // A level: again with each EOI while it is up, and not otherwise.
-            program(&mut board, pin, 0x8000 | u32::from(vector));
+            program(&mut chipset, pin, 0x8000 | u32::from(vector));
             for _ in 0..3 {
-                let again = vectors(|deliver| { let _ = board.eoi(vector, deliver); });
+                let again = vectors(|deliver| { let _ = chipset.eoi(vector, deliver); });
                 let own = again.iter().filter(|sent| **sent == vector).count();
                 prop_assert_eq!(own, usize::from(up), "{:?} at pin {}", again, pin);
             }
             // An edge.
-            program(&mut board, pin, vector.into());
+            program(&mut chipset, pin, vector.into());
             for id in 0..3 {
-                board.set_line(Gsi(gsi), source(id), false, |_| ()).unwrap();
+                chipset.set_line(Gsi(gsi), source(id), false, |_| ()).unwrap();
             }
-            let line = |board: &mut Board, up| vectors(|deliver| board.set_line(Gsi(gsi), source(0), up, deliver).unwrap());
-            prop_assert_eq!(line(&mut board, true), [vector]);
-            prop_assert_eq!(line(&mut board, true), NOTHING);
-            prop_assert_eq!(vectors(|deliver| { let _ = board.eoi(vector, deliver); }), NOTHING);
-            prop_assert_eq!(line(&mut board, false), NOTHING);
-            program(&mut board, pin, 0x1_0000);
+            let line = |chipset: &mut Chipset, up| vectors(|deliver| chipset.set_line(Gsi(gsi), source(0), up, deliver).unwrap());
+            prop_assert_eq!(line(&mut chipset, true), [vector]);
+            prop_assert_eq!(line(&mut chipset, true), NOTHING);
+            prop_assert_eq!(vectors(|deliver| { let _ = chipset.eoi(vector, deliver); }), NOTHING);
+            prop_assert_eq!(line(&mut chipset, false), NOTHING);
+            program(&mut chipset, pin, 0x1_0000);
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use kvm_bindings::{kvm_ioapic_state, kvm_ioapic_state__bindgen_ty_1};
 
-use super::convert::{FromKvmError, Part, ToKvmError};
+use super::{FromKvmError, Part, ToKvmError};
 use crate::DestinationFormat;
 use crate::ioapic::{IoApicPins, IoApicState, IoApicVersion, PIN_COUNT, RedirectionEntry};
 

@@ -1,5 +1,13 @@
 //! What the conversions between our chips' states and KVM's have in common.
 
+mod ioapic;
+mod lapic;
+mod pic;
+mod pit;
+
+pub use ioapic::IoApicFromKvm;
+pub use lapic::{KvmLapic, X2ApicFormat};
+
 use thiserror::Error;
 
 /// A KVM chip's state was refused whole. Either it is damaged, or it is of a chip that ours cannot

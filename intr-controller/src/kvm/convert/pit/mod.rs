@@ -10,7 +10,7 @@
 
 use kvm_bindings::{KVM_PIT_FLAGS_SPEAKER_DATA_ON, kvm_pit_channel_state, kvm_pit_state2};
 
-use super::convert::{FromKvmError, Part};
+use super::{FromKvmError, Part};
 use crate::GuestTime;
 use crate::pit::{Pit, PitChannelState, PitState, PitTicks};
 
@@ -320,5 +320,4 @@ fn channel_to_kvm(state: &PitChannelState, monotonic_ns: i64) -> kvm_pit_channel
 }
 
 #[cfg(test)]
-#[path = "convert_pit_tests.rs"]
 mod tests;

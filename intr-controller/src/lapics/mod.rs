@@ -141,5 +141,4 @@ impl Lapics {
 }
 
 #[cfg(test)]
-#[path = "lapics_tests.rs"]
 mod tests;

@@ -304,5 +304,4 @@ impl fmt::Display for Decision {
 }
 
 #[cfg(test)]
-#[path = "decision_tests.rs"]
 mod tests;

@@ -7,7 +7,7 @@
 //! them in that order behind `KVM_GET_MP_STATE`, which takes INIT and SIPI that have arrived, and
 //! write IA32_APIC_BASE before the page and the deadline after it.
 //!
-//! Before a state of `user` mode is saved, [`UserVcpu::prepare`](super::UserVcpu::prepare) under the mask
+//! Before a state of `user` mode is saved, [`UserVcpu::prepare`](crate::kvm::UserVcpu::prepare) under the mask
 //! takes back what KVM was given and the guest has not taken.
 //!
 //! KVM has no place for these, and they are lost on the way to it: errors that ESR does not show
@@ -261,5 +261,4 @@ fn halves(value: u64) -> [u32; 2] {
 }
 
 #[cfg(test)]
-#[path = "convert_lapic_tests.rs"]
 mod tests;

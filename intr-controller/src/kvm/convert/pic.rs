@@ -7,7 +7,7 @@
 
 use kvm_bindings::kvm_pic_state;
 
-use super::convert::{FromKvmError, Part, ToKvmError};
+use super::{FromKvmError, Part, ToKvmError};
 use crate::pic::{InitStep, Pic8259State, PicState};
 
 /// The master's input from the slave.
