@@ -56,6 +56,7 @@ pub mod routing;
 mod state;
 mod time;
 mod vector_set;
+mod x86;
 
 pub use counters::Counters;
 pub use decision::{BlockReasons, Blocked, Decision, Windows, decide};

@@ -17,10 +17,9 @@ use crate::pit::{Pit, PitRestoreError, PitState};
 use crate::routing::{
     GsiRouter, LineChange, NoRoute, RouteEntry, RouteError, RoutingState, SourceId, Targets,
 };
+use crate::x86::IOAPIC_ADDRESS;
 use crate::{DestinationFormat, Gsi, GuestTime, InterruptMessage};
 
-/// Where the IOAPIC's registers are in a PC (82093AA 3.0).
-const IOAPIC_ADDRESS: u64 = 0xfec0_0000;
 /// The timer's interrupt.
 const TIMER_GSI: Gsi = Gsi(0);
 

@@ -20,8 +20,8 @@ pub(crate) struct View {
 pub(crate) fn view(lapic: &Lapic, now: GuestTime) -> View {
     let x2apic = lapic.mode() == ApicMode::X2Apic;
     let row = lapic.destination();
-    let entry = lapic.lvt(LvtEntry::Timer);
-    let (mode, cycle) = (entry.timer_mode(), lapic.config.bus_cycle_ns.get());
+    let entry = lapic.vectors.get(LvtEntry::Timer);
+    let mode = entry.timer_mode();
     View {
         x2apic,
         version: version(lapic.config.cmci, lapic.config.eoi_suppression),
@@ -30,10 +30,10 @@ pub(crate) fn view(lapic: &Lapic, now: GuestTime) -> View {
         } else {
             row.logical_id << 24
         },
-        current_count: lapic.timer.current(mode, cycle, now),
+        current_count: lapic.timer.current(mode, now),
         idle_one_shot: mode == TimerMode::OneShot
             && !entry.is_masked()
-            && lapic.timer.expires.is_none(),
+            && lapic.timer.stands_at_zero(),
     }
 }
 
@@ -69,10 +69,6 @@ pub(crate) fn expiry(
         TimerMode::Periodic => count,
         TimerMode::TscDeadline | TimerMode::Reserved => return None,
     };
-    let timer = Timer {
-        initial: state.timer_initial,
-        divide: state.timer_divide,
-        ..Timer::default()
-    };
-    timer.expiry_of_count(count, config.bus_cycle_ns.get(), now)
+    let registers = (state.timer_initial, state.timer_divide);
+    Timer::expiry(config, registers, count, now)
 }

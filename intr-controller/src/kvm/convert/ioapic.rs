@@ -9,9 +9,8 @@ use kvm_bindings::{kvm_ioapic_state, kvm_ioapic_state__bindgen_ty_1};
 use super::{FromKvmError, Part, ToKvmError};
 use crate::DestinationFormat;
 use crate::ioapic::{IoApicPins, IoApicState, IoApicVersion, PIN_COUNT, RedirectionEntry};
+use crate::x86::IOAPIC_ADDRESS;
 
-/// Where the IOAPIC of a PC is.
-const BASE_ADDRESS: u64 = 0xfec0_0000;
 /// Bits 55 to 49 of an entry.
 const EXTENDED_DESTINATION: u64 = 0x00fe_0000_0000_0000;
 
@@ -47,7 +46,7 @@ impl IoApicState {
         let whole = Part("");
         let destination_format = DestinationFormat::Xapic;
         whole.require(
-            *base_address == BASE_ADDRESS,
+            *base_address == IOAPIC_ADDRESS,
             "base_address",
             *base_address,
             "an IOAPIC is at 0xfec00000",
@@ -123,7 +122,7 @@ impl IoApicState {
             });
         }
         let mut kvm = kvm_ioapic_state {
-            base_address: BASE_ADDRESS,
+            base_address: IOAPIC_ADDRESS,
             ioregsel: (*select).into(),
             id: (*id).into(),
             ..Default::default()

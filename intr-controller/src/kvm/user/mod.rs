@@ -21,14 +21,12 @@ use self::lent::{Lent, LentInterrupt};
 use super::calls::{self, CallError, failed};
 use super::observe::{Observation, ObserveError, readiness};
 use super::startup::apply_startup;
+use crate::x86::{MSR_APIC_BASE, MSR_TSC_DEADLINE};
 use crate::{
     Activity, DeadlineWatch, Decision, Effect, Event, GeneralProtection, GuestTime, Lapic,
     LapicConfig, Pending, Readiness, VectorSet, Windows,
 };
 
-/// IA32_APIC_BASE, IA32_TSC_DEADLINE.
-const MSR_APIC_BASE: u32 = 0x1b;
-const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// An ioctl that this kernel does not have.
 const ENOTTY: i32 = 25;
 
