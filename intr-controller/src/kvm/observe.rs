@@ -13,12 +13,11 @@ use thiserror::Error;
 
 use super::chip::KernelIrqchip;
 use super::lapic::LapicPage;
+use crate::lapic::kvm_parts;
 use crate::{Activity, Decision, Pending, ProcessorPriority, Readiness, VectorSet, decide};
 
 /// RFLAGS.IF.
 const RFLAGS_IF: u64 = 1 << 9;
-/// IA32_APIC_BASE bit 11: the APIC is enabled (SDM 3A, "Enabling or Disabling the Local APIC").
-const APIC_BASE_ENABLE: u64 = 1 << 11;
 
 /// A vCPU's interrupt state could not be read; nothing was changed. `EINVAL` from
 /// [`ObserveError::Lapic`] means that the VM's local APIC is not in the kernel.
@@ -116,7 +115,7 @@ fn observe_with(
     let lapic = LapicPage(&page);
 
     let readiness = readiness(activity, regs.rflags, &events, masked);
-    let apic_enabled = sregs.apic_base & APIC_BASE_ENABLE != 0;
+    let apic_enabled = kvm_parts::is_enabled(sregs.apic_base);
     let ext_int = (!apic_enabled || lapic.lint0_passes_ext_int()) && intr()?;
     let pending = Pending::new(
         // A disabled APIC delivers nothing (lapic.c, `kvm_apic_has_interrupt`); one that is

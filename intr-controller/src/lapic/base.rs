@@ -43,6 +43,12 @@ impl ApicBase {
         (value & !legal == 0 && !invalid).then_some(Self(value))
     }
 
+    /// A value that the host has checked.
+    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+    pub(super) const fn from_host(value: u64) -> Self {
+        Self(value)
+    }
+
     pub(super) const fn get(self) -> u64 {
         self.0
     }

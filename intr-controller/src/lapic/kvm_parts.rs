@@ -1,8 +1,7 @@
-//! What a conversion to and from another implementation's register page needs of this module's
-//! inside: the meaning of bits, so that no mask is written twice.
+//! The meaning of register bits, for the adapter that reads and writes KVM's register page.
 
-use super::base::ApicMode;
-use super::registers::{Command, Lvt, LvtEntry, TimerMode, version};
+use super::base::{ApicBase, ApicMode};
+use super::registers::{Command, Lvt, LvtEntry, Spurious, TimerMode, version};
 use super::timer::Timer;
 use super::{Lapic, LapicConfig, LapicState};
 use crate::GuestTime;
@@ -38,11 +37,24 @@ pub(crate) fn view(lapic: &Lapic, now: GuestTime) -> View {
 }
 
 pub(crate) const fn is_x2apic(apic_base: u64) -> bool {
-    apic_base & 0xc00 == 0xc00
+    matches!(ApicBase::from_host(apic_base).mode(), ApicMode::X2Apic)
 }
 
 pub(crate) const fn is_enabled(apic_base: u64) -> bool {
-    apic_base & 0x800 != 0
+    !matches!(ApicBase::from_host(apic_base).mode(), ApicMode::Disabled)
+}
+
+pub(crate) const fn software_enabled(spurious: u32) -> bool {
+    Spurious(spurious).enabled()
+}
+
+pub(crate) const fn suppresses_eoi(spurious: u32) -> bool {
+    Spurious(spurious).suppresses_eoi()
+}
+
+/// Whether a LINT0 entry passes the 8259A pair's INTR on.
+pub(crate) fn passes_ext_int(lint0: u32) -> bool {
+    Lvt(lint0).passes_ext_int()
 }
 
 /// Without what software cannot write: this side has no such history.
