@@ -47,8 +47,7 @@ impl DestinationFormat {
     }
 }
 
-/// A message that is no interrupt here. What the bus does with it is drop it; a route to it is a
-/// mistake of whoever made it.
+/// A message that is no interrupt. The bus drops it; a route to it is a mistake of the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum MsiError {
     /// `address` is outside the range of interrupt messages.

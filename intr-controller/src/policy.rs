@@ -11,15 +11,15 @@ use crate::{
 /// What an injection was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Delivery {
-    /// The event that waited is now the guest's.
+    /// The event is delivered to the guest.
     Delivered,
     /// An ExtINT whose line fell between the decision and the acknowledge: the guest got the
     /// 8259A's spurious vector.
     Spurious,
 }
 
-/// An event was reported as injected that did not wait. Nothing changed; the caller injected
-/// something that it was not told to.
+/// An event was reported as injected that was not pending. Nothing changed; the caller injected
+/// something that no decision named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("{0} was injected, but was not pending")]
 pub struct NotPending(pub Event);
@@ -55,7 +55,7 @@ impl InjectionPolicy {
         arrival
     }
 
-    /// The 8259A pair lowers INTR; whether it was pending.
+    /// The 8259A pair lowers INTR. Returns `true` if an ExtINT was pending.
     pub fn withdraw_ext_int(&mut self) -> bool {
         let withdrawn = self.pending.remove(Event::ExtInt);
         if withdrawn {
@@ -70,23 +70,23 @@ impl InjectionPolicy {
         decide(&self.pending, vcpu, priority)
     }
 
-    /// The host has given an event back that it had taken and that had not reached the guest: it
-    /// waits again, as if [`injected`](Self::injected) had not been called. Not for an
+    /// The host has given an event back that it had taken and that had not reached the guest: it is
+    /// pending again, as if [`injected`](Self::injected) had not been called. Not for an
     /// [`Event::ExtInt`], whose acknowledge cannot be taken back.
     pub(crate) fn retract(&mut self, event: Event) {
         self.counters.delivered = self.counters.delivered.saturating_sub(1);
         if self.pending.insert(event) == Arrival::Merged {
-            // Another one came meanwhile.
+            // Another one has arrived since.
             add(&mut self.counters.merged, 1);
         }
     }
 
-    /// The host took the event: it no longer waits here.
+    /// The host took the event: it is not pending here any more.
     ///
     /// A mask does not refuse this: the host has the event already.
     ///
     /// # Errors
-    /// If it did not wait.
+    /// If it was not pending.
     pub fn injected(&mut self, event: Event) -> Result<Delivery, NotPending> {
         if self.pending.remove(event) {
             add(&mut self.counters.delivered, 1);
@@ -113,9 +113,9 @@ impl InjectionPolicy {
         add(&mut self.counters.spurious, 1);
     }
 
-    /// An NMI handler runs: of the NMIs that wait a processor keeps one (SDM 3A, "Handling
-    /// Multiple NMIs"; KVM: x86.c, `process_nmi`). [`NMI_LIMIT`](crate::NMI_LIMIT) counts as if
-    /// none ran, because an arrival does not know; whoever sees [`Readiness::nmi_blocked`] knows.
+    /// An NMI handler runs: of the pending NMIs a processor keeps one (SDM 3A, "Handling
+    /// Multiple NMIs"; KVM: x86.c, `process_nmi`). [`NMI_LIMIT`](crate::NMI_LIMIT) applies as if
+    /// none ran, because an arrival cannot see it. Call this when [`Readiness::nmi_blocked`] is set.
     pub fn merge_nmis(&mut self) {
         while self.pending.nmis() > 1 {
             self.pending.remove(Event::Nmi);
@@ -130,13 +130,13 @@ impl InjectionPolicy {
         *pending = Pending::default();
     }
 
-    /// What waits.
+    /// The pending events.
     #[must_use]
     pub const fn pending(&self) -> &Pending {
         &self.pending
     }
 
-    /// What happened so far.
+    /// Totals.
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.counters

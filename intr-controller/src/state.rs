@@ -11,11 +11,11 @@ use crate::{Counters, NMI_LIMIT, Pending, VectorSet};
 pub struct PolicyState {
     /// The layout, [`PolicyState::VERSION`].
     pub version: u16,
-    /// The vectors that wait: vector `n` is bit `n % 64` of word `n / 64`.
+    /// The pending vectors: vector `n` is bit `n % 64` of word `n / 64`.
     pub fixed: [u64; 4],
-    /// NMIs that wait.
+    /// Pending NMIs.
     pub nmis: u8,
-    /// Whether an SMI waits.
+    /// Whether an SMI is pending.
     pub smi: bool,
     /// Whether the ExtINT line is up.
     pub ext_int: bool,

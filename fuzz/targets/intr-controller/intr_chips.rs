@@ -1,7 +1,7 @@
 //! Any guest and any devices at the 8259A pair, the IOAPIC, the 8254 and the routes to them: no
 //! access panics, an operation's work is bounded, deadlines are kept, and every state that a chip
-//! reaches is one that it takes back. States that somebody tampered with are refused, and nothing
-//! has changed, or taken over, and the chip works on.
+//! reaches is one that it takes back. Tampered states are refused, and nothing
+//! has changed, or they are taken over, and the chip works on.
 //!
 //! Input: operations of a few bytes each, an operation's number first. See `step`.
 #![no_main]

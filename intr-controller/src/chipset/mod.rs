@@ -1,12 +1,12 @@
 //! The chips outside the processors, wired as a PC has them.
 //!
-//! GSIs go through the [router](crate::routing) to the 8259A pair and the IOAPIC, the 8254's
-//! channel 0 is the source of GSI 0, and what has to reach a processor comes out in two forms:
+//! GSIs go through the [router](crate::routing) to the 8259A pair and the IOAPIC. The 8254's channel 0
+//! is a source of GSI 0, which a PC has at IOAPIC pin 2. What has to reach a processor comes out in two forms:
 //! [messages](InterruptMessage), handed to the `deliver` of the call that caused them, and one
 //! line, [`Chipset::intr`], which goes to every local APIC's LINT0. A VMM with threads keeps a chipset
 //! under one lock, collects the messages, and delivers them when it has let go of it.
 //!
-//! Accesses are decoded here: ports and the IOAPIC's window of memory. Each answers whether it was
+//! Accesses are decoded here: ports and the IOAPIC's window of memory. Each returns `true` if it was
 //! one of the chipset's, and costs bounded time.
 
 use crate::ioapic::{
@@ -38,7 +38,7 @@ pub struct ChipsetAccess {
     /// It was the chipset's.
     pub claimed: bool,
     /// IOAPIC pins whose entry was written, or whose interrupt ended by a write to EOIR: a host that
-    /// tells of EOIs by routes of its own (`split`) may need [others](IoApic::eoi_routes) before
+    /// reports EOIs by routes of its own (`split`) may need [others](IoApic::eoi_routes) before
     /// anything else is delivered.
     pub changed: IoApicPins,
 }
@@ -270,9 +270,9 @@ impl Chipset {
         }
     }
 
-    /// Lets the 8254 come to `now`. However often its output rose since the last time, one
-    /// interrupt is sent: ticks of a host that was late are not made up for, since they would
-    /// come at once and keep the guest in its handler.
+    /// Brings the 8254 up to `now`. If its output rose since the last time, once or often, one interrupt
+    /// is sent. Ticks that a late host has missed are not made up for: they would come at once and keep
+    /// the guest in its handler.
     pub fn advance(&mut self, now: GuestTime, mut deliver: impl FnMut(InterruptMessage)) {
         let irq0 = self.pit.irq0(now);
         let Ok(timer) = SourceId::new(Self::TIMER_SOURCE) else {
@@ -286,8 +286,8 @@ impl Chipset {
         let _ = self.set_line(TIMER_GSI, timer, irq0.level, &mut deliver);
     }
 
-    /// When to call [`Self::advance`] next. A guest chooses it, and may choose every microsecond: a
-    /// VMM that waits for it does so for a time of its own at least.
+    /// When to call [`Self::advance`] next. The guest chooses it, and may choose every microsecond: a VMM
+    /// that waits for it needs a minimum.
     #[must_use]
     pub fn next_deadline(&self) -> Option<GuestTime> {
         self.pit.next_deadline()

@@ -80,10 +80,10 @@ impl Windows {
     }
 }
 
-/// An event that waits, and why.
+/// A pending event that may not enter, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Blocked {
-    /// The most urgent event that waits.
+    /// The most urgent pending event.
     pub event: Event,
     /// Everything that keeps it out; never empty.
     pub reasons: BlockReasons,
@@ -103,17 +103,17 @@ pub enum Decision {
     /// Nothing may enter now; run on and have the host report each of these windows. All of them:
     /// an interrupt may become possible long before the NMI that outranks it.
     OpenWindow(Windows, Blocked),
-    /// Nothing may enter now, but what waits ends HLT: let the vCPU run on past it. The event
+    /// Nothing may enter now, but a pending event ends HLT: let the vCPU run on past it. The event
     /// stays pending and enters when its reasons are gone.
     Wake(Blocked),
     /// Nothing may enter, and there is no window to wait for. A halted vCPU stays halted.
     Blocked(Blocked),
-    /// Nothing waits.
+    /// Nothing is pending.
     Idle,
 }
 
 impl Decision {
-    /// What waits and why, if something does and may not enter.
+    /// The pending event that may not enter, and why, if there is one.
     #[must_use]
     pub const fn blocked(&self) -> Option<&Blocked> {
         match self {
@@ -131,7 +131,7 @@ impl Decision {
 /// was read from the host it explains what the host's chips are doing.
 #[inline(always)]
 pub fn decide(pending: &Pending, vcpu: &Readiness, priority: ProcessorPriority) -> Decision {
-    // What nearly every entry finds, without the questions that it does not raise.
+    // The common case: only fixed interrupts, or nothing, and a vCPU that is open.
     if pending.is_fixed_only() {
         let Some(vector) = pending.fixed().highest() else {
             return Decision::Idle;

@@ -18,9 +18,9 @@ pub struct IoApic {
     /// Pins with a [latched](Self::pulse_latched) pulse that has not been sent.
     latched: IoApicPins,
     entries: [RedirectionEntry; PIN_COUNT as usize],
-    /// The pins whose entry has remote IRR set, so that an EOI need not ask the others.
+    /// The pins whose entry has remote IRR set. An EOI looks only at these.
     remote_irr: IoApicPins,
-    /// By what entry a level that awaits its EOI was sent, if the entry now says something else.
+    /// The entry that a level awaiting its EOI was sent by, if the pin's entry has changed since.
     sent_by: [Option<SentEntry>; PIN_COUNT as usize],
 }
 
@@ -47,8 +47,8 @@ impl IoApic {
         }
     }
 
-    /// Back to reset, except for the pins, which are the devices'. All is masked, so nothing is
-    /// sent.
+    /// Back to reset, except for the lines, which are the devices'. Latched pulses are gone. All pins are
+    /// masked, so nothing is sent.
     pub fn reset(&mut self) {
         let Self {
             model,
@@ -85,8 +85,7 @@ impl IoApic {
         self.send(pin)
     }
 
-    /// Sends a pin's rise, or its level that is up: unless it is masked, or its last one awaits its
-    /// EOI.
+    /// Sends a pin's rise or its level, unless it is masked or its previous level awaits its EOI.
     #[inline]
     fn send(&mut self, pin: IoApicPin) -> Option<InterruptMessage> {
         let entry = self.entries.get_mut(usize::from(pin.get()))?;
@@ -184,23 +183,7 @@ impl IoApic {
         self.remote_irr.iter().filter(awaits).collect()
     }
 
-    /// The vectors of levels, masked or not: vector `n` is bit `n % 64` of word `n / 64`. A local
-    /// APIC need not tell of EOIs of others.
-    #[must_use]
-    pub fn level_vectors(&self) -> [u64; 4] {
-        let mut vectors = [0; 4];
-        for entry in &self.entries {
-            if entry.trigger_mode() == TriggerMode::Level || entry.remote_irr() {
-                let vector = entry.vector();
-                if let Some(word) = vectors.get_mut(usize::from(vector / 64)) {
-                    *word |= 1 << (vector % 64);
-                }
-            }
-        }
-        vectors
-    }
-
-    /// What a host that has the local APICs has to know of the entries to tell of EOIs.
+    /// The routes that a host with its own local APICs needs to report EOIs.
     #[must_use]
     pub fn eoi_routes(&self) -> EoiRoutes {
         let level = |entry: RedirectionEntry| {

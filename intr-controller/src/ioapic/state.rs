@@ -26,7 +26,7 @@ pub struct IoApicState {
     pub latched: IoApicPins,
     /// The redirection table.
     pub entries: [RedirectionEntry; PIN_COUNT as usize],
-    /// By what entry a level that awaits its EOI was sent, if the entry now says something else.
+    /// The entry that a level awaiting its EOI was sent by, if the pin's entry has changed since.
     pub sent_by: [Option<SentEntry>; PIN_COUNT as usize],
 }
 

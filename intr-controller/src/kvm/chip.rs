@@ -1,4 +1,4 @@
-//! Making KVM's chips, and signalling to them.
+//! Creates KVM's chips, and signals to them.
 
 use core::borrow::Borrow;
 
@@ -36,7 +36,7 @@ pub struct LineError {
     pub gsi: Gsi,
     /// The level asked for.
     pub level: bool,
-    /// KVM's answer.
+    /// KVM's error.
     #[source]
     pub source: kvm_ioctls::Error,
 }
@@ -47,7 +47,7 @@ pub struct LineError {
 pub struct MsiError {
     /// The message.
     pub message: MsiMessage,
-    /// KVM's answer.
+    /// KVM's error.
     #[source]
     pub source: kvm_ioctls::Error,
 }
@@ -58,12 +58,12 @@ pub struct MsiError {
 pub struct IrqfdError {
     /// Which line.
     pub gsi: Gsi,
-    /// KVM's answer. `EBUSY`: the eventfd is bound already.
+    /// KVM's error. `EBUSY`: the eventfd is bound already.
     #[source]
     pub source: kvm_ioctls::Error,
 }
 
-/// What became of a message (api.rst, KVM_SIGNAL_MSI).
+/// The result of a message (api.rst, KVM_SIGNAL_MSI).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "a message that no vCPU takes is lost"]
 pub enum MsiOutcome {
@@ -86,7 +86,7 @@ impl<V: Borrow<VmFd>> KernelIrqchip<V> {
     /// Creates the chips, wired as in a PC. Call it before the first vCPU: a vCPU gets its local APIC
     /// when it is created.
     ///
-    /// The PIT answers port 0x61 too (`KVM_PIT_SPEAKER_DUMMY`), which guests use to calibrate
+    /// The PIT has port 0x61 too (`KVM_PIT_SPEAKER_DUMMY`), which guests use to calibrate
     /// their clocks. The routes are those of [`GsiRouter::pc_entries`]: the PIT's interrupt arrives at
     /// IOAPIC pin 2, and not at pin 0 as in the table that KVM starts with.
     ///

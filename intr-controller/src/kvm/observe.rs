@@ -1,4 +1,4 @@
-//! What waits in KVM's chips for one vCPU, and why it does not enter.
+//! The pending events of a vCPU in KVM's chips, and why they do not enter.
 
 use core::borrow::Borrow;
 use core::fmt;
@@ -46,10 +46,10 @@ pub enum ObserveError {
     Pic(#[source] kvm_ioctls::Error),
 }
 
-/// One vCPU's interrupts at one moment, as KVM holds them.
+/// One vCPU's interrupts at one time, as KVM keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// What waits. ExtINT only where this vCPU's LINT0 passes it.
+    /// The pending events. ExtINT only where this vCPU's LINT0 passes it.
     pub pending: Pending,
     /// What the vCPU allows.
     pub vcpu: Readiness,
@@ -57,7 +57,7 @@ pub struct Observation {
     pub priority: ProcessorPriority,
     /// Vectors in service: delivered, and not ended by EOI yet.
     pub in_service: VectorSet,
-    /// Of those that wait or are in service, the level-triggered ones.
+    /// Of the pending vectors and those in service, the level-triggered ones.
     pub level_triggered: VectorSet,
     /// Whether IA32_APIC_BASE enables the local APIC. If not, it delivers nothing.
     pub apic_enabled: bool,

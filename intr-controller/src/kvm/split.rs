@@ -1,9 +1,9 @@
 //! The local APICs in the kernel, all else in userspace
 //! ([`IrqchipMode::Split`](crate::IrqchipMode::Split)).
 //!
-//! Messages of the IOAPIC go to KVM as MSIs. KVM tells of the EOIs of those vectors that it knows to
-//! be level-triggered, from a routing table ([`SplitIrqchip::route`]); and INTR, the 8259A pair's line,
-//! is handed over vector by vector ([`SplitVcpu`]).
+//! Messages of the IOAPIC go to KVM as MSIs. KVM reports the EOIs of the vectors that its routing table
+//! ([`SplitIrqchip::route`]) says are level-triggered. INTR, the 8259A pair's line, is handed over vector
+//! by vector ([`SplitVcpu`]).
 
 use core::borrow::Borrow;
 
@@ -17,14 +17,14 @@ use super::routes;
 use crate::ioapic::EoiRoutes;
 use crate::{InterruptMessage, MsiMessage, Vector};
 
-/// KVM's local APICs, and the way there.
+/// KVM's local APICs.
 #[derive(Debug)]
 pub struct SplitIrqchip<V> {
     vm: V,
 }
 
 impl<V: Borrow<VmFd>> SplitIrqchip<V> {
-    /// Makes the local APICs KVM's. Before the first vCPU.
+    /// Creates KVM's local APICs. Call it before the first vCPU.
     ///
     /// # Errors
     /// If KVM cannot, or the VM has vCPUs or chips already.
@@ -34,7 +34,7 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
             ..Default::default()
         };
         // Level-triggered routes of GSIs below this have EOI exits. KVM takes them for the pins of an
-        // IOAPIC; it does not mind that there are three for each.
+        // IOAPIC, and accepts three for each.
         capability.args = [EoiRoutes::GSI_COUNT.into(), 0, 0, 0];
         let fd: &VmFd = vm.borrow();
         fd.enable_cap(&capability)
@@ -47,18 +47,18 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
         self.vm.borrow()
     }
 
-    /// Tells KVM whose EOIs matter. Call it when the IOAPIC's
+    /// Gives KVM the vectors whose EOIs matter. Call it when the IOAPIC's
     /// [routes](crate::ioapic::IoApic::eoi_routes) have changed, which can be whenever an entry was
     /// written or an interrupt has ended: before anything else is delivered, and before the vCPU that
     /// did it enters the guest again. Every vCPU has left the guest when KVM returns, and goes by
-    /// the new ones afterwards. That costs KVM a grace period: do not call it with the same again.
+    /// the new ones afterwards. That costs KVM a grace period: do not call it when nothing has changed.
     ///
     /// # Errors
     /// If KVM refuses.
     pub fn route(&self, routes: &EoiRoutes) -> Result<(), CallError> {
         let mut entries = alloc::vec::Vec::with_capacity(EoiRoutes::GSI_COUNT.into());
         for (gsi, message) in routes.iter() {
-            // What no MSI can say has no EOI to wait for.
+            // A route that no MSI can express has no EOI to wait for.
             let Ok(msi) = MsiMessage::encode(&message) else {
                 continue;
             };
@@ -111,10 +111,10 @@ pub enum SplitEntry {
     Acknowledge,
 }
 
-/// The way of one vCPU's ExtINTs. No lock is in here: each vCPU's is its own thread's.
+/// The ExtINTs of one vCPU. It has no lock: it belongs to the vCPU's thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SplitVcpu {
-    /// Acknowledged, and KVM had no room for it: nothing is lost that the 8259A has let go of.
+    /// An acknowledged vector for which KVM had no room. It is kept, because the 8259A has given it up.
     vector: Option<u8>,
 }
 
@@ -146,7 +146,7 @@ impl SplitVcpu {
 
     /// Whether an EOI that this vCPU has just exited for (`KVM_EXIT_IOAPIC_EOI`) has reached the IOAPIC, and
     /// [ends](crate::ioapic::IoApic::eoi) what [awaits it](crate::ioapic::IoApic::awaiting_eoi); if nothing
-    /// does, do not ask. KVM tells of every EOI of a vector that a route to the vCPU has (lapic.c,
+    /// does, do not ask. KVM reports every EOI of a vector that a route to the vCPU has (lapic.c,
     /// `kvm_ioapic_send_eoi`): also that of an edge, and also if the guest suppresses the broadcast.
     /// On the vCPU's thread, before it enters again.
     ///

@@ -249,7 +249,7 @@ impl Lapic {
             vectors,
             errors,
             policy,
-            timer: self.timer.from_state(state, on, mode)?,
+            timer: self.timer.restored(state, on, mode)?,
             pins: Pins::from_parts(state.lint, state.ext_int_message),
             startup: StartupState::from_parts(
                 state.init_pending,

@@ -40,7 +40,7 @@ impl Timer {
     }
 
     /// This timer with what a saved state says, of an APIC that is on or off, in this mode.
-    pub(super) fn from_state(
+    pub(super) fn restored(
         self,
         state: &LapicState,
         on: bool,
@@ -155,7 +155,7 @@ impl Timer {
                     return 1;
                 }
                 let late = now.saturating_ns_since(expires);
-                // After the last period that is over, so that the phase is kept.
+                // After the last period that is over: the phase is kept.
                 self.expires = Some(now.saturating_add_ns(period - late % period));
                 late / period + 1
             }

@@ -63,8 +63,8 @@ impl Lapics {
         self.destinations.update(vcpu, row)
     }
 
-    /// Delivers a message of a device. `arrived` hears what became of it at each target: wake the
-    /// vCPU where it was accepted. How many targets there were.
+    /// Delivers a message of a device. `arrived` is called with the result at each target: wake the vCPU
+    /// where it was accepted. Returns the number of targets.
     pub fn deliver(
         &mut self,
         message: &InterruptMessage,
@@ -81,8 +81,8 @@ impl Lapics {
         })
     }
 
-    /// Does what one vCPU's register access asked for. The vector whose EOI the IOAPICs are to
-    /// hear, if there is one.
+    /// Does what one vCPU's register access asked for. Returns the vector whose EOI has to be reported to
+    /// the IOAPICs, if there is one.
     ///
     /// # Errors
     /// If there is no such vCPU.
@@ -109,8 +109,8 @@ impl Lapics {
         Ok(None)
     }
 
-    /// The effects that no other APIC hears of. By itself, so that an IPI is told from them by one
-    /// comparison.
+    /// The effects that concern no other APIC. In a function of its own, so one comparison tells an IPI
+    /// from them.
     fn apply_other(
         &mut self,
         vcpu: VcpuIndex,
@@ -123,7 +123,7 @@ impl Lapics {
         }
     }
 
-    /// Lets every timer come to `now`; `expired` hears of those that had something to deliver.
+    /// Brings every timer up to `now`. `expired` is called for those that have expired.
     pub fn advance(&mut self, now: GuestTime, mut expired: impl FnMut(VcpuIndex)) {
         for (vcpu, lapic) in (0..).map(VcpuIndex).zip(&mut self.lapics) {
             if lapic.advance(now) > 0 {

@@ -1,5 +1,5 @@
-//! SDM 3A, "Determining IPI Destination", "Lowest Priority Delivery Mode", "x2APIC Mode": who
-//! hears what.
+//! SDM 3A, "Determining IPI Destination", "Lowest Priority Delivery Mode", "x2APIC Mode":
+//! the targets of each message.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -25,11 +25,11 @@ fn store(lapics: &mut Lapics, vcpu: u16, offset: u16, value: u32) -> Vec<u16> {
         .get_mut(vcpu)
         .unwrap()
         .mmio_write(offset, &value.to_le_bytes(), NOW);
-    let mut heard = vec![];
+    let mut targets = vec![];
     lapics
-        .apply(vcpu, effect, |target, _| heard.push(target.0))
+        .apply(vcpu, effect, |target, _| targets.push(target.0))
         .unwrap();
-    heard
+    targets
 }
 
 fn wrmsr(lapics: &mut Lapics, vcpu: u16, msr: u32, value: u64) -> Vec<u16> {
@@ -39,11 +39,11 @@ fn wrmsr(lapics: &mut Lapics, vcpu: u16, msr: u32, value: u64) -> Vec<u16> {
         .unwrap()
         .write_msr(msr, value, NOW)
         .unwrap();
-    let mut heard = vec![];
+    let mut targets = vec![];
     lapics
-        .apply(vcpu, effect, |target, _| heard.push(target.0))
+        .apply(vcpu, effect, |target, _| targets.push(target.0))
         .unwrap();
-    heard
+    targets
 }
 
 /// Enabled, xAPIC mode, ids 0, 1, 2, …
@@ -94,28 +94,28 @@ fn lowest(vector: u8, message: InterruptMessage) -> InterruptMessage {
     }
 }
 
-fn heard(lapics: &mut Lapics, message: &InterruptMessage) -> Vec<u16> {
-    let mut heard = vec![];
-    let count = lapics.deliver(message, |vcpu, _| heard.push(vcpu.0));
-    assert_eq!(count, heard.len());
-    heard.sort_unstable();
-    heard
+fn targets(lapics: &mut Lapics, message: &InterruptMessage) -> Vec<u16> {
+    let mut targets = vec![];
+    let count = lapics.deliver(message, |vcpu, _| targets.push(vcpu.0));
+    assert_eq!(count, targets.len());
+    targets.sort_unstable();
+    targets
 }
 
 #[test]
 fn a_physical_destination_is_one_apic() {
     let mut lapics = with_ids(&[5, 0, 9]);
-    assert_eq!(heard(&mut lapics, &physical(9)), [2]);
-    assert_eq!(heard(&mut lapics, &physical(0)), [1]);
+    assert_eq!(targets(&mut lapics, &physical(9)), [2]);
+    assert_eq!(targets(&mut lapics, &physical(0)), [1]);
     let waits = Event::Fixed(Vector::new(0x41).unwrap());
     assert!(lapics.lapics()[2].policy().pending().contains(waits));
 }
 
 #[test]
-fn crosvm_defect_an_ipi_to_an_id_that_nobody_has_is_lost_and_no_panic() {
+fn crosvm_defect_an_ipi_to_an_id_that_no_apic_has_is_lost_and_no_panic() {
     let mut lapics = xapic(2);
     for id in [2, 7, 0xfe, 0x100, 0xffff_fffe] {
-        assert_eq!(heard(&mut lapics, &physical(id)), [] as [u16; 0]);
+        assert_eq!(targets(&mut lapics, &physical(id)), [] as [u16; 0]);
     }
     store(&mut lapics, 0, 0x310, 0x7700_0000);
     assert_eq!(store(&mut lapics, 0, 0x300, 0x4041), [] as [u16; 0]);
@@ -138,31 +138,31 @@ fn duplicate_ids_are_refused_by_name() {
 #[test]
 fn ids_that_differ_above_bit_7_are_not_duplicates() {
     let mut lapics = with_ids(&[0x23, 0x123]);
-    assert_eq!(heard(&mut lapics, &physical(0x23)), [0]);
-    assert_eq!(heard(&mut lapics, &physical(0x123)), [1]);
+    assert_eq!(targets(&mut lapics, &physical(0x23)), [0]);
+    assert_eq!(targets(&mut lapics, &physical(0x123)), [1]);
 }
 
 #[test]
 fn an_id_that_the_guest_gave_twice_is_heard_twice() {
     let mut lapics = xapic(3);
     store(&mut lapics, 2, 0x20, 0x0100_0000);
-    assert_eq!(heard(&mut lapics, &physical(1)), [1, 2]);
-    assert_eq!(heard(&mut lapics, &physical(2)), [] as [u16; 0]);
+    assert_eq!(targets(&mut lapics, &physical(1)), [1, 2]);
+    assert_eq!(targets(&mut lapics, &physical(2)), [] as [u16; 0]);
 }
 
 #[test]
 fn physical_broadcast_in_xapic_mode_is_0xff() {
     let mut lapics = xapic(3);
-    assert_eq!(heard(&mut lapics, &physical(0xff)), [0, 1, 2]);
-    assert_eq!(heard(&mut lapics, &logical(0xff)), [0, 1, 2]);
+    assert_eq!(targets(&mut lapics, &physical(0xff)), [0, 1, 2]);
+    assert_eq!(targets(&mut lapics, &logical(0xff)), [0, 1, 2]);
 }
 
 #[test]
 fn physical_broadcast_in_x2apic_mode_is_all_ones_and_0xff_is_an_id() {
     let mut lapics = x2apic(&[0, 1, 0xff]);
-    assert_eq!(heard(&mut lapics, &physical(0xff)), [2]);
-    assert_eq!(heard(&mut lapics, &physical(u32::MAX)), [0, 1, 2]);
-    assert_eq!(heard(&mut lapics, &logical(u32::MAX)), [0, 1, 2]);
+    assert_eq!(targets(&mut lapics, &physical(0xff)), [2]);
+    assert_eq!(targets(&mut lapics, &physical(u32::MAX)), [0, 1, 2]);
+    assert_eq!(targets(&mut lapics, &logical(u32::MAX)), [0, 1, 2]);
 }
 
 #[test]
@@ -171,10 +171,10 @@ fn in_mixed_modes_0xff_reaches_those_in_xapic_mode_and_that_id() {
     for vcpu in [1, 2] {
         wrmsr(&mut lapics, vcpu, 0x1b, 0xfee0_0c00);
     }
-    assert_eq!(heard(&mut lapics, &physical(0xff)), [0, 2]);
-    assert_eq!(heard(&mut lapics, &physical(u32::MAX)), [0, 1, 2]);
-    assert_eq!(heard(&mut lapics, &physical(0)), [0]);
-    assert_eq!(heard(&mut lapics, &physical(1)), [1]);
+    assert_eq!(targets(&mut lapics, &physical(0xff)), [0, 2]);
+    assert_eq!(targets(&mut lapics, &physical(u32::MAX)), [0, 1, 2]);
+    assert_eq!(targets(&mut lapics, &physical(0)), [0]);
+    assert_eq!(targets(&mut lapics, &physical(1)), [1]);
 }
 
 #[test]
@@ -183,10 +183,10 @@ fn the_flat_model_is_any_overlap() {
     for (vcpu, ldr) in [(0, 0x01), (1, 0x02), (2, 0x80), (3, 0x00)] {
         store(&mut lapics, vcpu, 0xd0, ldr << 24);
     }
-    assert_eq!(heard(&mut lapics, &logical(0x03)), [0, 1]);
-    assert_eq!(heard(&mut lapics, &logical(0x82)), [1, 2]);
-    assert_eq!(heard(&mut lapics, &logical(0x04)), [] as [u16; 0]);
-    assert_eq!(heard(&mut lapics, &logical(0)), [] as [u16; 0]);
+    assert_eq!(targets(&mut lapics, &logical(0x03)), [0, 1]);
+    assert_eq!(targets(&mut lapics, &logical(0x82)), [1, 2]);
+    assert_eq!(targets(&mut lapics, &logical(0x04)), [] as [u16; 0]);
+    assert_eq!(targets(&mut lapics, &logical(0)), [] as [u16; 0]);
 }
 
 #[test]
@@ -196,13 +196,13 @@ fn crosvm_defect_the_cluster_model_is_an_equal_cluster_and_an_overlap() {
         store(&mut lapics, vcpu, 0xe0, 0x0fff_ffff);
         store(&mut lapics, vcpu, 0xd0, ldr << 24);
     }
-    assert_eq!(heard(&mut lapics, &logical(0x11)), [0]);
-    assert_eq!(heard(&mut lapics, &logical(0x13)), [0, 1]);
-    assert_eq!(heard(&mut lapics, &logical(0x1f)), [0, 1]);
-    assert_eq!(heard(&mut lapics, &logical(0x21)), [2]);
-    assert_eq!(heard(&mut lapics, &logical(0x31)), [] as [u16; 0]);
+    assert_eq!(targets(&mut lapics, &logical(0x11)), [0]);
+    assert_eq!(targets(&mut lapics, &logical(0x13)), [0, 1]);
+    assert_eq!(targets(&mut lapics, &logical(0x1f)), [0, 1]);
+    assert_eq!(targets(&mut lapics, &logical(0x21)), [2]);
+    assert_eq!(targets(&mut lapics, &logical(0x31)), [] as [u16; 0]);
     assert_eq!(
-        heard(&mut lapics, &logical(0xff)),
+        targets(&mut lapics, &logical(0xff)),
         [0, 1, 2, 3],
         "broadcast"
     );
@@ -213,30 +213,30 @@ fn openvmm_defect_an_apic_with_a_reserved_model_hears_broadcasts_only() {
     let mut lapics = xapic(1);
     store(&mut lapics, 0, 0xd0, 0xff00_0000);
     store(&mut lapics, 0, 0xe0, 0x5fff_ffff);
-    assert_eq!(heard(&mut lapics, &logical(0x01)), [] as [u16; 0]);
-    assert_eq!(heard(&mut lapics, &logical(0xff)), [0]);
-    assert_eq!(heard(&mut lapics, &physical(0)), [0]);
+    assert_eq!(targets(&mut lapics, &logical(0x01)), [] as [u16; 0]);
+    assert_eq!(targets(&mut lapics, &logical(0xff)), [0]);
+    assert_eq!(targets(&mut lapics, &physical(0)), [0]);
 }
 
 #[test]
 fn an_x2apic_logical_destination_is_an_equal_cluster_and_an_overlap() {
     let mut lapics = x2apic(&[0, 1, 15, 16, 17, 0x123]);
-    assert_eq!(heard(&mut lapics, &logical(0x0000_8003)), [0, 1, 2]);
-    assert_eq!(heard(&mut lapics, &logical(0x0001_0003)), [3, 4]);
-    assert_eq!(heard(&mut lapics, &logical(0x0012_0008)), [5]);
-    assert_eq!(heard(&mut lapics, &logical(0x0012_0001)), [] as [u16; 0]);
-    assert_eq!(heard(&mut lapics, &logical(0x0007_ffff)), [] as [u16; 0]);
-    assert_eq!(heard(&mut lapics, &logical(0xffff_ffff)).len(), 6);
+    assert_eq!(targets(&mut lapics, &logical(0x0000_8003)), [0, 1, 2]);
+    assert_eq!(targets(&mut lapics, &logical(0x0001_0003)), [3, 4]);
+    assert_eq!(targets(&mut lapics, &logical(0x0012_0008)), [5]);
+    assert_eq!(targets(&mut lapics, &logical(0x0012_0001)), [] as [u16; 0]);
+    assert_eq!(targets(&mut lapics, &logical(0x0007_ffff)), [] as [u16; 0]);
+    assert_eq!(targets(&mut lapics, &logical(0xffff_ffff)).len(), 6);
 }
 
 #[test]
 fn more_than_255_vcpus_are_addressed_in_x2apic_mode() {
     let ids: Vec<u32> = (0..1000).collect();
     let mut lapics = x2apic(&ids);
-    assert_eq!(heard(&mut lapics, &physical(999)), [999]);
-    assert_eq!(heard(&mut lapics, &physical(256)), [256]);
-    assert_eq!(heard(&mut lapics, &logical(62 << 16 | 0x80)), [999]);
-    assert_eq!(heard(&mut lapics, &physical(u32::MAX)).len(), 1000);
+    assert_eq!(targets(&mut lapics, &physical(999)), [999]);
+    assert_eq!(targets(&mut lapics, &physical(256)), [256]);
+    assert_eq!(targets(&mut lapics, &logical(62 << 16 | 0x80)), [999]);
+    assert_eq!(targets(&mut lapics, &physical(u32::MAX)).len(), 1000);
 }
 
 #[test]
@@ -251,9 +251,9 @@ fn the_shorthands_reach_all_or_all_others() {
 fn a_disabled_apic_hears_nothing() {
     let mut lapics = xapic(3);
     wrmsr(&mut lapics, 1, 0x1b, 0xfee0_0000);
-    assert_eq!(heard(&mut lapics, &physical(1)), [] as [u16; 0]);
-    assert_eq!(heard(&mut lapics, &physical(0xff)), [0, 2]);
-    assert_eq!(heard(&mut lapics, &physical(u32::MAX)), [0, 2]);
+    assert_eq!(targets(&mut lapics, &physical(1)), [] as [u16; 0]);
+    assert_eq!(targets(&mut lapics, &physical(0xff)), [0, 2]);
+    assert_eq!(targets(&mut lapics, &physical(u32::MAX)), [0, 2]);
     assert_eq!(store(&mut lapics, 0, 0x300, 0x8_4041), [0, 2]);
 }
 
@@ -264,10 +264,10 @@ fn kvms_rule_of_the_lowest_priority_is_the_vector_modulo_the_candidates() {
         store(&mut lapics, vcpu, 0xd0, ldr << 24);
     }
     for vector in 0x30..0x90 {
-        let to = heard(&mut lapics, &lowest(vector, logical(0x07)));
+        let to = targets(&mut lapics, &lowest(vector, logical(0x07)));
         assert_eq!(to, [u16::from(vector % 3)], "{vector:#x}");
     }
-    assert_eq!(heard(&mut lapics, &lowest(0x31, logical(0x06))), [2]);
+    assert_eq!(targets(&mut lapics, &lowest(0x31, logical(0x06))), [2]);
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn only_software_enabled_apics_arbitrate() {
     let mut lapics = xapic(3);
     store(&mut lapics, 1, 0xf0, 0xff);
     let mut reached: Vec<_> = (0x30..0x40)
-        .flat_map(|vector| heard(&mut lapics, &lowest(vector, physical(0xff))))
+        .flat_map(|vector| targets(&mut lapics, &lowest(vector, physical(0xff))))
         .collect();
     reached.sort_unstable();
     reached.dedup();
@@ -284,7 +284,7 @@ fn only_software_enabled_apics_arbitrate() {
         store(&mut lapics, vcpu, 0xf0, 0xff);
     }
     assert_eq!(
-        heard(&mut lapics, &lowest(0x41, physical(0xff))),
+        targets(&mut lapics, &lowest(0x41, physical(0xff))),
         [] as [u16; 0]
     );
 }
@@ -329,13 +329,13 @@ fn an_eoi_goes_out_to_the_ioapics() {
 #[test]
 fn a_vcpu_that_does_not_exist_is_named() {
     let mut lapics = xapic(1);
-    let nobody = VcpuIndex(1);
-    assert_eq!(lapics.refresh(nobody), Err(NoSuchVcpu(nobody)));
+    let absent = VcpuIndex(1);
+    assert_eq!(lapics.refresh(absent), Err(NoSuchVcpu(absent)));
     assert_eq!(
-        lapics.apply(nobody, Effect::IdentityChanged, |_, _| ()),
-        Err(NoSuchVcpu(nobody))
+        lapics.apply(absent, Effect::IdentityChanged, |_, _| ()),
+        Err(NoSuchVcpu(absent))
     );
-    assert!(lapics.get(nobody).is_none() && lapics.get_mut(nobody).is_none());
+    assert!(lapics.get(absent).is_none() && lapics.get_mut(absent).is_none());
 }
 
 #[test]
@@ -423,9 +423,9 @@ fn two_in_x2apic_mode_with_one_id_both_answer() {
         .update(VcpuIndex(0), in_x2apic_mode(1))
         .unwrap();
     for message in [physical(1), logical(1 << 1)] {
-        let mut heard = vec![];
-        assert_eq!(destinations.route(&message, |vcpu| heard.push(vcpu.0)), 2);
-        assert_eq!(heard, [0, 1]);
+        let mut targets = vec![];
+        assert_eq!(destinations.route(&message, |vcpu| targets.push(vcpu.0)), 2);
+        assert_eq!(targets, [0, 1]);
     }
     for message in [physical(0), logical(1 << 0)] {
         assert_eq!(destinations.route(&message, |_| ()), 0);
@@ -443,9 +443,9 @@ fn eight_logical_bits_may_name_one_in_each_mode() {
         software_enabled: true,
     };
     destinations.update(VcpuIndex(0), xapic).unwrap();
-    let mut heard = vec![];
-    destinations.route(&logical(1 << 3), |vcpu| heard.push(vcpu.0));
-    assert_eq!(heard, [3, 0]);
+    let mut targets = vec![];
+    destinations.route(&logical(1 << 3), |vcpu| targets.push(vcpu.0));
+    assert_eq!(targets, [3, 0]);
 }
 
 /// Ids with gaps, or ids that count up; of the latter nearly all in x2APIC mode, or in any.
@@ -501,19 +501,19 @@ proptest! {
             IpiTargets::All => row.mode != ApicMode::Disabled,
             IpiTargets::Others => row.mode != ApicMode::Disabled && *vcpu != sender,
         }).map(|(vcpu, _)| vcpu).collect();
-        let mut heard = vec![];
-        let count = destinations.route_ipi(VcpuIndex(sender), ipi, |vcpu, heard_of| {
-            assert_eq!(*heard_of, message);
-            heard.push(vcpu.0);
+        let mut targets = vec![];
+        let count = destinations.route_ipi(VcpuIndex(sender), ipi, |vcpu, delivered| {
+            assert_eq!(*delivered, message);
+            targets.push(vcpu.0);
         });
-        prop_assert_eq!(count, heard.len());
-        heard.sort_unstable();
+        prop_assert_eq!(count, targets.len());
+        targets.sort_unstable();
         if is_lowest {
             expected.retain(|vcpu| rows[usize::from(*vcpu)].software_enabled);
-            prop_assert_eq!(heard.len(), usize::from(!expected.is_empty()));
-            prop_assert!(heard.iter().all(|vcpu| expected.contains(vcpu)));
+            prop_assert_eq!(targets.len(), usize::from(!expected.is_empty()));
+            prop_assert!(targets.iter().all(|vcpu| expected.contains(vcpu)));
         } else {
-            prop_assert_eq!(heard, expected);
+            prop_assert_eq!(targets, expected);
         }
     }
 }

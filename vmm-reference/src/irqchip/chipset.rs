@@ -30,7 +30,7 @@ use crate::wake::{SHORTEST_WAIT, Waiting, WakePipe};
 pub(super) trait Processors: Send + Sync {
     /// Delivers a message. No lock is held.
     fn deliver(&self, message: &InterruptMessage);
-    /// INTR is at this level. The chipset's lock is held, so that levels come in their order.
+    /// INTR is at this level. The chipset's lock is held, so levels come in their order.
     fn intr(&self, level: bool);
     /// Entries of the IOAPIC were written, or interrupts of its pins have ended. The chipset's lock is
     /// held, and nothing has been delivered by the new entries.

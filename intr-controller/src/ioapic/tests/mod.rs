@@ -467,15 +467,6 @@ fn a_route_is_what_an_unmasked_pin_is_sent_as() {
 }
 
 #[test]
-fn level_vectors_are_those_whose_eois_matter() {
-    let mut ioapic = IoApic::default();
-    set_entry(&mut ioapic, 1, LEVEL | 0x41);
-    set_entry(&mut ioapic, 2, LEVEL | MASKED | 0xfe);
-    set_entry(&mut ioapic, 3, 0x90);
-    assert_eq!(ioapic.level_vectors(), [0, 2, 0, 1 << 62]);
-}
-
-#[test]
 fn a_write_names_the_pin_whose_entry_it_changed() {
     let mut ioapic = IoApic::default();
     select(&mut ioapic, 0x10 + 2 * 9 + 1);

@@ -2,7 +2,7 @@
 //!
 //! KVM's `irr` is the lines of level-triggered pins; of edge-triggered ones it is, in a saved state,
 //! the rises that were not delivered, which a masked pin has. KVM delivers those when the state is
-//! set and the pin is not masked; ours ignores them, as it does when they happen.
+//! set and the pin is not masked; the emulated IOAPIC ignores them, as it does when they happen.
 
 use kvm_bindings::{kvm_ioapic_state, kvm_ioapic_state__bindgen_ty_1};
 

@@ -1,4 +1,4 @@
-//! What the conversions between our chips' states and KVM's have in common.
+//! Conversions between the states of this crate's chips and of KVM's.
 
 mod ioapic;
 mod lapic;
@@ -10,8 +10,7 @@ pub use lapic::{KvmLapic, X2ApicFormat};
 
 use thiserror::Error;
 
-/// A KVM chip's state was refused whole. Either it is damaged, or it is of a chip that ours cannot
-/// be.
+/// A KVM chip's state was refused whole. It is damaged, or of a chip that the emulated one cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("{place}{field}: {value:#x}: {rule}")]
 pub struct FromKvmError {
@@ -21,7 +20,7 @@ pub struct FromKvmError {
     pub field: &'static str,
     /// Its value.
     pub value: u64,
-    /// What holds for it.
+    /// The rule that it breaks.
     pub rule: &'static str,
 }
 

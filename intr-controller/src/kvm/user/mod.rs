@@ -1,10 +1,10 @@
 //! All chips in userspace ([`IrqchipMode::User`](crate::IrqchipMode::User)): one vCPU's local APIC,
-//! and what its thread does around each `KVM_RUN`.
+//! and the work of its thread around each `KVM_RUN`.
 //!
-//! KVM knows nothing of interrupts then. [`UserVcpu`] looks before each entry at what waits in its
-//! [`Lapic`], hands one event to KVM if the vCPU can take it, asks for an interrupt window if it
-//! cannot, and says when there is nothing to run: KVM leaves HLT and the wait for a start-up IPI to
-//! its user, too. The mask is a parameter of [`UserVcpu::prepare`], so the host need not be able to mask.
+//! KVM has no interrupt controller then. Before each entry [`UserVcpu`] looks at the pending events of
+//! its [`Lapic`]. It hands one to KVM if the vCPU can take it, and asks for an interrupt window if the
+//! vCPU cannot. It also says when the vCPU has nothing to run, because KVM leaves HLT and the wait for a
+//! start-up IPI to userspace. The mask is a parameter of [`UserVcpu::prepare`], so the host need not be able to mask.
 //!
 //! There is no lock in here. Keep each `UserVcpu` under one of its own, a [`Chipset`](crate::chipset) under
 //! another and [`Destinations`](crate::Destinations) under a third, and take a vCPU's last.
@@ -53,8 +53,8 @@ pub struct UserVcpu {
     lapic: Lapic,
     halted: bool,
     lent: Lent,
-    /// An ExtINT that the 8259A has let go of and the guest has not taken: a mask was put on between
-    /// the two. It is the next to enter.
+    /// An ExtINT that the 8259A has given up and the guest has not taken, because the mask went on in
+    /// between. It is the next to enter.
     acknowledged: Option<u8>,
     /// The CR8 that the guest was entered with: an exit with another one means that it wrote it. It
     /// may write the same register in memory too, between two exits.
@@ -322,8 +322,8 @@ impl UserVcpu {
     }
 }
 
-/// KVM has an interrupt now, or other registers: what it said of its readiness before is over. It
-/// says so anew at the next exit.
+/// KVM has an interrupt now, or other registers: its previous report of readiness is stale. It reports
+/// again at the next exit.
 const fn forget_readiness(run: &mut kvm_run) {
     run.ready_for_interrupt_injection = 0;
 }

@@ -1,5 +1,4 @@
-//! A local APIC's state from and to KVM's own, so that a guest moves between `user` mode and the
-//! others.
+//! A local APIC's state from and to KVM's, for a guest that moves between `user` mode and the others.
 //!
 //! `struct kvm_lapic_state` is the register page. IA32_APIC_BASE (`KVM_GET_SREGS`) and
 //! IA32_TSC_DEADLINE (`KVM_GET_MSRS`) stand beside it, and so does what KVM keeps with the vCPU:
@@ -14,11 +13,11 @@
 //! yet, the levels of LINT0 and LINT1, an ExtINT that came as a message, an INIT or a start-up IPI
 //! that is still pending (take them first), sub-count phases of the timer, totals.
 //!
-//! Two rules of KVM's are answered here:
+//! Two rules of KVM are taken into account:
 //! - a one-shot timer that stands at zero is one that KVM fires once more when it is given a page
 //!   with an initial count (lapic.c, `set_target_expiration`); so the page says initial count 0
 //!   then, unless the entry is masked;
-//! - KVM lets a guest set bits that the architecture has not (delivery status and remote IRR of an
+//! - KVM lets a guest set bits that the architecture lacks (delivery status and remote IRR of an
 //!   LVT entry, reserved bits of ICR, vectors below 16); they are dropped.
 
 use kvm_bindings::kvm_lapic_state;

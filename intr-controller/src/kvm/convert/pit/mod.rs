@@ -1,9 +1,9 @@
 //! The 8254's state from and to `struct kvm_pit_state2`.
 //!
-//! KVM keeps, of a counter, the count and when it was loaded (`count_load_time`, of the host's
-//! CLOCK_MONOTONIC); of channel 0 not even that, but a host timer. And `KVM_SET_PIT2` loads every
-//! count anew. So on the way to KVM counters begin their counts again, and channel 0's does on the
-//! way from it too: a period is longer once, and a one-shot that has fired fires again, as between
+//! KVM keeps the count of a counter and when it was loaded (`count_load_time`, of the host's
+//! CLOCK_MONOTONIC). For channel 0 it keeps only a host timer. `KVM_SET_PIT2` loads every count again.
+//! On the way to KVM counters therefore begin their counts again, and channel 0's does on the way from it
+//! too: a period is longer once, and a one-shot that has fired fires again, as between
 //! two KVMs. Neither the tick between write and load, nor a trigger or a gate that stops a counter,
 //! nor a count that waits for the end of a cycle are known to KVM; such counters go on as if the
 //! count had just been loaded.
@@ -76,7 +76,7 @@ impl PitState {
     }
 
     /// For `KVM_SET_PIT2`; `monotonic_ns` is the host's CLOCK_MONOTONIC at the moment of
-    /// [`PitState::at`]. Rises that nobody has asked for have no place in it: take them first
+    /// [`PitState::at`]. Rises that were not taken have no place in it: take them first
     /// ([`Pit::irq0`]).
     #[must_use]
     pub fn to_kvm(&self, monotonic_ns: i64) -> kvm_pit_state2 {
@@ -288,7 +288,7 @@ fn channel_to_kvm(state: &PitChannelState, monotonic_ns: i64) -> kvm_pit_channel
         // After the terminal count it counts on from the largest.
         reload + (base - count) % base
     };
-    // Rounded up, so that KVM, which rounds down, counts as many.
+    // Rounded up, because KVM rounds down.
     let elapsed_ns = (i64::from(elapsed) * NS + TICKS - 1) / TICKS;
     let two_bytes = |high: bool| match (rw_mode, high) {
         (WORD_LOW, true) => WORD_HIGH,
