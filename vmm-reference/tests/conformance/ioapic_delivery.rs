@@ -203,7 +203,7 @@ fn a_pin_without_a_destination_does_no_harm() {
     assert_eq!(log.vectors(), [VECTOR]);
 }
 
-/// A device asserts and de-asserts; what voltage that is, is the board's.
+/// A device asserts and de-asserts; the voltage is a matter of the wiring.
 #[test]
 fn the_polarity_does_not_invert_what_a_device_asserts() {
     let mut p = enabled();
