@@ -345,6 +345,3 @@ fn ioapic_offset(address: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod model_tests;

@@ -167,6 +167,4 @@ impl IoApicVersion {
 }
 
 #[cfg(test)]
-mod model_tests;
-#[cfg(test)]
 mod tests;

@@ -109,6 +109,4 @@ impl EndedInputs {
 }
 
 #[cfg(test)]
-mod model_tests;
-#[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
     reason = "registers are cut into halves and bytes"
 )]
 
+mod model;
 mod pulses;
 mod state;
 

@@ -6,10 +6,10 @@ use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::tests::{
+use super::super::*;
+use super::{
     IOREGSEL, IOWIN, RATE_GENERATOR, initialise_pic, ns, program, sent as vectors, source,
 };
-use super::*;
 use crate::ioapic::PIN_COUNT;
 use crate::routing::RouteTarget;
 use crate::{MsiMessage, TriggerMode};

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::super::*;
 use crate::{DestinationFormat, InterruptMessage};
 
 #[derive(Clone, Debug, Default)]

@@ -1,3 +1,5 @@
+mod model;
+
 use alloc::vec::Vec;
 
 use super::*;

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::super::*;
 
 #[derive(Clone, Default)]
 struct Level {

@@ -1,3 +1,5 @@
+mod model;
+
 use alloc::string::ToString;
 
 use super::*;

@@ -3,6 +3,8 @@
     reason = "registers are cut into halves and bytes"
 )]
 
+mod model;
+
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
