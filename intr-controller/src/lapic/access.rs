@@ -435,6 +435,7 @@ impl Lapic {
 impl Lapic {
     /// Writes ICR and sends what it says (SDM 3A, "Issuing Interprocessor Interrupts"). The
     /// destination is ICR's in the format of the mode.
+    #[inline]
     fn send(&mut self, command: Command, destination: u32) -> Effect {
         self.command = command;
         let Some(delivery_mode) = command.delivery_mode() else {
