@@ -81,8 +81,7 @@ fn cycles(criterion: &mut Criterion) {
     criterion.bench_function("decide/masked", |bencher| {
         let mut lapic = lapic(true);
         let _ = lapic.accept(&message(0xec, TriggerMode::Edge));
-        let _ = lapic.hold();
-        bencher.iter(|| black_box(&lapic).decide(&Readiness::OPEN));
+        bencher.iter(|| black_box(&lapic).decide(&Readiness::MASKED));
     });
 }
 

@@ -42,8 +42,7 @@ fn benches(criterion: &mut Criterion) {
     criterion.bench_function("decide/masked", |bencher| {
         let mut policy = InjectionPolicy::new();
         let _ = policy.arrive(high);
-        let _ = policy.hold();
-        bencher.iter(|| black_box(&policy).decide(&Readiness::OPEN, ProcessorPriority::ZERO));
+        bencher.iter(|| black_box(&policy).decide(&Readiness::MASKED, ProcessorPriority::ZERO));
     });
 }
 

@@ -1,4 +1,4 @@
-//! The core alone, with a host of ten lines: a vCPU thread's loop around the policy, and a
+//! The core alone, with a host of ten lines: the loop of a vCPU thread around the policy, and a
 //! debugger that masks for a while. `cargo run --example core_loop --no-default-features`.
 
 use intr_controller::{
@@ -13,17 +13,18 @@ struct Host {
 }
 
 /// What a vCPU thread does before each entry.
-fn before_entry(policy: &mut InjectionPolicy, host: &mut Host) {
+fn before_entry(policy: &mut InjectionPolicy, host: &mut Host, masked: bool) {
     loop {
         let vcpu = Readiness {
             event_in_flight: host.delivering,
+            masked,
             ..Readiness::OPEN
         };
         let decision = policy.decide(&vcpu, ProcessorPriority::ZERO);
         println!("  {decision}");
         match decision {
             Decision::Inject(event) => {
-                // First the host call, which can fail; then the books.
+                // First the host call, which can fail; then the policy's record of it.
                 host.delivering = true;
                 if let Err(error) = policy.injected(event) {
                     println!("  {error}");
@@ -48,21 +49,17 @@ fn main() -> Result<(), IllegalVector> {
     let mut host = Host::default();
 
     println!("The debugger masks; the timer ticks three times and the disk completes:");
-    let _ = policy.hold();
     for event in [timer, disk, timer, timer] {
         println!("  {event}: {:?}", policy.arrive(event));
     }
-    before_entry(&mut policy, &mut host);
+    before_entry(&mut policy, &mut host, true);
 
-    println!("It lets go:");
-    if let Err(error) = policy.release() {
-        println!("  {error}");
-    }
-    before_entry(&mut policy, &mut host);
+    println!("The debugger lifts the mask:");
+    before_entry(&mut policy, &mut host, false);
     while host.window_requested {
         println!("The guest's handler has started, and the window opens:");
         host.delivering = false;
-        before_entry(&mut policy, &mut host);
+        before_entry(&mut policy, &mut host, false);
     }
     println!("{:?}", policy.counters());
     Ok(())

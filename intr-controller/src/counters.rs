@@ -1,15 +1,15 @@
-//! What happened to all that arrived.
+//! Totals of what became of each arrival.
 
-/// Totals since the policy was made. Each stops at its maximum rather than wrap.
+/// Totals since the policy was created. Each saturates.
 ///
-/// Always: `arrived` = `merged` + `delivered` + `withdrawn` + `dropped` + what still waits.
+/// Always: `arrived` = `merged` + `delivered` + `withdrawn` + `dropped` + what is pending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
 pub struct Counters {
     /// Events that arrived.
     pub arrived: u64,
-    /// Of those, the ones that were merged into one that waited already.
+    /// Of those, the ones that were merged into one that was pending already.
     pub merged: u64,
     /// Events that were injected.
     pub delivered: u64,
@@ -17,12 +17,10 @@ pub struct Counters {
     pub withdrawn: u64,
     /// Events that a reset discarded.
     pub dropped: u64,
-    /// ExtINTs injected although the line had fallen: the 8259A answers such an acknowledge with
-    /// its spurious vector; and acknowledges that a local APIC answered with its own. They are not
-    /// part of the sum, because nothing arrived.
+    /// ExtINTs injected although the line had fallen: the 8259A gives its
+    /// spurious vector then. Also acknowledges for which a local APIC gave its spurious vector. They are
+    /// not part of the sum, because nothing arrived.
     pub spurious: u64,
-    /// Events that a hold met: they waited when it was taken, or were accepted under it.
-    pub withheld: u64,
 }
 
 impl Counters {

@@ -1,17 +1,15 @@
-//! What may enter a vCPU, and in which order.
+//! The events that may enter a vCPU, and their order.
 
 use core::fmt;
 
 use thiserror::Error;
 
-/// The lowest vector that an APIC accepts.
-const FIRST_LEGAL: u8 = 16;
+use crate::x86::FIRST_VECTOR;
 
 /// An interrupt vector that a local APIC accepts: 16 to 255.
 ///
-/// [`Vector::new`] is the place where 0 to 15 are refused (SDM 3A, "Valid Interrupt Vectors": the
-/// APIC records them in its error status register and does not deliver them), so nothing after it
-/// has to. An interrupt from an 8259A is not bound by this: its vector is read by the acknowledge
+/// [`Vector::new`] refuses 0 to 15 (SDM 3A, "Valid Interrupt Vectors": the APIC records them in its
+/// error status register and does not deliver them). An interrupt from an 8259A is not bound by this: its vector is read by the acknowledge
 /// cycle, when the event is injected, and never passes through an APIC ([`Event::ExtInt`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -28,7 +26,7 @@ impl Vector {
     /// # Errors
     /// If the vector is below 16.
     pub const fn new(vector: u8) -> Result<Self, IllegalVector> {
-        if vector < FIRST_LEGAL {
+        if vector < FIRST_VECTOR {
             return Err(IllegalVector(vector));
         }
         Ok(Self(vector))
@@ -71,7 +69,7 @@ impl fmt::Display for Vector {
 #[cfg(feature = "arbitrary")]
 impl<'a> arbitrary::Arbitrary<'a> for Vector {
     fn arbitrary(u: &mut arbitrary::Unstructured<'a>) -> arbitrary::Result<Self> {
-        u.int_in_range(FIRST_LEGAL..=u8::MAX).map(Self)
+        u.int_in_range(FIRST_VECTOR..=u8::MAX).map(Self)
     }
 }
 

@@ -16,8 +16,8 @@ pub enum IpiTargets {
 /// An IPI that leaves its APIC.
 ///
 /// It and the [`Effect`](crate::Effect) around it are as small as a register, and the vector is first
-/// as in ICR, so that it travels in one: through memory it would be written in bytes and read back as
-/// a word, which waits for all of them.
+/// as in ICR, so it is passed in a register. Through memory it would be written as bytes and read back
+/// as a word, which waits for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Ipi {

@@ -2,19 +2,21 @@
 //!
 //! # The rules of the mask
 //!
-//! A hold ([`InjectionPolicy::hold`], counted) withholds the *injection* of SMI, NMI, ExtINT and
-//! fixed interrupts. It does not touch:
+//! The mask ([`Readiness::masked`]) is a parameter of each decision, as time is of a timer. It
+//! withholds the *injection* of SMI, NMI, ExtINT and fixed interrupts. It does not affect:
 //!
-//! - **arrival**: events are accepted and merged exactly as without it, so that what is delivered
-//!   afterwards is what the architecture would have kept;
-//! - **exceptions**: they are the guest's own instructions' doing, and a guest without them does
-//!   something else;
-//! - **re-injection** of an event that the host took before the hold
-//!   ([`Readiness::event_in_flight`]): it has left the pending set, and to keep it back is to lose
-//!   it;
-//! - **wake-up**: what would end HLT ends it ([`Decision::Wake`]), and the event waits on.
+//! - **arrival**: events are accepted and merged exactly as without it. What is delivered afterwards
+//!   is therefore what the architecture would have kept.
+//! - **exceptions**: the guest's own instructions raise them, and a guest without them behaves
+//!   differently.
+//! - **re-injection** of an event that the host took before the mask went on
+//!   ([`Readiness::event_in_flight`]). It has left the pending set; withholding it would lose it.
+//! - **wake-up**: an event that ends HLT ends it under the mask too ([`Decision::Wake`]), and stays
+//!   pending.
+//! - **saved state**: it does not contain the mask. A restored guest is masked if the VMM that
+//!   restored it says so.
 //!
-//! This is the reach of KVM_GUESTDBG_BLOCKIRQ, so a guest sees the same in every mode. bhyve's
+//! KVM_GUESTDBG_BLOCKIRQ has the same reach, so a guest sees the same in every mode. bhyve's
 //! VM_CAP_MASK_HWINTR reaches further: its injection function returns at the top (vmx.c,
 //! `vmx_inject_interrupts`), so exceptions and interrupted deliveries wait too.
 #![no_std]
@@ -28,26 +30,22 @@ extern crate alloc;
 ))]
 extern crate std;
 
-pub mod board;
+pub mod chipset;
 mod counters;
 mod decision;
 mod destinations;
 mod event;
-mod hold;
 pub mod ioapic;
 mod ipi;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 mod lapic;
-#[cfg(any(test, feature = "arbitrary"))]
-#[doc(hidden)]
-pub mod lapic_model;
 mod lapics;
 mod message;
 mod mode;
 #[cfg(any(test, feature = "arbitrary"))]
 #[doc(hidden)]
-pub mod model;
+pub mod models;
 mod msi;
 mod pending;
 pub mod pic;
@@ -58,6 +56,7 @@ pub mod routing;
 mod state;
 mod time;
 mod vector_set;
+mod x86;
 
 pub use counters::Counters;
 pub use decision::{BlockReasons, Blocked, Decision, Windows, decide};
@@ -65,7 +64,6 @@ pub use destinations::{
     Destination, Destinations, DestinationsError, LogicalModel, NoSuchVcpu, VcpuIndex,
 };
 pub use event::{Event, EventClass, IllegalVector, Vector};
-pub use hold::{Holds, HostMask, NotHeld};
 pub use ipi::{Ipi, IpiTargets};
 pub use lapic::{
     Acceptance, Acknowledge, ApicMode, DeadlineWatch, Effect, GeneralProtection, Lapic,

@@ -125,8 +125,8 @@ impl TriggerMode {
 
 /// An interrupt on its way to local APICs: what an IOAPIC pin, an MSI or an IPI becomes.
 ///
-/// Plain data, and not yet checked by anybody: a target that is sent an illegal vector says so in
-/// its error status register.
+/// Plain data that has not been checked: a target that gets an illegal vector reports it in its error
+/// status register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]

@@ -6,10 +6,10 @@
 
 use thiserror::Error;
 
+use crate::x86::LOCAL_APIC_ADDRESS;
 use crate::{DeliveryMode, DestinationMode, InterruptMessage, MsiMessage, TriggerMode};
 
-/// The upper 12 bits of every interrupt message's 32-bit address.
-const ADDRESS_BASE: u64 = 0xfee0_0000;
+/// The upper 12 bits of a message's 32-bit address, which are those of [`LOCAL_APIC_ADDRESS`].
 const ADDRESS_BASE_MASK: u64 = !0xf_ffff;
 /// Address bits.
 const LOGICAL: u64 = 1 << 2;
@@ -47,8 +47,7 @@ impl DestinationFormat {
     }
 }
 
-/// A message that is no interrupt here. What the bus does with it is drop it; a route to it is a
-/// mistake of whoever made it.
+/// A message that is no interrupt. The bus drops it; a route to it is a mistake of the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum MsiError {
     /// `address` is outside the range of interrupt messages.
@@ -95,7 +94,7 @@ impl MsiMessage {
     #[inline]
     pub const fn decode(self, format: DestinationFormat) -> Result<InterruptMessage, MsiError> {
         let Self { address, data } = self;
-        if address & ADDRESS_BASE_MASK != ADDRESS_BASE {
+        if address & ADDRESS_BASE_MASK != LOCAL_APIC_ADDRESS {
             return Err(MsiError::NotAnInterrupt { address });
         }
         if address & REMAPPABLE != 0 {
@@ -162,7 +161,7 @@ impl MsiMessage {
             });
         }
         Ok(Self {
-            address: ADDRESS_BASE
+            address: LOCAL_APIC_ADDRESS
                 | (destination & 0xff) << DESTINATION_SHIFT
                 | (destination >> 8) << EXTENDED_SHIFT
                 | if destination_mode.bit() { LOGICAL } else { 0 },

@@ -1,8 +1,8 @@
-//! What has arrived and not been injected yet.
+//! The events that have arrived and have not been injected yet.
 
 use crate::{Event, VectorSet};
 
-/// How many NMIs wait at most.
+/// The largest number of pending NMIs.
 ///
 /// A processor latches one (SDM 3A, "Handling Multiple NMIs"). But of two that arrive together
 /// it takes the first at once and latches the second behind it, and a vCPU that is stopped,
@@ -12,17 +12,17 @@ use crate::{Event, VectorSet};
 /// delivered once more rather than lost.
 pub const NMI_LIMIT: u8 = 2;
 
-/// What became of an event that arrived.
+/// The result of an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "a merged event causes no further delivery"]
 pub enum Arrival {
-    /// It waits, and will be delivered once.
+    /// It is pending, and will be delivered once.
     Accepted,
-    /// The architecture cannot tell it from one that waits already: both are delivered as one.
+    /// One like it is pending already: the architecture delivers both as one.
     Merged,
 }
 
-/// The events that wait to enter one vCPU, held as the architecture holds them.
+/// The pending events of one vCPU, kept as the architecture keeps them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Pending {
     fixed: VectorSet,
@@ -49,13 +49,13 @@ impl Pending {
         &self.fixed
     }
 
-    /// NMIs that wait, at most [`NMI_LIMIT`].
+    /// Pending NMIs, at most [`NMI_LIMIT`].
     #[must_use]
     pub const fn nmis(&self) -> u8 {
         self.nmis
     }
 
-    /// Whether an SMI waits. A processor latches one (SDM 3C, "Entering SMM").
+    /// Whether an SMI is pending. A processor latches one (SDM 3C, "Entering SMM").
     #[must_use]
     pub const fn smi(&self) -> bool {
         self.smi
@@ -67,7 +67,7 @@ impl Pending {
         self.ext_int
     }
 
-    /// How many deliveries wait.
+    /// The number of pending deliveries.
     #[must_use]
     pub fn len(&self) -> u64 {
         u64::from(self.fixed.len())
@@ -76,18 +76,18 @@ impl Pending {
             + u64::from(self.ext_int)
     }
 
-    /// Whether nothing waits.
+    /// Whether nothing is pending.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether nothing but vectors waits, if anything.
+    /// Whether nothing but vectors is pending, if anything is.
     pub(crate) const fn is_fixed_only(&self) -> bool {
         !(self.smi | self.ext_int) && self.nmis == 0
     }
 
-    /// Whether this event waits.
+    /// Whether this event is pending.
     #[must_use]
     pub fn contains(&self, event: Event) -> bool {
         match event {
@@ -98,7 +98,7 @@ impl Pending {
         }
     }
 
-    /// Those that could be next, most urgent first: within the maskable class the ExtINT line is
+    /// The events that could be next, most urgent first: within the maskable class the ExtINT line is
     /// looked at before the local APIC, as KVM does (irq.c, `kvm_cpu_get_interrupt`), and of the
     /// vectors only the highest counts.
     pub(crate) fn candidates(&self) -> impl Iterator<Item = Event> {
@@ -131,7 +131,7 @@ impl Pending {
         }
     }
 
-    /// Takes one delivery of an event out; whether it was there.
+    /// Takes one delivery of an event out. Returns `true` if it was pending.
     pub(crate) fn remove(&mut self, event: Event) -> bool {
         match event {
             Event::Smi => core::mem::take(&mut self.smi),

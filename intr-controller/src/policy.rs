@@ -1,25 +1,25 @@
-//! One vCPU's injection policy: what waits, who holds, what became of it.
+//! One vCPU's injection policy: the pending events, and what became of the others.
 
 use thiserror::Error;
 
 use crate::counters::add;
 use crate::{
-    Arrival, Counters, Decision, Event, Holds, HostMask, NotHeld, Pending, PolicyState,
-    ProcessorPriority, Readiness, RestoreError, decide,
+    Arrival, Counters, Decision, Event, Pending, PolicyState, ProcessorPriority, Readiness,
+    RestoreError, decide,
 };
 
 /// What an injection was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Delivery {
-    /// The event that waited is now the guest's.
+    /// The event is delivered to the guest.
     Delivered,
     /// An ExtINT whose line fell between the decision and the acknowledge: the guest got the
     /// 8259A's spurious vector.
     Spurious,
 }
 
-/// An event was reported as injected that did not wait. Nothing changed; the caller injected
-/// something that it was not told to.
+/// An event was reported as injected that was not pending. Nothing changed; the caller injected
+/// something that no decision named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("{0} was injected, but was not pending")]
 pub struct NotPending(pub Event);
@@ -31,18 +31,17 @@ pub struct NotPending(pub Event);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InjectionPolicy {
     pending: Pending,
-    holds: Holds,
     counters: Counters,
 }
 
 impl InjectionPolicy {
-    /// Nothing waits and nobody holds.
+    /// Nothing is pending.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An event arrives. Never refused, held or not: holds delay injection, not arrival.
+    /// An event arrives. It is never refused: a mask delays injection, not arrival.
     ///
     /// For [`Event::ExtInt`] this is the line's rise (or the line still high after an
     /// acknowledge); its fall is [`Self::withdraw_ext_int`].
@@ -50,14 +49,13 @@ impl InjectionPolicy {
         let arrival = self.pending.insert(event);
         add(&mut self.counters.arrived, 1);
         match arrival {
-            Arrival::Accepted if self.holds.is_held() => add(&mut self.counters.withheld, 1),
             Arrival::Accepted => {}
             Arrival::Merged => add(&mut self.counters.merged, 1),
         }
         arrival
     }
 
-    /// The 8259A pair lowers INTR; whether it was pending.
+    /// The 8259A pair lowers INTR. Returns `true` if an ExtINT was pending.
     pub fn withdraw_ext_int(&mut self) -> bool {
         let withdrawn = self.pending.remove(Event::ExtInt);
         if withdrawn {
@@ -67,27 +65,28 @@ impl InjectionPolicy {
     }
 
     /// What to do now. Changes nothing.
+    #[inline]
     pub fn decide(&self, vcpu: &Readiness, priority: ProcessorPriority) -> Decision {
-        decide(&self.pending, vcpu, priority, self.holds)
+        decide(&self.pending, vcpu, priority)
     }
 
-    /// The host has given an event back that it had taken and that had not reached the guest: it
-    /// waits again, as if [`injected`](Self::injected) had not been called. Not for an
+    /// The host has given an event back that it had taken and that had not reached the guest: it is
+    /// pending again, as if [`injected`](Self::injected) had not been called. Not for an
     /// [`Event::ExtInt`], whose acknowledge cannot be taken back.
     pub(crate) fn retract(&mut self, event: Event) {
         self.counters.delivered = self.counters.delivered.saturating_sub(1);
         if self.pending.insert(event) == Arrival::Merged {
-            // Another one came meanwhile.
+            // Another one has arrived since.
             add(&mut self.counters.merged, 1);
         }
     }
 
-    /// The host took the event: it no longer waits here.
+    /// The host took the event: it is not pending here any more.
     ///
-    /// A hold does not refuse this: the host has the event, and the books follow.
+    /// A mask does not refuse this: the host has the event already.
     ///
     /// # Errors
-    /// If it did not wait.
+    /// If it was not pending.
     pub fn injected(&mut self, event: Event) -> Result<Delivery, NotPending> {
         if self.pending.remove(event) {
             add(&mut self.counters.delivered, 1);
@@ -102,24 +101,6 @@ impl InjectionPolicy {
         }
     }
 
-    /// Withholds SMI, NMI, ExtINT and fixed interrupts until as many calls of
-    /// [`release`](Self::release).
-    pub fn hold(&mut self) -> HostMask {
-        let mask = self.holds.hold();
-        if mask == HostMask::Set {
-            add(&mut self.counters.withheld, self.pending.len());
-        }
-        mask
-    }
-
-    /// One hold less.
-    ///
-    /// # Errors
-    /// If there was none.
-    pub fn release(&mut self) -> Result<HostMask, NotHeld> {
-        self.holds.release()
-    }
-
     /// This many more arrived like the one that was merged or accepted last: a periodic timer after
     /// a long stop.
     pub(crate) fn merged(&mut self, count: u64) {
@@ -132,9 +113,9 @@ impl InjectionPolicy {
         add(&mut self.counters.spurious, 1);
     }
 
-    /// An NMI handler runs: of the NMIs that wait a processor keeps one (SDM 3A, "Handling
-    /// Multiple NMIs"; KVM: x86.c, `process_nmi`). [`NMI_LIMIT`](crate::NMI_LIMIT) counts as if
-    /// none ran, because an arrival does not know; whoever sees [`Readiness::nmi_blocked`] knows.
+    /// An NMI handler runs: of the pending NMIs a processor keeps one (SDM 3A, "Handling
+    /// Multiple NMIs"; KVM: x86.c, `process_nmi`). [`NMI_LIMIT`](crate::NMI_LIMIT) applies as if
+    /// none ran, because an arrival cannot see it. Call this when [`Readiness::nmi_blocked`] is set.
     pub fn merge_nmis(&mut self) {
         while self.pending.nmis() > 1 {
             self.pending.remove(Event::Nmi);
@@ -142,49 +123,33 @@ impl InjectionPolicy {
         }
     }
 
-    /// The vCPU is reset: what waits is discarded. Holds stay, because they belong to the
-    /// debugger and not to the guest.
+    /// The vCPU is reset: pending events are discarded.
     pub fn reset(&mut self) {
-        let Self {
-            pending,
-            holds: _,
-            counters,
-        } = self;
+        let Self { pending, counters } = self;
         add(&mut counters.dropped, pending.len());
         *pending = Pending::default();
     }
 
-    /// What waits.
+    /// The pending events.
     #[must_use]
     pub const fn pending(&self) -> &Pending {
         &self.pending
     }
 
-    /// Who holds.
-    #[must_use]
-    pub const fn holds(&self) -> Holds {
-        self.holds
-    }
-
-    /// What happened so far.
+    /// Totals.
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// Everything that belongs to the guest. Holds are not part of it: a debugger that is attached
-    /// here is not attached where the state is restored.
+    /// The state as plain data.
     #[must_use]
     pub fn save(&self) -> PolicyState {
-        let Self {
-            pending,
-            holds: _,
-            counters,
-        } = self;
+        let Self { pending, counters } = self;
         PolicyState::new(pending, counters)
     }
 
-    /// Takes a saved state over, whole or not at all. Holds taken here stay.
+    /// Takes a saved state over, whole or not at all.
     ///
     /// # Errors
     /// If the state is not one that [`save`](Self::save) can have made; nothing has changed then.

@@ -19,6 +19,9 @@ pub enum Activity {
 
 /// A snapshot of everything about one vCPU that decides whether an event may enter it.
 ///
+/// The mask is a part of it: a parameter of the decision, as time is. This crate does not count who
+/// wants a vCPU masked (in this workspace `vcpu-caps` does), and no saved state contains the mask.
+///
 /// The default is the state in which nothing may: IF clear and the host not ready.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
@@ -40,13 +43,16 @@ pub struct Readiness {
     /// In system-management mode.
     pub in_smm: bool,
     /// An event was handed to the host and has not reached the guest's handler yet, or its
-    /// delivery was interrupted and must be repeated. It goes first, whatever is held.
+    /// delivery was interrupted and must be repeated. It goes first, masked or not.
     pub event_in_flight: bool,
-    /// An exception waits to be delivered. It goes first, whatever is held.
+    /// An exception waits to be delivered. It goes first, masked or not.
     pub exception_pending: bool,
     /// The host takes a maskable interrupt now: `kvm_run.ready_for_interrupt_injection` in the
     /// modes that use `KVM_INTERRUPT`. NMI and SMI do not depend on it, because KVM queues them.
     pub host_ready: bool,
+    /// `mask_hwintr`: the VMM withholds SMI, NMI, ExtINT and fixed interrupts from this vCPU, as
+    /// when a debugger steps it. What it withholds stays pending.
+    pub masked: bool,
 }
 
 impl Readiness {
@@ -61,6 +67,38 @@ impl Readiness {
         event_in_flight: false,
         exception_pending: false,
         host_ready: true,
+        masked: false,
+    };
+
+    /// Whether it is [`Self::OPEN`]. Without a branch for each field: nearly every entry asks.
+    #[inline]
+    pub(crate) fn is_open(&self) -> bool {
+        let Self {
+            activity,
+            interrupt_flag,
+            sti_shadow,
+            mov_ss_shadow,
+            nmi_blocked,
+            in_smm,
+            event_in_flight,
+            exception_pending,
+            host_ready,
+            masked,
+        } = *self;
+        let closed = sti_shadow
+            | mov_ss_shadow
+            | nmi_blocked
+            | in_smm
+            | event_in_flight
+            | exception_pending
+            | masked;
+        (activity == Activity::Running) & interrupt_flag & host_ready & !closed
+    }
+
+    /// [`Self::OPEN`], but masked.
+    pub const MASKED: Self = Self {
+        masked: true,
+        ..Self::OPEN
     };
 }
 

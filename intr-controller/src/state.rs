@@ -11,11 +11,11 @@ use crate::{Counters, NMI_LIMIT, Pending, VectorSet};
 pub struct PolicyState {
     /// The layout, [`PolicyState::VERSION`].
     pub version: u16,
-    /// The vectors that wait: vector `n` is bit `n % 64` of word `n / 64`.
+    /// The pending vectors: vector `n` is bit `n % 64` of word `n / 64`.
     pub fixed: [u64; 4],
-    /// NMIs that wait.
+    /// Pending NMIs.
     pub nmis: u8,
-    /// Whether an SMI waits.
+    /// Whether an SMI is pending.
     pub smi: bool,
     /// Whether the ExtINT line is up.
     pub ext_int: bool,
@@ -59,8 +59,8 @@ pub enum RestoreError {
 }
 
 impl PolicyState {
-    /// The layout that this build writes and reads.
-    pub const VERSION: u16 = 1;
+    /// The layout that this build writes and reads. Version 1 also counted events that a mask met.
+    pub const VERSION: u16 = 2;
 
     pub(crate) fn new(pending: &Pending, counters: &Counters) -> Self {
         Self {
@@ -133,23 +133,16 @@ mod tests {
     }
 
     #[test]
-    fn holds_stay_where_they_are() {
-        let mut policy = busy();
-        let _ = policy.hold();
-        let mut other = InjectionPolicy::new();
-        other.restore(&policy.save()).unwrap();
-        assert!(!other.holds().is_held());
-        policy.restore(&InjectionPolicy::new().save()).unwrap();
-        assert_eq!(policy.holds().count(), 1);
-    }
-
-    #[test]
     fn a_hostile_state_is_refused_by_field_and_changes_nothing() {
         let good = busy().save();
         let refusals = [
             (
-                PolicyState { version: 2, ..good },
-                RestoreError::Version { found: 2 },
+                PolicyState { version: 1, ..good },
+                RestoreError::Version { found: 1 },
+            ),
+            (
+                PolicyState { version: 3, ..good },
+                RestoreError::Version { found: 3 },
             ),
             (
                 PolicyState {
@@ -185,7 +178,6 @@ mod tests {
         ];
         for (state, error) in refusals {
             let mut policy = busy();
-            let _ = policy.hold();
             let before = policy.clone();
             assert_eq!(policy.restore(&state), Err(error));
             assert_eq!(policy, before);
@@ -198,7 +190,7 @@ mod tests {
         let state = busy().save();
         let json = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<PolicyState>(&json).unwrap(), state);
-        let odd = json.replacen('{', "{\"holds\":1,", 1);
+        let odd = json.replacen('{', "{\"masked\":true,", 1);
         assert!(serde_json::from_str::<PolicyState>(&odd).is_err());
     }
 }

@@ -10,9 +10,8 @@ use core::time::Duration;
 /// Nanoseconds in a second.
 const NS_PER_S: u128 = 1_000_000_000;
 
-/// A moment of guest time: nanoseconds since an origin that the VMM chose, usually the guest's
-/// power-on. It never goes backwards; a core that is given an earlier time than before answers as
-/// if no time had passed.
+/// A reading of guest time: nanoseconds since an origin that the VMM chose, usually the guest's
+/// power-on. It never goes backwards; an earlier reading than the previous one counts as the same time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
@@ -128,9 +127,8 @@ impl TscClock {
     }
 
     /// The first nanosecond, not before `now`, at which the counter reads `deadline` or more as
-    /// the processor compares (unsigned): `now` itself if it does already. Rounded up, so that
-    /// [`Self::ticks_at`] of the answer has reached the deadline, and one nanosecond earlier has
-    /// not. [`GuestTime::MAX`] if it is further away than that.
+    /// the processor compares (unsigned): `now` itself if it does already. It is rounded up:
+    /// [`Self::ticks_at`] of the result has reached the deadline, and one nanosecond earlier has not. [`GuestTime::MAX`] if it is further away than that.
     #[must_use]
     pub fn time_of(self, deadline: u64, now: GuestTime) -> GuestTime {
         let elapsed = self.elapsed_ticks(now);

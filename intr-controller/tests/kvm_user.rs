@@ -319,17 +319,17 @@ fn what_is_observed_is_under_the_mask_of_now_and_not_of_the_last_entry() {
     let mut guest = Guest::new(FLAGS_IF);
     guest.open();
     guest.arrive(0x40);
-    let held = |guest: &Guest, masked| {
+    let reports_mask = |guest: &Guest, masked| {
         let decision = guest.observe(masked).decision;
         let blocked = decision.blocked();
-        blocked.is_some_and(|blocked| blocked.reasons.contains(BlockReasons::HELD))
+        blocked.is_some_and(|blocked| blocked.reasons.contains(BlockReasons::MASKED))
     };
     for last in [false, true] {
         if last {
             guest.kicked(true);
         }
-        assert!(held(&guest, true), "entered masked: {last}");
-        assert!(!held(&guest, false), "entered masked: {last}");
+        assert!(reports_mask(&guest, true), "entered masked: {last}");
+        assert!(!reports_mask(&guest, false), "entered masked: {last}");
     }
     guest.steps(false, STEPS);
     assert_eq!(guest.log(), [0x40]);

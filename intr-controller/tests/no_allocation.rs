@@ -229,19 +229,21 @@ fn an_ipi_allocates_nothing_whoever_it_is_for() {
 }
 
 #[test]
-fn what_is_held_blocked_and_explained_allocates_nothing() {
+fn a_decision_under_the_mask_and_its_reasons_allocate_nothing() {
     let mut policy = InjectionPolicy::new();
     let mut lapics = machine(true);
     let work = || {
         for event in [Event::Smi, Event::Nmi, Event::Nmi, Event::ExtInt] {
             let _ = policy.arrive(event);
         }
-        let _ = policy.hold();
-        for vcpu in [Readiness::OPEN, Readiness::default()] {
+        let closed = Readiness {
+            masked: true,
+            ..Readiness::default()
+        };
+        for vcpu in [Readiness::MASKED, closed] {
             let decision = policy.decide(&vcpu, ProcessorPriority::ZERO);
             assert!(decision.blocked().is_some());
         }
-        let _ = policy.release();
         while let Decision::Inject(event) = policy.decide(&Readiness::OPEN, ProcessorPriority::ZERO)
         {
             policy.injected(event).expect("it waited");
@@ -250,9 +252,7 @@ fn what_is_held_blocked_and_explained_allocates_nothing() {
         let _ = lapic.signal(LocalSource::Thermal);
         let _ = lapic.set_lint0(true);
         let _ = lapic.set_lint1(true);
-        let _ = lapic.hold();
-        let _ = black_box(lapic.decide(&Readiness::OPEN));
-        let _ = lapic.release();
+        let _ = black_box(lapic.decide(&Readiness::MASKED));
     };
     assert_eq!(allocations(work), 0);
 }

@@ -25,3 +25,6 @@ pub enum Permit {
     /// It cannot go on, and why.
     Failed(String),
 }
+
+/// Returns `true` if the vCPU must stop. The answer stays `true` until it has.
+pub(crate) type MustStop<'a> = dyn Fn() -> bool + 'a;

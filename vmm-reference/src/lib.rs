@@ -8,6 +8,7 @@
 //! - [`boot`]: the first state of a vCPU, CPUID, the ACPI and MP tables.
 //! - [`devices`]: serial port, keyboard controller, power control, those of test images.
 //! - [`machine`]: all of these together, ready to run.
+//! - [`irqchip`]: the interrupt chips in their three modes; [`clock`]: guest time.
 //! - [`vcpu`] and [`debug`]: the vCPUs' threads, and the machine as a debugger's host.
 //! - [`event_loop`], [`console`], [`signals`], [`terminal`]: what the main thread waits for.
 //! - [`run`] and [`caps`]: the commands.
@@ -16,6 +17,7 @@
 pub mod boot;
 pub mod caps;
 pub mod cli;
+pub mod clock;
 pub mod console;
 pub mod debug;
 pub mod demo;
@@ -36,6 +38,7 @@ pub mod run;
 pub mod signals;
 pub mod terminal;
 pub mod vcpu;
+mod wake;
 
 pub use entry::{Entering, Permit};
 pub use error::Error;

@@ -82,7 +82,7 @@ monitor mask status
         "steps hold mask_hwintr",
         "vcpu0: not masked",
         "steps hold mask_hwintr",
-        "vcpu0: masked, pending: 0x20; blocked: masked by 1 hold\n",
+        "vcpu0: masked, pending: 0x20; blocked: masked\n",
         "steps hold mask_hwintr",
         "vcpu0: not masked",
     ]);

@@ -1,7 +1,7 @@
 //! Any guest and any devices at the 8259A pair, the IOAPIC, the 8254 and the routes to them: no
 //! access panics, an operation's work is bounded, deadlines are kept, and every state that a chip
-//! reaches is one that it takes back. States that somebody tampered with are refused, and nothing
-//! has changed, or taken over, and the chip works on.
+//! reaches is one that it takes back. Tampered states are refused, and nothing
+//! has changed, or they are taken over, and the chip works on.
 //!
 //! Input: operations of a few bytes each, an operation's number first. See `step`.
 #![no_main]
@@ -123,6 +123,7 @@ impl Machine {
                 let mut state = self.ioapic.save();
                 state.id = input.byte();
                 state.lines.0 ^= u32::from(input.word()) << (input.byte() % 17);
+                state.latched.0 ^= u32::from(input.word()) << (input.byte() % 17);
                 let entry = usize::from(input.byte()) % state.entries.len();
                 let everything = DestinationFormat::Extended;
                 state.entries[entry] = RedirectionEntry::from_bits(input.quad(), everything);
@@ -209,8 +210,13 @@ impl Machine {
                 if let Ok(pin) = PicPin::new(input.byte() % 16) {
                     self.pic.pulse(pin);
                 }
-                if let Ok(pin) = IoApicPin::new(input.byte() % 24) {
-                    let _ = self.ioapic.pulse(pin);
+                let pin = input.byte();
+                if let Ok(pin) = IoApicPin::new(pin % 24) {
+                    let _ = if pin.get() & 1 == 0 {
+                        self.ioapic.pulse(pin)
+                    } else {
+                        self.ioapic.pulse_latched(pin)
+                    };
                 }
             }
             10 => self.tamper(input),

@@ -1,12 +1,12 @@
-//! Any sequence of arrivals, register writes, entries, EOIs, holds, migrations and passing time,
-//! beside the crate's model of the local APIC.
+//! Any sequence of arrivals, register writes, entries (masked or not), EOIs, migrations and passing
+//! time, beside the crate's model of the local APIC.
 //!
-//! Then: everything that waits is delivered once to an open vCPU that ends each interrupt, most
+//! Then: every pending event is delivered once to an open vCPU that ends each interrupt, most
 //! urgent first.
 #![no_main]
 
 use intr_controller::Event;
-use intr_controller::lapic_model::{LapicAction, LapicPair};
+use intr_controller::models::lapic::{LapicAction, LapicPair};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|actions: Vec<LapicAction>| {
@@ -20,9 +20,6 @@ fuzz_target!(|actions: Vec<LapicAction>| {
         apply(&mut pair, action);
     }
 
-    while pair.lapic().policy().holds().is_held() {
-        apply(&mut pair, LapicAction::Release);
-    }
     apply(&mut pair, LapicAction::Timer(false, true));
     apply(&mut pair, LapicAction::TaskPriority(0));
     while !pair.lapic().in_service().is_empty() {
@@ -30,13 +27,13 @@ fuzz_target!(|actions: Vec<LapicAction>| {
     }
     let waiting = *pair.lapic().policy().pending();
     for _ in 0..waiting.nmis() {
-        apply(&mut pair, LapicAction::Enter);
+        apply(&mut pair, LapicAction::Enter(false));
     }
     assert_eq!(pair.lapic().policy().pending().nmis(), 0);
     for vector in waiting.fixed().iter() {
         let event = Event::Fixed(vector);
         assert!(pair.lapic().policy().pending().contains(event));
-        apply(&mut pair, LapicAction::Enter);
+        apply(&mut pair, LapicAction::Enter(false));
         assert_eq!(pair.lapic().in_service().highest(), Some(vector));
         apply(&mut pair, LapicAction::EndOfInterrupt);
     }

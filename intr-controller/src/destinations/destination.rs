@@ -1,4 +1,4 @@
-//! What one local APIC answers to, and how it compares.
+//! The destinations of one local APIC, and how it compares them.
 
 use crate::{ApicMode, DestinationMode, InterruptMessage};
 
@@ -59,16 +59,16 @@ pub(super) fn x2apic_members(destination: u32) -> impl Iterator<Item = u32> {
     })
 }
 
-/// What one local APIC answers to.
+/// The destinations of one local APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
-    /// Off, it answers to nothing.
+    /// A disabled APIC has no destination.
     pub mode: ApicMode,
     /// The id it compares with a physical destination.
     pub apic_id: u32,
     /// The id it compares with a logical one. In x2APIC mode it follows from the other.
     pub logical_id: u32,
-    /// How.
+    /// How it compares a logical one.
     pub model: LogicalModel,
     /// Whether it takes part in the arbitration of a lowest-priority interrupt.
     pub software_enabled: bool,
@@ -91,9 +91,9 @@ impl Destination {
     }
 }
 
-/// The destination that everybody answers to, in either destination mode: 0xff where ids have eight
-/// bits, 0xffffffff where they have 32 (SDM 3A, "Broadcast/Self Delivery Mode"). The latter, which
-/// no eight-bit format can say by accident, holds in both.
+/// Whether a destination is every local APIC's, in either destination mode: 0xff where ids have eight
+/// bits, 0xffffffff where they have 32 (SDM 3A, "Broadcast/Self Delivery Mode"). The latter is accepted in
+/// both, because no eight-bit format can express it by accident.
 fn is_broadcast(mode: ApicMode, destination: u32) -> bool {
     destination == InterruptMessage::BROADCAST || mode == ApicMode::XApic && destination == 0xff
 }

@@ -1,7 +1,7 @@
-//! Whom an interrupt message reaches: a table of what every local APIC answers to.
+//! The targets of an interrupt message: a table of the destinations of every local APIC.
 //!
-//! The table is small, plain and changes only when a guest rewrites an id, a logical destination,
-//! a mode or a software-enable bit: practically at boot. So a VMM with threads keeps one lock (or
+//! The table is small and changes only when a guest rewrites an id, a logical destination, a mode or a
+//! software-enable bit, which guests do at boot. A VMM with threads therefore keeps one lock (or
 //! an RCU pointer) for the table and **one lock for each vCPU's [`Lapic`](crate::Lapic)**:
 //!
 //! - to deliver, read the table, and for each target lock that vCPU's APIC alone and
@@ -15,9 +15,9 @@
 //! only. A VMM with one owner of all APICs takes [`Lapics`](crate::Lapics) instead.
 //!
 //! Nothing here allocates after creation. A destination that names one APIC by its id, or by its
-//! x2APIC logical id, costs a look if ids count up from 0, and a binary search otherwise; an x2APIC
-//! logical one as much for each of at most 16 members; an xAPIC logical one a look at the rows in
-//! xAPIC mode that have a logical id; a broadcast the rows themselves.
+//! x2APIC logical id, costs one look-up if ids count up from 0, and a binary search otherwise. An x2APIC
+//! logical one costs that for each of at most 16 members. An xAPIC logical one costs a scan of the rows in
+//! xAPIC mode that have a logical id, and a broadcast a scan of all rows.
 
 mod destination;
 mod ids;
@@ -46,7 +46,7 @@ impl VcpuIndex {
     }
 }
 
-/// The table was not made.
+/// The table was not created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DestinationsError {
     /// Two vCPUs begin with one APIC id. Give each its own.
@@ -59,10 +59,10 @@ pub enum DestinationsError {
         /// The other.
         second: usize,
     },
-    /// 0xffffffff is everybody's, and nobody's own.
+    /// 0xffffffff is the broadcast destination, and no APIC's own id.
     #[error("apic_id: vCPU {vcpu} has the broadcast id")]
     BroadcastId {
-        /// Whose.
+        /// The vCPU.
         vcpu: usize,
     },
     /// More than 65,535.
@@ -92,7 +92,7 @@ impl XapicLogical {
     }
 }
 
-/// What every local APIC of a machine answers to.
+/// The destinations of every local APIC of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destinations {
     rows: Vec<Destination>,
@@ -149,8 +149,8 @@ impl Destinations {
         }));
     }
 
-    /// An APIC answers to something else now. Allocates nothing; takes time in the number of
-    /// vCPUs, which a guest can ask for once per register write.
+    /// An APIC has other destinations now. Allocates nothing; the time grows with the number of vCPUs, and
+    /// a guest can cause it once per register write.
     ///
     /// # Errors
     /// If there is no such row.

@@ -5,8 +5,8 @@ use super::{Destinations, VcpuIndex};
 use crate::{ApicMode, DeliveryMode, DestinationMode, InterruptMessage, Ipi, IpiTargets};
 
 impl Destinations {
-    /// Calls `target` for every vCPU that a message from a device is for, each once. How many there
-    /// were; 0 means that the message is lost, as on a real machine.
+    /// Calls `target` once for every vCPU that a message from a device is for. Returns their number; 0 means
+    /// that the message is lost, as on a real machine.
     #[inline]
     pub fn route(&self, message: &InterruptMessage, mut target: impl FnMut(VcpuIndex)) -> usize {
         match self.sole(message) {
@@ -18,8 +18,8 @@ impl Destinations {
         }
     }
 
-    /// Like [`Self::route`], for an IPI of `sender`. `target` hears what to
-    /// [`accept`](crate::Lapic::accept), too.
+    /// Like [`Self::route`], for an IPI of `sender`. `target` also gets the message to
+    /// [`accept`](crate::Lapic::accept).
     #[inline]
     pub fn route_ipi(
         &self,
@@ -119,7 +119,7 @@ impl Destinations {
     }
 
     fn visit_all(&self, but: Option<VcpuIndex>, mut each: impl FnMut(VcpuIndex)) {
-        // No row has the number that stands for nobody.
+        // No row has this number.
         let but = but.unwrap_or(VcpuIndex(u16::MAX));
         for (vcpu, row) in (0..).map(VcpuIndex).zip(&self.rows) {
             if row.mode != ApicMode::Disabled && vcpu != but {

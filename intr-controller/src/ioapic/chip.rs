@@ -15,10 +15,12 @@ pub struct IoApic {
     pub(super) id: u8,
     pub(super) select: u8,
     lines: IoApicPins,
+    /// Pins with a [latched](Self::pulse_latched) pulse that has not been sent.
+    latched: IoApicPins,
     entries: [RedirectionEntry; PIN_COUNT as usize],
-    /// The pins whose entry has remote IRR set, so that an EOI need not ask the others.
+    /// The pins whose entry has remote IRR set. An EOI looks only at these.
     remote_irr: IoApicPins,
-    /// By what entry a level that awaits its EOI was sent, if the entry now says something else.
+    /// The entry that a level awaiting its EOI was sent by, if the pin's entry has changed since.
     sent_by: [Option<SentEntry>; PIN_COUNT as usize],
 }
 
@@ -38,14 +40,15 @@ impl IoApic {
             id: 0,
             select: 0,
             lines: IoApicPins(0),
+            latched: IoApicPins(0),
             entries: [RedirectionEntry::RESET; PIN_COUNT as usize],
             remote_irr: IoApicPins(0),
             sent_by: [None; PIN_COUNT as usize],
         }
     }
 
-    /// Back to reset, except for the pins, which are the devices'. All is masked, so nothing is
-    /// sent.
+    /// Back to reset, except for the lines, which are the devices'. Latched pulses are gone. All pins are
+    /// masked, so nothing is sent.
     pub fn reset(&mut self) {
         let Self {
             model,
@@ -53,6 +56,7 @@ impl IoApic {
             id: _,
             select: _,
             lines,
+            latched: _,
             entries: _,
             remote_irr: _,
             sent_by: _,
@@ -64,7 +68,7 @@ impl IoApic {
     }
 
     /// Drives a pin, which is asserted (`true`) or not; what polarity the wire has is between the
-    /// device and the board. Returns what has to be delivered. The same level again is no event.
+    /// device and the chipset. Returns what has to be delivered. The same level again is no event.
     #[must_use = "the message has to be delivered"]
     #[inline]
     pub fn set_line(&mut self, pin: IoApicPin, up: bool) -> Option<InterruptMessage> {
@@ -81,8 +85,7 @@ impl IoApic {
         self.send(pin)
     }
 
-    /// Sends a pin's rise, or its level that is up: unless it is masked, or its last one awaits its
-    /// EOI.
+    /// Sends a pin's rise or its level, unless it is masked or its previous level awaits its EOI.
     #[inline]
     fn send(&mut self, pin: IoApicPin) -> Option<InterruptMessage> {
         let entry = self.entries.get_mut(usize::from(pin.get()))?;
@@ -90,11 +93,20 @@ impl IoApic {
         if entry.remote_irr() {
             self.remote_irr.set(pin, true);
         }
+        if message.is_some() {
+            self.latched.set(pin, false);
+        }
         message
     }
 
-    /// A rise and a fall: what a device that signals by an event means by it. A level that is not
-    /// masked is sent once.
+    /// A rise and a fall of a pin: the signal of a device that has no line to hold up, such as an
+    /// eventfd. A pin whose line is up has no rise, and nothing is sent.
+    ///
+    /// On a level-triggered pin the pulse is sent like a level that is up for a moment. **It is lost
+    /// if the pin is masked, or if the previous interrupt of the pin is in service** (remote IRR is
+    /// set): at the EOI the line is down. A device whose driver checks for more work before its EOI,
+    /// but not after it, then stalls. Use [`Self::pulse_latched`] for such devices, or edge-triggered
+    /// pins, or a line that the device lowers when its driver has served it.
     #[must_use = "the message has to be delivered"]
     pub fn pulse(&mut self, pin: IoApicPin) -> Option<InterruptMessage> {
         if self.line(pin) {
@@ -105,7 +117,34 @@ impl IoApic {
         message
     }
 
-    /// Whether a pin is asserted.
+    /// As [`Self::pulse`], but a pulse that cannot be sent now is latched: the pin counts as asserted
+    /// until its next message. A pulse that arrives while the previous interrupt of a level-triggered
+    /// pin is in service is therefore sent at the EOI, and one that arrives while the pin is masked is
+    /// sent when the guest unmasks it as a level. However many pulses arrive in between, they become
+    /// one message.
+    ///
+    /// An edge-triggered pin that is not masked takes it as [`Self::pulse`] does. An edge that the mask
+    /// withholds is latched, because Linux ends a level on an IOAPIC without EOI register by making
+    /// the entry a masked edge for a moment; unmasking the entry as an edge does not send it.
+    #[must_use = "the message has to be delivered"]
+    pub fn pulse_latched(&mut self, pin: IoApicPin) -> Option<InterruptMessage> {
+        let entry = self.entry(pin);
+        if entry.trigger_mode() == TriggerMode::Edge && !entry.masked() {
+            return self.pulse(pin);
+        }
+        let message = self.send(pin);
+        if message.is_none() {
+            self.latched.set(pin, true);
+        }
+        message
+    }
+
+    /// Whether a level-triggered entry would find its pin asserted: by its line, or by a latched pulse.
+    const fn asserted(&self, pin: IoApicPin) -> bool {
+        IoApicPins(self.lines.0 | self.latched.0).contains(pin)
+    }
+
+    /// Whether a pin's line is up. A latched pulse does not count.
     #[must_use]
     pub const fn line(&self, pin: IoApicPin) -> bool {
         self.lines.contains(pin)
@@ -144,23 +183,7 @@ impl IoApic {
         self.remote_irr.iter().filter(awaits).collect()
     }
 
-    /// The vectors of levels, masked or not: vector `n` is bit `n % 64` of word `n / 64`. A local
-    /// APIC need not tell of EOIs of others.
-    #[must_use]
-    pub fn level_vectors(&self) -> [u64; 4] {
-        let mut vectors = [0; 4];
-        for entry in &self.entries {
-            if entry.trigger_mode() == TriggerMode::Level || entry.remote_irr() {
-                let vector = entry.vector();
-                if let Some(word) = vectors.get_mut(usize::from(vector / 64)) {
-                    *word |= 1 << (vector % 64);
-                }
-            }
-        }
-        vectors
-    }
-
-    /// What a host that has the local APICs has to know of the entries to tell of EOIs.
+    /// The routes that a host with its own local APICs needs to report EOIs.
     #[must_use]
     pub fn eoi_routes(&self) -> EoiRoutes {
         let level = |entry: RedirectionEntry| {
@@ -197,7 +220,7 @@ impl IoApic {
                 entry.set_remote_irr(false);
             }
             self.remote_irr.set(pin, false);
-            if self.lines.contains(pin) {
+            if self.asserted(pin) {
                 self.send(pin).into_iter().for_each(&mut deliver);
             }
         }
@@ -229,7 +252,7 @@ impl IoApic {
                 None
             };
         }
-        if self.lines.contains(pin) && now.owes_level() {
+        if self.asserted(pin) && now.owes_level() {
             self.send(pin)
         } else {
             None
@@ -245,6 +268,7 @@ impl IoApic {
             id,
             select,
             lines,
+            latched,
             entries,
             remote_irr: _,
             sent_by,
@@ -256,6 +280,7 @@ impl IoApic {
             id,
             select,
             lines,
+            latched,
             entries,
             sent_by,
         }
@@ -274,6 +299,7 @@ impl IoApic {
             id,
             select,
             lines,
+            latched,
             entries,
             sent_by,
         } = *state;
@@ -285,6 +311,7 @@ impl IoApic {
             id,
             select,
             lines,
+            latched,
             entries,
             remote_irr: IoApicPins(remote_irr),
             sent_by,

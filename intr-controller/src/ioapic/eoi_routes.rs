@@ -1,4 +1,4 @@
-//! What a host that has the local APICs has to know of the IOAPIC to tell of EOIs.
+//! The routes that a host with its own local APICs needs to report EOIs to an IOAPIC.
 
 use super::PIN_COUNT;
 use crate::{DeliveryMode, DestinationMode, Gsi, InterruptMessage};
@@ -6,24 +6,24 @@ use crate::{DeliveryMode, DestinationMode, Gsi, InterruptMessage};
 /// The routes whose EOIs matter to an IOAPIC ([`IoApic::eoi_routes`](super::IoApic::eoi_routes)): up
 /// to three for each pin.
 ///
-/// KVM with a split irqchip keeps for each vCPU the vectors whose EOIs it tells of: those of
-/// level-triggered routes that name this vCPU. A guest may write an entry while its level waits in
-/// a local APIC or is in service there, for example to send the next one elsewhere. Were only the
-/// entry's new route known, the EOI would not be told, remote IRR would stay set, and the pin be dead.
-/// So the route that the level was sent by is one too, until it has ended. If its vector is not the
-/// entry's any more it is none: [its EOI would end nothing](super::IoApic::eoi).
+/// KVM with a split irqchip keeps for each vCPU the vectors whose EOIs it reports: those of
+/// level-triggered routes that name this vCPU. A guest may write an entry while its level is pending or
+/// in service in a local APIC, for example to send the next one elsewhere. If KVM knew only the entry's
+/// new route, it would not report the EOI, remote IRR would stay set, and the pin would be dead.
+/// Therefore the route that the level was sent by stays until the level has ended. If its vector is not
+/// the entry's any more, it is dropped: [its EOI would end nothing](super::IoApic::eoi).
 ///
-/// A guest may also rename a local APIC that has a level (LDR, DFR, a change to x2APIC mode): then the
-/// route does not name it any more, and the host is not told of that. So a logical destination has a third
-/// route, to every local APIC. It is there before the level and after it: a change of routes at each
-/// delivery would cost more than an EOI that is told for nothing.
+/// A guest may also rename a local APIC that has a level (LDR, DFR, a change to x2APIC mode). The route
+/// does not name it any more then, and the IOAPIC is not notified. Therefore a logical destination has a
+/// third route, to every local APIC. It stays before and after the level, because a change of routes at
+/// each delivery would cost more than a superfluous EOI exit.
 ///
-/// A physical destination has none, though a guest may write the APIC id too. None is known to, and with
-/// such a route every vCPU would tell of its EOIs of edges that have the vector, which are many where each
-/// vCPU has vectors of its own.
+/// A physical destination has no third route, although a guest may write the APIC id too. No known guest
+/// does this, and a broadcast route would make every vCPU exit on the EOI of any edge interrupt with this
+/// vector.
 ///
-/// What is told need not have been broadcast, and then ends nothing: ask the local APIC's TMR
-/// (`kvm::SplitVcpu::broadcasts_eoi`).
+/// A reported EOI was not necessarily broadcast. If it was not, it ends nothing: look at the local APIC's
+/// TMR (`kvm::SplitVcpu::broadcasts_eoi`).
 ///
 /// Masked pins have routes: a level in service may be masked before its EOI. Edges have none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,11 +34,11 @@ pub struct EoiRoutes {
 /// Those of one pin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PinRoutes {
-    /// By the entry.
+    /// Of the entry.
     now: Option<InterruptMessage>,
-    /// By what a level that awaits its EOI was sent as.
+    /// Of the entry that a level awaiting its EOI was sent by.
     sent_by: Option<InterruptMessage>,
-    /// To whoever had or will have another name.
+    /// To every local APIC, for those that are renamed.
     everyone: Option<InterruptMessage>,
 }
 

@@ -6,7 +6,7 @@
 //! [messages](crate::InterruptMessage) come out, for the caller to deliver when it has let go of
 //! its lock.
 //!
-//! # What holds where the data sheet leaves room
+//! # Where the data sheet leaves room
 //!
 //! - **Delivery is by posted write**: a message is accepted when it leaves. So delivery status reads
 //!   0, and remote IRR is set when a level's message leaves.
@@ -15,12 +15,15 @@
 //!   sends them as levels, and sets remote IRR, if the entry says level. The delivery modes 011 and
 //!   110 are reserved and send nothing.
 //! - **A level whose line is still up at its EOI is sent again at once.** Each EOI sends at most one
-//!   message for each pin, and nothing here recurses: a guest that never quiets a device gets the
-//!   interrupt for ever, at the cost of its own EOIs. KVM delays every 10,000th for the same end.
+//!   message for each pin, and nothing here recurses. A guest that never quiets a device gets the
+//!   interrupt forever, once per EOI of its own. KVM delays every 10,000th for the same reason.
+//! - **A pulse (rise and fall) at a level-triggered pin whose previous interrupt is in service** sends
+//!   nothing, now or at the EOI, because the line is down then. KVM's does the same. Devices that only
+//!   pulse use [`pulse_latched`](IoApic::pulse_latched), which sends it at the EOI.
 //! - **An entry that is written while its level is in service** keeps remote IRR, unless it becomes an
-//!   edge. What ends the level is an EOI of the vector that the entry has then, from whichever local
-//!   APIC: a level that was moved to another one ends where it is, and one whose vector was changed
-//!   does not end until its new vector is written to EOIR or it becomes an edge. So does KVM's.
+//!   edge. The level ends with an EOI of the entry's new vector, from any local APIC. A level that was
+//!   moved to another local APIC therefore ends where it is in service. One whose vector was changed does
+//!   not end until the new vector is written to EOIR, or until it becomes an edge. KVM's does the same.
 //! - **Reserved bits** of an entry (17 to 48, and 49 to 55 without
 //!   [extended ids](crate::DestinationFormat::Extended)) read 0. KVM keeps what was written.
 //! - **Accesses**: registers sit at offsets 0x00, 0x10 and 0x40 and are 32 bits wide. An access of
@@ -163,7 +166,5 @@ impl IoApicVersion {
     }
 }
 
-#[cfg(test)]
-mod model_tests;
 #[cfg(test)]
 mod tests;

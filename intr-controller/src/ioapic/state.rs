@@ -20,11 +20,13 @@ pub struct IoApicState {
     pub id: u8,
     /// IOREGSEL.
     pub select: u8,
-    /// The pins that are asserted.
+    /// The pins whose line is up.
     pub lines: IoApicPins,
+    /// The pins with a [latched](super::IoApic::pulse_latched) pulse that has not been sent.
+    pub latched: IoApicPins,
     /// The redirection table.
     pub entries: [RedirectionEntry; PIN_COUNT as usize],
-    /// By what entry a level that awaits its EOI was sent, if the entry now says something else.
+    /// The entry that a level awaiting its EOI was sent by, if the pin's entry has changed since.
     pub sent_by: [Option<SentEntry>; PIN_COUNT as usize],
 }
 
@@ -59,6 +61,12 @@ pub enum IoApicRestoreError {
         /// What the state says.
         found: u32,
     },
+    /// `latched`.
+    #[error("latched: {found:#x} has pins above 23")]
+    Latched {
+        /// What the state says.
+        found: u32,
+    },
     /// `entries`.
     #[error("entries[{pin}]: {bits:#x} has a reserved bit, or remote IRR without level trigger")]
     Entry {
@@ -75,8 +83,8 @@ pub enum IoApicRestoreError {
         /// What the state says.
         bits: u64,
     },
-    /// `entries` and `lines`: an unmasked level that is up has been sent.
-    #[error("entries[{pin}]: {bits:#x}: its line is up and unmasked, but remote IRR is clear")]
+    /// `entries`, `lines` and `latched`: an unmasked level that is asserted has been sent.
+    #[error("entries[{pin}]: {bits:#x}: its pin is asserted and unmasked, but remote IRR is clear")]
     Unsent {
         /// The pin.
         pin: usize,
@@ -86,8 +94,8 @@ pub enum IoApicRestoreError {
 }
 
 impl IoApicState {
-    /// The layout that this build writes and reads.
-    pub const VERSION: u16 = 1;
+    /// The layout that this build writes and reads. Version 1 had no latched pulses.
+    pub const VERSION: u16 = 2;
 
     /// Whether nothing is asserted, nothing has been moved, and no entry is wrong: seen without a branch for each
     /// pin, and true of most states.
@@ -95,7 +103,7 @@ impl IoApicState {
         let moved = |moved, sent_by: &Option<SentEntry>| moved | sent_by.is_some();
         let wrong =
             |wrong, entry: &RedirectionEntry| wrong | entry.wrong_bits(self.destination_format);
-        self.lines == IoApicPins(0)
+        self.lines.0 | self.latched.0 == 0
             && !self.sent_by.iter().fold(false, moved)
             && self.entries.iter().fold(0, wrong) == 0
     }
@@ -108,6 +116,7 @@ impl IoApicState {
             id,
             select: _,
             lines,
+            latched,
             entries,
             sent_by,
         } = self;
@@ -122,6 +131,9 @@ impl IoApicState {
         if lines.0 & !IoApicPins::ALL.0 != 0 {
             return Err(IoApicRestoreError::Lines { found: lines.0 });
         }
+        if latched.0 & !IoApicPins::ALL.0 != 0 {
+            return Err(IoApicRestoreError::Latched { found: latched.0 });
+        }
         if self.is_plain() {
             return Ok(());
         }
@@ -130,7 +142,7 @@ impl IoApicState {
             if !entry.is_valid(*destination_format) {
                 return Err(IoApicRestoreError::Entry { pin, bits });
             }
-            if lines.0 >> pin & 1 != 0 && entry.owes_level() {
+            if (lines.0 | latched.0) >> pin & 1 != 0 && entry.owes_level() {
                 return Err(IoApicRestoreError::Unsent { pin, bits });
             }
         }

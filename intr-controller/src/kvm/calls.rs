@@ -1,4 +1,4 @@
-//! The ioctls that the user and split modes need, with names for their failures.
+//! The ioctls that the split and user modes need, with names for their failures.
 
 use core::ffi::c_int;
 
@@ -20,7 +20,7 @@ const EEXIST: c_int = 17;
 pub struct CallError {
     /// Which.
     pub call: &'static str,
-    /// What it answered.
+    /// KVM's error.
     #[source]
     pub source: errno::Error,
 }
@@ -83,7 +83,7 @@ fn one(index: u32, data: u64) -> Result<Msrs, CallError> {
     Msrs::from_entries(&[entry]).map_err(|_| absent("a list of one MSR"))
 }
 
-/// KVM answers with how many it could read or set.
+/// KVM returns the number of MSRs that it could read or set.
 fn absent(call: &'static str) -> CallError {
     /// `ENOENT`.
     const ABSENT: c_int = 2;

@@ -1,4 +1,4 @@
-//! Making KVM's chips, and signalling to them.
+//! Creates KVM's chips, and signals to them.
 
 use core::borrow::Borrow;
 
@@ -9,7 +9,9 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::pic;
+use super::calls::CallError;
+use super::{pic, routes};
+use crate::routing::{GsiRouter, RouteEntry};
 use crate::{Gsi, MsiMessage};
 
 /// The VM cannot have KVM's chips.
@@ -21,6 +23,9 @@ pub enum CreateError {
     /// `KVM_CREATE_PIT2`.
     #[error("KVM_CREATE_PIT2")]
     Pit(#[source] kvm_ioctls::Error),
+    /// The routes of a PC.
+    #[error("KVM's interrupt routes could not be set")]
+    Routes(#[source] CallError),
 }
 
 /// A line could not be set: check that the GSI is routed.
@@ -31,7 +36,7 @@ pub struct LineError {
     pub gsi: Gsi,
     /// The level asked for.
     pub level: bool,
-    /// KVM's answer.
+    /// KVM's error.
     #[source]
     pub source: kvm_ioctls::Error,
 }
@@ -42,7 +47,7 @@ pub struct LineError {
 pub struct MsiError {
     /// The message.
     pub message: MsiMessage,
-    /// KVM's answer.
+    /// KVM's error.
     #[source]
     pub source: kvm_ioctls::Error,
 }
@@ -53,12 +58,12 @@ pub struct MsiError {
 pub struct IrqfdError {
     /// Which line.
     pub gsi: Gsi,
-    /// KVM's answer. `EBUSY`: the eventfd is bound already.
+    /// KVM's error. `EBUSY`: the eventfd is bound already.
     #[source]
     pub source: kvm_ioctls::Error,
 }
 
-/// What became of a message (api.rst, KVM_SIGNAL_MSI).
+/// The result of a message (api.rst, KVM_SIGNAL_MSI).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "a message that no vCPU takes is lost"]
 pub enum MsiOutcome {
@@ -78,13 +83,15 @@ pub struct KernelIrqchip<V> {
 }
 
 impl<V: Borrow<VmFd>> KernelIrqchip<V> {
-    /// Makes the chips. Before the first vCPU: a vCPU gets its local APIC when it is made.
+    /// Creates the chips, wired as in a PC. Call it before the first vCPU: a vCPU gets its local APIC
+    /// when it is created.
     ///
-    /// The PIT answers port 0x61 too (`KVM_PIT_SPEAKER_DUMMY`), which guests use to calibrate
-    /// their clocks.
+    /// The PIT has port 0x61 too (`KVM_PIT_SPEAKER_DUMMY`), which guests use to calibrate
+    /// their clocks. The routes are those of [`GsiRouter::pc_entries`]: the PIT's interrupt arrives at
+    /// IOAPIC pin 2, and not at pin 0 as in the table that KVM starts with.
     ///
     /// # Errors
-    /// If KVM refuses; the VM may then have an irqchip without a PIT, and should be dropped.
+    /// If KVM refuses. The VM may then have a part of the chips; drop it.
     pub fn new(vm: V) -> Result<Self, CreateError> {
         let fd: &VmFd = vm.borrow();
         fd.create_irq_chip().map_err(CreateError::Irqchip)?;
@@ -93,7 +100,19 @@ impl<V: Borrow<VmFd>> KernelIrqchip<V> {
             ..Default::default()
         })
         .map_err(CreateError::Pit)?;
-        Ok(Self { vm })
+        let chip = Self { vm };
+        chip.route(&GsiRouter::pc_entries())
+            .map_err(CreateError::Routes)?;
+        Ok(chip)
+    }
+
+    /// Replaces the routes of all GSIs. Eventfds that are bound to a GSI follow its new route. The ACPI
+    /// and MP tables of the VM have to describe the same wiring.
+    ///
+    /// # Errors
+    /// If KVM refuses the table; the previous one stays.
+    pub fn route(&self, entries: &[RouteEntry]) -> Result<(), CallError> {
+        routes::set(self.vm(), &routes::of_table(entries))
     }
 
     /// The VM.

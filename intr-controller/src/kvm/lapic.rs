@@ -2,6 +2,7 @@
 
 use kvm_bindings::kvm_lapic_state;
 
+use crate::lapic::kvm_parts;
 use crate::{ProcessorPriority, Vector, VectorSet};
 
 /// Register offsets (SDM 3A, table "Local APIC Register Address Map").
@@ -11,15 +12,6 @@ const ISR: usize = 0x100;
 const TMR: usize = 0x180;
 const IRR: usize = 0x200;
 const LVT_LINT0: usize = 0x350;
-
-/// LVT entry: bit 16 masks, bits 8 to 10 are the delivery mode (SDM 3A, "Local Vector Table").
-const LVT_MASKED: u32 = 1 << 16;
-const LVT_DELIVERY_MODE: u32 = 0b111 << 8;
-const LVT_EXT_INT: u32 = 0b111 << 8;
-/// Spurious-interrupt vector register: bit 8 enables the APIC by software, bit 12 suppresses the broadcast
-/// of EOIs where the version register has that (SDM 3A, "Spurious Interrupt"); elsewhere it is 0.
-const SPURIOUS_ENABLE: u32 = 1 << 8;
-const SPURIOUS_NO_EOI_BROADCAST: u32 = 1 << 12;
 
 /// `struct kvm_lapic_state` with names.
 pub(super) struct LapicPage<'a>(pub(super) &'a kvm_lapic_state);
@@ -62,20 +54,19 @@ impl LapicPage<'_> {
     }
 
     pub(super) fn software_enabled(&self) -> bool {
-        self.register(SPURIOUS) & SPURIOUS_ENABLE != 0
+        kvm_parts::software_enabled(self.register(SPURIOUS))
     }
 
     /// Whether an EOI of the vector is broadcast to the IOAPICs: that of a level, by TMR, unless it is
     /// suppressed (SDM 3A, "Signaling Interrupt Servicing Completion").
     pub(super) fn broadcasts_eoi(&self, vector: Vector) -> bool {
-        let suppressed = self.register(SPURIOUS) & SPURIOUS_NO_EOI_BROADCAST != 0;
+        let suppressed = kvm_parts::suppresses_eoi(self.register(SPURIOUS));
         self.tmr().contains(vector) && !suppressed
     }
 
     /// Whether LINT0 passes the 8259A's INTR on: "virtual wire" mode.
     pub(super) fn lint0_passes_ext_int(&self) -> bool {
-        let lint0 = self.register(LVT_LINT0);
-        lint0 & LVT_MASKED == 0 && lint0 & LVT_DELIVERY_MODE == LVT_EXT_INT
+        kvm_parts::passes_ext_int(self.register(LVT_LINT0))
     }
 }
 

@@ -1,13 +1,11 @@
 //! KVM's own interrupt chips ([`IrqchipMode::Kernel`](crate::IrqchipMode::Kernel)).
 //!
-//! In this mode KVM accepts, prioritises and injects; nobody else can withhold an interrupt. So
-//! the mask is KVM's, KVM_GUESTDBG_BLOCKIRQ, and this module has two halves that do not touch it:
+//! In this mode KVM accepts, prioritises and injects; only KVM can withhold an interrupt. The mask is
+//! therefore KVM's, KVM_GUESTDBG_BLOCKIRQ, and this module has two halves that do not touch it:
 //!
 //! - [`KernelIrqchip`] makes the chips and signals interrupts to them;
-//! - [`VcpuInterrupts`] counts the holds of one vCPU and says when the mask has to change
-//!   ([`HostMask`](crate::HostMask)), and [observes](VcpuInterrupts::observe) what waits in KVM's
-//!   chips and why it does not enter, with the same [`decide`](crate::decide) that injects in the
-//!   other modes.
+//! - [`observe`] reads what is pending in KVM's chips and says why it does not enter, with the same
+//!   [`decide`](crate::decide) that injects in the other modes.
 //!
 //! `KVM_SET_GUEST_DEBUG` replaces a vCPU's whole debug state, so only the VMM's one composer of
 //! `struct kvm_guest_debug` may call it. Keep the mask set for as long as the guest is stopped
@@ -17,23 +15,18 @@
 mod calls;
 mod chip;
 mod convert;
-mod convert_ioapic;
-mod convert_lapic;
-mod convert_pic;
-mod convert_pit;
 mod lapic;
 mod observe;
 mod pic;
+mod routes;
 mod split;
 mod startup;
 mod user;
 
 pub use calls::CallError;
 pub use chip::{CreateError, IrqfdError, KernelIrqchip, LineError, MsiError, MsiOutcome};
-pub use convert::{FromKvmError, ToKvmError};
-pub use convert_ioapic::IoApicFromKvm;
-pub use convert_lapic::{KvmLapic, X2ApicFormat};
-pub use observe::{Observation, ObserveError, VcpuInterrupts};
+pub use convert::{FromKvmError, IoApicFromKvm, KvmLapic, ToKvmError, X2ApicFormat};
+pub use observe::{Observation, ObserveError, observe, observe_split};
 pub use split::{SplitEntry, SplitIrqchip, SplitVcpu};
 pub use startup::apply_startup;
 pub use user::{UserEntry, UserVcpu};

@@ -1,4 +1,4 @@
-//! What waits in KVM's chips for one vCPU, and why it does not enter.
+//! The pending events of a vCPU in KVM's chips, and why they do not enter.
 
 use core::borrow::Borrow;
 use core::fmt;
@@ -13,15 +13,11 @@ use thiserror::Error;
 
 use super::chip::KernelIrqchip;
 use super::lapic::LapicPage;
-use crate::{
-    Activity, Decision, Holds, HostMask, NotHeld, Pending, ProcessorPriority, Readiness, VectorSet,
-    decide,
-};
+use crate::lapic::kvm_parts;
+use crate::{Activity, Decision, Pending, ProcessorPriority, Readiness, VectorSet, decide};
 
 /// RFLAGS.IF.
 const RFLAGS_IF: u64 = 1 << 9;
-/// IA32_APIC_BASE bit 11: the APIC is enabled (SDM 3A, "Enabling or Disabling the Local APIC").
-const APIC_BASE_ENABLE: u64 = 1 << 11;
 
 /// A vCPU's interrupt state could not be read; nothing was changed. `EINVAL` from
 /// [`ObserveError::Lapic`] means that the VM's local APIC is not in the kernel.
@@ -50,10 +46,10 @@ pub enum ObserveError {
     Pic(#[source] kvm_ioctls::Error),
 }
 
-/// One vCPU's interrupts at one moment, as KVM holds them.
+/// One vCPU's interrupts at one time, as KVM keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// What waits. ExtINT only where this vCPU's LINT0 passes it.
+    /// The pending events. ExtINT only where this vCPU's LINT0 passes it.
     pub pending: Pending,
     /// What the vCPU allows.
     pub vcpu: Readiness,
@@ -61,13 +57,13 @@ pub struct Observation {
     pub priority: ProcessorPriority,
     /// Vectors in service: delivered, and not ended by EOI yet.
     pub in_service: VectorSet,
-    /// Of those that wait or are in service, the level-triggered ones.
+    /// Of the pending vectors and those in service, the level-triggered ones.
     pub level_triggered: VectorSet,
     /// Whether IA32_APIC_BASE enables the local APIC. If not, it delivers nothing.
     pub apic_enabled: bool,
     /// Whether the spurious-vector register enables it. If not, it accepts nothing new.
     pub apic_software_enabled: bool,
-    /// What KVM will do at the next entry, if the host's mask is as the holds say.
+    /// What happens at the next entry, under the mask that the caller named.
     pub decision: Decision,
 }
 
@@ -77,108 +73,75 @@ impl fmt::Display for Observation {
     }
 }
 
-/// The holds of one vCPU whose chips are KVM's.
+/// Reads what is pending for a vCPU whose chips are KVM's, and why it does not enter. Call it on the
+/// vCPU's thread, while the vCPU does not run. `masked` is whether KVM_GUESTDBG_BLOCKIRQ is set.
 ///
-/// KVM does not report deliveries, so there are no counters in this mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VcpuInterrupts {
-    holds: Holds,
+/// Loses and reorders nothing. KVM only does what the next `KVM_RUN` would do first.
+/// `KVM_GET_MP_STATE` accepts an INIT or SIPI that has arrived (x86.c, `kvm_apic_accept_events`); it
+/// is therefore called before the registers are read. `KVM_GET_VCPU_EVENTS` collects queued NMIs and
+/// SMIs (`process_nmi`).
+///
+/// # Errors
+/// If an ioctl fails.
+pub fn observe<V: Borrow<VmFd>>(
+    vcpu: &VcpuFd,
+    chip: &KernelIrqchip<V>,
+    masked: bool,
+) -> Result<Observation, ObserveError> {
+    observe_with(vcpu, masked, || {
+        chip.pic_asserts_intr().map_err(ObserveError::Pic)
+    })
 }
 
-impl VcpuInterrupts {
-    /// Nobody holds.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self { holds: Holds::NONE }
-    }
+/// As [`observe`] for a split irqchip. `intr` is the level of INTR, the line of the VMM's 8259A pair.
+///
+/// # Errors
+/// If an ioctl fails.
+pub fn observe_split(vcpu: &VcpuFd, intr: bool, masked: bool) -> Result<Observation, ObserveError> {
+    observe_with(vcpu, masked, || Ok(intr))
+}
 
-    /// One owner more wants injection withheld. On [`HostMask::Set`] have BLOCKIRQ set before the
-    /// vCPU runs again.
-    pub fn hold(&mut self) -> HostMask {
-        self.holds.hold()
-    }
+fn observe_with(
+    vcpu: &VcpuFd,
+    masked: bool,
+    intr: impl FnOnce() -> Result<bool, ObserveError>,
+) -> Result<Observation, ObserveError> {
+    let mp_state = vcpu.get_mp_state().map_err(ObserveError::MpState)?;
+    let activity = activity(mp_state.mp_state)?;
+    let regs = vcpu.get_regs().map_err(ObserveError::Regs)?;
+    let sregs = vcpu.get_sregs().map_err(ObserveError::Sregs)?;
+    let events = vcpu.get_vcpu_events().map_err(ObserveError::Events)?;
+    let page = vcpu.get_lapic().map_err(ObserveError::Lapic)?;
+    let lapic = LapicPage(&page);
 
-    /// One owner less. On [`HostMask::Clear`] have BLOCKIRQ cleared.
-    ///
-    /// # Errors
-    /// If there was none.
-    pub fn release(&mut self) -> Result<HostMask, NotHeld> {
-        self.holds.release()
-    }
-
-    /// Who holds.
-    #[must_use]
-    pub const fn holds(&self) -> Holds {
-        self.holds
-    }
-
-    /// Reads what waits for this vCPU and why. On its own thread, while it does not run.
-    ///
-    /// Loses and reorders nothing. What KVM does on the way is what the next `KVM_RUN` would do
-    /// first: `KVM_GET_MP_STATE` takes an INIT or SIPI that has arrived (x86.c,
-    /// `kvm_apic_accept_events`), which is why it is called before the registers are read, and
-    /// `KVM_GET_VCPU_EVENTS` collects queued NMIs and SMIs (`process_nmi`).
-    ///
-    /// # Errors
-    /// If an ioctl fails.
-    pub fn observe<V: Borrow<VmFd>>(
-        &self,
-        vcpu: &VcpuFd,
-        chip: &KernelIrqchip<V>,
-    ) -> Result<Observation, ObserveError> {
-        self.observe_with(vcpu, || chip.pic_asserts_intr().map_err(ObserveError::Pic))
-    }
-
-    /// As [`Self::observe`] for a split irqchip, whose 8259A pair, with this INTR, is not KVM's.
-    ///
-    /// # Errors
-    /// If an ioctl fails.
-    pub fn observe_split(&self, vcpu: &VcpuFd, intr: bool) -> Result<Observation, ObserveError> {
-        self.observe_with(vcpu, || Ok(intr))
-    }
-
-    fn observe_with(
-        &self,
-        vcpu: &VcpuFd,
-        intr: impl FnOnce() -> Result<bool, ObserveError>,
-    ) -> Result<Observation, ObserveError> {
-        let mp_state = vcpu.get_mp_state().map_err(ObserveError::MpState)?;
-        let activity = activity(mp_state.mp_state)?;
-        let regs = vcpu.get_regs().map_err(ObserveError::Regs)?;
-        let sregs = vcpu.get_sregs().map_err(ObserveError::Sregs)?;
-        let events = vcpu.get_vcpu_events().map_err(ObserveError::Events)?;
-        let page = vcpu.get_lapic().map_err(ObserveError::Lapic)?;
-        let lapic = LapicPage(&page);
-
-        let readiness = readiness(activity, regs.rflags, &events);
-        let apic_enabled = sregs.apic_base & APIC_BASE_ENABLE != 0;
-        let ext_int = (!apic_enabled || lapic.lint0_passes_ext_int()) && intr()?;
-        let pending = Pending::new(
-            // A disabled APIC delivers nothing (lapic.c, `kvm_apic_has_interrupt`); one that is
-            // disabled by software only still delivers what it accepted before (SDM 3A, "Local
-            // APIC State After It Has Been Software Disabled").
-            if apic_enabled {
-                lapic.irr()
-            } else {
-                VectorSet::EMPTY
-            },
-            // A flag or, since Linux 6.3, a count.
-            events.nmi.pending,
-            events.smi.pending != 0,
-            ext_int,
-        );
-        let priority = lapic.priority();
-        Ok(Observation {
-            pending,
-            vcpu: readiness,
-            priority,
-            in_service: lapic.isr(),
-            level_triggered: lapic.tmr(),
-            apic_enabled,
-            apic_software_enabled: lapic.software_enabled(),
-            decision: decide(&pending, &readiness, priority, self.holds),
-        })
-    }
+    let readiness = readiness(activity, regs.rflags, &events, masked);
+    let apic_enabled = kvm_parts::is_enabled(sregs.apic_base);
+    let ext_int = (!apic_enabled || lapic.lint0_passes_ext_int()) && intr()?;
+    let pending = Pending::new(
+        // A disabled APIC delivers nothing (lapic.c, `kvm_apic_has_interrupt`); one that is
+        // disabled by software only still delivers what it accepted before (SDM 3A, "Local
+        // APIC State After It Has Been Software Disabled").
+        if apic_enabled {
+            lapic.irr()
+        } else {
+            VectorSet::EMPTY
+        },
+        // A flag or, since Linux 6.3, a count.
+        events.nmi.pending,
+        events.smi.pending != 0,
+        ext_int,
+    );
+    let priority = lapic.priority();
+    Ok(Observation {
+        pending,
+        vcpu: readiness,
+        priority,
+        in_service: lapic.isr(),
+        level_triggered: lapic.tmr(),
+        apic_enabled,
+        apic_software_enabled: lapic.software_enabled(),
+        decision: decide(&pending, &readiness, priority),
+    })
 }
 
 /// `kvm_mp_state` as what the vCPU is doing (api.rst, KVM_GET_MP_STATE).
@@ -193,7 +156,12 @@ fn activity(mp_state: u32) -> Result<Activity, ObserveError> {
     }
 }
 
-pub(super) fn readiness(activity: Activity, rflags: u64, events: &kvm_vcpu_events) -> Readiness {
+pub(super) fn readiness(
+    activity: Activity,
+    rflags: u64,
+    events: &kvm_vcpu_events,
+    masked: bool,
+) -> Readiness {
     let kvm_vcpu_events {
         exception,
         interrupt,
@@ -217,6 +185,7 @@ pub(super) fn readiness(activity: Activity, rflags: u64, events: &kvm_vcpu_event
         exception_pending,
         // KVM injects by itself.
         host_ready: true,
+        masked,
     }
 }
 
@@ -233,7 +202,7 @@ mod tests {
         let read = |set: fn(&mut kvm_vcpu_events)| {
             let mut events = kvm_vcpu_events::default();
             set(&mut events);
-            readiness(Activity::Running, 0, &events)
+            readiness(Activity::Running, 0, &events, false)
         };
         let in_flight = Readiness {
             event_in_flight: true,
@@ -282,8 +251,9 @@ mod tests {
             }
         );
         let events = kvm_vcpu_events::default();
-        assert!(readiness(Activity::Halted, 0x202, &events).interrupt_flag);
-        assert!(!readiness(Activity::Halted, !0x200, &events).interrupt_flag);
+        let read = |rflags, masked| readiness(Activity::Halted, rflags, &events, masked);
+        assert!(read(0x202, false).interrupt_flag && !read(0x202, false).masked);
+        assert!(!read(!0x200, true).interrupt_flag && read(!0x200, true).masked);
     }
 
     #[test]

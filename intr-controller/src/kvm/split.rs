@@ -1,32 +1,30 @@
 //! The local APICs in the kernel, all else in userspace
 //! ([`IrqchipMode::Split`](crate::IrqchipMode::Split)).
 //!
-//! Messages of the IOAPIC go to KVM as MSIs. KVM tells of the EOIs of those vectors that it knows to
-//! be level-triggered, from a routing table ([`SplitIrqchip::route`]); and INTR, the 8259A pair's line,
-//! is handed over vector by vector ([`SplitVcpu`]).
+//! Messages of the IOAPIC go to KVM as MSIs. KVM reports the EOIs of the vectors that its routing table
+//! ([`SplitIrqchip::route`]) says are level-triggered. INTR, the 8259A pair's line, is handed over vector
+//! by vector ([`SplitVcpu`]).
 
 use core::borrow::Borrow;
 
-use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_msi,
-};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_msi};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::calls::{self, CallError, Taken, failed};
 use super::chip::{MsiOutcome, halves};
 use super::lapic::LapicPage;
+use super::routes;
 use crate::ioapic::EoiRoutes;
 use crate::{InterruptMessage, MsiMessage, Vector};
 
-/// KVM's local APICs, and the way there.
+/// KVM's local APICs.
 #[derive(Debug)]
 pub struct SplitIrqchip<V> {
     vm: V,
 }
 
 impl<V: Borrow<VmFd>> SplitIrqchip<V> {
-    /// Makes the local APICs KVM's. Before the first vCPU.
+    /// Creates KVM's local APICs. Call it before the first vCPU.
     ///
     /// # Errors
     /// If KVM cannot, or the VM has vCPUs or chips already.
@@ -36,7 +34,7 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
             ..Default::default()
         };
         // Level-triggered routes of GSIs below this have EOI exits. KVM takes them for the pins of an
-        // IOAPIC; it does not mind that there are three for each.
+        // IOAPIC, and accepts three for each.
         capability.args = [EoiRoutes::GSI_COUNT.into(), 0, 0, 0];
         let fd: &VmFd = vm.borrow();
         fd.enable_cap(&capability)
@@ -49,39 +47,24 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
         self.vm.borrow()
     }
 
-    /// Tells KVM whose EOIs matter. Call it when the IOAPIC's
+    /// Gives KVM the vectors whose EOIs matter. Call it when the IOAPIC's
     /// [routes](crate::ioapic::IoApic::eoi_routes) have changed, which can be whenever an entry was
     /// written or an interrupt has ended: before anything else is delivered, and before the vCPU that
     /// did it enters the guest again. Every vCPU has left the guest when KVM returns, and goes by
-    /// the new ones afterwards. That costs KVM a grace period: do not call it with the same again.
+    /// the new ones afterwards. That costs KVM a grace period: do not call it when nothing has changed.
     ///
     /// # Errors
     /// If KVM refuses.
     pub fn route(&self, routes: &EoiRoutes) -> Result<(), CallError> {
         let mut entries = alloc::vec::Vec::with_capacity(EoiRoutes::GSI_COUNT.into());
         for (gsi, message) in routes.iter() {
-            // What no MSI can say has no EOI to wait for.
+            // A route that no MSI can express has no EOI to wait for.
             let Ok(msi) = MsiMessage::encode(&message) else {
                 continue;
             };
-            let [address_lo, address_hi] = halves(msi.address);
-            let mut entry = kvm_irq_routing_entry {
-                gsi: gsi.0,
-                type_: KVM_IRQ_ROUTING_MSI,
-                ..Default::default()
-            };
-            entry.u.msi.address_lo = address_lo;
-            entry.u.msi.address_hi = address_hi;
-            entry.u.msi.data = msi.data;
-            entries.push(entry);
+            entries.push(routes::msi(gsi, msi));
         }
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| CallError {
-            call: "a routing table of 72 entries",
-            source: vmm_sys_util::errno::Error::new(0),
-        })?;
-        self.vm()
-            .set_gsi_routing(&table)
-            .map_err(failed("KVM_SET_GSI_ROUTING"))
+        routes::set(self.vm(), &entries)
     }
 
     /// Hands a message of the IOAPIC, or of a device, to the local APICs.
@@ -123,15 +106,15 @@ impl<V: Borrow<VmFd>> SplitIrqchip<V> {
 pub enum SplitEntry {
     /// Call `KVM_RUN`.
     Run,
-    /// The vCPU can take an ExtINT: [acknowledge](crate::board::Board::acknowledge) it and give the
+    /// The vCPU can take an ExtINT: [acknowledge](crate::chipset::Chipset::acknowledge) it and give the
     /// vector to [`SplitVcpu::inject_ext_int`], then ask again.
     Acknowledge,
 }
 
-/// The way of one vCPU's ExtINTs. No lock is in here: each vCPU's is its own thread's.
+/// The ExtINTs of one vCPU. It has no lock: it belongs to the vCPU's thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SplitVcpu {
-    /// Acknowledged, and KVM had no room for it: nothing is lost that the 8259A has let go of.
+    /// An acknowledged vector for which KVM had no room. It is kept, because the 8259A has given it up.
     vector: Option<u8>,
 }
 
@@ -163,7 +146,7 @@ impl SplitVcpu {
 
     /// Whether an EOI that this vCPU has just exited for (`KVM_EXIT_IOAPIC_EOI`) has reached the IOAPIC, and
     /// [ends](crate::ioapic::IoApic::eoi) what [awaits it](crate::ioapic::IoApic::awaiting_eoi); if nothing
-    /// does, do not ask. KVM tells of every EOI of a vector that a route to the vCPU has (lapic.c,
+    /// does, do not ask. KVM reports every EOI of a vector that a route to the vCPU has (lapic.c,
     /// `kvm_ioapic_send_eoi`): also that of an edge, and also if the guest suppresses the broadcast.
     /// On the vCPU's thread, before it enters again.
     ///

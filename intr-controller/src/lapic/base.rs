@@ -1,8 +1,7 @@
 //! IA32_APIC_BASE: where the APIC is and in which mode (SDM 3A, "Local APIC Status and Location",
 //! "x2APIC State Transitions").
 
-use super::{Effect, GeneralProtection, Lapic};
-use crate::GuestTime;
+use crate::x86;
 
 /// The mode of a local APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,13 +23,11 @@ impl ApicBase {
     const EXTD: u64 = 1 << 10;
     const EN: u64 = 1 << 11;
     const PAGE: u64 = 0xfff;
-    /// SDM 3A, "Relocating the Local APIC Registers".
-    const DEFAULT_ADDRESS: u64 = 0xfee0_0000;
 
     /// After reset: xAPIC mode at the default address.
     pub(super) const fn reset(bootstrap: bool) -> Self {
         let bsp = if bootstrap { Self::BSP } else { 0 };
-        Self(Self::DEFAULT_ADDRESS | Self::EN | bsp)
+        Self(x86::LOCAL_APIC_ADDRESS | Self::EN | bsp)
     }
 
     /// `None` if a reserved bit is set, or for the invalid state EN=0, EXTD=1.
@@ -44,6 +41,12 @@ impl ApicBase {
         }
         let invalid = value & Self::EXTD != 0 && value & Self::EN == 0;
         (value & !legal == 0 && !invalid).then_some(Self(value))
+    }
+
+    /// A value that the host has checked.
+    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+    pub(super) const fn from_host(value: u64) -> Self {
+        Self(value)
     }
 
     pub(super) const fn get(self) -> u64 {
@@ -67,66 +70,13 @@ impl ApicBase {
     pub(super) const fn address(self) -> u64 {
         self.0 & !Self::PAGE
     }
-}
 
-impl Lapic {
-    /// IA32_APIC_BASE.
-    #[must_use]
-    pub const fn apic_base(&self) -> u64 {
-        self.base.get()
-    }
-
-    /// The mode that IA32_APIC_BASE selects. CPUID.1:EDX.APIC is 0 while it is
-    /// [`ApicMode::Disabled`].
-    #[must_use]
-    pub const fn mode(&self) -> ApicMode {
-        self.base.mode()
-    }
-
-    /// Writes IA32_APIC_BASE.
-    ///
-    /// Turning the APIC off stops its timer, because there is none then, and gives its id back;
-    /// the other registers and what is in IRR and ISR stay, as in KVM (SDM 3A, "Enabling or
-    /// Disabling the Local APIC": they "may" be lost).
-    ///
-    /// # Errors
-    /// #GP for a reserved bit and for a transition that does not exist.
-    pub fn set_apic_base(
-        &mut self,
-        value: u64,
-        now: GuestTime,
-    ) -> Result<Effect, GeneralProtection> {
-        let base = ApicBase::new(value, self.config.physical_address_bits, self.config.x2apic)
-            .ok_or(GeneralProtection)?;
-        let old = self.base.mode();
-        match (old, base.mode()) {
-            (ApicMode::X2Apic, ApicMode::XApic) | (ApicMode::Disabled, ApicMode::X2Apic) => {
-                return Err(GeneralProtection);
-            }
-            _ => {}
-        }
-        if base == self.base {
-            return Ok(Effect::None);
-        }
-        // What was due before the change happened before it.
-        self.advance(now);
-        self.base = base;
-        match base.mode() {
-            mode if mode == old => {}
-            ApicMode::Disabled => {
-                self.timer.disarm();
-                self.xapic_id = self.config.xapic_id();
-            }
-            // SDM 3A, "State Changes From xAPIC Mode to x2APIC Mode": all is preserved but the
-            // LDR, an id that software wrote, and the upper half of ICR.
-            ApicMode::X2Apic => {
-                self.ldr = 0;
-                self.xapic_id = self.config.xapic_id();
-                self.command = self.command.with_high(0);
-            }
-            ApicMode::XApic => {}
-        }
-        let _ = self.update_ext_int();
-        Ok(Effect::IdentityChanged)
+    /// Whether a guest may write this value after another one: a change of mode must exist (SDM 3A,
+    /// "x2APIC State Transitions").
+    pub(super) const fn follows(self, old: Self) -> bool {
+        !matches!(
+            (old.mode(), self.mode()),
+            (ApicMode::X2Apic, ApicMode::XApic) | (ApicMode::Disabled, ApicMode::X2Apic)
+        )
     }
 }

@@ -1,31 +1,30 @@
-//! Whether a TSC deadline that is due by the TSC's frequency is due by the guest's counter.
+//! Compares a TSC deadline that is due by the TSC's frequency with the guest's counter.
 
 use core::time::Duration;
 
 use super::{Lapic, TimerMode};
 use crate::{GuestTime, TscClock};
 
-/// When a counter that has not reached a deadline in time is looked at again.
+/// The time after which a counter that has not reached its deadline is read again.
 const LOOK_AGAIN: Duration = Duration::from_micros(50);
-/// A counter that has made less than this part of the ticks of its frequency has stood still. What it
-/// moves nevertheless is the way of a host's call from one look at the counter to its answer.
+/// A counter that has made less than this part of the ticks of its frequency has stood still. It moves a
+/// little nevertheless, during the host call that reads it.
 const STANDS_STILL: u64 = 4;
 
-/// What a VMM's adapter knows of the counter that its host shows for a vCPU, and what that means for
-/// the vCPU's [`Lapic`] in TSC-deadline mode. For a VMM with an adapter of its own; `kvm::UserVcpu` has
-/// one inside.
+/// Keeps a vCPU's [`Lapic`] in TSC-deadline mode in step with the counter that the host shows. For a VMM
+/// with an adapter of its own; `kvm::UserVcpu` contains one.
 ///
-/// A [`Lapic`] computes when the counter reaches a deadline. The counter, which alone is what the guest
-/// sees, may have another opinion: its frequency is known to some hundred millionths, and the guest may
-/// have written it. So the host is asked for it, but only when that can change something, since it is a
-/// call (`KVM_GET_MSRS`): at each write of IA32_TSC_DEADLINE, and before an entry at which a deadline is
+/// A [`Lapic`] computes when the counter reaches a deadline. The guest sees
+/// only the counter, which may differ: its frequency is known to some hundred millionths, and the guest may
+/// have written it. The host is therefore asked for the counter, but only when that can change something,
+/// because it is a call (`KVM_GET_MSRS`): at each write of IA32_TSC_DEADLINE, and before an entry at which a deadline is
 /// due (KVM waits for the counter likewise: lapic.c, `__kvm_wait_lapic_expire`).
 ///
-/// What the host shows is not to be relied on either: where KVM finds the host's TSC unstable, the
+/// The host's reading is not always right either: where KVM finds the host's TSC unstable, the
 /// counter of a vCPU stands still from one exit to the next entry, which makes up for it (x86.c,
-/// `kvm_arch_vcpu_load`, `tsc_catchup`). A vCPU that sleeps until that has reached a deadline is never
-/// woken. So a counter that is too early is looked at once more after 50 µs: if it has moved it is waited
-/// for, and if not it is not.
+/// `kvm_arch_vcpu_load`, `tsc_catchup`). A vCPU that sleeps until such a counter has reached a
+/// deadline is never woken. A counter that is too early is therefore read once more after 50 µs. If it has
+/// moved, the vCPU waits for it; if not, the deadline is due by the frequency.
 ///
 /// # What a guest sees
 ///
@@ -33,8 +32,8 @@ const STANDS_STILL: u64 = 4;
 ///   the deadline. (Unless the guest wrote the counter back between those two looks, by as much as had
 ///   passed: then it looks as if it had stood still.)
 /// - The counter stands still while the host shows it: the interrupt comes by the frequency, 50 µs late.
-/// - The guest moves its counter forwards while a deadline is armed: nobody has been told, and the
-///   interrupt comes when it would have come without. KVM's own local APIC does not arm its timer anew
+/// - The guest moves its counter forwards while a deadline is armed: the VMM is not notified, and the
+///   interrupt comes when it would have come without. KVM's own local APIC does not re-arm its timer
 ///   either (x86.c, `kvm_set_msr_common`, MSR_IA32_TSC).
 /// - A deadline that a register access finds due, or that passes while the timer's entry in the local
 ///   vector table is masked, is due by the frequency alone.
@@ -63,13 +62,13 @@ const STANDS_STILL: u64 = 4;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeadlineWatch {
-    /// For how long guest time had stood still, all in all.
+    /// For how long guest time had stood still, in total.
     stood_still: Duration,
-    /// A deadline was due, and the counter was looked at and had not reached it.
+    /// A deadline was due, and the counter had not reached it when it was read.
     early: Option<Look>,
 }
 
-/// A look at the counter.
+/// A reading of the counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Look {
     shown: u64,
@@ -87,18 +86,18 @@ impl DeadlineWatch {
         }
     }
 
-    /// The vCPU has just come from the guest, so that its counter is what the host shows: before a
-    /// write of IA32_TSC_DEADLINE is served, [`Self::before_entry`] having been called before that entry.
+    /// The vCPU has just left the guest, so its counter is what the host shows. Call it before a write of
+    /// IA32_TSC_DEADLINE is served; [`Self::before_entry`] was called before that entry.
     pub fn left_guest(&mut self, lapic: &mut Lapic, shown: u64, now: GuestTime) {
         lapic.correct_tsc(lapic.tsc().with_ticks_at(now, shown));
         self.early = None;
     }
 
-    /// Before each entry, and before the vCPU sleeps, also if it is masked: what becomes due meanwhile
-    /// is taken afterwards. `stood_still` is for how long guest time has stood still, all in all; the
-    /// counter has not.
+    /// Before each entry, and before the vCPU sleeps, also if it is masked: a deadline that becomes due
+    /// under the mask is delivered afterwards. `stood_still` is for how long guest time has stood still, in
+    /// total; the counter has not.
     ///
-    /// Answers whether a deadline is due by the TSC's frequency: then read the counter and
+    /// Returns `true` if a deadline is due by the TSC's frequency: then read the counter and
     /// [`compare`](Self::compare) before the [`Lapic`] advances to `now`. If it cannot be read, the
     /// deadline is due.
     #[must_use = "the counter is to be compared"]

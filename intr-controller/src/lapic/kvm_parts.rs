@@ -1,8 +1,7 @@
-//! What a conversion to and from another implementation's register page needs of this module's
-//! inside: the meaning of bits, so that no mask is written twice.
+//! The meaning of register bits, for the adapter that reads and writes KVM's register page.
 
-use super::base::ApicMode;
-use super::registers::{Command, Lvt, LvtEntry, TimerMode, version};
+use super::base::{ApicBase, ApicMode};
+use super::registers::{Command, Lvt, LvtEntry, Spurious, TimerMode, version};
 use super::timer::Timer;
 use super::{Lapic, LapicConfig, LapicState};
 use crate::GuestTime;
@@ -20,8 +19,8 @@ pub(crate) struct View {
 pub(crate) fn view(lapic: &Lapic, now: GuestTime) -> View {
     let x2apic = lapic.mode() == ApicMode::X2Apic;
     let row = lapic.destination();
-    let entry = lapic.lvt(LvtEntry::Timer);
-    let (mode, cycle) = (entry.timer_mode(), lapic.config.bus_cycle_ns.get());
+    let entry = lapic.vectors.get(LvtEntry::Timer);
+    let mode = entry.timer_mode();
     View {
         x2apic,
         version: version(lapic.config.cmci, lapic.config.eoi_suppression),
@@ -30,19 +29,32 @@ pub(crate) fn view(lapic: &Lapic, now: GuestTime) -> View {
         } else {
             row.logical_id << 24
         },
-        current_count: lapic.timer.current(mode, cycle, now),
+        current_count: lapic.timer.current(mode, now),
         idle_one_shot: mode == TimerMode::OneShot
             && !entry.is_masked()
-            && lapic.timer.expires.is_none(),
+            && lapic.timer.stands_at_zero(),
     }
 }
 
 pub(crate) const fn is_x2apic(apic_base: u64) -> bool {
-    apic_base & 0xc00 == 0xc00
+    matches!(ApicBase::from_host(apic_base).mode(), ApicMode::X2Apic)
 }
 
 pub(crate) const fn is_enabled(apic_base: u64) -> bool {
-    apic_base & 0x800 != 0
+    !matches!(ApicBase::from_host(apic_base).mode(), ApicMode::Disabled)
+}
+
+pub(crate) const fn software_enabled(spurious: u32) -> bool {
+    Spurious(spurious).enabled()
+}
+
+pub(crate) const fn suppresses_eoi(spurious: u32) -> bool {
+    Spurious(spurious).suppresses_eoi()
+}
+
+/// Whether a LINT0 entry passes the 8259A pair's INTR on.
+pub(crate) fn passes_ext_int(lint0: u32) -> bool {
+    Lvt(lint0).passes_ext_int()
 }
 
 /// Without what software cannot write: this side has no such history.
@@ -69,10 +81,6 @@ pub(crate) fn expiry(
         TimerMode::Periodic => count,
         TimerMode::TscDeadline | TimerMode::Reserved => return None,
     };
-    let timer = Timer {
-        initial: state.timer_initial,
-        divide: state.timer_divide,
-        ..Timer::default()
-    };
-    timer.expiry_of_count(count, config.bus_cycle_ns.get(), now)
+    let registers = (state.timer_initial, state.timer_divide);
+    Timer::expiry(config, registers, count, now)
 }

@@ -2,17 +2,21 @@
 
 use thiserror::Error;
 
-use super::base::ApicBase;
-use super::registers::{Command, DIVIDE_WRITABLE, Errors, Lvt, LvtEntry, Spurious, TimerMode};
-use super::timer::Timer;
-use super::{ApicMode, DFR_FLAT, Lapic};
-use crate::{GuestTime, InjectionPolicy, PolicyState, RestoreError, VectorSet};
+use super::error_status::ErrorStatus;
+use super::identity::Identity;
+use super::local_vectors::LocalVectors;
+use super::pins::Pins;
+use super::priority::Priority;
+use super::registers::{Command, LvtEntry, Spurious};
+use super::startup::StartupState;
+use super::{ApicMode, Lapic};
+use crate::{PolicyState, RestoreError};
 
-/// A local APIC's state as plain data: mid-handler, with an armed timer, held or not, everything
-/// that the guest can see now or later.
+/// A local APIC's state as plain data: everything that the guest can see now or later, also in the
+/// middle of a handler and with an armed timer.
 ///
-/// What the VMM gave at creation ([`super::LapicConfig`]), the TSC and the holds are not part of
-/// it. Times are guest time, so a guest that was stopped for a year is not late.
+/// It does not contain what the VMM gave at creation ([`super::LapicConfig`]), the TSC and the mask.
+/// Times are guest time, so a guest that was stopped for a year is not late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
@@ -109,8 +113,8 @@ pub enum LapicRestoreError {
     Policy(#[source] RestoreError),
 }
 
-/// The field must be `true`, or the state is refused.
-const fn possible(
+/// Refuses a state in which a field has this value, unless that is possible.
+pub(super) const fn possible(
     possible: bool,
     field: &'static str,
     value: u64,
@@ -122,7 +126,8 @@ const fn possible(
     }
 }
 
-const fn agrees(
+/// Refuses a state in which two fields contradict each other.
+pub(super) const fn agrees(
     agrees: bool,
     field: &'static str,
     other: &'static str,
@@ -136,7 +141,7 @@ const fn agrees(
 
 impl LapicState {
     /// The layout that this build writes and reads.
-    pub const VERSION: u16 = 1;
+    pub const VERSION: u16 = 2;
 }
 
 impl Lapic {
@@ -146,63 +151,51 @@ impl Lapic {
     pub fn save(&self) -> LapicState {
         let Self {
             config,
-            tsc: _,
-            base,
-            xapic_id,
-            tpr,
+            identity,
+            priority,
             spurious,
-            ldr,
-            dfr,
             command,
-            lvt,
-            error_status,
+            vectors,
             errors,
-            in_service,
-            level_triggered,
             policy,
             timer,
-            lint,
-            ext_int_message,
-            init_pending,
-            sipi_pending,
-            waiting_for_sipi,
+            pins,
+            startup,
         } = self;
-        let Timer {
-            initial,
-            divide,
-            expires,
-            deadline,
-        } = *timer;
-        LapicState {
+        let mut state = LapicState {
             version: LapicState::VERSION,
             apic_id: config.apic_id,
-            apic_base: base.get(),
-            xapic_id: *xapic_id,
-            tpr: *tpr,
+            tpr: priority.tpr(),
             spurious: spurious.0,
-            ldr: *ldr,
-            dfr: *dfr,
             command: command.0,
-            lvt: lvt.map(|lvt| lvt.0),
-            error_status: error_status.bits(),
-            errors: errors.bits(),
-            in_service: in_service.words(),
-            level_triggered: level_triggered.words(),
+            lvt: vectors.bits(),
+            error_status: errors.shown(),
+            errors: errors.collected(),
+            in_service: priority.in_service().words(),
+            level_triggered: priority.level_triggered().words(),
             policy: policy.save(),
-            timer_initial: initial,
-            timer_divide: divide,
-            timer_expires_ns: expires.map(GuestTime::as_ns),
-            tsc_deadline: deadline,
-            lint: *lint,
-            ext_int_message: *ext_int_message,
-            init_pending: *init_pending,
-            sipi_pending: *sipi_pending,
-            waiting_for_sipi: *waiting_for_sipi,
-        }
+            lint: pins.lint(),
+            ext_int_message: pins.ext_int_message(),
+            init_pending: startup.init_pending(),
+            sipi_pending: startup.sipi_pending(),
+            waiting_for_sipi: startup.waits(),
+            // Filled in below.
+            apic_base: 0,
+            xapic_id: 0,
+            ldr: 0,
+            dfr: 0,
+            timer_initial: 0,
+            timer_divide: 0,
+            timer_expires_ns: None,
+            tsc_deadline: 0,
+        };
+        identity.save(&mut state);
+        timer.save(&mut state);
+        state
     }
 
-    /// Takes a saved state over, whole or not at all. Holds taken here, the configuration and the
-    /// TSC stay. Give [`Lapic::destination`] to the fabric afterwards.
+    /// Takes a saved state over, whole or not at all. The configuration and the TSC stay. Give
+    /// [`Lapic::destination`] to the fabric afterwards.
     ///
     /// # Errors
     /// If the state is not one that [`save`](Self::save) can have made with this configuration;
@@ -226,19 +219,7 @@ impl Lapic {
                 expected: config.apic_id,
             });
         }
-        let base = ApicBase::new(state.apic_base, config.physical_address_bits, config.x2apic)
-            .ok_or(LapicRestoreError::Value {
-                field: "apic_base",
-                value: state.apic_base,
-            })?;
-        let x2apic = base.mode() == ApicMode::X2Apic;
-        agrees(
-            base.mode() == ApicMode::XApic || state.xapic_id == config.xapic_id(),
-            "xapic_id",
-            "apic_base",
-        )?;
-        agrees(!x2apic || state.ldr == 0, "ldr", "apic_base")?;
-        possible(state.dfr <= DFR_FLAT, "dfr", state.dfr.into())?;
+        let identity = Identity::from_state(state, &config)?;
         let spurious = Spurious(state.spurious);
         possible(
             state.spurious & !Spurious::writable(config.eoi_suppression) == 0,
@@ -250,121 +231,33 @@ impl Lapic {
             "command",
             state.command,
         )?;
-        let lvt = state.lvt.map(Lvt);
-        for (entry, value) in LvtEntry::ALL.into_iter().zip(lvt) {
-            Self::check_lvt(entry, value, spurious, config.tsc_deadline)?;
-        }
-        let errors = |field, bits: u32| {
-            Errors::from_bits(bits).ok_or(LapicRestoreError::Value {
-                field,
-                value: bits.into(),
-            })
-        };
-        let error_status = errors("error_status", state.error_status)?;
-        let errors = errors("errors", state.errors)?;
-        let vectors = |field, words: [u64; 4]| {
-            let [value, ..] = words;
-            VectorSet::from_words(words).ok_or(LapicRestoreError::Value { field, value })
-        };
-        let in_service = vectors("in_service", state.in_service)?;
-        let level_triggered = vectors("level_triggered", state.level_triggered)?;
-        let mut policy: InjectionPolicy = self.policy.clone();
+        let vectors = LocalVectors::from_bits(state.lvt, &config, spurious.enabled())?;
+        let errors = ErrorStatus::from_parts(state.error_status, state.errors)?;
+        let priority = Priority::from_parts(state.tpr, state.in_service, state.level_triggered)?;
+        let mut policy = self.policy.clone();
         policy
             .restore(&state.policy)
             .map_err(LapicRestoreError::Policy)?;
-        let [timer_lvt, ..] = lvt;
-        let timer = Self::check_timer(state, base.mode(), timer_lvt.timer_mode())?;
+        let on = identity.mode() != ApicMode::Disabled;
+        let mode = vectors.get(LvtEntry::Timer).timer_mode();
         let lapic = Self {
             config,
-            tsc: self.tsc,
-            base,
-            xapic_id: state.xapic_id,
-            tpr: state.tpr,
+            identity,
+            priority,
             spurious,
-            ldr: state.ldr,
-            dfr: state.dfr,
             command: Command(state.command),
-            lvt,
-            error_status,
+            vectors,
             errors,
-            in_service,
-            level_triggered,
             policy,
-            timer,
-            lint: state.lint,
-            ext_int_message: state.ext_int_message,
-            init_pending: state.init_pending,
-            sipi_pending: state.sipi_pending,
-            waiting_for_sipi: state.waiting_for_sipi,
+            timer: self.timer.restored(state, on, mode)?,
+            pins: Pins::from_parts(state.lint, state.ext_int_message),
+            startup: StartupState::from_parts(
+                state.init_pending,
+                state.sipi_pending,
+                state.waiting_for_sipi,
+            )?,
         };
         agrees(lapic.ext_int_is_consistent(), "policy.ext_int", "lint")?;
-        // Behind an INIT it may wait on a bootstrap processor too: the guest can write that bit of
-        // IA32_APIC_BASE after the start-up IPI has come. The INIT then drops it.
-        agrees(
-            state.sipi_pending.is_none() || state.waiting_for_sipi || state.init_pending,
-            "sipi_pending",
-            "waiting_for_sipi",
-        )?;
         Ok(lapic)
-    }
-
-    fn check_lvt(
-        entry: LvtEntry,
-        value: Lvt,
-        spurious: Spurious,
-        tsc_deadline: bool,
-    ) -> Result<(), LapicRestoreError> {
-        let mut legal = Lvt::writable(entry, tsc_deadline);
-        if entry == LvtEntry::Lint0 && Self::normalise_lint(value) == value {
-            legal |= Lvt::read_only(entry);
-        }
-        // Delivery is at once, so the status is never anything but idle.
-        legal &= !Lvt::read_only(LvtEntry::Timer);
-        possible(value.0 & !legal == 0, "lvt", value.0.into())?;
-        agrees(
-            spurious.enabled() || value.is_masked() || Self::from_reset(entry, value),
-            "lvt",
-            "spurious",
-        )
-    }
-
-    /// The one unmasked entry that a software-disabled APIC may have: virtual wire from reset on.
-    fn from_reset(entry: LvtEntry, value: Lvt) -> bool {
-        entry == LvtEntry::Lint0 && value == Lvt::VIRTUAL_WIRE
-    }
-
-    fn check_timer(
-        state: &LapicState,
-        apic: ApicMode,
-        mode: TimerMode,
-    ) -> Result<Timer, LapicRestoreError> {
-        possible(
-            u32::from(state.timer_divide) & !DIVIDE_WRITABLE == 0,
-            "timer_divide",
-            state.timer_divide.into(),
-        )?;
-        let counts = matches!(mode, TimerMode::OneShot | TimerMode::Periodic);
-        let (on, armed) = (apic != ApicMode::Disabled, state.timer_expires_ns.is_some());
-        agrees(
-            !armed || counts && state.timer_initial != 0,
-            "timer_expires_ns",
-            "lvt or timer_initial",
-        )?;
-        agrees(
-            state.tsc_deadline == 0 || mode == TimerMode::TscDeadline,
-            "tsc_deadline",
-            "lvt",
-        )?;
-        agrees(
-            on || !armed && state.tsc_deadline == 0,
-            "timer_expires_ns or tsc_deadline",
-            "apic_base",
-        )?;
-        Ok(Timer {
-            initial: state.timer_initial,
-            divide: state.timer_divide,
-            expires: state.timer_expires_ns.map(GuestTime::from_ns),
-            deadline: state.tsc_deadline,
-        })
     }
 }

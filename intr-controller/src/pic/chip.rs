@@ -215,7 +215,7 @@ impl Chip {
             single,
             needs_icw4,
             init: InitStep::Icw2,
-            // (a) The edge sense circuit is reset: an input must rise anew. (b) IMR is cleared.
+            // (a) The edge sense circuit is reset: an input must rise again. (b) IMR is cleared.
             // (c) IR7 is assigned priority 7. (e) Special mask mode is cleared and status read is
             // set to IRR. Of (d), the slave's address, nothing is left.
             ..Pic8259State::POWER_ON

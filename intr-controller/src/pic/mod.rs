@@ -2,25 +2,25 @@
 //!
 //! Two chips of fifteen inputs: the slave's INT output is the master's input 2. The pair is driven
 //! by its [inputs](Pic::set_line) and by the guest's [port accesses](Pic::write); it drives one
-//! line, INTR ([`Pic::intr`]), and answers the processor's two INTA cycles
+//! line, INTR ([`Pic::intr`]), and gives a vector to the processor's two INTA cycles
 //! ([`Pic::acknowledge`]).
 //!
-//! # What holds where the data sheet leaves room
+//! # Where the data sheet leaves room
 //!
 //! - **A request that falls before it is acknowledged is gone, and INT stays up** until the next
 //!   acknowledge, which then finds the default IR7 (8259A data sheet, "Edge and level triggered
 //!   modes": the input must stay high until the first INTA, "if the IR input goes low before this
 //!   time a DEFAULT IR7 will occur"). So a glitch on an input of the slave ends in the slave's
-//!   vector 7 with the master's ISR bit 2 set. KVM and QEMU keep an edge for ever, and forget a
-//!   level on the master without a trace. A device that signals by a pulse means one that is long
-//!   enough: [`Pic::pulse`].
+//!   vector 7 with the master's ISR bit 2 set. KVM and QEMU keep an edge forever, and forget a
+//!   level on the master without a trace. For a device that signals by a pulse, which would be long
+//!   enough on a real machine, there is [`Pic::pulse`].
 //! - **Masking** takes INT down again: the resolver looks at IRR and IMR.
 //! - **ICW1** also clears ISR, IRR and the rotation of automatic EOI, none of which are in the data
-//!   sheet's list, because an operating system that starts anew cannot send the EOIs of the one
-//!   before it. KVM keeps ISR.
+//!   sheet's list, because an operating system that starts again cannot send the EOIs of the
+//!   previous one. KVM keeps ISR.
 //! - **ICW3** is read and ignored, as in the chipsets, which fix the wiring; and a chip between
 //!   ICW1 and the last ICW raises no INT, since it has no vector yet.
-//! - **8080 mode** (ICW4 bit 0 clear, or no ICW4) answers INTA as 8086 mode does.
+//! - **8080 mode** (ICW4 bit 0 clear, or no ICW4) responds to INTA as 8086 mode does.
 //! - **A poll that finds nothing** reads 0; **a chip at power-on** is initialised, unmasked, with
 //!   vectors from 0, which is what KVM's is.
 //! - **Accesses wider than a byte** are split by the bus into bytes at ascending ports, as on
@@ -108,7 +108,5 @@ impl EndedInputs {
     }
 }
 
-#[cfg(test)]
-mod model_tests;
 #[cfg(test)]
 mod tests;

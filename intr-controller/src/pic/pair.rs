@@ -123,7 +123,7 @@ impl Pic {
     }
 
     /// The two INTA cycles. Call it when the interrupt is injected, not before: it cannot be taken
-    /// back. Without a request it answers as the chips do, with a spurious vector.
+    /// back. Without a request the result is a spurious vector, as on the chips.
     pub fn acknowledge(&mut self) -> Acknowledge {
         let master = self.master.take();
         if master.level != Some(CASCADE) {
@@ -254,8 +254,8 @@ impl Pic {
         self.master.drive(CASCADE, int, Fall::Quiet);
     }
 
-    /// INT falls with the INTA cycle and rises again for what else waits, so that the master sees
-    /// an edge for each.
+    /// INT falls with the INTA cycle and rises again for the next request: the master sees an edge for
+    /// each.
     fn slave_acknowledged(&mut self) {
         self.master.drive(CASCADE, false, Fall::Quiet);
         self.rewire();

@@ -138,7 +138,7 @@ impl PitChannelState {
     /// Modes 2 and 3.
     fn cycle_on(&mut self, mut ticks: u64, rises: &mut Rises) {
         if self.null_count {
-            // A count that was written meanwhile is loaded at the end of the cycle, in mode 3 of
+            // A count that was written during the cycle is loaded at the end of the cycle, in mode 3 of
             // the half-cycle.
             let high = high_half(self.cycle);
             let ends_high = self.mode() == Mode::SquareWave && self.phase < high && self.cycle > 1;

@@ -101,7 +101,7 @@ impl Pit {
     }
 
     /// When channel 0's output rises next, if the guest writes nothing: call [`Self::irq0`] then. In
-    /// the past if it rose already and nobody has asked.
+    /// the past if it rose already and [`Self::irq0`] was not called since.
     #[must_use]
     pub fn next_deadline(&self) -> Option<GuestTime> {
         let [channel_0, ..] = &self.state.channels;

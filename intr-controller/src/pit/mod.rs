@@ -30,6 +30,4 @@ pub use clock::PitTicks;
 pub use state::{PitChannelState, PitRestoreError, PitState};
 
 #[cfg(test)]
-mod model_tests;
-#[cfg(test)]
 mod tests;

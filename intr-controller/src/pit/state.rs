@@ -191,11 +191,11 @@ impl PitChannelState {
 pub struct PitState {
     /// The layout, [`PitState::VERSION`].
     pub version: u16,
-    /// The moment that the counters are shown at.
+    /// The time that the counters are shown at.
     pub at: PitTicks,
     /// The counters.
     pub channels: [PitChannelState; 3],
-    /// Rises of channel 0's output that nobody has asked for yet.
+    /// Rises of channel 0's output that [`Pit::irq0`](super::Pit::irq0) has not returned yet.
     pub rises: u64,
     /// Bits 3 to 1 of port 0x61. (Bit 0 is channel 2's gate.)
     pub port_61: u8,

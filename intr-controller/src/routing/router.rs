@@ -75,7 +75,9 @@ impl GsiRouter {
     }
 
     /// The table that KVM starts with: GSI `n` goes to IOAPIC pin `n`, and below 16 to input `n` of
-    /// the 8259A pair as well (KVM also lists input 2, where no device can be).
+    /// the 8259A pair as well (KVM also lists input 2, where no device can be). For a VMM without an
+    /// 8254; with one, kernels that know PCs look for its interrupt at IOAPIC pin 2
+    /// ([`Self::pc_entries`]).
     #[must_use]
     pub fn identity_entries() -> Vec<RouteEntry> {
         let pic = (0..16).filter(|pin| *pin != 2).map(|pin| RouteEntry {
@@ -89,18 +91,27 @@ impl GsiRouter {
         pic.chain(ioapic).collect()
     }
 
-    /// The table of a PC whose ACPI tables say that ISA interrupt 0 is IOAPIC pin 2: as
-    /// [`Self::identity_entries`], but for that.
+    /// The table of a PC, as QEMU and VirtualBox have it: [`Self::identity_entries`], but GSI 0, the
+    /// 8254's interrupt, goes to IOAPIC pin 2 ([`Self::PC_TIMER_PIN`]). Nothing goes to IOAPIC pin 0,
+    /// and GSI 2 has no route.
+    ///
+    /// A guest learns this from an interrupt source override in the MADT (ISA 0 is at global system
+    /// interrupt 2), or from the MP table (ISA 0 is at pin 2). ACPI counts the IOAPIC's pins there; a
+    /// [`Gsi`] counts lines of devices, as KVM does.
     #[must_use]
     pub fn pc_entries() -> Vec<RouteEntry> {
         let mut entries = Self::identity_entries();
-        entries.retain(|entry| entry.target != RouteTarget::IoApic(0) && entry.gsi != Gsi(2));
-        entries.push(RouteEntry {
-            gsi: Gsi(0),
-            target: RouteTarget::IoApic(2),
-        });
+        entries.retain(|entry| entry.gsi.0 != u32::from(Self::PC_TIMER_PIN));
+        for entry in &mut entries {
+            if entry.target == RouteTarget::IoApic(0) {
+                entry.target = RouteTarget::IoApic(Self::PC_TIMER_PIN);
+            }
+        }
         entries
     }
+
+    /// The IOAPIC pin of the 8254's interrupt in a PC.
+    pub const PC_TIMER_PIN: u8 = 2;
 
     /// The table.
     #[must_use]

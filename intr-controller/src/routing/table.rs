@@ -103,8 +103,8 @@ pub enum RouteError {
         /// The entry.
         index: usize,
     },
-    /// `asserted` of a saved state: a GSI without a route, one that is there twice, or one that
-    /// nobody asserts.
+    /// `asserted` of a saved state: a GSI without a route, one that is there twice, or one
+    /// without a source.
     #[error("asserted[{index}]: GSI {gsi} has no route, is there twice, or has no source")]
     Asserted {
         /// The entry.

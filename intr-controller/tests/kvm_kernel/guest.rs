@@ -1,7 +1,7 @@
 //! The [real-mode guest](crate::real_mode) with KVM's own interrupt chips.
 
-use intr_controller::kvm::{KernelIrqchip, MsiOutcome, Observation, VcpuInterrupts};
-use intr_controller::{HostMask, MsiMessage};
+use intr_controller::MsiMessage;
+use intr_controller::kvm::{KernelIrqchip, MsiOutcome, Observation, observe};
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_IRQCHIP_PIC_MASTER,
     kvm_guest_debug, kvm_irqchip, kvm_lapic_state,
@@ -22,7 +22,6 @@ pub(crate) const PIC_LEVEL_INPUT: u8 = 5;
 pub(crate) struct Guest {
     pub(crate) vcpu: VcpuFd,
     pub(crate) chip: KernelIrqchip<VmFd>,
-    pub(crate) interrupts: VcpuInterrupts,
     /// What the VMM's composer of `kvm_guest_debug` would keep.
     block_irq: bool,
     memory: RealMode,
@@ -43,7 +42,6 @@ impl Guest {
         let guest = Self {
             vcpu,
             chip,
-            interrupts: VcpuInterrupts::new(),
             block_irq: false,
             memory,
         };
@@ -52,27 +50,13 @@ impl Guest {
         guest
     }
 
-    /// What the VMM does with the answer of a hold or a release.
-    pub(crate) fn apply(&mut self, mask: HostMask) {
-        match mask {
-            HostMask::Unchanged => {}
-            HostMask::Set => self.block_irq = true,
-            HostMask::Clear => self.block_irq = false,
-        }
-    }
-
-    pub(crate) fn hold(&mut self) {
-        let mask = self.interrupts.hold();
-        self.apply(mask);
-    }
-
-    pub(crate) fn release(&mut self) {
-        let mask = self.interrupts.release().unwrap();
-        self.apply(mask);
+    /// Has the steps from here on set KVM_GUESTDBG_BLOCKIRQ, or not.
+    pub(crate) fn mask(&mut self, masked: bool) {
+        self.block_irq = masked;
     }
 
     pub(crate) fn observe(&self) -> Observation {
-        self.interrupts.observe(&self.vcpu, &self.chip).unwrap()
+        observe(&self.vcpu, &self.chip, self.block_irq).unwrap()
     }
 
     /// Steps. Returns how many of the steps ended outside the loop.

@@ -12,9 +12,9 @@ mod guest;
 mod real_mode;
 
 use guest::{Guest, PIC_BASE, PIC_LEVEL_INPUT, put, set_in_service};
-use intr_controller::kvm::{CreateError, KernelIrqchip, MsiOutcome};
+use intr_controller::kvm::{CreateError, KernelIrqchip, MsiOutcome, observe};
 use intr_controller::{
-    Activity, BlockReasons, Decision, Event, Gsi, MsiMessage, NMI_LIMIT, NotHeld, VectorSet,
+    Activity, BlockReasons, Decision, Event, Gsi, MsiMessage, NMI_LIMIT, VectorSet,
 };
 use kvm_bindings::KVM_CAP_X86_SMM;
 use kvm_ioctls::Kvm;
@@ -58,43 +58,21 @@ fn without_the_mask_the_interrupt_lands() {
 #[test]
 fn a_masked_interrupt_is_seen_withheld_and_delivered_once() {
     let mut guest = Guest::new(FLAGS_IF);
-    guest.hold();
+    guest.mask(true);
     guest.msi(0x40);
     let observed = guest.observe();
-    assert_eq!(
-        observed.to_string(),
-        "vector 0x40 pending; blocked: masked by 1 hold"
-    );
+    assert_eq!(observed.to_string(), "vector 0x40 pending; blocked: masked");
     assert!(matches!(observed.decision, Decision::Blocked(_)));
 
     assert_eq!(guest.step(STEPS), 0);
     assert_eq!(guest.log(), []);
     assert_eq!(guest.observe(), observed);
 
-    guest.release();
+    guest.mask(false);
     assert_eq!(guest.observe().decision, Decision::Inject(fixed(0x40)));
     guest.step(STEPS);
     assert_eq!(guest.log(), [0x40]);
     guest.edit_lapic(|page| set_in_service(page, None));
-    guest.step(STEPS);
-    assert_eq!(guest.log(), [0x40]);
-}
-
-#[test]
-fn the_mask_lasts_until_the_last_hold() {
-    let mut guest = Guest::new(FLAGS_IF);
-    guest.hold();
-    guest.hold();
-    guest.msi(0x40);
-    guest.release();
-    guest.step(STEPS);
-    assert_eq!(guest.log(), []);
-    assert_eq!(
-        guest.observe().to_string(),
-        "vector 0x40 pending; blocked: masked by 1 hold"
-    );
-    guest.release();
-    assert_eq!(guest.interrupts.release(), Err(NotHeld));
     guest.step(STEPS);
     assert_eq!(guest.log(), [0x40]);
 }
@@ -110,15 +88,15 @@ fn if_0_is_reported_with_and_without_the_mask() {
     guest.step(STEPS);
     assert_eq!(guest.log(), []);
 
-    guest.hold();
+    guest.mask(true);
     assert_eq!(
         guest.observe().to_string(),
-        "vector 0x40 pending; blocked: masked by 1 hold, IF=0"
+        "vector 0x40 pending; blocked: masked, IF=0"
     );
     guest.set_flags(FLAGS_IF);
     guest.step(STEPS);
     assert_eq!(guest.log(), []);
-    guest.release();
+    guest.mask(false);
     guest.step(STEPS);
     assert_eq!(guest.log(), [0x40]);
 }
@@ -126,7 +104,7 @@ fn if_0_is_reported_with_and_without_the_mask() {
 #[test]
 fn the_same_vector_merges_and_different_ones_are_delivered_by_priority() {
     let mut guest = Guest::new(FLAGS_IF);
-    guest.hold();
+    guest.mask(true);
     for number in [0x41, 0x50, 0x41, 0x50, 0x41] {
         guest.msi(number);
     }
@@ -138,7 +116,7 @@ fn the_same_vector_merges_and_different_ones_are_delivered_by_priority() {
     guest.step(STEPS);
     assert_eq!(guest.log(), []);
 
-    guest.release();
+    guest.mask(false);
     guest.step(STEPS);
     if !is_pvm() {
         // Without an EOI the lower one waits for the higher.
@@ -192,15 +170,12 @@ fn the_task_priority_is_seen() {
 #[test]
 fn a_masked_nmi_is_seen_withheld_and_delivered_once() {
     let mut guest = Guest::new(FLAGS);
-    guest.hold();
+    guest.mask(true);
     guest.vcpu.nmi().unwrap();
-    assert_eq!(
-        guest.observe().to_string(),
-        "NMI pending; blocked: masked by 1 hold"
-    );
+    assert_eq!(guest.observe().to_string(), "NMI pending; blocked: masked");
     assert_eq!(guest.step(STEPS), 0);
     assert_eq!(guest.log(), []);
-    guest.release();
+    guest.mask(false);
     guest.step(STEPS);
     assert_eq!(guest.log(), [0x02]);
     assert_eq!(guest.observe().decision, Decision::Idle);
@@ -209,7 +184,7 @@ fn a_masked_nmi_is_seen_withheld_and_delivered_once() {
 #[test]
 fn of_many_masked_nmis_two_are_delivered() {
     let mut guest = Guest::new(FLAGS);
-    guest.hold();
+    guest.mask(true);
     for _ in 0..5 {
         guest.vcpu.nmi().unwrap();
     }
@@ -217,7 +192,7 @@ fn of_many_masked_nmis_two_are_delivered() {
     assert_eq!(guest.log(), []);
     // Kernels before 6.3 report whether, not how many.
     assert!((1..=NMI_LIMIT).contains(&guest.observe().pending.nmis()));
-    guest.release();
+    guest.mask(false);
     guest.step(STEPS);
     assert_eq!(guest.log(), [0x02, 0x02]);
 }
@@ -225,17 +200,14 @@ fn of_many_masked_nmis_two_are_delivered() {
 #[test]
 fn a_masked_smi_is_seen_and_withheld() {
     let mut guest = Guest::new(FLAGS);
-    guest.hold();
+    guest.mask(true);
     if guest.chip.vm().check_extension_raw(KVM_CAP_X86_SMM.into()) == 0 {
         // A KVM built without SMM: refused, and not ignored.
         assert_eq!(guest.vcpu.smi().unwrap_err().errno(), libc::ENOTTY);
         return;
     }
     guest.vcpu.smi().unwrap();
-    assert_eq!(
-        guest.observe().to_string(),
-        "SMI pending; blocked: masked by 1 hold"
-    );
+    assert_eq!(guest.observe().to_string(), "SMI pending; blocked: masked");
     assert_eq!(guest.step(STEPS), 0);
     let observed = guest.observe();
     assert!(observed.pending.smi() && !observed.vcpu.in_smm);
@@ -246,17 +218,17 @@ fn a_masked_8259a_interrupt_is_seen_withheld_and_delivered_once() {
     let mut guest = Guest::new(FLAGS_IF);
     guest.enable_pic();
     assert_eq!(guest.observe().decision, Decision::Idle);
-    guest.hold();
+    guest.mask(true);
     for level in [true, false, true, false] {
         guest.chip.set_irq_line(Gsi(3), level).unwrap();
     }
     assert_eq!(
         guest.observe().to_string(),
-        "ExtINT pending; blocked: masked by 1 hold"
+        "ExtINT pending; blocked: masked"
     );
     assert_eq!(guest.step(STEPS), 0);
     assert_eq!(guest.log(), []);
-    guest.release();
+    guest.mask(false);
     guest.step(STEPS);
     assert_eq!(guest.log(), [PIC_BASE + 3]);
     assert_eq!(guest.observe().decision, Decision::Idle);
@@ -328,18 +300,18 @@ fn halted_and_masked_the_interrupt_ends_hlt_and_stays_pending() {
     assert_eq!(asleep.vcpu.activity, Activity::Halted);
     assert_eq!(asleep.decision, Decision::Idle);
 
-    guest.hold();
+    guest.mask(true);
     guest.msi(0x40);
     assert_eq!(
         guest.observe().to_string(),
-        "vector 0x40 pending; blocked: masked by 1 hold; ends HLT"
+        "vector 0x40 pending; blocked: masked; ends HLT"
     );
     assert_eq!(guest.step(STEPS), 0);
     assert_eq!(guest.log(), []);
     let awake = guest.observe();
     assert_eq!(awake.vcpu.activity, Activity::Running);
     assert!(matches!(awake.decision, Decision::Blocked(_)));
-    guest.release();
+    guest.mask(false);
     guest.step(STEPS);
     assert_eq!(guest.log(), [0x40]);
 }
@@ -365,7 +337,7 @@ fn the_sti_shadow_is_seen() {
 fn observing_changes_nothing() {
     let mut guest = Guest::new(FLAGS_IF);
     guest.enable_pic();
-    guest.hold();
+    guest.mask(true);
     guest.msi(0x40);
     guest.msi(0x91);
     guest.vcpu.nmi().unwrap();
@@ -393,7 +365,7 @@ fn an_application_processor_waits_for_its_sipi() {
     let guest = Guest::new(FLAGS_IF);
     let second = guest.chip.vm().create_vcpu(1).unwrap();
     second.nmi().unwrap();
-    let observed = guest.interrupts.observe(&second, &guest.chip).unwrap();
+    let observed = observe(&second, &guest.chip, false).unwrap();
     assert_eq!(
         observed.to_string(),
         "NMI pending; blocked: waiting for a start-up IPI"

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use intr_controller::board::{Board, BoardState};
+use intr_controller::chipset::{Chipset, ChipsetState};
 use intr_controller::ioapic::{IoApicPins, IoApicState, IoApicVersion};
 use intr_controller::kvm::{
     KernelIrqchip, KvmLapic, MsiOutcome, SplitEntry, SplitIrqchip, SplitVcpu, UserEntry, UserVcpu,
@@ -57,7 +57,7 @@ pub(crate) struct Moving {
     pub(crate) regs: kvm_regs,
     pub(crate) sregs: kvm_sregs,
     pub(crate) lapic: LapicState,
-    pub(crate) board: BoardState,
+    pub(crate) chipset: ChipsetState,
 }
 
 /// Where the guest is.
@@ -71,12 +71,12 @@ enum Chips {
     Kernel(KernelIrqchip<VmFd>),
     Split {
         chip: SplitIrqchip<VmFd>,
-        board: Box<Board>,
+        chipset: Box<Chipset>,
         vcpu: SplitVcpu,
     },
     User {
         _vm: VmFd,
-        board: Box<Board>,
+        chipset: Box<Chipset>,
         vcpu: Box<UserVcpu>,
     },
 }
@@ -87,10 +87,10 @@ pub(crate) struct Machine {
     clock: Clock,
 }
 
-/// A board with the PC's routes, whose IOAPIC is as KVM's is.
-pub(crate) fn board() -> Board {
+/// A chipset with the PC's routes, whose IOAPIC is as KVM's is.
+pub(crate) fn chipset() -> Chipset {
     let format = DestinationFormat::Xapic;
-    Board::new(&GsiRouter::pc_entries(), IoApicVersion::V11, format).unwrap()
+    Chipset::new(&GsiRouter::pc_entries(), IoApicVersion::V11, format).unwrap()
 }
 
 fn device() -> SourceId {
@@ -128,7 +128,7 @@ impl Machine {
                 let vcpu = new_vcpu(chip.vm());
                 let chips = Chips::Split {
                     chip,
-                    board: Box::new(board()),
+                    chipset: Box::new(chipset()),
                     vcpu: SplitVcpu::default(),
                 };
                 (vcpu, chips)
@@ -137,7 +137,7 @@ impl Machine {
                 let vcpu = new_vcpu(&vm);
                 let chips = Chips::User {
                     _vm: vm,
-                    board: Box::new(board()),
+                    chipset: Box::new(chipset()),
                     vcpu: Box::new(UserVcpu::new(config(&vcpu))),
                 };
                 (vcpu, chips)
@@ -165,34 +165,34 @@ impl Machine {
     pub(crate) fn save(mut self) -> Moving {
         self.complete();
         let now = self.clock.now();
-        let (lapic, board) = match &mut self.chips {
+        let (lapic, chipset) = match &mut self.chips {
             Chips::Kernel(chip) => {
-                let mut board = board();
+                let mut chipset = chipset();
                 let ioapic = ioapic_state(chip.vm());
                 let raised = ioapic.lines.contains(pin(LINE));
                 // What it sends is in KVM's local APIC.
-                board.set_line(LINE, device(), raised, |_| ()).unwrap();
-                let board = BoardState {
+                chipset.set_line(LINE, device(), raised, |_| ()).unwrap();
+                let chipset = ChipsetState {
                     pic: pic_state(chip.vm()),
                     ioapic,
                     pit: pit_state(chip.vm(), now),
-                    ..board.save()
+                    ..chipset.save()
                 };
-                (kvm_lapic(&self.vcpu, now), board)
+                (kvm_lapic(&self.vcpu, now), chipset)
             }
-            Chips::Split { board, .. } => (kvm_lapic(&self.vcpu, now), board.save()),
-            Chips::User { board, vcpu, .. } => {
+            Chips::Split { chipset, .. } => (kvm_lapic(&self.vcpu, now), chipset.save()),
+            Chips::User { chipset, vcpu, .. } => {
                 // Under the mask KVM has nothing that the guest has not.
                 let entry = vcpu.prepare(&mut self.vcpu, true, now, Duration::ZERO);
                 assert_eq!(entry.unwrap(), UserEntry::Run);
-                (vcpu.lapic().save(), board.save())
+                (vcpu.lapic().save(), chipset.save())
             }
         };
         Moving {
             regs: self.vcpu.get_regs().unwrap(),
             sregs: self.vcpu.get_sregs().unwrap(),
             lapic,
-            board,
+            chipset,
         }
     }
 
@@ -214,21 +214,21 @@ impl Machine {
             Chips::Kernel(chip) => {
                 let vm = chip.vm();
                 self.vcpu.set_lapic(&kvm.page).unwrap();
-                set_pics(vm, moving.board.pic.to_kvm().unwrap());
-                set_ioapic(vm, moving.board.ioapic.to_kvm().unwrap());
-                vm.set_pit2(&moving.board.pit.to_kvm(monotonic_ns()))
+                set_pics(vm, moving.chipset.pic.to_kvm().unwrap());
+                set_ioapic(vm, moving.chipset.ioapic.to_kvm().unwrap());
+                vm.set_pit2(&moving.chipset.pit.to_kvm(monotonic_ns()))
                     .unwrap();
                 // KVM keeps who holds a line beside the chips.
-                let raised = moving.board.ioapic.lines.contains(pin(LINE));
+                let raised = moving.chipset.ioapic.lines.contains(pin(LINE));
                 chip.set_irq_line(LINE, raised).unwrap();
             }
-            Chips::Split { chip, board, .. } => {
-                board.restore(&moving.board).unwrap();
-                chip.route(&board.ioapic().eoi_routes()).unwrap();
+            Chips::Split { chip, chipset, .. } => {
+                chipset.restore(&moving.chipset).unwrap();
+                chip.route(&chipset.ioapic().eoi_routes()).unwrap();
                 self.vcpu.set_lapic(&kvm.page).unwrap();
             }
-            Chips::User { board, vcpu, .. } => {
-                board.restore(&moving.board).unwrap();
+            Chips::User { chipset, vcpu, .. } => {
+                chipset.restore(&moving.chipset).unwrap();
                 *vcpu.lapic_mut() = lapic;
             }
         }
@@ -266,9 +266,9 @@ impl Machine {
         let mut sent = Vec::new();
         match &mut self.chips {
             Chips::Kernel(chip) => chip.set_irq_line(LINE, up).unwrap(),
-            Chips::Split { board, .. } | Chips::User { board, .. } => {
+            Chips::Split { chipset, .. } | Chips::User { chipset, .. } => {
                 let deliver = |message| sent.push(message);
-                board.set_line(LINE, device(), up, deliver).unwrap();
+                chipset.set_line(LINE, device(), up, deliver).unwrap();
             }
         }
         self.deliver(sent);
@@ -276,18 +276,18 @@ impl Machine {
 
     fn end_of_interrupt(&mut self, vector: u8) {
         let mut sent = Vec::new();
-        let board = match &mut self.chips {
+        let chipset = match &mut self.chips {
             Chips::Kernel(_) => panic!("KVM's IOAPIC hears its own EOIs"),
-            Chips::Split { board, .. } => {
-                let awaited = !board.ioapic().awaiting_eoi(vector).is_empty();
+            Chips::Split { chipset, .. } => {
+                let awaited = !chipset.ioapic().awaiting_eoi(vector).is_empty();
                 if !awaited || !SplitVcpu::broadcasts_eoi(&self.vcpu, vector).unwrap() {
                     return;
                 }
-                board
+                chipset
             }
-            Chips::User { board, .. } => board,
+            Chips::User { chipset, .. } => chipset,
         };
-        let _ = board.eoi(vector, |message| sent.push(message));
+        let _ = chipset.eoi(vector, |message| sent.push(message));
         self.deliver(sent);
     }
 
@@ -296,8 +296,8 @@ impl Machine {
         let now = self.clock.now();
         match &mut self.chips {
             Chips::Kernel(_) => {}
-            Chips::Split { board, vcpu, .. } => {
-                let entry = vcpu.prepare(&mut self.vcpu, board.intr(), false);
+            Chips::Split { chipset, vcpu, .. } => {
+                let entry = vcpu.prepare(&mut self.vcpu, chipset.intr(), false);
                 assert_eq!(entry.unwrap(), SplitEntry::Run);
             }
             Chips::User { vcpu, .. } => {

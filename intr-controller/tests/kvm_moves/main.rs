@@ -52,10 +52,10 @@ fn programmed(memory: &Memory, clock: Clock, expires: u32) -> Moving {
     ] {
         let _ = lapic.mmio_write(register, &u32::to_le_bytes(value), now);
     }
-    let mut board = machine::board();
+    let mut chipset = machine::chipset();
     for (register, value) in [(0x1b, 0), (0x1a, 0x8000 | u32::from(LEVEL))] {
-        let _ = board.write_memory(0xfec0_0000, &[register], |_| ());
-        let _ = board.write_memory(0xfec0_0010, &u32::to_le_bytes(value), |_| ());
+        let _ = chipset.write_memory(0xfec0_0000, &[register], |_| ());
+        let _ = chipset.write_memory(0xfec0_0010, &u32::to_le_bytes(value), |_| ());
     }
     for (port, value) in [
         (0x20, 0x11),
@@ -73,11 +73,11 @@ fn programmed(memory: &Memory, clock: Clock, expires: u32) -> Moving {
         (0x42, 0x34),
         (0x42, 0x12),
     ] {
-        board.write_port(port, &[value], now, |_| ());
+        chipset.write_port(port, &[value], now, |_| ());
     }
     Moving {
         lapic: lapic.save(),
-        board: board.save(),
+        chipset: chipset.save(),
         ..machine.save()
     }
 }
@@ -153,8 +153,8 @@ fn in_a_handler(from: Mode, to: Mode, expires: u32) -> Option<()> {
     assert_eq!(moving.lapic.in_service, set(in_service), "ISR");
     assert_eq!(moving.lapic.level_triggered, set(&[LEVEL]), "TMR");
     let pin = IoApicPin::new(u8::try_from(LINE.0).unwrap()).unwrap();
-    let entry = moving.board.ioapic.entries[usize::from(pin.get())];
-    assert!(entry.remote_irr() && moving.board.ioapic.lines.contains(pin));
+    let entry = moving.chipset.ioapic.entries[usize::from(pin.get())];
+    assert!(entry.remote_irr() && moving.chipset.ioapic.lines.contains(pin));
 
     let mut after = machine(to, &memory, clock, &moving);
     until_handler(&mut after, &memory, LOW);
@@ -182,15 +182,18 @@ fn in_a_handler(from: Mode, to: Mode, expires: u32) -> Option<()> {
     let ended = after.save();
     assert_eq!(ended.lapic.in_service, [0; 4]);
     assert_eq!(ended.lapic.policy.fixed, [0; 4]);
-    assert!(!ended.board.ioapic.entries[usize::from(pin.get())].remote_irr());
-    let (pic, was) = (ended.board.pic, moving.board.pic);
+    assert!(!ended.chipset.ioapic.entries[usize::from(pin.get())].remote_irr());
+    let (pic, was) = (ended.chipset.pic, moving.chipset.pic);
     for (now, was) in [(pic.master, was.master), (pic.slave, was.slave)] {
         assert_eq!(
             (now.vector_base, now.imr, now.init),
             (was.vector_base, was.imr, was.init)
         );
     }
-    let (pit, was) = (ended.board.pit.channels[2], moving.board.pit.channels[2]);
+    let (pit, was) = (
+        ended.chipset.pit.channels[2],
+        moving.chipset.pit.channels[2],
+    );
     assert_eq!((pit.control, pit.reload), (was.control, was.reload));
     Some(())
 }

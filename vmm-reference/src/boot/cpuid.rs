@@ -18,7 +18,7 @@ pub(crate) struct CpuidTables {
 }
 
 impl CpuidTables {
-    /// Asks KVM once; the answer holds for each of the `count` vCPUs. `x2apic` says whether they
+    /// Asks KVM once; the result is the same for each of the `count` vCPUs. `x2apic` says whether they
     /// have that mode.
     pub(crate) fn new(
         kvm: &Kvm,

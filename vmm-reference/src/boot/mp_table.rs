@@ -2,6 +2,7 @@
 //! finds the other processors and learns how interrupts are wired. Debian's generic kernel does
 //! with `acpi=off`; its cloud kernel has no code for it.
 
+use intr_controller::routing::GsiRouter;
 use thiserror::Error;
 use vm_memory::Bytes;
 
@@ -30,6 +31,10 @@ const LOCAL_APIC_VERSION: u8 = 0x14;
 const IOAPIC_VERSION: u8 = 0x11;
 /// IOAPIC pins, and as many ISA interrupts.
 const ISA_IRQS: u8 = 16;
+/// The PIT's.
+const TIMER_IRQ: u8 = 0;
+/// The one that the second 8259 has at the first.
+const CASCADE: u8 = 2;
 
 /// Entry types (table 4-3).
 const PROCESSOR: u8 = 0;
@@ -70,11 +75,16 @@ fn table(cpus: u8) -> Vec<u8> {
     let mut ioapic = vec![IOAPIC, ioapic_id, IOAPIC_VERSION, ENABLED];
     ioapic.extend(layout::IOAPIC.to_le_bytes());
     entries.push(ioapic);
-    // ISA interrupt n arrives at pin n, as KVM's default routing has it, the PIT's 0 included
-    // (KVM_CREATE_IRQCHIP in api.rst). 2 is the second 8259's.
-    for irq in (0..ISA_IRQS).filter(|&irq| irq != 2) {
+    // ISA interrupt n arrives at pin n, but the PIT's 0 at pin 2, as in every PC
+    // (`GsiRouter::pc_entries`). ISA interrupt 2 is the second 8259's.
+    for irq in (0..ISA_IRQS).filter(|&irq| irq != CASCADE) {
+        let pin = if irq == TIMER_IRQ {
+            GsiRouter::PC_TIMER_PIN
+        } else {
+            irq
+        };
         // Polarity and trigger "conform to the bus": high and edge for ISA.
-        entries.push(vec![IO_INTERRUPT, INT, 0, 0, 0, irq, ioapic_id, irq]);
+        entries.push(vec![IO_INTERRUPT, INT, 0, 0, 0, irq, ioapic_id, pin]);
     }
     // LINT0 is the 8259's interrupt on the bootstrap processor, LINT1 the NMI on all (4.3.5).
     entries.push(vec![LOCAL_INTERRUPT, EXT_INT, 0, 0, 0, 0, 0, 0]);
@@ -184,6 +194,26 @@ mod tests {
         }
         assert_eq!(at, length, "the entries fill the table exactly");
         assert_eq!(apic_ids, [0, 1, 2]);
+    }
+
+    #[test]
+    fn isa_interrupt_n_is_at_pin_n_but_the_pit_at_pin_2() {
+        let table = table(1);
+        // The header, a processor (20 bytes), a bus and an IOAPIC (8 each).
+        let interrupts: Vec<(u8, u8)> = table[44 + 20 + 8 + 8..]
+            .chunks(8)
+            .filter(|entry| entry[0] == 3)
+            .map(|entry| {
+                assert_eq!(entry[1..5], [0, 0, 0, 0], "INT, of the bus, ISA");
+                assert_eq!(entry[6], 1, "the IOAPIC's id");
+                (entry[5], entry[7])
+            })
+            .collect();
+        let expected: Vec<_> = [(0, 2), (1, 1)]
+            .into_iter()
+            .chain((3..16).map(|irq| (irq, irq)))
+            .collect();
+        assert_eq!(interrupts, expected);
     }
 
     #[test]

@@ -39,10 +39,10 @@ pub struct KernelLines {
 }
 
 impl KernelLines {
-    /// All lines are down. The table is the one that KVM starts with.
+    /// All lines are down. The table is that of [`KernelIrqchip::new`].
     #[must_use]
     pub fn new(irqchip: Arc<KernelIrqchip<Arc<VmFd>>>) -> Self {
-        let routes = GsiRouter::identity_entries();
+        let routes = GsiRouter::pc_entries();
         let router = GsiRouter::new(&routes, intr_controller::DestinationFormat::default());
         Self {
             irqchip,
@@ -83,11 +83,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_24_lines_go_somewhere() {
-        let router = GsiRouter::new(&GsiRouter::identity_entries(), Default::default()).unwrap();
-        for gsi in 0..24 {
+    fn all_lines_but_the_cascade_of_the_8259as_have_a_route() {
+        let router = GsiRouter::new(&GsiRouter::pc_entries(), Default::default()).unwrap();
+        for gsi in (0..24).filter(|gsi| *gsi != 2) {
             assert!(router.targets(Gsi(gsi)).is_ok(), "{gsi}");
         }
-        assert!(router.targets(Gsi(24)).is_err());
+        for gsi in [2, 24] {
+            assert!(router.targets(Gsi(gsi)).is_err(), "{gsi}");
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! The interrupt chips of a machine, in the three modes of `--irqchip`.
 //!
 //! [`Irqchip`] is what the rest of the machine sees: lines, messages and descriptors of devices go
-//! in, and the vCPUs' threads ask it before they enter the guest. `kernel` has KVM do all that;
-//! `user` and `split` have a [board](intr_controller::board) of ours.
+//! in, and the vCPUs' threads ask it before they enter the guest. Each mode implements one trait,
+//! `Chips`. In `kernel` mode KVM does all the work; `split` and `user` emulate a
+//! [chipset](intr_controller::chipset), and `user` the local APICs too.
 
-mod clock;
-mod shared;
+mod chips;
+mod chipset;
+mod kernel;
 mod split;
 mod user;
 
@@ -15,14 +17,12 @@ use std::sync::Arc;
 
 use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{
-    CallError, CreateError, KernelIrqchip, Observation, ObserveError, SplitIrqchip, VcpuInterrupts,
+    CallError, CreateError, KernelIrqchip, Observation, ObserveError, SplitIrqchip,
 };
 use intr_controller::pic::Pic;
 use intr_controller::pit::Pit;
 use intr_controller::routing::SourceId;
-use intr_controller::{
-    DestinationFormat, DestinationsError, Gsi, IrqchipMode, LapicConfig, MsiMessage,
-};
+use intr_controller::{DestinationsError, Gsi, IrqchipMode, LapicConfig, MsiMessage};
 use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
     kvm_enable_cap,
@@ -33,51 +33,50 @@ use vcpu_caps::VcpuId;
 use vcpu_caps::cpuid::{LocalApic, filtered_msrs};
 use vmm_sys_util::eventfd::EventFd;
 
-pub use clock::{GuestClock, Moment};
-pub(crate) use shared::BoardThread;
-pub use shared::SharedBoardError;
-pub use split::SplitChips;
-pub use user::UserChips;
+pub(crate) use chipset::ChipsetThread;
+pub use chipset::SharedChipsetError;
 
+use crate::clock::GuestClock;
 use crate::devices::{DeviceError, Devices, InterruptLines, KernelLines};
-use crate::entry::{Entering, Permit};
+use crate::entry::{Entering, MustStop, Permit};
 use crate::layout;
-use crate::vcpu::{MustStop, Waker};
-use shared::{OnTheBus, Processors, SharedBoard};
-use split::SplitProcessors;
-use user::UserProcessors;
+use crate::wake::Waker;
+use chips::Chips;
+use chipset::{OnTheBus, Processors, SharedChipset};
+use split::{SplitChips, SplitProcessors};
+use user::{UserChips, UserProcessors};
 
-/// The chips could not be made.
+/// The chips could not be created.
 #[derive(Debug, Error)]
 pub enum IrqchipError {
     /// KVM's own.
-    #[error("KVM's interrupt chips could not be made")]
+    #[error("KVM's interrupt chips could not be created")]
     Kernel(#[from] CreateError),
     /// KVM's part of a split irqchip.
     #[error("the interrupt chips could not be split")]
     Split(#[from] CallError),
-    /// KVM does not hand MSRs of the local APIC over.
+    /// KVM does not let the local APIC's MSRs leave the guest.
     #[error(
         "{call} failed: this KVM does not let a local APIC be in userspace; use --irqchip kernel"
     )]
     Msrs {
         /// Which call.
         call: &'static str,
-        /// What it answered.
+        /// KVM's error.
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// Our board.
+    /// The emulated chipset.
     #[error(transparent)]
-    Board(#[from] SharedBoardError),
-    /// Our local APICs.
+    Chipset(#[from] SharedChipsetError),
+    /// The emulated local APICs.
     #[error(transparent)]
     LocalApics(#[from] DestinationsError),
     /// The bus.
     #[error(transparent)]
     Devices(#[from] DeviceError),
     /// No descriptor for a vCPU.
-    #[error("the vCPUs' socket pairs could not be made")]
+    #[error("the vCPUs' socket pairs could not be created")]
     Wakers(#[source] io::Error),
     /// An eventfd.
     #[error("a device's interrupt could not be connected")]
@@ -96,12 +95,12 @@ pub enum SignalError {
     /// By KVM, as malformed.
     #[error(transparent)]
     Split(#[from] CallError),
-    /// By our decoder.
+    /// By the decoder of `user` mode.
     #[error(transparent)]
     User(#[from] intr_controller::MsiError),
 }
 
-/// What local APICs of ours have to know of the vCPUs.
+/// What emulated local APICs have to know of the vCPUs.
 #[derive(Clone, Copy, Debug)]
 pub struct Processor {
     /// What CPUID says of the local APICs.
@@ -115,19 +114,12 @@ pub struct Processor {
 /// The chips of a machine. Clones are the same chips.
 #[derive(Clone, Debug)]
 pub struct Irqchip {
-    chips: Chips,
+    chips: Arc<dyn Chips>,
     wakers: Arc<[Waker]>,
 }
 
-#[derive(Clone, Debug)]
-enum Chips {
-    Kernel(Arc<KernelLines>),
-    Split(Arc<SplitChips>),
-    User(Arc<UserChips>),
-}
-
 impl Irqchip {
-    /// Makes the chips, before the first vCPU, and puts ours on the bus.
+    /// Creates the chips, before the first vCPU, and puts the emulated ones on the bus.
     ///
     /// # Errors
     /// If the host cannot.
@@ -143,17 +135,17 @@ impl Irqchip {
             .collect::<io::Result<_>>()
             .map_err(IrqchipError::Wakers)?;
         let clock = Arc::new(GuestClock::default());
-        let chips = match mode {
+        let chips: Arc<dyn Chips> = match mode {
             IrqchipMode::Kernel => {
                 let irqchip = Arc::new(KernelIrqchip::new(Arc::clone(vm))?);
-                Chips::Kernel(Arc::new(KernelLines::new(irqchip)))
+                Arc::new(KernelLines::new(irqchip))
             }
             IrqchipMode::Split => {
                 let irqchip = SplitIrqchip::new(Arc::clone(vm))?;
                 let processors = SplitProcessors::new(irqchip, Arc::clone(&wakers));
-                let board = Arc::new(SharedBoard::new(processors, Arc::clone(&clock))?);
-                add_to_bus(&board, devices)?;
-                Chips::Split(Arc::new(SplitChips { board, clock }))
+                let chipset = Arc::new(SharedChipset::new(processors, Arc::clone(&clock))?);
+                add_to_bus(&chipset, devices)?;
+                Arc::new(SplitChips { chipset, clock })
             }
             IrqchipMode::User => {
                 leave_apic_msrs(vm)?;
@@ -165,39 +157,27 @@ impl Irqchip {
                     ..LapicConfig::new(id.into(), id == 0, processor.tsc_hz)
                 });
                 let processors = UserProcessors::new(configs, Arc::clone(&wakers))?;
-                let board = Arc::new(SharedBoard::new(processors, Arc::clone(&clock))?);
-                add_to_bus(&board, devices)?;
-                Chips::User(Arc::new(UserChips { board, clock }))
+                let chipset = Arc::new(SharedChipset::new(processors, Arc::clone(&clock))?);
+                add_to_bus(&chipset, devices)?;
+                Arc::new(UserChips { chipset, clock })
             }
         };
         Ok(Self { chips, wakers })
     }
 
-    /// Whose chips they are.
+    /// Which mode it is.
     #[must_use]
     pub fn mode(&self) -> IrqchipMode {
-        match &self.chips {
-            Chips::Kernel(_) => IrqchipMode::Kernel,
-            Chips::Split(_) => IrqchipMode::Split,
-            Chips::User(_) => IrqchipMode::User,
-        }
+        self.chips.mode()
     }
 
-    /// Sends a message-signalled interrupt. Answers whether some local APIC took it; in `user` mode
-    /// whether one answers to its destination.
+    /// Sends a message-signalled interrupt. Returns `true` if a local APIC took it; in `user` mode, if
+    /// a local APIC has its destination.
     ///
     /// # Errors
     /// If it is malformed.
     pub fn signal_msi(&self, message: MsiMessage) -> Result<bool, SignalError> {
-        use intr_controller::kvm::MsiOutcome::Accepted;
-        Ok(match &self.chips {
-            Chips::Kernel(lines) => lines.irqchip().signal_msi(message)? == Accepted,
-            Chips::Split(chips) => chips.board.processors.irqchip.signal_msi(message)? == Accepted,
-            Chips::User(chips) => {
-                let message = message.decode(DestinationFormat::default())?;
-                chips.board.processors.send(&message) > 0
-            }
-        })
+        self.chips.signal_msi(message)
     }
 
     /// Lets an eventfd raise a GSI: each write is an edge.
@@ -205,133 +185,80 @@ impl Irqchip {
     /// # Errors
     /// If KVM refuses, or there is no descriptor left.
     pub fn connect(&self, event: &EventFd, gsi: Gsi) -> Result<(), IrqchipError> {
-        let ours = || event.try_clone().map_err(IrqchipError::Eventfd);
-        match &self.chips {
-            Chips::Kernel(lines) => lines
-                .irqchip()
-                .vm()
-                .register_irqfd(event, gsi.0)
-                .map_err(IrqchipError::Irqfd)?,
-            Chips::Split(chips) => chips.board.connect(ours()?, gsi),
-            Chips::User(chips) => chips.board.connect(ours()?, gsi),
-        }
-        Ok(())
+        self.chips.connect(event, gsi)
     }
 
-    /// What waits for a vCPU and why; `masked` is whether `mask_hwintr` is on.
+    /// What is pending for a vCPU and why it does not enter; `masked` is whether `mask_hwintr` is on.
     ///
     /// # Errors
-    /// If KVM does not tell.
+    /// If KVM does not report the vCPU's state.
     pub fn observe(
         &self,
         vcpu: VcpuId,
         fd: &VcpuFd,
         masked: bool,
     ) -> Result<Option<Observation>, ObserveError> {
-        let mut interrupts = VcpuInterrupts::new();
-        if masked {
-            // The debugger's hold, which the host's mask carries out already.
-            let _ = interrupts.hold();
-        }
-        match &self.chips {
-            Chips::Kernel(lines) => interrupts.observe(fd, lines.irqchip()).map(Some),
-            Chips::Split(chips) => {
-                chips.board.advance(chips.clock.read().now);
-                interrupts.observe_split(fd, chips.board.intr()).map(Some)
-            }
-            Chips::User(chips) => chips.observe(vcpu, fd, masked).transpose(),
-        }
+        self.chips.observe(vcpu, fd, masked)
     }
 
     /// What the vCPU waits for, in one word, where KVM does not know.
     pub(crate) fn waiting(&self, vcpu: VcpuId) -> Option<&'static str> {
-        match &self.chips {
-            Chips::User(chips) => chips.waiting(vcpu),
-            Chips::Kernel(_) | Chips::Split(_) => None,
-        }
+        self.user()?.waiting(vcpu)
     }
 
     /// CR8, where KVM has only a copy.
     pub(crate) fn cr8(&self, vcpu: VcpuId) -> Option<u8> {
-        match &self.chips {
-            Chips::User(chips) => chips.cr8(vcpu),
-            Chips::Kernel(_) | Chips::Split(_) => None,
-        }
+        self.user()?.cr8(vcpu)
     }
 
     /// A debugger has written CR8.
     pub(crate) fn set_cr8(&self, vcpu: VcpuId, value: u64) {
-        if let Chips::User(chips) = &self.chips {
+        if let Some(chips) = self.user() {
             chips.set_cr8(vcpu, value);
         }
     }
 
-    /// A vCPU's, for its thread.
+    /// The wake-up of a vCPU.
     pub(crate) fn waker(&self, vcpu: VcpuId) -> Option<&Waker> {
         self.wakers.get(vcpu.index())
     }
 
-    /// The thread of our chips, if they are ours.
-    pub(crate) fn start(&self) -> io::Result<Option<BoardThread>> {
-        match &self.chips {
-            Chips::Kernel(_) => Ok(None),
-            Chips::Split(chips) => BoardThread::start(&chips.board).map(Some),
-            Chips::User(chips) => BoardThread::start(&chips.board).map(Some),
-        }
+    /// Starts the thread of the emulated chips, if there are any.
+    pub(crate) fn start(&self) -> io::Result<Option<ChipsetThread>> {
+        self.chips.start()
     }
 
-    fn clock(&self) -> Option<&GuestClock> {
-        match &self.chips {
-            Chips::Kernel(_) => None,
-            Chips::Split(chips) => Some(&chips.clock),
-            Chips::User(chips) => Some(&chips.clock),
-        }
-    }
-
-    /// vCPUs are about to run, until somebody stops them.
+    /// vCPUs are about to run until something stops them.
     pub(crate) fn guest_runs(&self) {
         self.step_begins();
-        match &self.chips {
-            Chips::Kernel(_) => {}
-            Chips::Split(chips) => chips.board.resumed(),
-            Chips::User(chips) => chips.board.resumed(),
-        }
+        self.chips.resumed();
     }
 
-    /// A step begins that is soon over: whoever runs it serves the chips.
+    /// A step begins that is over soon: the thread that runs it serves the chips.
     pub(crate) fn step_begins(&self) {
-        if let Some(clock) = self.clock() {
+        if let Some(clock) = self.chips.clock() {
             clock.start();
         }
     }
 
     /// All vCPUs have stopped.
     pub(crate) fn guest_stops(&self) {
-        if let Some(clock) = self.clock() {
+        if let Some(clock) = self.chips.clock() {
             clock.stop();
         }
     }
 
     pub(crate) fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
-        match &self.chips {
-            Chips::Kernel(_) => Permit::Enter,
-            Chips::Split(chips) => chips.before_entry(vcpu, fd, entering),
-            Chips::User(chips) => chips.before_entry(vcpu, fd, entering),
-        }
+        self.chips.before_entry(vcpu, fd, entering)
     }
 
     pub(crate) fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8) {
-        if let Chips::Split(chips) = &self.chips {
-            chips.end_of_interrupt(fd, vector);
-        }
+        self.chips.end_of_interrupt(fd, vector);
     }
 
-    /// The chips, if the local APICs are ours.
+    /// The chips, if the local APICs are emulated.
     pub(crate) fn user(&self) -> Option<&UserChips> {
-        match &self.chips {
-            Chips::User(chips) => Some(chips),
-            Chips::Kernel(_) | Chips::Split(_) => None,
-        }
+        self.chips.user()
     }
 
     pub(crate) fn wait(&self, vcpu: VcpuId, must_stop: &MustStop<'_>) {
@@ -343,11 +270,7 @@ impl Irqchip {
 
 impl InterruptLines for Irqchip {
     fn set_line(&self, gsi: Gsi, source: SourceId, level: bool) {
-        match &self.chips {
-            Chips::Kernel(lines) => lines.set_line(gsi, source, level),
-            Chips::Split(chips) => chips.board.set_line(gsi, source, level),
-            Chips::User(chips) => chips.board.set_line(gsi, source, level),
-        }
+        self.chips.set_line(gsi, source, level);
     }
 }
 
@@ -362,27 +285,27 @@ pub const fn capability_mode(mode: IrqchipMode) -> vcpu_caps::IrqchipMode {
 }
 
 fn add_to_bus<P: Processors + 'static>(
-    board: &Arc<SharedBoard<P>>,
+    chipset: &Arc<SharedChipset<P>>,
     devices: &mut Devices,
 ) -> Result<(), DeviceError> {
     for (port, count) in Pic::PORTS.into_iter().chain(Pit::PORTS) {
-        devices.add(port, count, Arc::new(OnTheBus(Arc::clone(board))))?;
+        devices.add(port, count, Arc::new(OnTheBus(Arc::clone(chipset))))?;
     }
     devices.add_mmio(
         layout::IOAPIC.into(),
         IoApic::WINDOW,
-        Arc::new(OnTheBus(Arc::clone(board))),
+        Arc::new(OnTheBus(Arc::clone(chipset))),
     )
 }
 
-/// Has the local APIC's MSRs leave the guest.
+/// Lets accesses to the local APIC's MSRs leave the guest.
 fn leave_apic_msrs(vm: &VmFd) -> Result<(), IrqchipError> {
     let failed = |call| move |source| IrqchipError::Msrs { call, source };
     let mut capability = kvm_enable_cap {
         cap: KVM_CAP_X86_USER_SPACE_MSR,
         ..Default::default()
     };
-    // Those that KVM refuses, as the x2APIC's without a local APIC, and those that are filtered.
+    // Those that KVM refuses, such as the x2APIC's without a local APIC, and those that are filtered.
     let reasons = KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_FILTER;
     capability.args = [reasons.into(), 0, 0, 0];
     vm.enable_cap(&capability)

@@ -1,27 +1,36 @@
-//! `--irqchip split`: the local APICs are KVM's, the board is ours.
+//! `--irqchip split`: the local APICs are KVM's, the chipset is emulated.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use intr_controller::InterruptMessage;
 use intr_controller::ioapic::{EoiRoutes, IoApic};
-use intr_controller::kvm::{SplitEntry, SplitIrqchip, SplitVcpu};
+use intr_controller::kvm::MsiOutcome::Accepted;
+use intr_controller::kvm::{
+    Observation, ObserveError, SplitEntry, SplitIrqchip, SplitVcpu, observe_split,
+};
+use intr_controller::routing::SourceId;
+use intr_controller::{Gsi, InterruptMessage, IrqchipMode, MsiMessage};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vcpu_caps::VcpuId;
+use vmm_sys_util::eventfd::EventFd;
 
-use super::clock::GuestClock;
-use super::shared::{Processors, SharedBoard, lock};
+use super::chips::Chips;
+use super::chipset::{ChipsetThread, Processors, SharedChipset, lock};
+use super::{IrqchipError, SignalError};
+use crate::clock::GuestClock;
+use crate::devices::InterruptLines;
 use crate::entry::{Entering, Permit};
-use crate::vcpu::Waker;
+use crate::wake::Waker;
 
 /// KVM's local APICs.
 #[derive(Debug)]
 pub(super) struct SplitProcessors {
-    pub(super) irqchip: SplitIrqchip<Arc<VmFd>>,
+    irqchip: SplitIrqchip<Arc<VmFd>>,
     vcpus: Vec<Mutex<SplitVcpu>>,
     intr: AtomicBool,
-    /// What KVM has as routes: a change costs it a grace period, most writes of entries only mask, and
-    /// most EOIs are of levels whose entry is as it was.
+    /// The routes that KVM has. A change costs KVM a grace period, most writes of entries only change the
+    /// mask, and most EOIs are of levels whose entry has not changed.
     routed: Mutex<Option<EoiRoutes>>,
     wakers: Arc<[Waker]>,
 }
@@ -40,13 +49,13 @@ impl SplitProcessors {
 
 impl Processors for SplitProcessors {
     fn deliver(&self, message: &InterruptMessage) {
-        // Not accepted: nobody answers to the destination, as on a real machine.
+        // Not accepted: no local APIC has the destination, as on a real machine.
         if let Err(error) = self.irqchip.deliver(message) {
             tracing::warn!(%error, vector = message.vector, "an interrupt is lost");
         }
     }
 
-    /// Any vCPU whose LINT0 passes it may take it; KVM knows which.
+    /// Any vCPU whose LINT0 passes INTR may take it; KVM knows which.
     fn intr(&self, level: bool) {
         if self.intr.swap(level, Ordering::AcqRel) == level || !level {
             return;
@@ -71,14 +80,54 @@ impl Processors for SplitProcessors {
 
 /// The chips of a machine whose local APICs are KVM's.
 #[derive(Debug)]
-pub struct SplitChips {
-    pub(super) board: Arc<SharedBoard<SplitProcessors>>,
+pub(super) struct SplitChips {
+    pub(super) chipset: Arc<SharedChipset<SplitProcessors>>,
     pub(super) clock: Arc<GuestClock>,
 }
 
-impl SplitChips {
-    pub(super) fn before_entry(&self, id: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
-        let processors = &self.board.processors;
+impl InterruptLines for SplitChips {
+    fn set_line(&self, gsi: Gsi, source: SourceId, level: bool) {
+        self.chipset.set_line(gsi, source, level);
+    }
+}
+
+impl Chips for SplitChips {
+    fn mode(&self) -> IrqchipMode {
+        IrqchipMode::Split
+    }
+
+    fn signal_msi(&self, message: MsiMessage) -> Result<bool, SignalError> {
+        Ok(self.chipset.processors.irqchip.signal_msi(message)? == Accepted)
+    }
+
+    fn connect(&self, event: &EventFd, gsi: Gsi) -> Result<(), IrqchipError> {
+        self.chipset.connect(event, gsi)
+    }
+
+    fn observe(
+        &self,
+        _: VcpuId,
+        fd: &VcpuFd,
+        masked: bool,
+    ) -> Result<Option<Observation>, ObserveError> {
+        self.chipset.advance(self.clock.read().now);
+        observe_split(fd, self.chipset.intr(), masked).map(Some)
+    }
+
+    fn start(&self) -> io::Result<Option<ChipsetThread>> {
+        ChipsetThread::start(&self.chipset).map(Some)
+    }
+
+    fn clock(&self) -> Option<&GuestClock> {
+        Some(&self.clock)
+    }
+
+    fn resumed(&self) {
+        self.chipset.resumed();
+    }
+
+    fn before_entry(&self, id: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
+        let processors = &self.chipset.processors;
         let (Some(vcpu), Some(waker)) = (
             processors.vcpus.get(id.index()),
             processors.wakers.get(id.index()),
@@ -86,7 +135,7 @@ impl SplitChips {
             return Permit::Failed(format!("{id} is unknown to the interrupt chips"));
         };
         waker.attend();
-        self.board.advance(self.clock.read().now);
+        self.chipset.advance(self.clock.read().now);
         loop {
             let intr = processors.intr.load(Ordering::Acquire);
             let entry = lock(vcpu).prepare(fd, intr, entering.masked);
@@ -94,7 +143,7 @@ impl SplitChips {
                 Ok(SplitEntry::Run) => return Permit::Enter,
                 Ok(SplitEntry::Acknowledge) => {
                     let injected = self
-                        .board
+                        .chipset
                         .acknowledge(|vector| lock(vcpu).inject_ext_int(fd, vector));
                     if let Err(error) = injected {
                         return Permit::Failed(error.to_string());
@@ -105,9 +154,9 @@ impl SplitChips {
         }
     }
 
-    /// KVM tells of more than is broadcast.
-    pub(super) fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8) {
-        if !self.board.awaits_eoi(vector) {
+    /// KVM reports more EOIs than a local APIC broadcasts.
+    fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8) {
+        if !self.chipset.awaits_eoi(vector) {
             return;
         }
         let broadcast = SplitVcpu::broadcasts_eoi(fd, vector).unwrap_or_else(|error| {
@@ -115,7 +164,7 @@ impl SplitChips {
             true
         });
         if broadcast {
-            self.board.end_of_interrupt(vector);
+            self.chipset.end_of_interrupt(vector);
         }
     }
 }

@@ -1,25 +1,31 @@
-//! `--irqchip user`: all chips are ours.
+//! `--irqchip user`: all chips are emulated.
 //!
-//! Locks, in the order in which they are taken: the board's, then a vCPU's; the table of destinations
-//! is read while a vCPU's is not held.
+//! Locks are taken in this order: the chipset's, then a vCPU's. The table of destinations is read while
+//! no vCPU's lock is held.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{Observation, ObserveError, UserEntry, UserVcpu};
+use intr_controller::routing::SourceId;
 use intr_controller::{
-    Acceptance, Destinations, DestinationsError, Effect, InterruptMessage, Lapic, LapicConfig,
-    VcpuIndex,
+    Acceptance, DestinationFormat, Destinations, DestinationsError, Effect, Gsi, InterruptMessage,
+    IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
 };
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
+use vmm_sys_util::eventfd::EventFd;
 
-use super::clock::{GuestClock, Moment};
-use super::shared::{Processors, SharedBoard, lock};
-use crate::entry::{Entering, Permit};
-use crate::vcpu::{MustStop, Waker, kick};
+use super::chips::Chips;
+use super::chipset::{ChipsetThread, Processors, SharedChipset, lock};
+use super::{IrqchipError, SignalError};
+use crate::clock::{ClockReading, GuestClock};
+use crate::devices::InterruptLines;
+use crate::entry::{Entering, MustStop, Permit};
+use crate::wake::{self, Waker};
 
-/// The local APICs, and who answers to what.
+/// The local APICs, and their destinations.
 #[derive(Debug)]
 pub(super) struct UserProcessors {
     vcpus: Vec<Mutex<UserVcpu>>,
@@ -41,8 +47,8 @@ impl UserProcessors {
         })
     }
 
-    /// Delivers a message; answers how many it was for.
-    pub(super) fn send(&self, message: &InterruptMessage) -> usize {
+    /// Delivers a message. Returns the number of local APICs that it was for.
+    fn send(&self, message: &InterruptMessage) -> usize {
         let destinations = self
             .destinations
             .read()
@@ -55,7 +61,7 @@ impl UserProcessors {
             return;
         };
         let acceptance = lock(vcpu).lapic_mut().accept(message);
-        // What is merged has woken it when it came.
+        // A merged interrupt has woken the vCPU when it first came.
         if acceptance == Acceptance::Accepted {
             self.wake(target.get());
         }
@@ -67,7 +73,7 @@ impl UserProcessors {
         }
     }
 
-    /// The table's row of a vCPU is what its APIC says.
+    /// Brings the table up to date with a vCPU's local APIC.
     fn refresh(&self, index: usize, vcpu: &Mutex<UserVcpu>) {
         let row = lock(vcpu).lapic().destination();
         let place = VcpuIndex(u16::try_from(index).unwrap_or(u16::MAX));
@@ -96,44 +102,44 @@ impl Processors for UserProcessors {
         }
     }
 
-    /// Messages are made of the entries when they are sent.
+    /// Messages are made from the entries when they are sent.
     fn ioapic_changed(&self, _: &IoApic) {}
 }
 
-/// The chips of a machine without any in the kernel.
+/// The chips of a machine that has none in the kernel.
 #[derive(Debug)]
-pub struct UserChips {
-    pub(super) board: Arc<SharedBoard<UserProcessors>>,
+pub(crate) struct UserChips {
+    pub(super) chipset: Arc<SharedChipset<UserProcessors>>,
     pub(super) clock: Arc<GuestClock>,
 }
 
 impl UserChips {
     fn processors(&self) -> &UserProcessors {
-        &self.board.processors
+        &self.chipset.processors
     }
 
     fn vcpu(&self, id: VcpuId) -> Option<&Mutex<UserVcpu>> {
         self.processors().vcpus.get(id.index())
     }
 
-    pub(crate) fn before_entry(&self, id: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
+    fn enter(&self, id: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
         let (Some(vcpu), Some(waker)) = (self.vcpu(id), self.processors().wakers.get(id.index()))
         else {
             return Permit::Failed(format!("{id} has no local APIC"));
         };
         waker.attend();
-        let moment = self.clock.read();
-        self.board.advance(moment.now);
+        let reading = self.clock.read();
+        self.chipset.advance(reading.now);
         loop {
             let mut locked = lock(vcpu);
             if entering.incomplete && locked.lapic().startup_pending() {
                 return Permit::Complete;
             }
-            match locked.prepare(fd, entering.masked, moment.now, moment.stood_still) {
+            match locked.prepare(fd, entering.masked, reading.now, reading.stood_still) {
                 Ok(UserEntry::Run) => {
                     // A step is over soon, and a masked vCPU takes nothing.
                     if !entering.stepping && !entering.masked {
-                        kick::set_alarm(locked.lapic().next_deadline(moment.now), &moment);
+                        wake::set_alarm(locked.lapic().next_deadline(reading.now), &reading);
                     }
                     return Permit::Enter;
                 }
@@ -146,7 +152,7 @@ impl UserChips {
                 Ok(UserEntry::Acknowledge) => {
                     drop(locked);
                     let injected = self
-                        .board
+                        .chipset
                         .acknowledge(|vector| lock(vcpu).inject_ext_int(fd, vector));
                     if let Err(error) = injected {
                         return Permit::Failed(error.to_string());
@@ -174,9 +180,9 @@ impl UserChips {
         else {
             return;
         };
-        let Moment { now, .. } = self.clock.read();
+        let ClockReading { now, .. } = self.clock.read();
         let deadline = lock(vcpu).lapic().next_deadline(now);
-        let left = deadline.map(|at| at.saturating_since(now).max(kick::SHORTEST_WAIT));
+        let left = deadline.map(|at| at.saturating_since(now).max(wake::SHORTEST_WAIT));
         waker.sleep(must_stop, left);
     }
 
@@ -192,15 +198,15 @@ impl UserChips {
         }
     }
 
-    pub(super) fn observe(
+    fn observed(
         &self,
         id: VcpuId,
         fd: &VcpuFd,
         masked: bool,
     ) -> Option<Result<Observation, ObserveError>> {
-        // The debugger asks what is due by now.
-        let Moment { now, .. } = self.clock.read();
-        self.board.advance(now);
+        // What is due by now is pending.
+        let ClockReading { now, .. } = self.clock.read();
+        self.chipset.advance(now);
         let mut vcpu = lock(self.vcpu(id)?);
         vcpu.lapic_mut().advance(now);
         Some(vcpu.observe(fd, masked))
@@ -225,7 +231,7 @@ impl UserChips {
     }
 
     pub(crate) fn local_read(&self, id: VcpuId, address: u64, data: &mut [u8]) -> bool {
-        let Moment { now, .. } = self.clock.read();
+        let ClockReading { now, .. } = self.clock.read();
         self.at(id, address, |lapic, offset| {
             lapic.mmio_read(offset, data, now)
         })
@@ -233,7 +239,7 @@ impl UserChips {
     }
 
     pub(crate) fn local_write(&self, id: VcpuId, address: u64, data: &[u8]) -> bool {
-        let Moment { now, .. } = self.clock.read();
+        let ClockReading { now, .. } = self.clock.read();
         let effect = self.at(id, address, |lapic, offset| {
             lapic.mmio_write(offset, data, now)
         });
@@ -250,7 +256,7 @@ impl UserChips {
         if !Lapic::owns_msr(index) {
             return None;
         }
-        let Moment { now, .. } = self.clock.read();
+        let ClockReading { now, .. } = self.clock.read();
         lock(self.vcpu(id)?).read_msr(index, now).ok()
     }
 
@@ -258,7 +264,7 @@ impl UserChips {
         let Some(vcpu) = self.vcpu(id).filter(|_| Lapic::owns_msr(index)) else {
             return false;
         };
-        let Moment { now, .. } = self.clock.read();
+        let ClockReading { now, .. } = self.clock.read();
         let written = lock(vcpu).write_msr(fd, index, value, now);
         match written {
             Ok(effect) => {
@@ -274,9 +280,9 @@ impl UserChips {
         match effect {
             Effect::None => {}
             Effect::NotSent { delivery_mode } => {
-                tracing::debug!(vcpu = %id, delivery_mode, "an IPI of a mode that does not exist");
+                tracing::debug!(vcpu = %id, delivery_mode, "an IPI of a delivery mode that does not exist");
             }
-            Effect::EoiBroadcast(vector) => self.board.end_of_interrupt(vector.get()),
+            Effect::EoiBroadcast(vector) => self.chipset.end_of_interrupt(vector.get()),
             Effect::IdentityChanged => {
                 if let Some(vcpu) = self.vcpu(id) {
                     self.processors().refresh(id.index(), vcpu);
@@ -293,5 +299,55 @@ impl UserChips {
                 });
             }
         }
+    }
+}
+
+impl InterruptLines for UserChips {
+    fn set_line(&self, gsi: Gsi, source: SourceId, level: bool) {
+        self.chipset.set_line(gsi, source, level);
+    }
+}
+
+impl Chips for UserChips {
+    fn mode(&self) -> IrqchipMode {
+        IrqchipMode::User
+    }
+
+    fn signal_msi(&self, message: MsiMessage) -> Result<bool, SignalError> {
+        let message = message.decode(DestinationFormat::default())?;
+        Ok(self.processors().send(&message) > 0)
+    }
+
+    fn connect(&self, event: &EventFd, gsi: Gsi) -> Result<(), IrqchipError> {
+        self.chipset.connect(event, gsi)
+    }
+
+    fn observe(
+        &self,
+        vcpu: VcpuId,
+        fd: &VcpuFd,
+        masked: bool,
+    ) -> Result<Option<Observation>, ObserveError> {
+        self.observed(vcpu, fd, masked).transpose()
+    }
+
+    fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
+        self.enter(vcpu, fd, entering)
+    }
+
+    fn start(&self) -> io::Result<Option<ChipsetThread>> {
+        ChipsetThread::start(&self.chipset).map(Some)
+    }
+
+    fn clock(&self) -> Option<&GuestClock> {
+        Some(&self.clock)
+    }
+
+    fn resumed(&self) {
+        self.chipset.resumed();
+    }
+
+    fn user(&self) -> Option<&UserChips> {
+        Some(self)
     }
 }

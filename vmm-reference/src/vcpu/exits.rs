@@ -6,10 +6,9 @@ use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
 
 use crate::devices::{AccessSize, Devices};
-use crate::entry::{Entering, Permit};
+use crate::entry::{Entering, MustStop, Permit};
 use crate::exit::ExitEvent;
 use crate::irqchip::Irqchip;
-use crate::vcpu::run::MustStop;
 
 /// What a vCPU's exits need of the machine. Called on the thread that runs the vCPU.
 ///

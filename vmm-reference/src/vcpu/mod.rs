@@ -2,12 +2,8 @@
 
 mod exits;
 mod group;
-pub(crate) mod kick;
 mod run;
-mod waker;
 
 pub use exits::{Exits, MachineExits};
 pub use group::{GroupError, VcpuGroup};
-pub(crate) use run::MustStop;
 pub use run::Vcpu;
-pub use waker::Waker;

@@ -12,10 +12,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vcpu_caps::Plan;
 
 use super::exits::Exits;
-use crate::entry::{Entering, Permit};
-
-/// Whether a run must end. Looked at after a kick is cleared, and before each entry.
-pub(crate) type MustStop<'a> = dyn Fn() -> bool + 'a;
+use crate::entry::{Entering, MustStop, Permit};
 
 /// What it means that a run must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -133,7 +133,7 @@ fn nothing_reaches_a_disabled_apic() {
 }
 
 /// SDM 3A, "Enabling or Disabling the Local APIC": they "may be lost". Neither KVM's are (lapic.c,
-/// `__kvm_apic_set_base`) nor ours.
+/// `__kvm_apic_set_base`) nor the emulated one.
 #[test]
 fn the_registers_survive_a_disabled_apic() {
     let mut p = Program::new(MODE);

@@ -22,7 +22,7 @@ use vmm_reference::{Entering, Machine, MachineConfig, Permit};
 use super::mode::Mode;
 use super::wire::{self, HostCall};
 
-/// What a host call answers that failed.
+/// The result of a host call that failed.
 pub const REFUSED: u64 = u64::MAX;
 /// Longer than any script takes: only a hang meets it.
 const PATIENCE_MS: libc::c_int = 60_000;
@@ -67,7 +67,7 @@ pub fn tsc_khz() -> u64 {
     })
 }
 
-/// Runs it until the guest says that it has ended, and answers its memory.
+/// Runs it until the guest says that it has ended, and returns its memory.
 ///
 /// # Errors
 /// How it ended otherwise; the log may tell more.

@@ -4,6 +4,23 @@ use crate::prelude::*;
 
 use super::MODE;
 
+/// The 8254 has pin 2, and GSI 2 would be the line between the 8259As.
+#[test]
+fn line_n_is_at_pin_n_but_for_0_and_2() {
+    let mut p = Program::new(MODE);
+    p.enable_lapic();
+    for pin in 0..PINS {
+        p.rte_edge(pin, 0x40 + pin);
+    }
+    for line in 1..PINS {
+        p.pulse(line.into());
+        p.window();
+    }
+    let log = p.run();
+    let expected: Vec<u8> = (1..PINS).filter(|line| *line != 2).map(|line| 0x40 + line).collect();
+    assert_eq!(log.vectors(), expected);
+}
+
 /// A pin that no device of the machine has.
 const PIN: u8 = 20;
 const GSI: u32 = 20;
@@ -186,7 +203,7 @@ fn a_pin_without_a_destination_does_no_harm() {
     assert_eq!(log.vectors(), [VECTOR]);
 }
 
-/// A device asserts and de-asserts; what voltage that is, is the board's.
+/// A device asserts and de-asserts; the voltage is a matter of the wiring.
 #[test]
 fn the_polarity_does_not_invert_what_a_device_asserts() {
     let mut p = enabled();

@@ -5,7 +5,7 @@ use crate::prelude::*;
 
 use super::MODE;
 
-/// After the first of so many vCPUs has done something, each has a window; answers the vectors of
+/// After the first of so many vCPUs has done something, each has a window. Returns the vectors of
 /// each.
 fn vectors_after(cpus: u16, act: impl FnOnce(&mut Program)) -> Vec<Vec<u8>> {
     let mut p = Program::smp(MODE, cpus);
@@ -64,7 +64,7 @@ fn the_physical_destination_ff_is_everybody() {
 
 /// crosvm's chip indexed out of bounds here.
 #[test]
-fn an_ipi_to_nobody_is_dropped() {
+fn an_ipi_to_no_apic_is_dropped() {
     let vectors = vectors_after(2, |p| {
         p.ipi_to(2, ICR_ASSERT | 0x41);
         p.ipi_to(0xfe, ICR_ASSERT | 0x41);
@@ -211,9 +211,9 @@ fn interrupts_from_two_senders_are_merged_by_vector() {
     assert_eq!(log.vectors(), [0x51, 0x41]);
 }
 
-/// Not a combination that the SDM allows: it has to reach somebody, and do no harm.
+/// Not a combination that the SDM allows: it has to reach a local APIC, and do no harm.
 #[test]
-fn lowest_priority_to_everybody_reaches_somebody() {
+fn a_lowest_priority_broadcast_reaches_an_apic() {
     let vectors = vectors_after(3, |p| p.ipi_to(0xff, ICR_LOWEST | ICR_ASSERT | 0x41));
     let count: usize = vectors.iter().map(Vec::len).sum();
     if MODE.deviates(
@@ -257,7 +257,7 @@ fn lowest_priority_never_goes_to_a_disabled_apic() {
 }
 
 #[test]
-fn lowest_priority_to_nobody_is_dropped() {
+fn lowest_priority_to_no_apic_is_dropped() {
     let vectors = vectors_after(2, |p| p.ipi_to(9, ICR_LOWEST | ICR_ASSERT | 0x41));
     assert_eq!(vectors, [NOTHING, NOTHING]);
 }

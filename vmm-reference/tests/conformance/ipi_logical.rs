@@ -5,7 +5,7 @@ use crate::prelude::*;
 
 use super::MODE;
 
-/// Gives each vCPU its logical id, and lets the first send to a logical destination. Answers who
+/// Gives each vCPU its logical id, and lets the first send to a logical destination. Returns who
 /// was interrupted.
 fn reached(dfr: u32, ids: &[u8], destination: u8) -> Vec<u16> {
     let cpus = u16::try_from(ids.len()).unwrap();
@@ -61,7 +61,7 @@ fn flat_with_all_bits_reaches_everybody_who_has_one() {
 }
 
 #[test]
-fn flat_without_a_bit_in_common_reaches_nobody() {
+fn flat_without_a_bit_in_common_reaches_no_apic() {
     assert_eq!(reached(DFR_FLAT, &[1, 2], 0x0c), [0; 0]);
     assert_eq!(reached(DFR_FLAT, &[1, 2], 0), [0; 0]);
 }
@@ -89,7 +89,7 @@ fn cluster_0_is_a_cluster() {
 }
 
 #[test]
-fn a_cluster_destination_without_bits_reaches_nobody() {
+fn a_cluster_destination_without_bits_reaches_no_apic() {
     assert_eq!(reached(DFR_CLUSTER, &[0x11, 0x12], 0x10), [0; 0]);
 }
 

@@ -129,7 +129,7 @@ fn a_disabled_apic_takes_eois() {
     });
 }
 
-/// Sent by somebody, the number of the spurious vector is a vector like any other.
+/// In a message, the number of the spurious vector is a vector like any other.
 #[test]
 fn the_spurious_vector_can_be_sent_and_is_in_service() {
     with_in_service(MODE, || {

@@ -305,7 +305,7 @@ fn reserved_bits_of_cr8_fault() {
     let cr8 = p.read_cr8();
     let log = p.run();
     if this_kvm(
-        // A local APIC of ours has KVM intercept the write.
+        // With an emulated local APIC KVM intercepts the write.
         is_tcg() && MODE.is_kvms(Chip::LocalApic),
         "QEMU's TCG lets a guest write any bits to CR8, and keeps the low four",
     ) {

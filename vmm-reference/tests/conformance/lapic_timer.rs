@@ -1,6 +1,6 @@
 //! The local APIC's timer (SDM 3A, "APIC Timer").
 //!
-//! How long it takes is asserted from below, exactly, and from above only so that a timer which
+//! How long it takes is asserted from below, exactly, and from above only to notice a timer which
 //! never rings ends the test.
 
 use crate::prelude::*;
@@ -126,7 +126,7 @@ fn a_masked_timer_counts_and_does_not_ring() {
     p.lapic_write(TMICT, MEDIUM);
     let first = p.lapic_read(TMCCT);
     let end = p.poll(APIC_PAGE + TMCCT, 0xffff_ffff, 0);
-    // Whoever waits for the end may be told a little later than the count can be read.
+    // The interrupt may arrive a little later than the count can be read.
     p.spin_ms(50);
     p.window();
     p.mark(1);
@@ -377,7 +377,7 @@ fn a_masked_deadline_does_not_ring() {
     p.wait_ms(TIMER, 1, 350);
     p.mark(1);
     p.lapic_write(LVT_TIMER, LVT_DEADLINE | u32::from(TIMER));
-    // KVM looks for it between two entries of one KVM_RUN, and a window ends each of ours: it takes
+    // KVM looks for it between two entries of one KVM_RUN, and an interrupt window ends each entry here: it takes
     // until something else interrupts the guest.
     p.wait_ms(TIMER, 1, 350);
     let log = p.run();

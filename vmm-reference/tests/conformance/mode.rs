@@ -11,9 +11,9 @@ use crate::log::Event;
 pub enum Mode {
     /// All are KVM's.
     Kernel,
-    /// The local APICs are KVM's, the others ours.
+    /// The local APICs are KVM's, the other chips are emulated.
     Split,
-    /// All are ours.
+    /// All are emulated.
     User,
 }
 
@@ -121,7 +121,7 @@ pub fn clocks_agree() -> bool {
 /// A test that needs vectors to stay in service until EOI, which is the state behind priorities.
 ///
 /// kvm_pvm's local APIC moves a vector out of IRR when it delivers it, and never into ISR. Where
-/// that is the chip the test must fail, so that a kvm_pvm which learns it is noticed.
+/// that is the chip the test must fail. A kvm_pvm that learns it is noticed then.
 pub fn with_in_service(mode: Mode, test: impl FnOnce() + UnwindSafe) {
     with_in_service_of(mode, Chip::LocalApic, test);
 }
@@ -133,13 +133,13 @@ pub fn with_eois(mode: Mode, test: impl FnOnce() + UnwindSafe) {
 
 /// What has happened in a test of one level, which its handler quiets.
 ///
-/// kvm_pvm's local APIC tells an IOAPIC of ours of an EOI when it has delivered the interrupt, which is
+/// kvm_pvm's local APIC reports an EOI to an emulated IOAPIC when it has delivered the interrupt, which is
 /// before or after the handler has quieted its device: there the level may come once more, right
 /// behind, and this is left out.
 pub fn quieted(mode: Mode, mut events: Vec<Event>) -> Vec<Event> {
     let early = this_kvm(
         is_pvm() && mode == Mode::Split,
-        "kvm_pvm tells of an EOI at the delivery: a level may come once more",
+        "kvm_pvm reports an EOI at the delivery: a level may come once more",
     );
     let again = |pair: &[Event]| matches!(pair, [Event::Got(a), Event::Got(b)] if a == b);
     if let Some(at) = events.windows(2).position(again).filter(|_| early) {

@@ -13,7 +13,7 @@ fn to(destination: u8) -> u64 {
     APIC_PAGE | u64::from(destination) << 12
 }
 
-/// A device sends a message after each vCPU has its flat logical id. Answers the device's answer
+/// A device sends a message after each vCPU has its flat logical id. Returns the device's result
 /// and who got vector 0x41.
 fn reached(cpus: u16, address: u64, data: u32) -> (u64, Vec<u16>) {
     let mut p = Program::smp(MODE, cpus);
@@ -46,7 +46,7 @@ fn a_message_is_a_vector_to_an_apic_id() {
 }
 
 #[test]
-fn a_message_to_nobody_is_reported_as_lost() {
+fn a_message_to_no_apic_is_reported_as_lost() {
     assert_eq!(reached(2, to(2), 0x41), (0, vec![]));
     assert_eq!(reached(2, to(0xfe), 0x41), (0, vec![]));
 }

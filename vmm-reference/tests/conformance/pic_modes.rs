@@ -245,7 +245,7 @@ fn elcr_is_0_at_reset() {
     let first = p.inb(ELCR1);
     let second = p.inb(ELCR2);
     let log = p.run();
-    // Whoever makes the machine may have made the inputs of PCI level-triggered.
+    // The firmware or the VMM may have made the inputs of PCI level-triggered.
     assert_eq!(log[first] & 0x07, 0);
     assert_eq!(log[second] & 0x21, 0);
 }

@@ -158,16 +158,32 @@ fn it_does_not_interrupt_early() {
 }
 
 #[test]
-fn the_pit_reaches_the_ioapic() {
+fn it_ticks_at_ioapic_pin_2_and_not_at_pin_0() {
     let mut p = Program::new(MODE);
     p.enable_lapic();
-    // Pin 2 where the board has the ISA override, and 0 where not.
-    p.rte_edge(0, 0x51);
-    p.rte_edge(2, 0x51);
+    p.rte_edge(0, 0x50);
+    p.rte_edge(2, 0x52);
     p.pit(0, 2, 1193);
-    let came = p.wait(0x51, 3);
+    let at_pin_2 = p.wait(0x52, 5);
+    let at_pin_0 = p.count(0x50);
     let log = p.run();
-    assert!(log[came] >= 3);
+    assert!(log[at_pin_2] >= 5);
+    assert_eq!(log[at_pin_0], 0);
+}
+
+#[test]
+fn ioapic_pin_2_ticks_once_it_is_unmasked() {
+    let mut p = Program::new(MODE);
+    p.enable_lapic();
+    p.rte(2, 0x52 | RTE_MASKED);
+    p.pit(0, 2, 1193);
+    p.wait_ms(0x52, 1, 5);
+    let masked = p.count(0x52);
+    p.rte_edge(2, 0x52);
+    let unmasked = p.wait(0x52, 3);
+    let log = p.run();
+    assert_eq!(log[masked], 0);
+    assert!(log[unmasked] >= 3);
 }
 
 #[test]

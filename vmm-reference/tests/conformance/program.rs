@@ -143,7 +143,7 @@ impl Program {
         self.meet();
     }
 
-    /// Does it, and answers what became of it.
+    /// Runs it, and returns the log.
     pub fn run(self) -> Log {
         let log = self.run_for_better_or_worse();
         match log {

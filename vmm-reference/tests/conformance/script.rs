@@ -2,7 +2,7 @@
 
 use super::wire::{HostCall, Opcode, Operation};
 
-/// An operation of a script, whose answer the log has.
+/// An operation of a script, whose result is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Handle {
     pub(super) script: usize,
@@ -154,7 +154,7 @@ impl Script {
     }
 
     /// With interrupts enabled, until the vector has come to this vCPU so many times in all, or for
-    /// `ms` milliseconds. Answers how often it has; [`super::log::Log::cycles`] has the time.
+    /// `ms` milliseconds. Returns how often it has; [`super::log::Log::cycles`] has the time.
     pub fn wait_ms(&mut self, vector: u8, times: u64, ms: u64) -> Handle {
         let cycles = self.ms(ms);
         self.push(Opcode::Wait, Size::Dword, vector.into(), times, cycles)
@@ -165,7 +165,7 @@ impl Script {
         self.wait_ms(vector, times, 20_000)
     }
 
-    /// IA32_TSC_DEADLINE = TSC + `ms` milliseconds. Answers what was written.
+    /// IA32_TSC_DEADLINE = TSC + `ms` milliseconds. Returns what was written.
     pub fn deadline_in_ms(&mut self, ms: u64) -> Handle {
         let cycles = self.ms(ms);
         self.simple(Opcode::Deadline, cycles, 0)
@@ -177,7 +177,7 @@ impl Script {
         self.simple(Opcode::Spin, cycles, 0);
     }
 
-    /// Reads 32 bits until those of `mask` are `value`. Answers the last.
+    /// Reads 32 bits until those of `mask` are `value`. Returns the last value.
     pub fn poll(&mut self, address: u64, mask: u32, value: u32) -> Handle {
         let cycles = self.ms(20_000);
         let wanted = u64::from(value) << 32 | u64::from(mask);
@@ -216,7 +216,7 @@ impl Script {
         self.line(gsi, true);
     }
 
-    /// A device sends a message. Answers 1 if a local APIC took it, 0 if none did, and
+    /// A device sends a message. Returns 1 if a local APIC took it, 0 if none did, and
     /// [`super::host::REFUSED`] for an error.
     pub fn msi(&mut self, address: u64, data: u32) -> Handle {
         self.host(HostCall::Msi { address, data })

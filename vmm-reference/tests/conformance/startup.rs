@@ -33,7 +33,7 @@ fn a_processor_waits_for_its_startup_ipi() {
 }
 
 #[test]
-fn init_alone_starts_nobody() {
+fn init_alone_starts_no_vcpu() {
     let mut p = two();
     p.ipi_to(1, INIT);
     p.spin_ms(5);
@@ -117,7 +117,7 @@ fn a_disabled_apic_sends_and_takes_init_and_startup() {
     p.ipi_to(1, STARTUP | PAGE);
     if MODE.deviates(
         Chip::LocalApic,
-        "the last vCPU is reached by nobody until a local APIC has changed (lapic.c: it is reset, \
+        "the last vCPU is reached by no IPI until a local APIC has changed (lapic.c: it is reset, \
          which makes the map of APICs, before kvm_vm_ioctl_create_vcpu lists it)",
     ) {
         p.spin_ms(20);
@@ -130,7 +130,7 @@ fn a_disabled_apic_sends_and_takes_init_and_startup() {
     }
 }
 
-/// Lets the second vCPU prepare, starts it anew, and answers the whole log.
+/// Lets the second vCPU prepare, starts it again, and returns the whole log.
 fn restarted(
     prepare: impl FnOnce(&mut Script),
     after: impl FnOnce(&mut Script),

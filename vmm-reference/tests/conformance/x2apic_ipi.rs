@@ -4,7 +4,7 @@ use crate::prelude::*;
 
 use super::MODE;
 
-/// So many vCPUs in x2APIC mode; the first does something. Answers who then gets vector 0x41.
+/// So many vCPUs in x2APIC mode; the first does something. Returns the vCPUs that then get vector 0x41.
 fn reached(cpus: u16, act: impl FnOnce(&mut Program)) -> Vec<u16> {
     let mut p = Program::smp(MODE, cpus);
     p.end_with_x2_eoi();
@@ -122,7 +122,7 @@ fn lowest_priority_takes_one() {
 }
 
 #[test]
-fn an_ipi_to_nobody_is_dropped() {
+fn an_ipi_to_no_apic_is_dropped() {
     let to = reached(2, |p| {
         p.x2_ipi(77, ICR_ASSERT | 0x41);
         p.x2_ipi(0x8000_0000, ICR_ASSERT | 0x41);

@@ -3,6 +3,8 @@
     reason = "registers are cut into halves and bytes"
 )]
 
+mod model;
+mod pulses;
 mod state;
 
 use alloc::vec::Vec;
@@ -207,17 +209,6 @@ fn an_eoi_does_not_send_an_edge_again() {
     let mut ioapic = with_entry(4, 0x31);
     let _ = up(&mut ioapic, 4);
     assert_eq!(eoi(&mut ioapic, 0x31), []);
-}
-
-#[test]
-fn a_pulse_is_one_rise() {
-    let mut ioapic = with_entry(4, 0x31);
-    assert!(ioapic.pulse(pin(4)).is_some());
-    assert!(!ioapic.line(pin(4)));
-    assert!(ioapic.pulse(pin(4)).is_some());
-    let _ = up(&mut ioapic, 4);
-    assert_eq!(ioapic.pulse(pin(4)), None, "it is up already");
-    assert!(ioapic.line(pin(4)));
 }
 
 // Levels.
@@ -474,15 +465,6 @@ fn a_route_is_what_an_unmasked_pin_is_sent_as() {
     let route = ioapic.route(pin(7));
     assert_eq!(route, up(&mut ioapic, 7));
     assert_eq!(ioapic.route(pin(8)), None, "masked");
-}
-
-#[test]
-fn level_vectors_are_those_whose_eois_matter() {
-    let mut ioapic = IoApic::default();
-    set_entry(&mut ioapic, 1, LEVEL | 0x41);
-    set_entry(&mut ioapic, 2, LEVEL | MASKED | 0xfe);
-    set_entry(&mut ioapic, 3, 0x90);
-    assert_eq!(ioapic.level_vectors(), [0, 2, 0, 1 << 62]);
 }
 
 #[test]

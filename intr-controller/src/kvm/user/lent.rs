@@ -1,4 +1,4 @@
-//! What KVM has been given and the guest has not taken comes back when a mask goes on.
+//! What KVM has been given and the guest has not taken comes back under the mask.
 
 use kvm_bindings::{KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SMM, kvm_vcpu_events};
 use kvm_ioctls::VcpuFd;
@@ -33,7 +33,8 @@ impl LentInterrupt {
 
 impl UserVcpu {
     /// Takes back what KVM has been given and has not delivered, as when a kick came between the
-    /// two: otherwise it would be the first thing that a masked step runs into.
+    /// two. Otherwise a masked step would begin with it. Nothing is given under the mask, so only the
+    /// first masked entry asks KVM.
     pub(super) fn recall(&mut self, vcpu: &VcpuFd) -> Result<(), CallError> {
         let lent = core::mem::take(&mut self.lent);
         if lent == Lent::default() {
@@ -50,7 +51,7 @@ impl UserVcpu {
         Ok(())
     }
 
-    /// Strikes out what waits again from now on. Answers whether that is anything.
+    /// Removes from `events` what is pending here again. Returns `true` if anything is.
     fn take_back(&mut self, lent: Lent, events: &mut kvm_vcpu_events) -> bool {
         let mut changed = false;
         let interrupt = &mut events.interrupt;

@@ -140,7 +140,7 @@ fn level(vector: u8) -> InterruptMessage {
 /// What an open vCPU takes next, and it takes it.
 fn take(lapic: &mut Lapic) -> Option<Event> {
     match lapic.decide(&Readiness::OPEN) {
-        crate::Decision::Inject(event) => {
+        Decision::Inject(event) => {
             lapic.injected(event).unwrap();
             Some(event)
         }

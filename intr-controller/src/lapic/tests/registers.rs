@@ -2,6 +2,7 @@
 //! It Has Been Software Disabled", "Spurious Interrupt"; accesses in memory.
 
 use super::*;
+use crate::LogicalModel;
 
 const LVTS: [u16; 6] = [
     LVT_TIMER,

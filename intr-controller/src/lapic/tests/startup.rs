@@ -147,15 +147,6 @@ fn init_in_x2apic_mode_stays_in_it() {
 }
 
 #[test]
-fn holds_survive_init() {
-    let mut lapic = xapic();
-    let _ = lapic.hold();
-    let _ = lapic.accept(&init());
-    let _ = lapic.take_startup();
-    assert!(lapic.policy().holds().is_held());
-}
-
-#[test]
 fn no_event_enters_a_processor_that_waits() {
     let mut lapic = application_processor();
     let _ = lapic.accept(&message(DeliveryMode::Nmi, 0));

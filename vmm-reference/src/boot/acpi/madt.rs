@@ -3,6 +3,7 @@
 use acpi_tables::Aml;
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::sdt::Sdt;
+use intr_controller::routing::GsiRouter;
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::devices::SCI_IRQ;
@@ -14,7 +15,7 @@ const REVISION: u8 = 6;
 const HEADER: u32 = 44;
 const LOCAL_APIC_ADDRESS: usize = 36;
 const FLAGS: usize = 40;
-/// PCAT_COMPAT: there is a pair of 8259s too, to be masked by who uses the APICs.
+/// PCAT_COMPAT: there is a pair of 8259s too. A kernel that uses the APICs masks them.
 const PCAT_COMPAT: u32 = 1;
 
 /// Entries that the crate does not know (5.2.12.5, .7, .12, .13): type and length.
@@ -33,6 +34,8 @@ const CONFORMS: u16 = 0;
 /// The NMI arrives at LINT1 (MP specification 1.4, 3.6.2.2).
 const NMI_LINT: u8 = 1;
 const ISA: u8 = 0;
+/// The PIT's ISA interrupt.
+const TIMER_IRQ: u8 = 0;
 
 /// KVM's IOAPIC has this id at reset. With APICs on a front-side bus it may be a processor's, too.
 const IOAPIC_ID: u8 = 0;
@@ -50,13 +53,10 @@ pub(super) fn madt(cpus: u16) -> Sdt {
         }
     }
     IoApic::new(IOAPIC_ID, layout::IOAPIC, 0).to_aml_bytes(&mut entries);
-    // ISA interrupt n arrives at pin n, as KVM's default routing has it, the PIT's 0 included
-    // (KVM_CREATE_IRQCHIP in api.rst): that needs no entry. The SCI is no ISA interrupt: it is
-    // level-triggered (4.8.1.2).
-    entries.extend(SOURCE_OVERRIDE);
-    entries.extend([ISA, SCI_IRQ]);
-    entries.extend(u32::from(SCI_IRQ).to_le_bytes());
-    entries.extend(LEVEL_HIGH.to_le_bytes());
+    // ISA interrupt n arrives at pin n, which needs no entry, but for two. The PIT's is at pin 2, as in
+    // every PC (`GsiRouter::pc_entries`). The SCI is no ISA interrupt: it is level-triggered (4.8.1.2).
+    source_override(&mut entries, TIMER_IRQ, GsiRouter::PC_TIMER_PIN, CONFORMS);
+    source_override(&mut entries, SCI_IRQ, SCI_IRQ, LEVEL_HIGH);
     entries.extend(LOCAL_APIC_NMI);
     entries.push(ALL);
     entries.extend(CONFORMS.to_le_bytes());
@@ -80,6 +80,15 @@ pub(super) fn madt(cpus: u16) -> Sdt {
     table.write_u32(FLAGS, PCAT_COMPAT);
     table.append_slice(&entries);
     table
+}
+
+/// An interrupt source override: an ISA interrupt, and the global system interrupt, here a pin of the
+/// IOAPIC, at which it arrives.
+fn source_override(entries: &mut Vec<u8>, irq: u8, pin: u8, flags: u16) {
+    entries.extend(SOURCE_OVERRIDE);
+    entries.extend([ISA, irq]);
+    entries.extend(u32::from(pin).to_le_bytes());
+    entries.extend(flags.to_le_bytes());
 }
 
 /// Reserved bytes, the APIC id, the flag "enabled", the UID.

@@ -7,7 +7,7 @@
 //! uses neither the PIC nor the PIT and knows no ISA interrupts (`acpi_generic_reduced_hw_init`),
 //! and depends on a timer whose frequency it knows. Fixed hardware costs two registers,
 //! PM1a event and PM1a control, and an interrupt (the SCI) that never comes, because there is no
-//! event to tell of. There is no PM timer, which is optional since ACPI 5.0: guests have kvmclock
+//! event to report. There is no PM timer, which is optional since ACPI 5.0: guests have kvmclock
 //! or the TSC.
 //!
 //! # Where they are
@@ -103,14 +103,14 @@ struct Area {
 }
 
 impl Area {
-    /// Room for what is written later; answers its offset.
+    /// Reserves room for what is written later. Returns its offset.
     fn reserve(&mut self, length: usize) -> usize {
         let offset = self.bytes.len();
         self.bytes.resize(offset + length, 0);
         offset
     }
 
-    /// Adds a table; answers its guest-physical address.
+    /// Adds a table. Returns its guest-physical address.
     fn append(&mut self, table: &dyn Aml) -> u64 {
         while !(self.bytes.len() as u64).is_multiple_of(ALIGNMENT) {
             self.bytes.push(0);

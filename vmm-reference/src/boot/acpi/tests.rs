@@ -166,7 +166,7 @@ fn both_addresses_of_the_dsdt_agree_and_there_is_one_facs() {
     assert_eq!(facs % 64, 0);
     assert_eq!(tables.at(facs, 4), b"FACS");
     assert_eq!(tables.u32(facs + 4), 64);
-    assert_eq!(tables.u32(facs + 16), 0, "nobody holds the global lock");
+    assert_eq!(tables.u32(facs + 16), 0, "the global lock is free");
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn the_dsdt_is_this_byte_code() {
 }
 
 #[test]
-fn interrupts_are_wired_as_kvms_chips_route_them() {
+fn interrupts_are_wired_as_in_a_pc() {
     let tables = read(3);
     let (_, madt) = tables.fadt_and_madt();
     assert_eq!(tables.u32(madt + 36), 0xfee0_0000);
@@ -212,10 +212,12 @@ fn interrupts_are_wired_as_kvms_chips_route_them() {
         .into_iter()
         .filter(|(kind, _)| !matches!(kind, 0 | 9))
         .collect();
-    let expected: [(u8, &[u8]); 3] = [
+    let expected: [(u8, &[u8]); 4] = [
         // The IOAPIC: id, address, first GSI.
         (1, &[0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0]),
-        // ISA 9 is GSI 9, level and high. No other is changed: each pin is its ISA interrupt's.
+        // ISA 0, the PIT, arrives at pin 2, with the polarity and trigger of the bus.
+        (2, &[0, 0, 2, 0, 0, 0, 0, 0]),
+        // ISA 9 arrives at pin 9, level and high. Each other pin is its ISA interrupt's.
         (2, &[0, 9, 9, 0, 0, 0, 0x0d, 0]),
         // The NMI at LINT1 of all.
         (4, &[0xff, 0, 0, 1]),

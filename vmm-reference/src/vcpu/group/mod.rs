@@ -19,9 +19,10 @@ use debug_stub::{Armed, GuestMemory, ResumePlan, Stop, VcpuId, VcpuOrder};
 use thiserror::Error;
 
 use super::exits::Exits;
-use super::kick::{self, Turn};
-use super::run::{MustStop, Vcpu};
-use crate::irqchip::{BoardThread, Irqchip};
+use super::run::Vcpu;
+use crate::entry::MustStop;
+use crate::irqchip::{ChipsetThread, Irqchip};
+use crate::wake::{self, StepSlice};
 use shared::{Shared, Slot, Wakers};
 use steps::LostTurns;
 
@@ -59,9 +60,9 @@ pub struct VcpuGroup {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     /// Outlives the vCPUs' threads, which it serves.
-    _chips: Option<BoardThread>,
+    _chips: Option<ChipsetThread>,
     /// Of the thread that asks for steps: made at the first one.
-    turn: RefCell<Option<Turn>>,
+    turn: RefCell<Option<StepSlice>>,
     lost: Cell<LostTurns>,
 }
 
@@ -80,7 +81,7 @@ impl VcpuGroup {
         E: Exits + Send + Sync + 'static,
         M: GuestMemory + Send + Sync + 'static,
     {
-        kick::install().map_err(GroupError::Signal)?;
+        wake::install().map_err(GroupError::Signal)?;
         let all = AllStop::new(Wakers(irqchip.clone())).map_err(GroupError::Notifier)?;
         let ids: Vec<VcpuId> = vcpus.iter().map(Vcpu::id).collect();
         let run = move |vcpu: &mut Vcpu,

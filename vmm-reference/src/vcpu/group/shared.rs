@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex};
 use debug_stub::run_control::Kick;
 use debug_stub::{Armed, VcpuId, VcpuOrder};
 
+use crate::entry::MustStop;
 use crate::irqchip::Irqchip;
-use crate::vcpu::run::{MustStop, OnStop, RunEnd, Vcpu};
+use crate::vcpu::run::{OnStop, RunEnd, Vcpu};
 
 /// One vCPU, shared between its thread and the group.
 #[derive(Debug)]

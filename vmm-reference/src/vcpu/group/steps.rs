@@ -1,7 +1,7 @@
 //! Steps without a hand-over.
 //!
 //! From the second step of a series on, the thread that asks for a step of one vCPU runs it itself,
-//! for a bounded [turn](crate::vcpu::kick). Waking another thread costs more than the step. The
+//! for a bounded [turn](crate::wake::StepSlice). Waking another thread costs more than the step. The
 //! first step after a free run stays with the vCPU's thread: before Linux 6.13 KVM waits for an RCU
 //! grace period when another thread than before runs a vCPU, and a conditional breakpoint (stop,
 //! step, go on) would pay for it twice. There the period is longer than a turn too, so that each
@@ -15,8 +15,8 @@ use std::time::Instant;
 use debug_stub::{Armed, ResumePlan, StopReason, VcpuId, VcpuOrder};
 
 use super::{VcpuGroup, lock};
-use crate::vcpu::kick::{TURN, Turn};
 use crate::vcpu::run::{OnStop, RunEnd};
+use crate::wake::{STEP_SLICE, StepSlice};
 
 /// Turns that ended before the step did, in a row, and what follows from it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,7 +78,7 @@ impl VcpuGroup {
         let mut lost = self.lost.get();
         let mut turn = self.turn.borrow_mut();
         if turn.is_none() {
-            *turn = Turn::new()
+            *turn = StepSlice::new()
                 .inspect_err(|error| tracing::debug!(%error, "no turns: each step is handed over"))
                 .ok();
         }
@@ -96,7 +96,7 @@ impl VcpuGroup {
             });
             // The timer may ring for a turn before this one. If it has not, the vCPU is halted, and
             // its own thread waits.
-            let again = rang && matches!(end, Ok(RunEnd::Yielded)) && start.elapsed() < TURN;
+            let again = rang && matches!(end, Ok(RunEnd::Yielded)) && start.elapsed() < STEP_SLICE;
             if !again {
                 break end;
             }

@@ -5,9 +5,8 @@ use debug_stub::{StopReason, VcpuOrder};
 
 use super::lock;
 use super::shared::Shared;
-use crate::vcpu::kick::{self, Kickable};
 use crate::vcpu::run::{OnStop, RunEnd};
-use crate::vcpu::waker::Waker;
+use crate::wake::{self, Kickable, Waker};
 
 /// Runs one vCPU, order by order. If it panics, the handle reports that.
 pub(super) fn vcpu_thread(mut handle: VcpuHandle, shared: &Shared) {
@@ -19,7 +18,7 @@ pub(super) fn vcpu_thread(mut handle: VcpuHandle, shared: &Shared) {
     let _kickable = Kickable::enter(run);
     let _attached = shared.irqchip.waker(id).map(Waker::attach);
     if shared.irqchip.user().is_some() {
-        kick::make_alarm();
+        wake::make_alarm();
     }
     let mut resumed = false;
     while let Order::Run(order, armed) = handle.wait_for_order() {

@@ -1,0 +1,177 @@
+//! Tells a vCPU that something has arrived for it, where the VMM has the chips.
+//!
+//! The vCPU is in one of three places: in the guest, which a signal makes it leave; about to enter
+//! it, where the signal's handler keeps it out ([`kick`](super::kick)); or asleep, because it is
+//! halted, where a [`WakePipe`] wakes it. It looks at what has arrived before each entry and before it
+//! sleeps. A device thread therefore first stores what has arrived, then calls [`Waker::wake`].
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use debug_stub::run_control::{Waiting, WakePipe};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+
+use super::kick::VcpuThread;
+use crate::entry::MustStop;
+
+/// The wake-up of one vCPU.
+#[derive(Debug)]
+pub(crate) struct Waker {
+    /// Its thread, while that lives: locked while it is signalled, and emptied before it ends.
+    thread: Mutex<Option<VcpuThread>>,
+    /// Something has arrived that the vCPU has not looked at.
+    attention: AtomicBool,
+    /// Its thread sleeps, or is about to.
+    asleep: AtomicBool,
+    pipe: WakePipe,
+}
+
+impl Waker {
+    /// # Errors
+    /// If there is no descriptor left.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            thread: Mutex::new(None),
+            attention: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            pipe: WakePipe::new(Waiting::InALoop)?,
+        })
+    }
+
+    /// The calling thread runs the vCPU for as long as the result lives.
+    pub(crate) fn attach(&self) -> Attached<'_> {
+        *self.thread() = Some(VcpuThread::current());
+        Attached(self)
+    }
+
+    fn thread(&self) -> MutexGuard<'_, Option<VcpuThread>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something has arrived. The vCPU's own thread is not woken: it looks before it enters.
+    pub(crate) fn wake(&self) {
+        if self.attention.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        match &*self.thread() {
+            Some(thread) if !thread.is_current() => self.rouse(thread),
+            _ => {}
+        }
+    }
+
+    /// Makes the thread look: for a stop, which the caller has requested (`SeqCst`).
+    pub(crate) fn rouse_for_stop(&self) {
+        if let Some(thread) = &*self.thread() {
+            self.rouse(thread);
+        }
+    }
+
+    fn rouse(&self, thread: &VcpuThread) {
+        // Either this thread sees that the vCPU sleeps, or the vCPU sees, before it sleeps, what has
+        // arrived: both write first and then look, in one order for all (SeqCst).
+        if self.asleep.load(Ordering::SeqCst) {
+            self.pipe.wake();
+        } else {
+            thread.kick();
+        }
+    }
+
+    /// The vCPU looks at what has arrived, right after this.
+    pub(crate) fn attend(&self) {
+        self.attention.store(false, Ordering::SeqCst);
+    }
+
+    /// Sleeps until something arrives, `must_stop` is true, or this much time has passed. May return
+    /// early.
+    pub(crate) fn sleep(&self, must_stop: &MustStop<'_>, time: Option<Duration>) {
+        self.asleep.store(true, Ordering::SeqCst);
+        if !self.attention.load(Ordering::SeqCst) && !must_stop() {
+            self.wait_for(time);
+        }
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Waker {
+    /// Waits for a wake-up, or until this much time has passed. May return early.
+    fn wait_for(&self, time: Option<Duration>) {
+        let mut poll = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+        match ppoll(&mut poll, time.map(TimeSpec::from_duration), None) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => self.pipe.wait(),
+            Err(error) => tracing::error!(%error, "a halted vCPU cannot sleep"),
+        }
+    }
+}
+
+/// While it lives, the thread that made it can be woken.
+#[derive(Debug)]
+pub(crate) struct Attached<'a>(&'a Waker);
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        *self.0.thread() = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// As a halted vCPU does: it looks, and sleeps if there is nothing.
+    #[test]
+    fn no_wake_up_is_lost_however_it_meets_the_sleeper() {
+        const ROUNDS: u32 = 20_000;
+        super::super::kick::install().unwrap();
+        let waker = Arc::new(Waker::new().unwrap());
+        let arrived = Arc::new(AtomicU32::new(0));
+        let taken = Arc::new(AtomicU32::new(0));
+        let sleeper = thread::spawn({
+            let (waker, arrived, taken) = (waker.clone(), arrived.clone(), taken.clone());
+            move || {
+                let _attached = waker.attach();
+                while taken.load(Ordering::SeqCst) < ROUNDS {
+                    waker.attend();
+                    let all = arrived.load(Ordering::SeqCst);
+                    if taken.swap(all, Ordering::SeqCst) == all {
+                        let begun = Instant::now();
+                        waker.sleep(&|| false, Some(LONG));
+                        assert!(begun.elapsed() < LONG / 2, "a wake-up was lost");
+                    }
+                }
+            }
+        });
+        for round in 1..=ROUNDS {
+            arrived.store(round, Ordering::SeqCst);
+            waker.wake();
+            while taken.load(Ordering::SeqCst) < round {
+                std::hint::spin_loop();
+                if sleeper.is_finished() {
+                    break;
+                }
+            }
+        }
+        sleeper.join().unwrap();
+    }
+
+    #[test]
+    fn a_sleep_ends_by_itself() {
+        let waker = Waker::new().unwrap();
+        let begun = Instant::now();
+        waker.sleep(&|| false, Some(Duration::from_millis(2)));
+        assert!(begun.elapsed() >= Duration::from_millis(2));
+        waker.sleep(&|| true, None);
+    }
+}
