@@ -40,7 +40,7 @@ fn garbage_is_logged_and_skipped() {
         client.until("$1#31");
     }
     let log = vmm.log();
-    assert!(log.contains("bytes that are no packet"), "{log}");
+    assert!(log.contains("bytes that are not a packet"), "{log}");
     let mut random = Random::new(7);
     for _ in 0..20 {
         let bytes: Vec<u8> = (0..5000)
