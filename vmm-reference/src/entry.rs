@@ -26,5 +26,5 @@ pub enum Permit {
     Failed(String),
 }
 
-/// Returns `true` if the vCPU must stop. The answer stays `true` until it has.
+/// Returns `true` if the vCPU must stop, and again until it has stopped.
 pub(crate) type MustStop<'a> = dyn Fn() -> bool + 'a;

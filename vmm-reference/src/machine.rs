@@ -37,8 +37,8 @@ pub struct MachineConfig {
     pub serial: SerialOutput,
     /// Which interrupt chips are KVM's and which are emulated.
     pub irqchip: IrqchipMode,
-    /// Whether the timers of local APICs of ours have TSC-deadline mode. Only where the host was seen
-    /// to hand its MSR over ([`vcpu_caps::Capability::UserTscDeadline`]).
+    /// `true` if the timers of emulated local APICs have TSC-deadline mode. Only if the host was verified
+    /// to pass its MSR on ([`vcpu_caps::Capability::UserTscDeadline`]).
     pub tsc_deadline: bool,
     /// Whether there are the devices of test images.
     pub testdev: bool,
@@ -201,8 +201,8 @@ impl Machine {
         let mode = config.irqchip;
         let cpuid =
             boot::CpuidTables::new(&kvm, config.cpus, mode, config.tsc_deadline, config.x2apic)?;
-        // A vCPU has a local APIC of KVM's if KVM has one when the vCPU is made. Ours want to know how
-        // fast its TSC is.
+        // A vCPU has KVM's local APIC if KVM has one when the vCPU is created. Emulated local APICs need the
+        // frequency of its TSC.
         let ours = mode == IrqchipMode::User;
         let mut vcpus = Vec::new();
         let mut tsc_hz = NonZeroU64::MIN;

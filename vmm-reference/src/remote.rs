@@ -28,7 +28,7 @@ impl RemoteClient<UnixStream> {
     /// Connects to a stub on a Unix socket, and switches acknowledgements off.
     ///
     /// # Errors
-    /// If nobody listens, or what listens is no stub.
+    /// If nothing listens there, or the listener is not a stub.
     pub fn unix(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
@@ -40,7 +40,7 @@ impl RemoteClient<TcpStream> {
     /// Connects to a stub on a loopback port, and switches acknowledgements off.
     ///
     /// # Errors
-    /// If nobody listens, or what listens is no stub.
+    /// If nothing listens there, or the listener is not a stub.
     pub fn tcp(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(TIMEOUT))?;
@@ -127,7 +127,7 @@ impl<S: Read + Write> RemoteClient<S> {
     /// Runs a `monitor` command. Returns what it printed.
     ///
     /// # Errors
-    /// If the stub answers with an error, or the connection fails.
+    /// If the stub replies with an error, or the connection fails.
     pub fn monitor(&mut self, command: &str) -> io::Result<String> {
         let hex: String = command.bytes().map(|byte| format!("{byte:02x}")).collect();
         self.send(&format!("qRcmd,{hex}"))?;
@@ -153,7 +153,7 @@ impl<S: Read + Write> RemoteClient<S> {
     /// Reads guest memory.
     ///
     /// # Errors
-    /// If the stub answers with an error, or the connection fails.
+    /// If the stub replies with an error, or the connection fails.
     pub fn read_memory(&mut self, address: u64, length: usize) -> io::Result<Vec<u8>> {
         let answer = self.request(&format!("m{address:x},{length:x}"))?;
         if answer.starts_with('E') {
@@ -176,7 +176,7 @@ impl<S: Read + Write> RemoteClient<S> {
     /// Reads RIP: register 16, in QEMU's order.
     ///
     /// # Errors
-    /// If the stub answers with an error, or the connection fails.
+    /// If the stub replies with an error, or the connection fails.
     pub fn read_rip(&mut self) -> io::Result<u64> {
         let answer = self.request("p10")?;
         register(&answer)

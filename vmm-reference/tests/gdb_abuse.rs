@@ -1,4 +1,4 @@
-//! What no debugger sends: the guest must not feel it.
+//! Input that no debugger sends: the guest must not be affected.
 
 #![allow(
     clippy::expect_used,
@@ -20,7 +20,7 @@ with_all_chips! {
     what_comes_while_the_guest_runs_is_not_served,
 }
 
-/// The guest runs and its server answers.
+/// The guest runs and the stub replies.
 #[track_caller]
 fn assert_unharmed(vmm: &mut Vmm) {
     assert!(vmm.is_alive());

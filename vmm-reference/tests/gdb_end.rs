@@ -54,7 +54,7 @@ fn gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest(chips: Chips) {
     ]);
     if gdb.0.contains("host kvm_amd") {
         // AMD's processors leave the guest's state undefined at a shutdown (APM 2, 15.14.3), so
-        // that KVM resets the vCPU before it tells of it (svm.c, shutdown_interception).
+        // KVM resets the vCPU before it reports the shutdown (svm.c, shutdown_interception).
         gdb.expect(&["SIGSEGV", "0x000000000000fff0 in ?? ()"]);
     } else {
         // UD2.

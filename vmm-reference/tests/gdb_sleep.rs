@@ -81,8 +81,7 @@ fn flags(client: &mut Client) -> u64 {
     register(&client.request("p11").unwrap()).unwrap()
 }
 
-/// The step has not ended by itself, whatever it met: neither alone nor beside the other vCPU, which
-/// has run meanwhile.
+/// Asserts that the step does not end by itself: neither alone nor beside the other vCPU, which runs.
 fn assert_waits_in_its_step(vmm: &Vmm, client: &mut Client, pc: u64, waits: &str) {
     for _ in 0..10 {
         client.send("vCont;s:2").unwrap();

@@ -89,7 +89,7 @@ fn pause(random: &mut Random) {
     thread::sleep(Duration::from_micros(time));
 }
 
-/// Lets clients vanish, and answers how long that took.
+/// Lets clients disconnect at random times, and checks that nothing is left.
 fn soak(vmm: &mut Vmm, counters: &[&str]) {
     // The first client makes what is made once.
     for counter in counters {

@@ -1,14 +1,14 @@
 //! Any client before any guest: packets and garbage in any pieces, stops at any time and for any
 //! reason, connections that come and go at any byte.
 //!
-//! Whatever happens: an INT3 of the session is in memory only while a vCPU may run; actions are
-//! legal for the state that the guest is in; the guest is released once after each client; what goes
-//! to the client is bounded, and each packet's sum is right; and the next client is served.
+//! Invariants: an INT3 of the session is in memory only while a vCPU may run; actions are legal for the
+//! guest's state; the guest is released once after each client; the output for the client is bounded, and
+//! each packet's sum is correct; the next client is served.
 //!
 //! Input: lines of text. The first sets the machine up: a digit for the vCPUs, one of what the
 //! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of what it is like (1: 64-bit
 //! mode, 4: runs before the client comes), and the program's letters (`machine.rs`). Each other line is one operation:
-//! - `>body`: a packet with the right sum; `=bytes`: bytes as they are; `/n`: the pieces in which
+//! - `>body`: a packet with the correct sum; `=bytes`: bytes as they are; `/n`: the pieces in which
 //!   they arrive;
 //! - `.n`: the guest runs n instructions; `!kn`: it stops, reason k, vCPU n;
 //! - `Vn`: there are n vCPUs from now on; `Ctext`: the VMM prints on the client's console;
@@ -53,14 +53,14 @@ struct Vmm {
     session: Session<Machine>,
     plan: Plan,
     guest: Guest,
-    /// `Action::Interrupt` is not answered yet.
+    /// `Action::Interrupt` is not carried out yet.
     interrupting: bool,
     /// What a client has received of a packet that is not complete.
     received: Vec<u8>,
     /// The client's bytes may have written 0xcc to memory, which looks like an INT3.
     tainted: bool,
     last_sent: u8,
-    /// It reads whatever there is at once.
+    /// The client reads all output at once.
     reads: bool,
     replies: Vec<Vec<u8>>,
 }
@@ -345,7 +345,7 @@ impl Vmm {
         self.stopped(stops);
     }
 
-    /// Everything that is under way comes to its end.
+    /// Ends everything that is in progress.
     fn settle(&mut self) {
         while self.interrupting {
             self.stopped(Vec::new());
@@ -419,7 +419,7 @@ fuzz_target!(|data: &[u8]| {
         }
     }
 
-    // Whatever went before: the guest goes on without a trace, and the next client is served.
+    // In any case: the guest goes on without a trace, and the next client is served.
     vmm.reads = true;
     vmm.disconnect();
     vmm.settle();

@@ -140,8 +140,8 @@ fuzz_target!(|data: &[u8]| {
     for &(capability, asked_for) in &asked {
         let entry = plan.entry(capability).expect("one entry for each ability");
         assert_eq!(entry.finding, *report.finding(capability));
-        // What the irqchip rests on is required, whatever was said; what it can use is preferred, if
-        // nothing was said.
+        // An ability that the irqchip needs is always required. One that it can use is preferred, unless
+        // the profile says otherwise.
         let minimum = match asked_for {
             Asked::Required(minimum) | Asked::Preferred(minimum) => Some(minimum),
             Asked::Nothing if irqchip.needs() == Some(capability) => Some(Minimum::Claimed),

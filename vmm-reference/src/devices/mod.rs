@@ -114,7 +114,7 @@ pub enum DeviceError {
     Bus {
         /// The second one's first port.
         port: u16,
-        /// What the bus answered.
+        /// The bus's error.
         #[source]
         source: bus::Error,
     },
@@ -123,7 +123,7 @@ pub enum DeviceError {
     MmioBus {
         /// The second one's first address.
         address: u64,
-        /// What the bus answered.
+        /// The bus's error.
         #[source]
         source: bus::Error,
     },

@@ -33,7 +33,7 @@ pub enum SerialError {
     Output {
         /// Its path.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },

@@ -53,7 +53,7 @@ fn the_keyboard_controller_resets_on_its_command_only() {
 fn the_keyboard_controller_resets_when_bit_0_of_its_output_port_falls() {
     let (devices, exit) = devices();
     write(&devices, 0x64, [0xd0]);
-    assert_eq!(read(&devices, 0x64), [1], "an answer waits");
+    assert_eq!(read(&devices, 0x64), [1], "a byte to read");
     assert_eq!(read(&devices, 0x60), [3], "not reset, and A20 is on");
     assert_eq!(read(&devices, 0x64), [0]);
     write(&devices, 0x64, [0xd1]);

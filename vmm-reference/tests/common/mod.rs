@@ -48,7 +48,7 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Spawns, so that the child is killed when this thread ends, however it does.
+/// Spawns a child that is killed when this thread ends, in any way.
 pub fn spawn(command: &mut Command) -> std::io::Result<Child> {
     // SAFETY: between fork and exec it makes one system call, and allocates nothing.
     unsafe { command.pre_exec(die_with_parent) };
@@ -63,7 +63,7 @@ fn die_with_parent() -> std::io::Result<()> {
     }
 }
 
-/// Waits for a child's end; kills it after [`PATIENCE`], and answers `None`.
+/// Waits for a child's end; kills it after [`PATIENCE`], and returns `None`.
 pub fn wait(child: &mut Child) -> Option<ExitStatus> {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
@@ -77,8 +77,8 @@ pub fn wait(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
-/// Whose interrupt chips, for [`Setup::with`]: KVM's; ours beside its local APICs; all ours, on a host
-/// that cannot mask.
+/// The interrupt chips, for [`Setup::with`]: KVM's; emulated ones beside KVM's local APICs; all emulated,
+/// on a host that cannot mask.
 pub type Chips = &'static [&'static str];
 pub const KERNEL: Chips = &["--irqchip", "kernel"];
 pub const SPLIT: Chips = &["--irqchip", "split"];
@@ -176,7 +176,7 @@ impl Setup {
         };
         if self.gdb {
             // The path appears before anybody listens.
-            eventually("somebody listens", || {
+            eventually("the stub listens", || {
                 vmm.log().contains("waiting for a debugger") || vmm.try_status().is_some()
             });
         }
@@ -233,12 +233,12 @@ impl Vmm {
         loop {
             match RemoteClient::unix(&self.socket) {
                 Ok(client) => return client,
-                Err(error) if start.elapsed() > PATIENCE => panic!("the stub answers: {error}"),
+                Err(error) if start.elapsed() > PATIENCE => panic!("the stub replies: {error}"),
                 Err(error) => match error.kind() {
                     ErrorKind::ConnectionReset
                     | ErrorKind::BrokenPipe
                     | ErrorKind::UnexpectedEof => thread::sleep(Duration::from_millis(1)),
-                    _ => panic!("the stub answers: {error}"),
+                    _ => panic!("the stub replies: {error}"),
                 },
             }
         }
@@ -250,7 +250,7 @@ impl Vmm {
         raw::Raw::new(UnixStream::connect(&self.socket).expect("the stub listens"))
     }
 
-    /// Attaches for a moment, and reads a 64-bit word.
+    /// Attaches, reads a 64-bit word, and detaches.
     #[track_caller]
     pub fn peek(&self, name: &str) -> u64 {
         let mut client = self.client();
@@ -273,12 +273,12 @@ impl Vmm {
         self.status
     }
 
-    /// Whether it still runs.
+    /// Returns `true` if it still runs.
     pub fn is_alive(&mut self) -> bool {
         self.try_status().is_none()
     }
 
-    /// Waits for its end; answers the exit status.
+    /// Waits for its end. Returns the exit status.
     #[track_caller]
     pub fn wait(&mut self) -> i32 {
         if self.status.is_none() {
@@ -291,7 +291,7 @@ impl Vmm {
     }
 
     /// How many file descriptors and threads the process has when no client is there: a
-    /// connection is closed a moment after its client has gone.
+    /// connection is closed shortly after its client has gone.
     pub fn resources(&self) -> Resources {
         let count = |what| {
             fs::read_dir(format!("/proc/{}/{what}", self.pid()))
@@ -327,7 +327,7 @@ pub struct Resources {
 impl Drop for Vmm {
     fn drop(&mut self) {
         if self.status.is_none() {
-            // It may have ended meanwhile.
+            // It may have ended since then.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }

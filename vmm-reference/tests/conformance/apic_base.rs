@@ -86,7 +86,7 @@ fn a_disabled_apic_is_not_in_cpuid() {
     p.wrmsr(APIC_BASE, XAPIC);
     let after = p.cpuid(1);
     let log = p.run();
-    // EDX[9], in the high half of the second answer.
+    // EDX[9], in the high half of the second result.
     let has_apic = |leaf| log.second(leaf) >> 41 & 1 == 1;
     assert!(has_apic(before));
     assert!(!has_apic(during));

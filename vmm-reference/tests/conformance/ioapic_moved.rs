@@ -1,4 +1,4 @@
-//! An entry is written while its level is on the way or in service: it ends all the same, by the EOI
+//! An entry is written while its level is being delivered or in service. The level still ends by the EOI
 //! of the local APIC that has it, if the vector is still the entry's (82093AA, 3.2.4, "Remote IRR";
 //! ICH10 data sheet, 13.5.4, "EOIR").
 

@@ -1,5 +1,5 @@
-//! A local APIC gets another id while a level is on the way to it or in service there. It ends all the
-//! same: an EOI is broadcast with the vector alone (SDM 3A, "Signaling Interrupt Servicing Completion").
+//! A local APIC gets another id while a level is being delivered to it or in service there. The level
+//! still ends, because an EOI is broadcast with the vector alone (SDM 3A, "Signaling Interrupt Servicing Completion").
 
 use crate::prelude::*;
 

@@ -1,14 +1,14 @@
 //! The local APIC's timer (SDM 3A, "APIC Timer").
 //!
-//! How long it takes is asserted from below, exactly, and from above only to notice a timer which
-//! never rings ends the test.
+//! The lower bound of each time is asserted exactly. The upper bound only ends a test whose timer never
+//! expires.
 
 use crate::prelude::*;
 
 use super::MODE;
 
 const TIMER: u8 = 0x45;
-/// A count that no test lives to see the end of, whatever the frequency.
+/// A count that does not end during any test, at any frequency.
 const LONG: u32 = 0xffff_ffff;
 /// At 1 GHz, a millisecond.
 const SHORT: u32 = 1_000_000;
@@ -29,7 +29,7 @@ fn with_timer(lvt: u32) -> Program {
 fn kvm_keeps_what_was_masked() -> bool {
     MODE.deviates(
         Chip::LocalApic,
-        "a timer that has rung while masked rings when it is unmasked (lapic.c, \
+        "a timer that has expired while masked interrupts when it is unmasked (lapic.c, \
          apic_has_pending_timer: `pending` is kept while the LVT is masked)",
     )
 }
@@ -86,7 +86,7 @@ fn an_initial_count_of_0_stops_the_timer() {
     p.lapic_write(TMICT, SHORT);
     p.wait(TIMER, 2);
     p.lapic_write(TMICT, 0);
-    // What rang before is pending still.
+    // The interrupt of an earlier expiry is still pending.
     p.window();
     let stopped = p.count(TIMER);
     p.wait_ms(TIMER, 1000, 20);
@@ -191,7 +191,7 @@ fn software_disable_masks_the_timer() {
     p.lapic_write(SVR, 0xff);
     p.wait_ms(TIMER, 1, 10);
     let log = p.run();
-    // It may have rung before.
+    // The timer may have expired before that.
     assert!(log.vectors().len() <= 1);
 }
 
@@ -285,7 +285,7 @@ fn a_deadline_does_not_ring_early() {
     let deadline = p.deadline_in_ms(20);
     p.wait(TIMER, 1);
     let log = p.run();
-    // KVM rings a little early and makes up for it by waiting (lapic_timer_advance_ns).
+    // KVM's timer expires a little early, and KVM then waits for the rest (lapic_timer_advance_ns).
     assert!(log[rung_at] >= log[deadline]);
 }
 

@@ -1,4 +1,4 @@
-//! What the scripts were answered, and which vectors came.
+//! The results of the scripts' operations, and the vectors that were taken.
 
 use std::fmt;
 use std::ops::Index;
@@ -95,7 +95,7 @@ impl Log {
         entry
     }
 
-    /// Every answer of an operation that ran several times.
+    /// Every result of an operation that ran several times.
     pub fn all(&self, handle: Handle) -> Vec<u64> {
         self.of(handle)
             .map(|entry| {
@@ -117,7 +117,7 @@ impl Log {
         }
     }
 
-    /// An operation's second answer: for those that wait, cycles of the TSC.
+    /// An operation's second result: for those that wait, cycles of the TSC.
     pub fn second(&self, handle: Handle) -> u64 {
         self.only(handle).b
     }

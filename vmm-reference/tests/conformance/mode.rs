@@ -1,4 +1,4 @@
-//! The modes of `--irqchip`, whose chips each has, and where KVM's are not as the architecture says.
+//! The modes of `--irqchip`, which chips are KVM's in each, and where KVM's deviate from the architecture.
 
 use std::fmt;
 use std::panic::UnwindSafe;
@@ -101,8 +101,7 @@ pub fn linux_is_at_least(major: u32, minor: u32) -> bool {
     (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }
 
-/// Whether `here`, one KVM among others, does `what` instead of what the architecture says, with
-/// whatever chips.
+/// Returns `here`: whether this KVM does `what` instead of what the architecture says, with any chips.
 pub fn this_kvm(here: bool, what: &str) -> bool {
     if here {
         println!("this KVM: {what}");

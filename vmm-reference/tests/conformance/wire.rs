@@ -23,7 +23,7 @@ pub const CPUS: u16 = 32;
 pub const HOST_PORT: u16 = 0x5c0;
 /// The guest has ended, with this status.
 pub const DONE_PORT: u16 = 0x5c8;
-/// Where an operation's answer is, if it is the host's.
+/// Where an operation's result is, if the host writes it.
 pub const ANSWER: u64 = 24;
 
 /// The page that a startup IPI names, for [`TRAMPOLINE`].

@@ -33,7 +33,7 @@ fn cpuid_offers_x2apic() {
     let mut p = Program::new(MODE);
     let leaf = p.cpuid(1);
     let log = p.run();
-    // ECX[21], in the low half of the second answer.
+    // ECX[21], in the low half of the second result.
     assert_eq!(log.second(leaf) >> 21 & 1, 1);
 }
 

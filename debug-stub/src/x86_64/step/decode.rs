@@ -248,8 +248,8 @@ fn successor(machine: &Machine, memory: &impl GuestMemory, instruction: &Instruc
     }
 }
 
-/// Where an instruction leads that counts as a branch or call and has no operand. A hypercall goes on
-/// after itself, SYSCALL and SYSENTER go where an MSR says, and a VM entry goes anywhere.
+/// The successor of an instruction that counts as a branch or call and has no operand. A hypercall goes
+/// on after itself, SYSCALL and SYSENTER go where an MSR says, and a VM entry goes anywhere.
 fn other_branch(instruction: &Instruction) -> Successor {
     match instruction.mnemonic() {
         Mnemonic::Vmcall | Mnemonic::Vmmcall | Mnemonic::Vmgexit => Successor::Next,

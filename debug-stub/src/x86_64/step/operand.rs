@@ -73,7 +73,8 @@ pub(super) fn is_gate(machine: &Machine, memory: &impl GuestMemory, selector: u1
             .is_ok_and(|segment| segment.code_or_data)
 }
 
-/// Returns `machine` after MOV SS or POP SS; `None` if that is unknown, or the instruction faults.
+/// Applies MOV SS or POP SS to `machine`. Returns `None` if the result is unknown, or the instruction
+/// faults.
 pub(super) fn load_stack_segment(
     machine: &mut Machine,
     memory: &impl GuestMemory,
