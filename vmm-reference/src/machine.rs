@@ -165,8 +165,7 @@ impl Machine {
     /// Creates a machine.
     ///
     /// # Errors
-    /// What the kernel, the host or the configuration lacks; [`MachineError::status`] tells which
-    /// of them it is.
+    /// If the kernel, the host or the configuration cannot be used; [`MachineError::status`] says which.
     pub fn new(config: &MachineConfig) -> Result<Self, MachineError> {
         let kvm = vcpu_caps::kvm::open()?;
         let max = kvm.get_max_vcpus();

@@ -45,7 +45,7 @@ fn garbage_is_logged_and_skipped() {
     for _ in 0..20 {
         let bytes: Vec<u8> = (0..5000)
             .map(|_| u8::try_from(random.below(256)).unwrap())
-            // Not to start packets that happen to be valid.
+            // These bytes could start a valid packet.
             .filter(|byte| *byte != b'#')
             .collect();
         let mut client = vmm.connect();
@@ -65,7 +65,7 @@ fn a_wrong_checksum_is_refused_and_the_packet_asked_for_again() {
         }
         client.send(frame("qAttached"));
         assert_eq!(client.until("#31"), "+$1#31");
-        // A reply that came damaged is sent again.
+        // A damaged reply is sent again.
         client.send("-");
         assert_eq!(client.until("#31"), "$1#31");
         client.send("+");
@@ -113,7 +113,7 @@ fn a_client_that_asks_and_does_not_read_costs_no_memory() {
         let client = std::os::unix::net::UnixStream::connect(&vmm.socket).unwrap();
         client.set_nonblocking(true).unwrap();
         let asks = frame(format!("m{:x},3000", vmm.symbol("_start"))).repeat(1000);
-        // Until neither side takes more.
+        // Until neither side accepts more.
         let mut full = 0;
         while full < 20 {
             match std::io::Write::write(&mut &client, &asks) {

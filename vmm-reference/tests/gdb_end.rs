@@ -1,4 +1,4 @@
-//! How a guest ends, as gdb is told, and as a shell is.
+//! The end of a guest, as gdb and as a shell see it.
 
 #![allow(
     clippy::expect_used,
@@ -60,7 +60,7 @@ fn gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest(chips: Chips) {
         // UD2.
         gdb.expect(&["SIGSEGV", ":\t0x0f\t0x0b", "cr3", "in start64 ()"]);
     }
-    // gdb has gone, and the guest is at its end.
+    // gdb has gone, and the guest has ended.
     assert_eq!(vmm.wait(), 4);
     assert!(vmm.log().contains("triple fault"), "{}", vmm.log());
 }

@@ -1,4 +1,4 @@
-//! Kernels that cannot be used, and machines that cannot be made, through the command.
+//! Kernels that cannot be used, and machines that cannot be created, through the command.
 
 #![allow(
     clippy::expect_used,

@@ -56,7 +56,7 @@ impl Root {
         self.directory.path()
     }
 
-    /// /dev/kvm is this file, which is no device.
+    /// /dev/kvm is this regular file.
     fn with_kvm(self, mode: u32) -> Self {
         let kvm = self.path().join("dev/kvm");
         fs::write(&kvm, b"").unwrap();
@@ -109,7 +109,7 @@ fn succeed(result: libc::c_int) -> io::Result<()> {
 
 /// The shared libraries of a program, with the loader.
 fn libraries(program: &str) -> Vec<String> {
-    // The program is built as this test is.
+    // The program is linked as this test is.
     if cfg!(target_feature = "crt-static") {
         return Vec::new();
     }

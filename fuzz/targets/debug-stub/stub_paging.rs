@@ -2,7 +2,7 @@
 //! writes nothing, and returns an address that is possible with these registers.
 //!
 //! Input: a byte of modes (PG, PAE, PSE, LMA, LA57, NXE, C-bit), MAXPHYADDR, how many bytes to
-//! read, CR3's page, the address; then entries: two bytes say where, eight what.
+//! read, CR3's page, the address; then entries: two bytes for the place, eight for the value.
 #![no_main]
 
 use std::cell::{Cell, RefCell};
@@ -137,7 +137,7 @@ fuzz_target!(|data: &[u8]| {
         }
     }
 
-    // Byte by byte says the same as all at once.
+    // Reading byte by byte gives the same as one read.
     let mut data = vec![0xa5; length + 4];
     let before = ram.reads.get();
     let read = read_virtual(&special, &ram, address, &mut data[..length]);
@@ -164,7 +164,7 @@ fuzz_target!(|data: &[u8]| {
         "it could have read on"
     );
 
-    // Writing what is there changes nothing.
+    // Writing the present value changes nothing.
     let memory = ram.bytes.borrow().clone();
     assert_eq!(write_virtual(&special, &ram, address, &data[..read]), read);
     assert_eq!(*ram.bytes.borrow(), memory);

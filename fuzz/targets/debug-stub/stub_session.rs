@@ -6,8 +6,9 @@
 //! each packet's sum is correct; the next client is served.
 //!
 //! Input: lines of text. The first sets the machine up: a digit for the vCPUs, one of what the
-//! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of what it is like (1: 64-bit
-//! mode, 4: runs before the client comes), and the program's letters (`machine.rs`). Each other line is one operation:
+//! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of its state (1: 64-bit mode,
+//! 4: runs before the client comes), and the program's letters (`machine.rs`). Each other line is one
+//! operation:
 //! - `>body`: a packet with the correct sum; `=bytes`: bytes as they are; `/n`: the pieces in which
 //!   they arrive;
 //! - `.n`: the guest runs n instructions; `!kn`: it stops, reason k, vCPU n;
@@ -39,9 +40,9 @@ const MAX_OUTPUT: usize = 16 * MAX_PACKET;
 /// What the guest does, as the VMM knows it.
 #[derive(Debug)]
 enum Guest {
-    /// It runs, and no client has a say.
+    /// It runs without a client.
     Free,
-    /// The session has it.
+    /// It is stopped for the session.
     Stopped,
     Running(ResumePlan),
     /// It has ended by itself.
@@ -172,7 +173,7 @@ impl Vmm {
         }
     }
 
-    /// The guest runs on; whether it stops then is the machine's business.
+    /// The guest runs on; the machine decides whether it stops then.
     fn run(&mut self, instructions: usize) {
         let stops = match &self.guest {
             Guest::Running(plan) => self.session.host_mut().run(plan, instructions),
@@ -212,7 +213,7 @@ impl Vmm {
                     self.guest = Guest::Running(plan);
                 }
                 Action::Interrupt => {
-                    // The next client is there, and hears that the guest has ended.
+                    // The next client is attached, and the guest's end is reported to it.
                     assert!(!matches!(self.guest, Guest::Stopped | Guest::Killed));
                     assert!(!self.interrupting, "interrupted twice");
                     self.interrupting = true;
@@ -251,14 +252,14 @@ impl Vmm {
         }
         if self.reads {
             self.read(usize::MAX);
-            // To read may have let more be served.
+            // After a read the session may serve more.
             if !self.session.output().is_empty() {
                 self.act();
             }
         }
     }
 
-    /// The session's INT3s are where they are said to be, and nothing else differs.
+    /// Checks that memory differs from the guest's only by the session's INT3s.
     fn check_memory(&self, armed: &[GuestPhysAddr]) {
         if !self.tainted {
             assert_eq!(self.session.host().foreign_bytes(), armed);
@@ -306,7 +307,7 @@ impl Vmm {
         );
     }
 
-    /// The guest stops for a reason that it need not have.
+    /// The guest stops for any reason, true or not.
     fn stop_for(&mut self, kind: u8, vcpu: u16) {
         let may = match self.guest {
             Guest::Running(_) => true,
@@ -338,7 +339,7 @@ impl Vmm {
             _ => StopReason::Interrupted,
         };
         let machine = self.session.host();
-        // All vCPUs from there on have the same to say.
+        // All further vCPUs report the same.
         let stops = (vcpu..4)
             .map(|vcpu| machine.stop(vcpu, reason.clone()))
             .collect();

@@ -217,7 +217,7 @@ fn a_full_receiver_asks_for_no_more_until_it_is_empty() {
     assert_eq!(serial.space_event().read().unwrap(), 1);
     assert_eq!(serial.room(), room);
     let _ = read::<1>(&devices, 0x3f8);
-    assert!(serial.space_event().read().is_err(), "told once");
+    assert!(serial.space_event().read().is_err(), "signalled once");
 }
 
 #[test]

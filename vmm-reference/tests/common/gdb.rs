@@ -22,7 +22,7 @@ fn command(vmm: &Vmm, target: &str) -> Command {
     gdb
 }
 
-/// All that gdb said.
+/// All output of gdb.
 pub struct Transcript(pub String);
 
 impl Transcript {
@@ -107,7 +107,7 @@ impl Vmm {
         Transcript(text)
     }
 
-    /// Starts a gdb that is typed to. It is attached once this returns.
+    /// Starts an interactive gdb. It is attached once this returns.
     #[track_caller]
     pub fn typing(&self) -> Typing {
         let mut child = spawn(
@@ -144,12 +144,12 @@ impl Vmm {
     }
 }
 
-/// A gdb that is typed to. Dropping it kills it.
+/// An interactive gdb. Dropping it kills it.
 pub struct Typing {
     child: Child,
     stdin: ChildStdin,
     said: Arc<Mutex<String>>,
-    /// How much of what was said has been looked at.
+    /// How much of the output has been searched.
     seen: usize,
     commands: usize,
 }

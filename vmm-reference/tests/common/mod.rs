@@ -1,5 +1,5 @@
-//! The real command with a real gdb, under a harness that ends its children and shows what they
-//! said when a test fails.
+//! Runs the real command with a real gdb. The harness ends its children, and shows their output when a test
+//! fails.
 
 #![allow(
     dead_code,
@@ -24,11 +24,11 @@ use tempfile::TempDir;
 use vmm_reference::guests::Guest;
 use vmm_reference::remote::RemoteClient;
 
-/// Longer than anything here takes on a loaded machine: only a hang meets it.
+/// Longer than anything here takes on a loaded machine: only a hang exceeds it.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
-/// `full` rounds of something, or so many of a hundred as TEST_PERCENT says: the rigs set it where
-/// a machine is emulated so slowly that all of them would take minutes. At least one.
+/// Returns `full`, or TEST_PERCENT percent of it, but at least 1. The rigs set it for an emulated machine
+/// that would need minutes for all rounds.
 pub fn rounds(full: usize) -> usize {
     let percent = match std::env::var("TEST_PERCENT") {
         Ok(text) => text.parse().expect("TEST_PERCENT is a number"),
@@ -175,7 +175,7 @@ impl Setup {
             serial,
         };
         if self.gdb {
-            // The path appears before anybody listens.
+            // The path appears before the stub listens.
             eventually("the stub listens", || {
                 vmm.log().contains("waiting for a debugger") || vmm.try_status().is_some()
             });
@@ -224,9 +224,8 @@ impl Vmm {
 
     /// A client of the remote protocol, attached.
     ///
-    /// It may have to come again: while a test beside this one starts a process, that has a copy
-    /// of each descriptor until it executes, and an earlier client that was dropped here is still
-    /// connected.
+    /// It may have to connect again. While a concurrent test starts a process, that process has a copy of
+    /// each descriptor until it executes, and an earlier client that was dropped here is still connected.
     #[track_caller]
     pub fn client(&self) -> RemoteClient<UnixStream> {
         let start = Instant::now();
@@ -259,7 +258,7 @@ impl Vmm {
         value
     }
 
-    /// The guest runs: a counter of its rises.
+    /// Asserts that the guest runs: one of its counters rises.
     #[track_caller]
     pub fn assert_rises(&self, name: &str) {
         let before = self.peek(name);

@@ -12,7 +12,7 @@ pub fn frame(body: impl AsRef<[u8]>) -> Vec<u8> {
     [b"$", body, format!("#{sum:02x}").as_bytes()].concat()
 }
 
-/// A connection, as it is.
+/// A connection without a protocol.
 pub struct Raw {
     stream: UnixStream,
 }
@@ -87,7 +87,7 @@ impl Raw {
 impl Drop for Raw {
     /// Hangs up, even if a process that is being started has a copy of the descriptor.
     fn drop(&mut self) {
-        // The stub may have done so first.
+        // The stub may have hung up first.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }

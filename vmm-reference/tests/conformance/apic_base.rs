@@ -10,7 +10,7 @@ const XAPIC: u64 = DISABLED | APIC_BASE_EN;
 const X2APIC: u64 = XAPIC | APIC_BASE_X2;
 const ILLEGAL: u64 = DISABLED | APIC_BASE_X2;
 
-/// From xAPIC mode through these values; whether each was taken.
+/// Writes these values, starting in xAPIC mode. Returns whether each was accepted.
 fn walk(values: &[u64]) -> Vec<bool> {
     let mut p = Program::new(MODE);
     let mut steps = Vec::new();

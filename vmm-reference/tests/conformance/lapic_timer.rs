@@ -24,7 +24,7 @@ fn with_timer(lvt: u32) -> Program {
     p
 }
 
-/// The timer's interrupt is no line that could be seen later (SDM 3A, "Local Vector Table": a mask
+/// The timer's interrupt is not a line whose level could be seen later (SDM 3A, "Local Vector Table": a mask
 /// "inhibits reception of the interrupt").
 fn kvm_keeps_what_was_masked() -> bool {
     MODE.deviates(
@@ -195,7 +195,7 @@ fn software_disable_masks_the_timer() {
     assert!(log.vectors().len() <= 1);
 }
 
-/// Counts per 2^32 cycles of the TSC, at least and at most: however long the reads took.
+/// The bounds of the counts per 2^32 cycles of the TSC. The duration of the reads does not matter.
 fn rate(divide: u32) -> (u64, u64) {
     let mut p = Program::new(MODE);
     p.enable_lapic();
@@ -218,7 +218,7 @@ fn rate(divide: u32) -> (u64, u64) {
 #[test]
 fn the_divider_divides() {
     let (least, most) = rate(DIVIDE_BY_1);
-    // A third off: neighbours differ by 2.
+    // A tolerance of a third: neighbouring divisors differ by a factor of 2.
     let (more, less) = if clocks_agree() { (4, 3) } else { (16, 1) };
     for (divide, by) in [
         (DIVIDE_BY_2, 2),
@@ -372,13 +372,13 @@ fn to_leave_deadline_mode_disarms() {
 #[test]
 fn a_masked_deadline_does_not_ring() {
     let mut p = with_timer(LVT_DEADLINE | LVT_MASKED);
-    // Long enough to be armed in time, which is another path in KVM.
+    // Long enough to be armed before it is due: another path in KVM.
     p.deadline_in_ms(300);
     p.wait_ms(TIMER, 1, 350);
     p.mark(1);
     p.lapic_write(LVT_TIMER, LVT_DEADLINE | u32::from(TIMER));
-    // KVM looks for it between two entries of one KVM_RUN, and an interrupt window ends each entry here: it takes
-    // until something else interrupts the guest.
+    // KVM checks for it between two entries of one KVM_RUN. An interrupt window ends each entry here, so it comes
+    // only when something else interrupts the guest.
     p.wait_ms(TIMER, 1, 350);
     let log = p.run();
     if kvm_keeps_what_was_masked() {

@@ -12,9 +12,9 @@
 //! - `this KVM: …` ([`mode::this_kvm`]): one KVM does something else, with any chips;
 //! - `no deviation here: …`: a deviation of some versions of KVM, which this one lacks.
 //!
-//! Nothing here waits for a length of time to pass a test: what happens in one access has happened
-//! before the next, a line of a device is moved by an access of the script, and vCPUs meet at
-//! barriers. Only timers are waited for, and for those a bound is asserted that no machine exceeds.
+//! No test passes by waiting for a length of time. The effect of an access is there before the next access, an
+//! access of the script moves the line of a device, and vCPUs meet at barriers. Tests wait only for timers, and
+//! assert a bound that every machine keeps.
 
 #![allow(
     clippy::expect_used,

@@ -53,7 +53,7 @@ fn in_time<T>(write: impl Fn(&mut Program) -> T) -> (crate::log::Log, T) {
     panic!("this machine never does in 50 ms what takes 5");
 }
 
-/// How far a count goes down in so many milliseconds, at the least.
+/// The least that a count goes down in this many milliseconds.
 fn counts_in_ms(ms: u64) -> u64 {
     if clocks_agree() { ms * 1193 } else { 1 }
 }

@@ -19,8 +19,8 @@ pub enum Size {
     Qword = 8,
 }
 
-/// Operations of one vCPU, or of a handler, in their order. It begins with interrupts disabled
-/// (RFLAGS.IF = 0), and they stay so but for the operations that say otherwise.
+/// Operations of one vCPU, or of a handler, in their order. Interrupts are disabled (RFLAGS.IF = 0), except
+/// during the operations that say otherwise.
 #[derive(Debug)]
 pub struct Script {
     id: usize,
@@ -171,7 +171,7 @@ impl Script {
         self.simple(Opcode::Deadline, cycles, 0)
     }
 
-    /// Lets some time go by.
+    /// Lets some time pass.
     pub fn spin_ms(&mut self, ms: u64) {
         let cycles = self.ms(ms);
         self.simple(Opcode::Spin, cycles, 0);
@@ -184,7 +184,7 @@ impl Script {
         self.push(Opcode::Poll, Size::Dword, address, wanted, cycles)
     }
 
-    /// Something to find in the log again: [`super::log::Event::Mark`].
+    /// A mark in the log: [`super::log::Event::Mark`].
     pub fn mark(&mut self, number: u64) {
         self.simple(Opcode::Mark, number, 0);
     }

@@ -12,7 +12,7 @@ fn x2apic() -> Program {
     p
 }
 
-/// Whether a write ends with #GP.
+/// Returns `true` if a write ends with #GP.
 fn write_faults(register: u32, value: u64) -> bool {
     let mut p = x2apic();
     let write = p.wrmsr(register, value);
@@ -20,7 +20,7 @@ fn write_faults(register: u32, value: u64) -> bool {
     log.faults(write)
 }
 
-/// Whether a read does.
+/// Returns `true` if a read ends with #GP.
 fn read_faults(register: u32) -> bool {
     let mut p = x2apic();
     let read = p.rdmsr(register);
