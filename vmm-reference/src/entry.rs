@@ -18,7 +18,7 @@ pub enum Permit {
     Enter,
     /// There is nothing to run: wait, then ask again.
     Wait,
-    /// KVM completes what it has to, runs nothing, and reports its readiness again; then ask again.
+    /// What KVM has to complete is completed first, then ask again.
     Complete,
     /// The registers have been replaced (INIT, start-up IPI): ask again.
     Restarted,

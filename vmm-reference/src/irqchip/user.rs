@@ -144,7 +144,6 @@ impl UserChips {
                     return Permit::Enter;
                 }
                 Ok(UserEntry::Wait) => return Permit::Wait,
-                Ok(UserEntry::Refresh) => return Permit::Complete,
                 Ok(UserEntry::Restarted) => {
                     drop(locked);
                     self.processors().refresh(id.index(), vcpu);

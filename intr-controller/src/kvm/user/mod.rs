@@ -39,10 +39,6 @@ pub enum UserEntry {
     /// The vCPU is halted or waits for its start-up IPI. Sleep until something arrives for it or
     /// [`Lapic::next_deadline`] is reached, then ask again.
     Wait,
-    /// The vCPU is halted, something has arrived, and KVM's report of readiness is stale, since
-    /// registers were written. Call `KVM_RUN` with `immediate_exit` set, which runs no instruction,
-    /// then ask again: a plain `KVM_RUN` could run on behind HLT before the interrupt enters.
-    Refresh,
     /// An ExtINT may enter: [acknowledge](crate::chipset::Chipset::acknowledge) it and give the vector to
     /// [`UserVcpu::inject_ext_int`], then report INTR to LINT0 and ask again.
     Acknowledge,
@@ -64,8 +60,6 @@ pub struct UserVcpu {
     /// may write the same register in memory too, between two exits.
     entered_with: u8,
     watch: DeadlineWatch,
-    /// [`UserEntry::Refresh`] was the last answer: KVM's report is as new as it can be.
-    refreshed: bool,
 }
 
 impl UserVcpu {
@@ -79,7 +73,6 @@ impl UserVcpu {
             acknowledged: None,
             entered_with: 0,
             watch: DeadlineWatch::new(),
-            refreshed: false,
         }
     }
 
@@ -134,7 +127,6 @@ impl UserVcpu {
         self.compare_counter(vcpu, now, stood_still)?;
         self.lapic.advance(now);
         let owed = self.owed_ext_int(vcpu, masked)?;
-        let refreshed = core::mem::take(&mut self.refreshed);
         let window = loop {
             match self
                 .lapic
@@ -145,10 +137,6 @@ impl UserVcpu {
                     return Ok(UserEntry::Acknowledge);
                 }
                 Decision::Inject(event) => self.inject(vcpu, event)?,
-                Decision::OpenWindow(..) if self.halted && !refreshed => {
-                    self.refreshed = true;
-                    return Ok(UserEntry::Refresh);
-                }
                 Decision::OpenWindow(windows, _) => break windows.contains(Windows::INTERRUPT),
                 // It goes on, and another window may open then.
                 Decision::Wake(_) => self.halted = false,
