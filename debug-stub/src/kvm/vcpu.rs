@@ -19,14 +19,14 @@ use crate::x86_64::{CoreRegisters, RegisterFile, RegisterGroups, SpecialRegister
 
 /// A `VcpuFd`, lent to a [`Stepper`](crate::x86_64::stepper::Stepper) for one call.
 ///
-/// It holds no state: make one wherever a `&mut VcpuFd` is at hand.
+/// It holds no state: create one wherever a `&mut VcpuFd` is at hand.
 #[derive(Debug)]
 pub struct KvmVcpu<'a>(pub &'a mut VcpuFd);
 
 /// KVM refused an ioctl.
 #[derive(Debug, Error)]
 pub enum KvmError {
-    /// Of registers.
+    /// A register ioctl.
     #[error(transparent)]
     Registers(#[from] RegistersError),
     /// `KVM_SET_GUEST_DEBUG`.
@@ -104,7 +104,7 @@ impl Vcpu for KvmVcpu<'_> {
         Ok(events.exception.pending != 0 || events.exception.injected != 0)
     }
 
-    /// Without a local APIC in the kernel KVM has no answer (EINVAL): [`RunState::Runnable`].
+    /// Without a local APIC in the kernel KVM fails with EINVAL: [`RunState::Runnable`].
     fn run_state(&mut self) -> Result<RunState, KvmError> {
         Ok(match self.0.get_mp_state().map(|state| state.mp_state) {
             Ok(KVM_MP_STATE_HALTED) => RunState::Halted,
