@@ -53,10 +53,14 @@ impl Vcpu for KvmVcpu<'_> {
         file: &RegisterFile,
     ) -> Result<(), KvmError> {
         if groups.contains(RegisterGroups::CORE) {
-            // KVM set these at the last exit. With emulated local APICs they decide what may enter.
+            // KVM's report of the last exit, which decides what enters where the chips are in
+            // userspace. It depends on no register but RFLAGS (`kvm_arch_interrupt_allowed`).
+            let enabled = u8::from(file.core.rflags & RFLAGS_IF != 0);
             let run = self.0.get_kvm_run();
-            run.if_flag = u8::from(file.core.rflags & RFLAGS_IF != 0);
-            run.ready_for_interrupt_injection = 0;
+            if run.if_flag != enabled {
+                run.if_flag = enabled;
+                run.ready_for_interrupt_injection = 0;
+            }
         }
         Ok(write_registers(self.0, groups, file)?)
     }
