@@ -42,6 +42,29 @@ pub fn outcome(exit: &VcpuExit<'_>) -> Outcome {
     }
 }
 
+/// What any `KVM_RUN` is for the stepper, if the VMM serves all accesses: of ports, memory, MSRs and
+/// hypercalls. For a VMM that serves an exit where it has no stepper at hand, and calls this with the
+/// exit before.
+///
+/// After `KVM_EXIT_INTERNAL_ERROR`, [`internal_error`] knows the reason.
+#[must_use]
+pub fn classify(result: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Outcome {
+    match result {
+        Ok(
+            VcpuExit::IoIn(..)
+            | VcpuExit::IoOut(..)
+            | VcpuExit::MmioRead(..)
+            | VcpuExit::MmioWrite(..)
+            | VcpuExit::X86Rdmsr(_)
+            | VcpuExit::X86Wrmsr(_)
+            | VcpuExit::Hyperv
+            | VcpuExit::Hypercall(_),
+        ) => Outcome::Served,
+        Ok(exit) => outcome(exit),
+        Err(error) => failed_run(*error),
+    }
+}
+
 /// Returns the stepper's outcome for a failed `KVM_RUN`. For `KVM_EXIT_INTERNAL_ERROR` see
 /// [`internal_error`].
 ///

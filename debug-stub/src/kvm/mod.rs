@@ -26,15 +26,19 @@
 
 mod exit;
 mod fxsave;
+#[cfg(feature = "session")]
+mod guest;
 mod interrupts;
 mod ioctls;
 mod memory;
 mod registers;
 mod vcpu;
 
-pub use exit::{failed_run, internal_error, outcome};
+pub use exit::{classify, failed_run, internal_error, outcome};
+#[cfg(feature = "session")]
+pub use guest::{KvmGuest, KvmGuestError};
 pub use interrupts::pending_interrupts;
 pub use ioctls::IOCTLS;
-pub use memory::VmMemory;
+pub use memory::{VmAddressSpace, VmMemory};
 pub use registers::{RegistersError, read_registers, write_registers};
 pub use vcpu::{KvmError, KvmVcpu};
