@@ -35,8 +35,8 @@ fn dir(variable: &str) -> Option<PathBuf> {
 }
 
 fn assemble(source: &Path, guest: &str, options: &[&str], output: &Path) -> Result<(), String> {
-    // The `cc` crate knows which compiler is wanted ($CC, the target's), but builds libraries
-    // only; none of its own flags apply to a program without an operating system.
+    // The `cc` crate finds the compiler ($CC, the target's). It builds libraries only, and none of its
+    // flags apply to a program without an operating system.
     let compiler = cc::Build::new()
         .no_default_flags(true)
         .try_get_compiler()
@@ -44,7 +44,7 @@ fn assemble(source: &Path, guest: &str, options: &[&str], output: &Path) -> Resu
     let mut command = Command::new(compiler.path());
     command
         .args(["-m64", "-nostdlib", "-static", "-no-pie", "-g"])
-        // The same bytes wherever the sources are.
+        // The same bytes for any location of the sources.
         .arg(format!("-ffile-prefix-map={}=guests", source.display()))
         .args(["-Wl,--build-id=none", "-Wl,-z,noexecstack"])
         .args(options)

@@ -1,8 +1,8 @@
 //! Packet framing: from bytes to whole, checked packets, and back.
 //!
 //! A frame is `$body#ss`, where `ss` is the sum of the body's bytes modulo 256 in hexadecimal
-//! (GDB manual, Remote Serial Protocol, "Overview"). Whatever arrives, a [`Receiver`] holds at
-//! most one packet of the advertised size, and a [`Sender`] only what the client has not
+//! (GDB manual, Remote Serial Protocol, "Overview"). For any input, a [`Receiver`] holds at
+//! most one packet of the advertised size, and a [`Sender`] only the frames that the client has not
 //! acknowledged.
 
 use std::collections::VecDeque;
@@ -13,7 +13,7 @@ const INTERRUPT: u8 = 0x03;
 /// What the received bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// A whole packet with a right sum: [`Receiver::take_body`] returns it.
+    /// A whole packet with a correct sum: [`Receiver::take_body`] returns it.
     Packet,
     /// `+`.
     Ack,
@@ -23,7 +23,7 @@ pub(crate) enum Event {
     Interrupt,
     /// A packet whose sum is wrong. It is dropped.
     BadChecksum,
-    /// A packet with a right sum that is longer than advertised. It is dropped.
+    /// A packet with a correct sum that is longer than advertised. It is dropped.
     TooLong,
 }
 
@@ -87,7 +87,7 @@ impl Receiver {
         std::mem::take(&mut self.body)
     }
 
-    /// Gives the buffer back: packets do not each cost an allocation.
+    /// Gives the buffer back, to save an allocation for each packet.
     pub(crate) fn reuse(&mut self, mut buffer: Vec<u8>) {
         buffer.clear();
         self.body = buffer;
@@ -158,7 +158,7 @@ impl Receiver {
             _ => {
                 if !self.junk_logged {
                     self.junk_logged = true;
-                    tracing::warn!(byte, "the client sent bytes that are no packet: skipped");
+                    tracing::warn!(byte, "the client sent bytes that are not a packet: skipped");
                 }
                 None
             }
@@ -166,7 +166,7 @@ impl Receiver {
     }
 }
 
-/// Frames replies and keeps those that may have to be sent again.
+/// Frames replies, and keeps those that it may have to send again.
 #[derive(Debug, Default)]
 pub(crate) struct Sender {
     output: Vec<u8>,
@@ -183,8 +183,8 @@ impl Sender {
         self.output.get(self.taken..).unwrap_or_default()
     }
 
-    /// Returns how many bytes are kept: for the transport, and for the case that the client asks
-    /// for a frame again.
+    /// Returns the number of bytes kept: those for the transport, and the frames that the client may ask
+    /// for again.
     pub(crate) fn backlog(&self) -> usize {
         let unacknowledged: usize = self.unacknowledged.iter().map(Vec::len).sum();
         self.output().len() + unacknowledged
@@ -214,8 +214,8 @@ impl Sender {
         !self.no_ack
     }
 
-    /// Acknowledges a whole packet. The client has got all replies: it would not have sent the
-    /// packet otherwise.
+    /// Acknowledges a whole packet. The client has received all replies: otherwise it would not have sent
+    /// the packet.
     pub(crate) fn acknowledge(&mut self) {
         if self.acknowledges() {
             self.unacknowledged.clear();
@@ -250,7 +250,7 @@ impl Sender {
         self.unacknowledged.pop_front();
     }
 
-    /// The client got a damaged frame: sends it again.
+    /// The client received a damaged frame: sends it again.
     pub(crate) fn resend(&mut self) {
         if let Some(frame) = self.unacknowledged.front() {
             self.output.extend_from_slice(frame);

@@ -22,6 +22,26 @@ pub trait GuestMemory {
     fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize;
 }
 
+impl<M: GuestMemory + ?Sized> GuestMemory for &M {
+    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
+        M::read_memory(self, address, data)
+    }
+
+    fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize {
+        M::write_memory(self, address, data)
+    }
+}
+
+impl<M: GuestMemory + ?Sized> GuestMemory for std::sync::Arc<M> {
+    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
+        M::read_memory(self, address, data)
+    }
+
+    fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize {
+        M::write_memory(self, address, data)
+    }
+}
+
 /// The stopped guest, as a session sees it.
 ///
 /// While a vCPU runs, a session calls none of these methods, but may call those of

@@ -94,4 +94,6 @@ pub use host::{Action, GuestMemory, GuestState, Host, Interrupts};
 pub use order::{Armed, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder, WatchAccess};
 #[cfg(feature = "session")]
 pub use session::Session;
+/// The crate that says what the host can do: its types are in this crate's interface.
+pub use vcpu_caps;
 pub use vcpu_caps::VcpuId;

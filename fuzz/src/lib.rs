@@ -1,10 +1,10 @@
 //! What the fuzz targets share.
 
-/// A target's input as a sequence of small choices, one byte each. It never ends: after the last
-/// byte come zeros, so that every input means something and a seed can be short.
+/// A target's input as a sequence of small choices, one byte each. It never ends: zeros follow the
+/// last byte. So every input is valid, and a seed can be short.
 ///
-/// Choices are read this way, and not derived, where seeds are written by hand: a byte at a known
-/// place is one choice.
+/// For targets whose seeds are written by hand: a byte at a known place is one choice, which a derived
+/// `Arbitrary` does not give.
 #[derive(Clone, Debug)]
 pub struct Choices<'a> {
     rest: &'a [u8],
@@ -17,7 +17,7 @@ impl<'a> Choices<'a> {
         Self { rest: data }
     }
 
-    /// Whether only the zeros are left.
+    /// Returns `true` if only the zeros are left.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
@@ -40,7 +40,7 @@ impl<'a> Choices<'a> {
         }
     }
 
-    /// The next byte as a distance, either way.
+    /// The next byte as a signed distance.
     pub fn distance(&mut self) -> i64 {
         i64::from(i8::from_ne_bytes([self.byte()]))
     }

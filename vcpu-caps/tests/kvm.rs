@@ -337,3 +337,20 @@ fn kvm_takes_the_cpuid_table_of_every_vcpu() {
         }
     }
 }
+
+#[test]
+fn one_call_makes_the_plan_that_the_steps_make() {
+    let kvm = kvm::open().unwrap();
+    let mut report = kvm::probe(&kvm);
+    kvm::verify(&kvm, &mut report).unwrap();
+    let profile = Profile::debugger();
+    let plan = negotiate(&report, &profile).unwrap();
+    let made = kvm::debugger_plan(profile.irqchip()).unwrap();
+    for &capability in Capability::ALL {
+        assert_eq!(
+            made.mechanism(capability),
+            plan.mechanism(capability),
+            "{capability}"
+        );
+    }
+}

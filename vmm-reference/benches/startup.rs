@@ -1,8 +1,7 @@
-//! How long it takes from the start of the process to the guest's first byte on the serial port.
+//! The time from the start of the process to the guest's first byte on the serial port.
 //!
-//! `cargo bench -p vmm-reference --bench startup` starts each candidate in turn, so that a machine
-//! whose speed drifts slows all of them, and prints medians. QEMU is needed for its row: install
-//! qemu-system-x86.
+//! `cargo bench -p vmm-reference --bench startup` starts the candidates alternately, so a machine whose
+//! speed drifts slows all of them, and prints medians. QEMU's row needs qemu-system-x86.
 #![allow(
     missing_docs,
     clippy::expect_used,

@@ -1,10 +1,9 @@
-//! What one remote step costs: ours, as it comes and with `--gdb-busy-poll 0`, QEMU's on the same
-//! guest and the same KVM, and the floor.
+//! The cost of one remote step: vmm-reference's with the default options and with `--gdb-busy-poll 0`,
+//! QEMU's with the same guest and the same KVM, and that of `KVM_RUN` alone.
 //!
-//! `cargo bench -p vmm-reference --bench step` runs the rounds of all of them in turn, so that the
-//! ratios hold on a machine whose speed drifts, and prints medians. QEMU is needed for its column:
-//! install qemu-system-x86. Under `taskset -c 0` no processor has to be woken, and the costs of the
-//! stubs themselves are compared.
+//! `cargo bench -p vmm-reference --bench step` runs the candidates alternately, so the ratios hold on a
+//! machine whose speed drifts, and prints medians. The QEMU column needs qemu-system-x86. Under
+//! `taskset -c 0` no processor has to be woken, and the stubs themselves are compared.
 #![allow(
     missing_docs,
     clippy::unwrap_used,

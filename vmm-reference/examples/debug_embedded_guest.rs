@@ -1,4 +1,4 @@
-//! A VMM of one's own around the parts of this one: the embedded timer guest, waiting for GDB.
+//! A small VMM made of this crate's parts: the embedded timer guest, waiting for GDB.
 //!
 //! `cargo run -p vmm-reference --example debug_embedded_guest`, then, in another terminal, the
 //! command that it prints. Ends with Ctrl-C.
@@ -12,7 +12,7 @@ use vmm_reference::{Machine, MachineConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let machine = Machine::new(&MachineConfig::new(TIMER.image()))?;
-    // Proves what this host can do for a debugger; an error says what it lacks.
+    // Verifies what this host can do for a debugger; an error says what it lacks.
     let wanted = Wanted {
         debugger: true,
         ..Wanted::default()

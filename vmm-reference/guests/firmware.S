@@ -1,8 +1,8 @@
-# What processors do after INIT, with --testdev: the little of a PC's firmware that test images need to come
-# back from it. It is linked to FIRMWARE in src/layout.rs, and is below 4 GiB once more.
+# What processors do after INIT, with --testdev: the part of a PC's firmware that test images need to come
+# back from it. It is linked to FIRMWARE in src/layout.rs, and there is a second copy below 4 GiB.
 #
-# Who has a shutdown status goes on where it says. Whoever comes without loads the kernel again; memory stays
-# as it is otherwise.
+# A processor with a shutdown status goes on where that says. Without one it loads the kernel again, and the
+# rest of memory stays as it is.
 
 #include "cmos.inc"
 
@@ -24,8 +24,8 @@ _start:
     cmpb $JUMP_40_67, %al
     je resume
     movw $BOOT_PORT, %dx
-    inl %dx, %eax                   # what was loaded and not booted does not count
-    outl %eax, %dx                  # loads it, whatever is written
+    inl %dx, %eax                   # drops a load that was not booted
+    outl %eax, %dx                  # loads it; the value is ignored
     inl %dx, %eax                   # EIP
     movl %eax, %esi
     inl %dx, %eax                   # EBX

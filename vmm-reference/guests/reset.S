@@ -1,9 +1,9 @@
-# A guest that resets its processor in each way a PC has, and comes back each time: a shutdown status in the
-# CMOS has the firmware jump to code of ours, which then has it boot this program again. Its state is in
+# A guest that resets its processor by each means that a PC has, and comes back each time. A shutdown status
+# in the CMOS makes the firmware jump to code here, which then boots this program again. Its state is in
 # memory below the program, which a boot leaves alone.
 #
-# Exit codes at the debug-exit port: 5, the number of ways; or, at the first thing that is wrong, 0x40 and the
-# way's number for a resume that did not happen once, 0x50 if port 92 has not kept its bit.
+# Exit codes at the debug-exit port: 5, the number of resets, if all worked. At the first failure: 0x40 plus
+# the reset's number if the resume code did not run once, 0x50 if port 92 has not kept its bit.
 
 #include "common.inc"
 #include "cmos.inc"
@@ -43,7 +43,7 @@ main64:
     jne exit
     movl $SYSTEM_CONTROL_A, %edx
     inb %dx, %al
-    testb $FAST_INIT, %al           # set by the first way, and a reset of the machine would clear it
+    testb $FAST_INIT, %al           # set by the first reset; a reset of the machine would clear it
     movl $0x50, %eax
     jz exit
     movl $WAYS, %eax

@@ -1,6 +1,6 @@
 # An interpreter of scripts, for the conformance suite of the interrupt controllers
 # (tests/conformance/): each processor runs a table of operations that the host has written into
-# memory, and logs what they answer and which vectors are delivered, in order.
+# memory, and logs their results and the vectors that are delivered, in order.
 #
 # The host's side of the layout below is tests/conformance/wire.rs.
 
@@ -195,7 +195,7 @@ op_write:
 4:  movb %dil, (%rsi)
     jmp advance
 
-# 32-bit memory write, again and again until somebody has come to barrier C: A the address, B the
+# 32-bit memory write, repeated until a processor has reached barrier C: A the address, B the
 # value.
 op_write_until:
     movl %edi, (%rsi)
@@ -296,9 +296,9 @@ op_halt_for:
     hlt
     jmp advance
 
-# Everything that can be delivered is delivered here, one vector after each exit at the latest: a
-# KVM that emulates this code looks for interrupts then and not after each instruction, and a host
-# whose chips are its own may too.
+# Everything that can be delivered is delivered here, at the latest one vector after each exit: a KVM that
+# emulates this code looks for interrupts at an exit and not after each instruction, and so may a VMM with
+# emulated chips.
 op_window:
     sti
     nop
@@ -322,7 +322,7 @@ op_barrier:
     pause
     jmp 1b
 
-# The host reads the operation, and writes its answer to C.
+# The host reads the operation, and writes its result to C.
 op_host:
     movl $HOST_PORT, %edx
     movl %ebx, %eax
@@ -410,7 +410,7 @@ op_cpuid:
     orq %rcx, %rdx
     jmp log_rax_rdx
 
-# How often the vector A has come to this processor.
+# The number of times that this processor has taken vector A.
 op_count:
     movl COUNTS(%r15, %rsi, 4), %eax
     jmp log_rax
@@ -465,7 +465,7 @@ log_full:
     .cfi_endproc
     .size log, . - log
 
-# Every vector's way in: its number, and a zero where the processor has pushed no error code.
+# The entry of each vector: pushes its number, and a zero if the processor has pushed no error code.
     .balign 16
 stubs:
     .set vector, 0

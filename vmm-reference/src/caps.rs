@@ -12,8 +12,8 @@ use crate::irqchip;
 
 /// Writes the report and the debugger's plan to `out`.
 ///
-/// A host that lacks an ability which a debugger requires is reported too. That is not a failure of
-/// this command.
+/// A host that lacks an ability that a debugger requires is reported too, and is no failure of this
+/// command.
 ///
 /// # Errors
 /// If there is no usable KVM.

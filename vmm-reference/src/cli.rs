@@ -15,7 +15,7 @@ use crate::memory::MemoryLayout;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vmm-reference", version, after_help = EXIT_STATUSES)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -34,9 +34,9 @@ Exit status:
 pub enum Command {
     /// Boot a kernel.
     Run(RunArgs),
-    /// Show what this host's KVM can do for a debugger, and how each ability is met.
+    /// Show what this host's KVM can do for a debugger, and how each ability is provided.
     Caps(CapsArgs),
-    /// Step an embedded guest beside its timer, with and without the mask, and compare.
+    /// Step an embedded guest that has a timer, with and without the mask, and compare.
     Demo(DemoArgs),
 }
 
@@ -57,7 +57,7 @@ pub struct RunArgs {
         allow_hyphen_values = true
     )]
     pub cmdline: String,
-    /// How many vCPUs.
+    /// Number of vCPUs.
     #[arg(
         long,
         value_name = "N",
@@ -65,11 +65,11 @@ pub struct RunArgs {
         value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CPUS)),
     )]
     pub cpus: u16,
-    /// How much memory: bytes, or with K, M, G or T.
+    /// Memory: bytes, or with K, M, G or T.
     #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_memory)]
     pub memory: u64,
-    /// Whose interrupt chips the guest has. KVM's, if not said; with --gdb on a host that cannot mask
-    /// interrupts, ours, which can.
+    /// Which interrupt chips are KVM's and which are emulated. The default is `kernel`; with --gdb on
+    /// a host that cannot mask interrupts it is `user`, which can.
     #[arg(long, value_enum)]
     pub irqchip: Option<Irqchip>,
     /// Do not use the host's own mask for interrupts, as on a host that has none.
@@ -85,12 +85,13 @@ pub struct RunArgs {
     /// Wait for the debugger before the first instruction.
     #[arg(long, requires = "gdb")]
     pub gdb_pause: bool,
-    /// Let --gdb listen on other than loopback addresses: whoever can connect owns the guest.
+    /// Let --gdb listen on addresses other than loopback: every client that can connect controls the
+    /// guest.
     #[arg(long, requires = "gdb")]
     pub gdb_allow_remote: bool,
-    /// While GDB's packets follow one another within this time, at most 10000, look for the next one
-    /// for so long before sleeping. It saves a wake-up for each packet of a client that answers at
-    /// once, and costs a processor meanwhile. 0 sleeps at once.
+    /// How long to look for GDB's next packet before sleeping, at most 10000, while packets follow one
+    /// another within this time. It saves a wake-up for each packet of a quick client, and uses a
+    /// processor for that time. 0 sleeps at once.
     #[arg(
         long,
         value_name = "MICROSECONDS",
@@ -100,10 +101,10 @@ pub struct RunArgs {
     )]
     pub gdb_busy_poll: u64,
     /// Add the devices of test images: debug exit, QEMU's pc-testdev, firmware configuration, and
-    /// firmware to come back from resets of a processor.
+    /// firmware with which a processor comes back from a reset.
     #[arg(long)]
     pub testdev: bool,
-    /// Hide x2APIC mode from the guest, which then has xAPIC mode only.
+    /// Hide x2APIC mode from the guest: it has xAPIC mode only.
     #[arg(long)]
     pub no_x2apic: bool,
 }
@@ -111,10 +112,10 @@ pub struct RunArgs {
 /// `caps`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct CapsArgs {
-    /// As JSON.
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
-    /// Show what the host claims, without running the micro-guests that prove it.
+    /// Show what the host claims, and do not run the micro-guests that verify it.
     #[arg(long)]
     pub no_verify: bool,
     /// Plan for these interrupt chips.
@@ -125,11 +126,11 @@ pub struct CapsArgs {
 /// `demo`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct DemoArgs {
-    /// How many steps to make with the mask on. With the mask off it is this or 2000, whichever is
-    /// less: they show the difference, and prove nothing.
+    /// Number of steps with the mask on. With the mask off it is at most 2000: those steps only show
+    /// the difference.
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: u32,
-    /// Whose interrupt chips the guest has, as for `run`.
+    /// Which interrupt chips are KVM's and which are emulated, as for `run`.
     #[arg(long, value_enum)]
     pub irqchip: Option<Irqchip>,
     /// Do not use the host's own mask for interrupts, as on a host that has none.
@@ -137,14 +138,14 @@ pub struct DemoArgs {
     pub no_host_mask: bool,
 }
 
-/// Whose interrupt chips the guest has.
+/// Which interrupt chips are KVM's and which are emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Irqchip {
-    /// All of them KVM's.
+    /// All are KVM's.
     Kernel,
-    /// The local APICs KVM's, the others ours.
+    /// The local APICs are KVM's, the others are emulated.
     Split,
-    /// All of them ours.
+    /// All are emulated.
     User,
 }
 

@@ -12,7 +12,7 @@ use crate::exit::{ExitEvent, ExitReason};
 
 /// Ctrl-A, which QEMU users know.
 const PREFIX: u8 = 0x01;
-/// The most that is read at once; the serial port has no more room anyway.
+/// The most that is read at once. The serial port has no more room.
 const CHUNK: usize = 64;
 
 /// Finds the console's own commands in what is typed.
@@ -52,7 +52,7 @@ impl Escapes {
 enum Input {
     /// The event loop watches it.
     Watched,
-    /// It waits until the guest has taken what is there.
+    /// Input waits until the guest has taken what the serial port holds.
     Waiting,
     /// It ended.
     Closed,
@@ -63,21 +63,21 @@ enum Input {
 pub struct Console {
     input: File,
     state: Input,
-    /// Whether epoll takes the descriptor. It does not take regular files, which never block.
+    /// `true` if epoll accepts the descriptor. It does not accept regular files, which never block.
     pollable: bool,
     serial: Arc<SerialDevice>,
-    /// `None` where every byte is the guest's, as from a pipe.
+    /// `None` if every byte is for the guest, as from a pipe.
     escapes: Option<Escapes>,
     exit: ExitEvent,
 }
 
 impl Console {
-    /// Standard input. `terminal` tells whether somebody types: then Ctrl-A x ends the machine.
+    /// Standard input. If it is a `terminal`, Ctrl-A x ends the machine.
     ///
     /// # Errors
     /// If there is no descriptor left.
     pub fn stdin(serial: Arc<SerialDevice>, exit: ExitEvent, terminal: bool) -> io::Result<Self> {
-        // A descriptor of our own: reads go past the buffer of `io::Stdin`.
+        // A duplicate: reads must bypass the buffer of `io::Stdin`.
         let input = io::stdin().as_fd().try_clone_to_owned()?;
         Ok(Self::new(File::from(input), serial, exit, terminal))
     }
@@ -95,7 +95,7 @@ impl Console {
         }
     }
 
-    /// Passes on what there is and fits; answers the state to be in next.
+    /// Passes on what is there and fits. Returns the next state.
     fn pump(&mut self) -> Input {
         loop {
             let mut buffer = [0; CHUNK];

@@ -17,7 +17,7 @@ use crate::irqchip::Irqchip;
 use crate::memory::GuestRam;
 use crate::vcpu::{Vcpu, VcpuGroup};
 
-/// The machine's vCPUs and memory, for a session or for nobody.
+/// The machine's vCPUs and memory, with or without a debugger's session.
 #[derive(Debug)]
 pub struct MachineHost {
     group: Rc<VcpuGroup>,
@@ -29,7 +29,7 @@ pub struct MachineHost {
 /// A vCPU could not be inspected.
 #[derive(Debug, Error)]
 pub enum HostError {
-    /// The session asked for a vCPU that is not there.
+    /// The session named a vCPU that does not exist.
     #[error("there is no {0}")]
     NoVcpu(VcpuId),
     /// KVM refused.
@@ -38,8 +38,8 @@ pub enum HostError {
 }
 
 impl MachineHost {
-    /// The group's vCPUs over the machine's memory and chips. Ends of the guest that no session
-    /// waits for go to `exit`.
+    /// The group's vCPUs with the machine's memory and chips. `exit` is asked for the end when the
+    /// guest ends and no session is attached.
     #[must_use]
     pub fn new(group: Rc<VcpuGroup>, memory: GuestRam, irqchip: Irqchip, exit: ExitEvent) -> Self {
         Self {
@@ -144,10 +144,10 @@ impl Host for MachineHost {
                     .unwrap_or_default(),
             },
             Err(error) => {
-                tracing::warn!(vcpu = %id, %error, "the interrupts that wait cannot be read");
+                tracing::warn!(vcpu = %id, %error, "the pending interrupts cannot be read");
                 Interrupts {
                     masked,
-                    blocked: format!("not known: {error}"),
+                    blocked: format!("unknown: {error}"),
                     ..Interrupts::default()
                 }
             }
@@ -171,7 +171,7 @@ impl GuestControl for MachineHost {
                 .vcpu(VcpuId(index))
                 .map(|mut vcpu| vcpu.release());
             if let Some(Err(error)) = released {
-                tracing::error!(vcpu = index, %error, "the debugger's traces cannot be removed");
+                tracing::error!(vcpu = index, %error, "the vCPU may still be armed or masked for the debugger");
             }
         }
         self.group.resume_all();
@@ -181,7 +181,7 @@ impl GuestControl for MachineHost {
         self.exit.request(ExitReason::DebuggerKill);
     }
 
-    /// Ends the machine for the first stop that is an end.
+    /// Ends the machine at the first fatal stop.
     fn unattended(&mut self, stops: Vec<Stop>) {
         for stop in stops {
             let reason = match stop.reason {

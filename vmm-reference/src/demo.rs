@@ -1,4 +1,4 @@
-//! `vmm-reference demo`: what the mask is for, in a few seconds.
+//! `vmm-reference demo`: steps a guest with and without the mask, and compares.
 //!
 //! The timer guest is stepped twice over the real stub: once with the mask off, as every stub of
 //! a Rust VMM steps, and once with it on. A client on a second thread drives the session through
@@ -34,10 +34,10 @@ const RIP: u8 = 16;
 /// GDB's number of RSP.
 const RSP: u8 = 7;
 
-/// The demo could not be carried through, or showed that the mask does not hold.
+/// The demo could not be run, or showed that the mask does not hold.
 #[derive(Debug, Error)]
 pub enum DemoError {
-    /// `/dev/kvm` cannot be used: the demo can be had all the same.
+    /// `/dev/kvm` cannot be used. The demo also runs in a rig.
     #[error(
         "{0}; without KVM, `rigs/run --on svm vmm-reference demo`, in the source tree, runs the \
          demo on an emulated processor"
@@ -46,38 +46,38 @@ pub enum DemoError {
     /// The session failed.
     #[error("the session with the stub failed")]
     Session(#[from] io::Error),
-    /// The stub answered what it must not.
-    #[error("the stub answered {answer:?} to {packet:?}")]
+    /// The stub sent an unexpected reply.
+    #[error("the stub replied {answer:?} to {packet:?}")]
     Answer {
-        /// What was asked.
+        /// The request.
         packet: String,
-        /// What came back.
+        /// The reply.
         answer: String,
     },
     /// The guest lacks a symbol.
     #[error("the timer guest has no symbol {0}")]
     Symbol(&'static str),
-    /// The demo's point is not made.
-    #[error("the mask did not hold: {0}; `vmm-reference caps` shows what this host was seen to do")]
+    /// A masked step landed, or an interrupt was lost.
+    #[error("the mask did not hold: {0}; `vmm-reference caps` shows what this host can do")]
     NotHeld(String),
 }
 
-/// What one series of steps came to.
+/// The result of one series of steps.
 #[derive(Clone, Copy, Debug, Default)]
 struct Series {
-    /// How many steps.
+    /// Number of steps.
     steps: u32,
     /// Steps that ended in the timer's handler.
     landings: u32,
-    /// How often the handler ran meanwhile.
+    /// Runs of the handler during the steps.
     handler_runs: u64,
     /// Microseconds for each step.
     step_us: f64,
-    /// The timer's interrupt waited when the last step was done.
+    /// The timer's interrupt was pending after the last step.
     pending: bool,
-    /// After the release the handler was entered before the loop got any further.
+    /// After the release the handler was entered before the loop went on.
     delivered_first: bool,
-    /// How often the handler ran in [`FREE_RUN`] after the release.
+    /// Runs of the handler in [`FREE_RUN`] after the release.
     runs_after: u64,
 }
 
@@ -107,7 +107,7 @@ pub fn demo(args: DemoArgs, out: &mut impl Write) -> Result<(), Error> {
     vmm.start();
     let client = thread::spawn(move || {
         let result = both_series(&socket, args.steps);
-        // Whatever became of it, the other thread's loop has to end.
+        // In any case: the event loop on the other thread must end.
         exit.request(ExitReason::DebuggerKill);
         result
     });
@@ -132,7 +132,7 @@ pub fn demo(args: DemoArgs, out: &mut impl Write) -> Result<(), Error> {
     Ok(())
 }
 
-/// The demo's point, or why it is not made.
+/// Checks that the mask held and no interrupt was lost.
 fn judge(off: &Series, on: &Series) -> Result<(), DemoError> {
     let not_held = |text: String| Err(DemoError::NotHeld(text));
     if on.landings != 0 || on.handler_runs != 0 {
@@ -145,7 +145,9 @@ fn judge(off: &Series, on: &Series) -> Result<(), DemoError> {
         return not_held("the timer's interrupt was lost while it was masked".to_owned());
     }
     if off.landings == 0 && off.handler_runs == 0 {
-        return not_held("without it nothing entered either, so nothing is shown".to_owned());
+        return not_held(
+            "no interrupt entered without it either: the demo shows nothing".to_owned(),
+        );
     }
     Ok(())
 }

@@ -1,13 +1,13 @@
-//! What a vCPU's thread and the interrupt chips say to each other before an entry.
+//! What a vCPU's thread and the interrupt chips exchange before an entry.
 
 /// What a vCPU is about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entering {
-    /// `mask_hwintr` is on, by whichever mechanism the plan has.
+    /// `mask_hwintr` is on, by any mechanism.
     pub masked: bool,
     /// One instruction is to be run, not the guest.
     pub stepping: bool,
-    /// KVM has still to complete an access: the registers must not be replaced.
+    /// KVM must still complete an access: the registers must not be replaced.
     pub incomplete: bool,
 }
 
@@ -18,7 +18,7 @@ pub enum Permit {
     Enter,
     /// There is nothing to run: wait, then ask again.
     Wait,
-    /// What KVM has to complete is completed first, then ask again.
+    /// KVM must first complete an access: complete it, then ask again.
     Complete,
     /// The registers have been replaced (INIT, start-up IPI): ask again.
     Restarted,
@@ -26,5 +26,5 @@ pub enum Permit {
     Failed(String),
 }
 
-/// Returns `true` if the vCPU must stop. The answer stays `true` until it has.
+/// Returns `true` if the vCPU must stop, and again until it has stopped.
 pub(crate) type MustStop<'a> = dyn Fn() -> bool + 'a;

@@ -33,22 +33,22 @@ pub enum Error {
     /// The kernel or the initrd cannot be read.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The machine cannot be made.
+    /// The machine cannot be created.
     #[error(transparent)]
     Machine(#[from] MachineError),
     /// `/dev/kvm` cannot be used.
     #[error(transparent)]
     OpenKvm(#[from] OpenError),
-    /// The host's abilities cannot be tried out.
+    /// The host's abilities cannot be verified.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// What is asked of the host contradicts itself.
+    /// The profile contradicts itself.
     #[error(transparent)]
     Profile(#[from] ProfileError),
     /// The host lacks what is needed.
     #[error("{0}")]
     Refused(Box<Refusal>),
-    /// The debugger's address cannot be listened at.
+    /// The VMM cannot listen on the debugger's address.
     #[error("--gdb")]
     Listen(#[from] ListenError),
     /// The vCPU threads.
@@ -66,7 +66,7 @@ pub enum Error {
     /// A descriptor, a signal or the terminal.
     #[error("{what}")]
     System {
-        /// What could not be done.
+        /// The operation that failed.
         what: &'static str,
         /// Why.
         #[source]

@@ -1,4 +1,4 @@
-//! The one loop that waits: for input, signals, debuggers, and the end.
+//! The main thread's event loop: input, signals, debuggers, and the machine's end.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,12 +15,12 @@ use crate::exit::{ExitEvent, ExitReason};
 #[error("the event loop failed")]
 pub struct EventLoopError(#[from] event_manager::Error);
 
-/// Waits on behalf of its subscribers, on the thread that runs it, until the machine is to end.
+/// Serves its subscribers on the thread that runs it, until the machine is to end.
 pub struct EventLoop {
     manager: EventManager<Box<dyn MutEventSubscriber>>,
     exit: ExitEvent,
     busy_poll: Duration,
-    /// The last event came within [`Self::busy_poll`] of the one before: the next one may, too.
+    /// The last event came within [`Self::busy_poll`] of the previous one; the next one may, too.
     quick: bool,
 }
 
@@ -34,7 +34,7 @@ impl std::fmt::Debug for EventLoop {
 }
 
 impl EventLoop {
-    /// A loop that ends when `exit` is asked for.
+    /// A loop that runs until `exit` is requested.
     ///
     /// # Errors
     /// If there is no descriptor left.
@@ -49,23 +49,23 @@ impl EventLoop {
         })
     }
 
-    /// While events follow one another within this time, look for the next one for so long before
-    /// sleeping; zero, as in the beginning, sleeps at once. An event that takes longer ends it, so that
-    /// nobody is waited for in this way who is not quick: a person costs nothing.
+    /// Sets how long to look for the next event before sleeping, while events follow one another within
+    /// this time. An event that takes longer ends the polling; therefore a person who types costs
+    /// nothing. The default is zero: the loop sleeps at once.
     ///
-    /// It saves the wake-up of an idle processor, which is most of a remote step's time where that
-    /// is dear (in a virtual machine: an IPI and an exit from HLT), and costs a processor for so
-    /// long. KVM's halt polling is the same bargain.
+    /// Polling saves the wake-up of an idle processor, which is most of a remote step's time where it is
+    /// expensive (in a virtual machine: an IPI and an exit from HLT). It uses a processor for that time.
+    /// KVM's halt polling makes the same trade.
     pub fn set_busy_poll(&mut self, period: Duration) {
         self.busy_poll = period;
     }
 
-    /// Adds somebody who waits.
+    /// Adds a subscriber.
     pub fn add(&mut self, subscriber: Box<dyn MutEventSubscriber>) -> SubscriberId {
         self.manager.add_subscriber(subscriber)
     }
 
-    /// Takes a subscriber out, with its descriptors.
+    /// Removes a subscriber, with its descriptors.
     ///
     /// # Errors
     /// If it is not in the loop.
@@ -76,7 +76,7 @@ impl EventLoop {
         Ok(self.manager.remove_subscriber(id)?)
     }
 
-    /// Runs until the machine is to end, and answers why.
+    /// Runs until the machine is to end. Returns why.
     ///
     /// # Errors
     /// If waiting fails.
@@ -93,8 +93,8 @@ impl EventLoop {
         }
     }
 
-    /// Serves what comes within [`set_busy_poll`](Self::set_busy_poll)'s time without sleeping, if it
-    /// is worth it; answers whether anything did.
+    /// Polls for the time of [`set_busy_poll`](Self::set_busy_poll), if events were quick. Returns `true`
+    /// if it served one.
     fn poll(&mut self) -> Result<bool, EventLoopError> {
         if !self.quick {
             return Ok(false);
@@ -104,14 +104,14 @@ impl EventLoop {
             if self.turn(Some(0))? > 0 {
                 return Ok(true);
             }
-            // The one who is waited for may need this very processor.
+            // The client may need this processor.
             thread::yield_now();
         }
         Ok(false)
     }
 
-    /// Waits once, for at most `milliseconds`, and serves what has come; answers how much that
-    /// was. For a caller who has to go on after the end was asked for: to tell a debugger of it.
+    /// Waits once, for at most `milliseconds`, and serves the events. Returns their number. For a caller
+    /// that goes on after the end was requested, to report it to a debugger.
     ///
     /// # Errors
     /// If waiting fails.
@@ -121,8 +121,8 @@ impl EventLoop {
     }
 }
 
-/// Wakes the loop for the end. Once: its descriptor stays readable, and a caller who goes on
-/// turning must not spin.
+/// Wakes the loop for the end, once. The descriptor stays readable, and a caller that goes on serving
+/// events must not spin.
 struct ExitWatch(ExitEvent);
 
 impl MutEventSubscriber for ExitWatch {
@@ -151,7 +151,7 @@ mod tests {
         let asker = thread::spawn(move || exit.request(ExitReason::PowerOff));
         assert_eq!(events.run().unwrap(), ExitReason::PowerOff);
         assert!(asker.join().unwrap());
-        // The descriptor is still readable, and nobody spins on it: at most the first turn sees it.
+        // The descriptor is still readable, and the loop does not spin: at most the first wait sees it.
         events.turn(Some(0)).unwrap();
         assert_eq!(events.turn(Some(0)).unwrap(), 0);
     }
@@ -168,7 +168,7 @@ mod tests {
         });
         assert_eq!(events.run().unwrap(), ExitReason::PowerOff);
         assert!(asker.join().unwrap());
-        assert!(events.quick, "it came within ten seconds");
+        assert!(events.quick, "the event came within ten seconds");
 
         let exit = ExitEvent::new().unwrap();
         let mut events = EventLoop::new(exit.clone()).unwrap();

@@ -1,4 +1,4 @@
-//! Why the machine stops: asked once, by whoever comes first, and seen by everybody.
+//! Why the machine ends: the first request counts, and every thread can read it.
 
 use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::exit_status::ExitStatus;
 
-/// Why the machine stops.
+/// Why the machine ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExitReason {
     /// The guest switched itself off (ACPI S5).
@@ -18,14 +18,13 @@ pub enum ExitReason {
     Reset,
     /// The guest wrote this byte to the debug-exit port.
     DebugExit(u8),
-    /// The user asked at the console (Ctrl-A x).
+    /// The user ended it at the console (Ctrl-A x).
     ConsoleQuit,
-    /// The debugger asked (`kill`).
+    /// The debugger ended it (`kill`).
     DebuggerKill,
-    /// This signal asked.
+    /// This signal ended it.
     Signal(i32),
-    /// The guest cannot go on: which vCPU, in what way and where, in words (the text of
-    /// `debug_stub::StopReason`).
+    /// The guest cannot go on. The text of `debug_stub::StopReason` says which vCPU, why and where.
     GuestFailed(String),
 }
 
@@ -60,10 +59,10 @@ impl fmt::Display for ExitReason {
     }
 }
 
-/// The one place where the end of the machine is asked for.
+/// A request for the end of the machine: the only way to end it.
 ///
-/// Clones share one state. The first request wins; its reason stays, and the descriptor stays
-/// readable from then on, so that every loop that waits for it wakes.
+/// Clones share one state. The first request wins. Its reason stays, and the descriptor stays readable
+/// from then on; therefore every loop that waits for it wakes.
 #[derive(Clone, Debug)]
 pub struct ExitEvent {
     inner: Arc<Inner>,
@@ -76,7 +75,7 @@ struct Inner {
 }
 
 impl ExitEvent {
-    /// Nothing asked yet.
+    /// No request yet.
     ///
     /// # Errors
     /// If the host has no descriptor left.
@@ -89,7 +88,7 @@ impl ExitEvent {
         })
     }
 
-    /// Asks for the end; answers whether this was the first request, whose reason counts.
+    /// Requests the end. Returns `true` if this is the first request: its reason counts.
     pub fn request(&self, reason: ExitReason) -> bool {
         let first = self.inner.reason.set(reason).is_ok();
         if first {
@@ -101,7 +100,7 @@ impl ExitEvent {
         first
     }
 
-    /// Why the machine is to stop, once asked.
+    /// Why the machine is to end, if that was requested.
     #[must_use]
     pub fn reason(&self) -> Option<ExitReason> {
         self.inner.reason.get().cloned()

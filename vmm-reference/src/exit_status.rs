@@ -1,4 +1,4 @@
-//! What the process answers to its shell.
+//! The exit status of the process.
 
 use std::process::ExitCode;
 

@@ -45,7 +45,7 @@ pub static FAULT: Guest = Guest {
     elf: include_bytes!(concat!(env!("OUT_DIR"), "/fault.elf")),
 };
 
-/// Resets its processor in five ways, comes back each time, and ends with debug-exit code 5. Prints "reset
+/// Resets its processor by five means, comes back each time, and ends with debug-exit code 5. Prints "reset
 /// guest" at each boot.
 pub static RESET: Guest = Guest {
     name: "reset",
@@ -66,10 +66,10 @@ impl Guest {
         ImageFile::embedded(self.name, self.elf)
     }
 
-    /// Writes the ELF file into `directory`, for a debugger to read its symbols; answers its path.
+    /// Writes the ELF file into `directory`, for a debugger to read its symbols. Returns its path.
     ///
     /// # Errors
-    /// What the system answered.
+    /// If the file cannot be written.
     pub fn write_to(&self, directory: &Path) -> io::Result<PathBuf> {
         let path = directory.join(format!("{}.elf", self.name));
         std::fs::write(&path, self.elf)?;

@@ -33,15 +33,15 @@ pub const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 /// Room for the command line, with its terminating zero.
 pub const CMDLINE_ROOM: u64 = 0x1_0000;
 
-/// First byte of what the VMM itself writes below 1 MiB for the kernel to read at its start.
+/// First byte of the boot data, which the VMM writes below 1 MiB for the kernel.
 pub const BOOT_DATA_START: u64 = 0x5000;
 /// One past its last byte.
 pub const BOOT_DATA_END: u64 = 0x3_0000;
 
 /// One past the memory below the legacy hole.
 pub const LOW_MEMORY_END: u64 = 0xa_0000;
-/// Where the firmware's tables begin: in the area that kernels scan for the RSDP (ACPI 6.5,
-/// 5.2.5.1), on a 16-byte boundary.
+/// Where the ACPI tables begin: in the area that kernels scan for the RSDP (ACPI 6.5, 5.2.5.1), on a
+/// 16-byte boundary.
 pub const RSDP: GuestAddress = GuestAddress(0xe_0000);
 /// One past the last byte that ACPI tables may have.
 pub const ACPI_END: u64 = 0xf_e000;
@@ -70,5 +70,5 @@ pub const IOAPIC: u32 = 0xfec0_0000;
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// One page that KVM needs on old Intel processors: an identity page table for real mode.
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
-/// Three pages that KVM needs there for a task-state segment.
+/// Three pages that KVM needs on old Intel processors: a task-state segment.
 pub const KVM_TSS: usize = 0xfffb_d000;

@@ -1,8 +1,7 @@
 //! The reference VMM of vcpu-caps, intr-controller and debug-stub: boots a guest and debugs it
 //! with GDB.
 //!
-//! This library is what the `vmm-reference` command is made of, so that tests, the demo and
-//! benches can make a [`Machine`] of their own.
+//! The `vmm-reference` command, tests, the demo and benches are made from this library.
 //!
 //! - [`loader`]: kernels (bzImage, vmlinux, PVH, multiboot) into memory.
 //! - [`boot`]: the first state of a vCPU, CPUID, the ACPI and MP tables.

@@ -20,7 +20,7 @@ use crate::layout;
 use crate::loader::{self, ImageFile, LoadError};
 use crate::memory::{GuestRam, MemoryError, MemoryLayout};
 
-/// What a machine is made of.
+/// The configuration of a machine.
 #[derive(Clone, Debug)]
 pub struct MachineConfig {
     /// The kernel.
@@ -29,16 +29,16 @@ pub struct MachineConfig {
     pub initrd: Option<ImageFile>,
     /// The command line.
     pub cmdline: String,
-    /// How many vCPUs; at least one.
+    /// Number of vCPUs; at least one.
     pub cpus: u16,
     /// Bytes of memory.
     pub memory: u64,
-    /// Where COM1 goes.
+    /// Where COM1's output goes.
     pub serial: SerialOutput,
-    /// Whose the interrupt chips are.
+    /// Which interrupt chips are KVM's and which are emulated.
     pub irqchip: IrqchipMode,
-    /// Whether the timers of local APICs of ours have TSC-deadline mode. Only where the host was seen
-    /// to hand its MSR over ([`vcpu_caps::Capability::UserTscDeadline`]).
+    /// `true` if the timers of emulated local APICs have TSC-deadline mode. Only if the host was verified
+    /// to pass its MSR on ([`vcpu_caps::Capability::UserTscDeadline`]).
     pub tsc_deadline: bool,
     /// Whether there are the devices of test images.
     pub testdev: bool,
@@ -65,7 +65,7 @@ impl MachineConfig {
     }
 }
 
-/// A machine could not be made.
+/// A machine could not be created.
 #[derive(Debug, Error)]
 pub enum MachineError {
     /// `/dev/kvm` cannot be used.
@@ -74,18 +74,18 @@ pub enum MachineError {
     /// An ioctl failed.
     #[error("{call} failed")]
     Ioctl {
-        /// Which one.
+        /// The ioctl.
         call: &'static str,
-        /// What the kernel answered.
+        /// The kernel's error.
         #[source]
         source: kvm_ioctls::Error,
     },
     /// More vCPUs than the host can give, or none.
     #[error("this host can give a VM 1 to {max} vCPUs, not {asked}; choose another --cpus")]
     Cpus {
-        /// What was asked for.
+        /// The number requested.
         asked: u16,
-        /// The most there are.
+        /// The largest number possible.
         max: usize,
     },
     /// The memory.
@@ -98,7 +98,7 @@ pub enum MachineError {
     #[error(transparent)]
     Irqchip(#[from] IrqchipError),
     /// KVM does not tell how fast the guest's TSC is, which a local APIC in userspace must know.
-    #[error("KVM_GET_TSC_KHZ answers {0}; use --irqchip kernel")]
+    #[error("KVM_GET_TSC_KHZ returned {0}; use --irqchip kernel")]
     TscFrequency(u32),
     /// The devices.
     #[error(transparent)]
@@ -155,18 +155,17 @@ pub struct Machine {
     pub devices: Arc<Devices>,
     /// Its vCPUs, by id; the first starts at the kernel's entry, the others wait for a SIPI.
     pub vcpus: Vec<VcpuFd>,
-    /// Where the end of the machine is asked for.
+    /// Requests the end of the machine.
     pub exit: ExitEvent,
     /// How the kernel starts.
     pub entry: Entry,
 }
 
 impl Machine {
-    /// Makes a machine.
+    /// Creates a machine.
     ///
     /// # Errors
-    /// What the kernel, the host or the configuration lacks; [`MachineError::status`] tells which
-    /// of them it is.
+    /// If the kernel, the host or the configuration cannot be used; [`MachineError::status`] says which.
     pub fn new(config: &MachineConfig) -> Result<Self, MachineError> {
         let kvm = vcpu_caps::kvm::open()?;
         let max = kvm.get_max_vcpus();
@@ -201,8 +200,8 @@ impl Machine {
         let mode = config.irqchip;
         let cpuid =
             boot::CpuidTables::new(&kvm, config.cpus, mode, config.tsc_deadline, config.x2apic)?;
-        // A vCPU has a local APIC of KVM's if KVM has one when the vCPU is made. Ours want to know how
-        // fast its TSC is.
+        // A vCPU has KVM's local APIC if KVM has one when the vCPU is created. Emulated local APICs need the
+        // frequency of its TSC.
         let ours = mode == IrqchipMode::User;
         let mut vcpus = Vec::new();
         let mut tsc_hz = NonZeroU64::MIN;

@@ -1,4 +1,4 @@
-//! The guest's memory: where it is, and the map of it that the guest is told.
+//! The guest's memory: where it is, and the memory map that the guest gets.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ pub const MAX_MEMORY: u64 = 1 << 40;
 /// Memory comes in pages of this size.
 pub const PAGE: u64 = 4096;
 
-/// The guest's memory could not be made.
+/// The guest's memory could not be created.
 #[derive(Debug, Error)]
 pub enum MemoryError {
     /// Less than [`MIN_MEMORY`], more than [`MAX_MEMORY`], or not whole pages.
@@ -27,9 +27,9 @@ pub enum MemoryError {
     /// The host refused to map it.
     #[error("the host could not map {size} bytes for the guest; choose a smaller --memory")]
     Map {
-        /// What was asked for.
+        /// The size requested.
         size: u64,
-        /// What the host answered.
+        /// The host's error.
         #[source]
         source: FromRangesError,
     },
@@ -64,17 +64,17 @@ pub struct MapEntry {
     pub kind: MapKind,
 }
 
-/// How an amount of memory is spread over the physical address space.
+/// How memory is laid out in the physical address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLayout {
     size: u64,
 }
 
 impl MemoryLayout {
-    /// Spreads `size` bytes.
+    /// Lays out `size` bytes.
     ///
     /// # Errors
-    /// [`MemoryError::Size`], which says which sizes there are.
+    /// [`MemoryError::Size`], whose message says which sizes are possible.
     pub fn new(size: u64) -> Result<Self, MemoryError> {
         if (MIN_MEMORY..=MAX_MEMORY).contains(&size) && size.is_multiple_of(PAGE) {
             Ok(Self { size })
@@ -107,10 +107,10 @@ impl MemoryLayout {
         }
     }
 
-    /// What the guest is told: sorted, without overlaps.
+    /// The memory map that the guest gets: sorted, without overlaps.
     ///
-    /// The legacy hole from 0xa0000 to 0xe0000 is backed, so that a kernel that writes to a VGA text
-    /// screen does no harm, but it is not in the map.
+    /// The legacy hole from 0xa0000 to 0xe0000 is not in the map, but is backed by memory: a kernel that
+    /// writes to a VGA text screen does no harm.
     #[must_use]
     pub fn map(self) -> Vec<MapEntry> {
         let mut map = vec![
@@ -134,7 +134,7 @@ impl MemoryLayout {
         map
     }
 
-    /// Whether the whole range is memory that the guest may use.
+    /// Returns `true` if the guest may use the whole range as memory.
     #[must_use]
     pub fn is_ram(self, range: &Range<u64>) -> bool {
         self.map().iter().any(|entry| {
@@ -144,7 +144,7 @@ impl MemoryLayout {
         })
     }
 
-    /// Maps the memory: reserved in the host's address space, and not touched.
+    /// Maps the memory. It takes address space, and pages only when they are touched.
     ///
     /// # Errors
     /// [`MemoryError::Map`] if the host has no room.

@@ -1,7 +1,7 @@
-//! A small client of GDB's remote protocol: what the demo, the tests and the benches drive a stub
-//! with, ours or another's.
+//! A small client of GDB's remote protocol, with which the demo, the tests and the benches drive our
+//! stub or another one.
 //!
-//! It is exact rather than forgiving: a reply with a wrong checksum is an error, not a retry.
+//! It is strict: a reply with a wrong checksum is an error, and is not requested again.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -9,9 +9,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long a reply may take before the connection counts as dead.
+/// The longest that a reply may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// More than any reply that is asked for here.
+/// The longest reply: more than any request here gets.
 const MAX_REPLY: usize = 1 << 20;
 
 /// A connected client.
@@ -28,7 +28,7 @@ impl RemoteClient<UnixStream> {
     /// Connects to a stub on a Unix socket, and switches acknowledgements off.
     ///
     /// # Errors
-    /// If nobody listens, or what listens is no stub.
+    /// If nothing listens there, or the listener is not a stub.
     pub fn unix(path: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
@@ -40,7 +40,7 @@ impl RemoteClient<TcpStream> {
     /// Connects to a stub on a loopback port, and switches acknowledgements off.
     ///
     /// # Errors
-    /// If nobody listens, or what listens is no stub.
+    /// If nothing listens there, or the listener is not a stub.
     pub fn tcp(port: u16) -> io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(TIMEOUT))?;
@@ -58,10 +58,10 @@ fn checksum(payload: &[u8]) -> u8 {
 }
 
 impl<S: Read + Write> RemoteClient<S> {
-    /// Begins a session over a connected stream: features, then no acknowledgements.
+    /// Begins a session over a connected stream: asks for the features, and switches acknowledgements off.
     ///
     /// # Errors
-    /// If the peer is no stub.
+    /// If the peer is not a stub.
     pub fn over(stream: S) -> io::Result<Self> {
         let mut client = Self {
             stream,
@@ -74,14 +74,16 @@ impl<S: Read + Write> RemoteClient<S> {
         if supported.contains("QStartNoAckMode+") {
             let answer = client.request("QStartNoAckMode")?;
             if answer != "OK" {
-                return Err(protocol(format!("QStartNoAckMode answered {answer:?}")));
+                return Err(protocol(format!(
+                    "the reply to QStartNoAckMode is {answer:?}"
+                )));
             }
             client.no_ack = true;
         }
         Ok(client)
     }
 
-    /// Sends a packet and waits for its reply. Console output in between is passed over.
+    /// Sends a packet and waits for its reply. Console output before it is skipped.
     ///
     /// # Errors
     /// If the connection fails, or the reply is not one.
@@ -107,7 +109,7 @@ impl<S: Read + Write> RemoteClient<S> {
         self.stream.write_all(&[3])
     }
 
-    /// Waits for a reply, and passes over console output.
+    /// Waits for a reply, and skips console output.
     ///
     /// # Errors
     /// If the connection fails, or the reply is not one.
@@ -122,10 +124,10 @@ impl<S: Read + Write> RemoteClient<S> {
         }
     }
 
-    /// Runs a `monitor` command and answers what it printed.
+    /// Runs a `monitor` command. Returns what it printed.
     ///
     /// # Errors
-    /// If the stub answers with an error, or the connection fails.
+    /// If the stub replies with an error, or the connection fails.
     pub fn monitor(&mut self, command: &str) -> io::Result<String> {
         let hex: String = command.bytes().map(|byte| format!("{byte:02x}")).collect();
         self.send(&format!("qRcmd,{hex}"))?;
@@ -138,7 +140,7 @@ impl<S: Read + Write> RemoteClient<S> {
                 None if payload.starts_with('E') => {
                     return Err(protocol(format!("monitor {command}: {payload}")));
                 }
-                // gdbserver and QEMU may answer with the text itself.
+                // gdbserver and QEMU may reply with the text itself.
                 None => {
                     text.extend(unhex(&payload)?);
                     break;
@@ -151,7 +153,7 @@ impl<S: Read + Write> RemoteClient<S> {
     /// Reads guest memory.
     ///
     /// # Errors
-    /// If the stub answers with an error, or the connection fails.
+    /// If the stub replies with an error, or the connection fails.
     pub fn read_memory(&mut self, address: u64, length: usize) -> io::Result<Vec<u8>> {
         let answer = self.request(&format!("m{address:x},{length:x}"))?;
         if answer.starts_with('E') {
@@ -171,16 +173,16 @@ impl<S: Read + Write> RemoteClient<S> {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// Reads RIP (register 16 in QEMU's order, which is ours).
+    /// Reads RIP: register 16, in QEMU's order.
     ///
     /// # Errors
-    /// If the stub answers with an error, or the connection fails.
+    /// If the stub replies with an error, or the connection fails.
     pub fn read_rip(&mut self) -> io::Result<u64> {
         let answer = self.request("p10")?;
         register(&answer)
     }
 
-    /// The next packet's payload, acknowledged if the mode asks for it.
+    /// The next packet's payload. It is acknowledged unless acknowledgements are off.
     fn packet(&mut self) -> io::Result<String> {
         while self.byte()? != b'$' {}
         let mut payload = Vec::new();
@@ -203,7 +205,7 @@ impl<S: Read + Write> RemoteClient<S> {
         if !self.no_ack {
             self.stream.write_all(b"+")?;
         }
-        String::from_utf8(payload).map_err(|_| protocol("a reply that is no text".to_owned()))
+        String::from_utf8(payload).map_err(|_| protocol("a reply that is not text".to_owned()))
     }
 
     fn byte(&mut self) -> io::Result<u8> {
@@ -225,7 +227,7 @@ impl<S: Read + Write> RemoteClient<S> {
 /// Bytes from hex digits.
 ///
 /// # Errors
-/// If they are none.
+/// If a character is not a hex digit.
 pub fn unhex(hex: &str) -> io::Result<Vec<u8>> {
     let digits: Vec<u8> = hex
         .chars()
@@ -245,7 +247,7 @@ pub fn unhex(hex: &str) -> io::Result<Vec<u8>> {
 /// A register's value from its little-endian hex digits.
 ///
 /// # Errors
-/// If they are none.
+/// If a character is not a hex digit.
 pub fn register(hex: &str) -> io::Result<u64> {
     Ok(unhex(hex)?
         .iter()

@@ -29,16 +29,16 @@ use crate::signals::Signals;
 use crate::terminal::RawTerminal;
 use crate::vcpu::{MachineExits, Vcpu, VcpuGroup};
 
-/// How long the end waits for a debugger that says nothing, in milliseconds: it is told of the
-/// end, and hangs up.
+/// How long the VMM waits for a debugger to close its connection after the end was reported to it, in
+/// milliseconds.
 const FAREWELL_MS: u16 = 200;
 
-/// Runs a machine to its end, and answers why it ended.
+/// Runs a machine to its end. Returns why it ended.
 ///
-/// The caller must not have started any thread yet: they would take the signals.
+/// The caller must not have started any thread yet: that thread would take the signals.
 ///
 /// # Errors
-/// What the command line, the kernel or the host lacks; [`Error::status`] tells which.
+/// If the command line, the kernel or the host cannot be used; [`Error::status`] says which.
 pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     let mut config = MachineConfig {
         kernel: ImageFile::read(&args.kernel)?,
@@ -52,7 +52,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         testdev: args.testdev,
         x2apic: !args.no_x2apic,
     };
-    // Before the machine: an address in use is soon told.
+    // Before the machine, to report early that an address is in use.
     let listener = args
         .gdb
         .as_ref()
@@ -140,7 +140,7 @@ impl Vmm {
         })
     }
 
-    /// Lets a debugger connect there, once the machine is served.
+    /// Lets a debugger connect, once the machine is served.
     pub fn listen(&mut self, listener: Listener) {
         self.listener = Some(listener);
     }
@@ -150,7 +150,7 @@ impl Vmm {
         self.group.resume_all();
     }
 
-    /// Serves the machine until its end, and answers why it ended.
+    /// Serves the machine until its end. Returns why it ended.
     ///
     /// # Errors
     /// If waiting fails.
@@ -164,29 +164,29 @@ impl Vmm {
         let server = Rc::new(RefCell::new(GdbServer::new(listener, self.host, config)));
         self.events.add(Box::new(Rc::clone(&server)));
         let reason = self.events.run()?;
-        // A debugger that is attached has still to be told.
+        // The end is still to be reported to an attached debugger.
         while server.borrow().has_client() && self.events.turn(Some(FAREWELL_MS))? > 0 {}
         Ok(reason)
     }
 }
 
-/// What a run asks of the host.
+/// What a run requires of the host.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wanted {
-    /// There may be a debugger: its abilities are proven first. Without one the host's word does, and
-    /// costs no time.
+    /// A debugger may connect: the abilities that it needs are verified first. Without one the host's
+    /// claims are enough, and cost no time.
     pub debugger: bool,
-    /// Whose the interrupt chips are. If that is left open they are KVM's, unless a debugger's mask
-    /// needs ours.
+    /// Which interrupt chips are KVM's and which are emulated. `None`: all are KVM's, unless a debugger's
+    /// mask needs emulated ones.
     pub irqchip: Option<IrqchipMode>,
     /// The host's own mask is not to be used.
     pub no_host_mask: bool,
 }
 
-/// What the host can do for this run, and whose the interrupt chips are.
+/// What the host can do for this run, and which interrupt chips are emulated.
 ///
 /// # Errors
-/// If the host lacks something required, which the error names, or cannot be tried out.
+/// If the host lacks a required ability, which the error names, or cannot be verified.
 pub fn plan(kvm: &Kvm, wanted: Wanted) -> Result<(Plan, IrqchipMode), Error> {
     let mut report = probe(kvm);
     let profile = if wanted.debugger {
@@ -201,7 +201,7 @@ pub fn plan(kvm: &Kvm, wanted: Wanted) -> Result<(Plan, IrqchipMode), Error> {
     }
     let mode = wanted.irqchip.unwrap_or_default();
     if mode == IrqchipMode::User && !wanted.debugger {
-        // The one thing that is not taken on trust.
+        // The one ability that is always verified.
         verify_some(kvm, &mut report, &[Capability::UserTscDeadline])?;
     }
     let negotiate_for = |mode| -> Result<Plan, Error> {
@@ -223,7 +223,7 @@ pub fn plan(kvm: &Kvm, wanted: Wanted) -> Result<(Plan, IrqchipMode), Error> {
     Ok((plan, mode))
 }
 
-/// Standard input for the serial port; in raw mode if somebody types there.
+/// Standard input for the serial port; a terminal is put into raw mode.
 fn open_console(machine: &Machine) -> Result<(Option<RawTerminal>, Console), Error> {
     let system = |what| move |source: io::Error| Error::System { what, source };
     let terminal = RawTerminal::enter().map_err(system("cannot set the terminal's mode"))?;
@@ -236,7 +236,7 @@ fn open_console(machine: &Machine) -> Result<(Option<RawTerminal>, Console), Err
     Ok((terminal, console))
 }
 
-/// A machine that nobody debugs: when its vCPUs stop, that is its end.
+/// A machine without a debugger: it ends when its vCPUs stop.
 struct Unattended(MachineHost);
 
 impl MutEventSubscriber for Unattended {

@@ -1,4 +1,4 @@
-//! Signals that ask the process to end, as events of the loop.
+//! Signals that request the end of the process, as events of the loop.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,7 +10,7 @@ use vmm_sys_util::signal::create_sigset;
 
 use crate::exit::{ExitEvent, ExitReason};
 
-/// What a shell, a service manager and a closing terminal send.
+/// The signals of a shell, a service manager and a closing terminal.
 const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
 /// Turns SIGINT, SIGTERM and SIGHUP into requests to end the machine.
@@ -21,11 +21,11 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks the signals and takes them over. Before any other thread is made: threads inherit
-    /// the mask, and a thread without it would die of the signal.
+    /// Blocks the signals and reads them from a descriptor. Call it before any other thread is created:
+    /// threads inherit the mask, and a thread without it would end the process at the signal.
     ///
     /// # Errors
-    /// What the system answered.
+    /// The system's error.
     pub fn take_over(exit: ExitEvent) -> io::Result<Self> {
         let set = create_sigset(&SIGNALS).map_err(io::Error::from)?;
         // SAFETY: `set` is an initialised signal set, and the old one is not asked for.
@@ -40,7 +40,7 @@ impl Signals {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: signalfd has just made the descriptor, and nobody else has it.
+        // SAFETY: signalfd has just created the descriptor, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
             descriptor: File::from(fd),

@@ -1,10 +1,9 @@
-//! Raw mode, and the way back from it on every path.
+//! Raw mode, and how it is left on every path.
 //!
 //! A terminal that stays in raw mode after its program is useless, so the old mode is restored
 //! by [`RawTerminal`]'s drop, by the panic hook (a panic in another thread drops nothing here),
 //! and by a handler of the signals that end a process at once. SIGKILL cannot be caught: `reset`
-//! helps then. Signals that ask (SIGINT, SIGTERM, SIGHUP) end the event loop, and so get to the
-//! drop.
+//! helps then. SIGINT, SIGTERM and SIGHUP end the event loop, and the value is dropped as usual.
 
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
@@ -35,12 +34,12 @@ pub struct RawTerminal {
 
 impl RawTerminal {
     /// Enters raw mode: every key goes to the guest, Ctrl-C too, and nothing is echoed. Output is
-    /// left alone, so that a newline still starts a line.
+    /// left alone: a newline still starts a line.
     ///
     /// `None` if standard input is not a terminal.
     ///
     /// # Errors
-    /// What the terminal answered.
+    /// The terminal's error.
     pub fn enter() -> io::Result<Option<Self>> {
         if !io::stdin().is_terminal() {
             return Ok(None);
@@ -58,7 +57,7 @@ impl RawTerminal {
         // SAFETY: `raw` is a termios that the terminal itself gave.
         unsafe { libc::cfmakeraw(&raw mut raw) };
         raw.c_oflag = saved.c_oflag;
-        // Before the change: a signal in between restores what is still there.
+        // Before the change: a signal in between restores the mode that is still in force.
         RAW.store(true, Ordering::Release);
         // SAFETY: `raw` lives until the call returns.
         let set = unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const raw) };
@@ -104,8 +103,8 @@ fn restore_on_fatal_signals() -> io::Result<()> {
         let action = unsafe { action.assume_init_mut() };
         let handler: extern "C" fn(libc::c_int) = on_fatal_signal;
         action.sa_sigaction = handler as libc::sighandler_t;
-        // RESETHAND: the second time the signal does what it always did. ONSTACK: a stack
-        // overflow leaves no room on the thread's own.
+        // RESETHAND: the second time the signal has its default effect. ONSTACK: after a stack
+        // overflow the thread's own stack has no room.
         action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
         // SAFETY: `action` is initialised, and its handler is async-signal-safe.
         check(unsafe { libc::sigaction(signal, action, std::ptr::null_mut()) })?;

@@ -1,7 +1,7 @@
 //! Boots the embedded guests on this host's KVM.
 //!
-//! One vCPU at a time and no threads: this is the smallest loop that a machine can be run with,
-//! and it keeps these tests independent of the vCPU threads that the command uses.
+//! One vCPU at a time and no threads: the smallest loop that runs a machine. These tests do not depend on
+//! the vCPU threads of the command.
 
 #![allow(
     clippy::expect_used,
@@ -40,7 +40,7 @@ fn run(machine: &mut Machine, mut until: impl FnMut(&Machine) -> bool) -> Option
     loop {
         assert!(start.elapsed() < PATIENCE, "the guest does not end");
         let mut vcpu = machine.vcpus.remove(0);
-        // A pending access is completed by the next KVM_RUN, after the data has been put there.
+        // The next KVM_RUN completes a pending access with the data written here.
         let exit = vcpu.run().map(|exit| match exit {
             VcpuExit::IoIn(port, data) => {
                 let data: *mut [u8] = data;
@@ -98,7 +98,7 @@ enum Exit {
 }
 
 fn access_size(vcpu: &mut kvm_ioctls::VcpuFd) -> AccessSize {
-    // SAFETY: called after an exit for KVM_EXIT_IO only, whose member of the union this is.
+    // SAFETY: called only after KVM_EXIT_IO, for which this is the active member of the union.
     let io = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.io };
     AccessSize::from_bytes(usize::from(io.size)).expect("1, 2 or 4")
 }

@@ -31,7 +31,7 @@ fn guest_file(directory: &tempfile::TempDir, guest: vmm_reference::guests::Guest
     guest.write_to(directory.path()).unwrap()
 }
 
-/// Waits for some output, and gives up loudly.
+/// Waits for some output, and panics after a time limit.
 fn read_until(out: &mut impl Read, wanted: &str) -> String {
     let start = Instant::now();
     let mut seen = String::new();
@@ -83,7 +83,7 @@ fn with_testdev_a_processor_comes_back_from_each_reset_of_its_own() {
             assert_eq!(output.stdout, b"reset guest\n".repeat(6), "{machine:?}");
         }
     }
-    // Without, the first reset ends it.
+    // Without --testdev the first reset ends it.
     let output = output(&["run", "--kernel", kernel]);
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(output.stdout, b"reset guest\n");

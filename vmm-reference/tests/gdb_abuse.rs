@@ -1,4 +1,4 @@
-//! What no debugger sends: the guest must not feel it.
+//! Input that no debugger sends: the guest must not be affected.
 
 #![allow(
     clippy::expect_used,
@@ -20,7 +20,7 @@ with_all_chips! {
     what_comes_while_the_guest_runs_is_not_served,
 }
 
-/// The guest runs and its server answers.
+/// The guest runs and the stub replies.
 #[track_caller]
 fn assert_unharmed(vmm: &mut Vmm) {
     assert!(vmm.is_alive());
@@ -40,12 +40,12 @@ fn garbage_is_logged_and_skipped() {
         client.until("$1#31");
     }
     let log = vmm.log();
-    assert!(log.contains("bytes that are no packet"), "{log}");
+    assert!(log.contains("bytes that are not a packet"), "{log}");
     let mut random = Random::new(7);
     for _ in 0..20 {
         let bytes: Vec<u8> = (0..5000)
             .map(|_| u8::try_from(random.below(256)).unwrap())
-            // Not to start packets that happen to be valid.
+            // These bytes could start a valid packet.
             .filter(|byte| *byte != b'#')
             .collect();
         let mut client = vmm.connect();
@@ -65,7 +65,7 @@ fn a_wrong_checksum_is_refused_and_the_packet_asked_for_again() {
         }
         client.send(frame("qAttached"));
         assert_eq!(client.until("#31"), "+$1#31");
-        // A reply that came damaged is sent again.
+        // A damaged reply is sent again.
         client.send("-");
         assert_eq!(client.until("#31"), "$1#31");
         client.send("+");
@@ -113,7 +113,7 @@ fn a_client_that_asks_and_does_not_read_costs_no_memory() {
         let client = std::os::unix::net::UnixStream::connect(&vmm.socket).unwrap();
         client.set_nonblocking(true).unwrap();
         let asks = frame(format!("m{:x},3000", vmm.symbol("_start"))).repeat(1000);
-        // Until neither side takes more.
+        // Until neither side accepts more.
         let mut full = 0;
         while full < 20 {
             match std::io::Write::write(&mut &client, &asks) {

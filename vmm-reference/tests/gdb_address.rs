@@ -1,4 +1,4 @@
-//! Where the debugger's socket is, and who may not have it.
+//! The address of the debugger's socket, and the addresses that are refused.
 
 #![allow(
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! How a guest ends, as gdb is told, and as a shell is.
+//! The end of a guest, as gdb and as a shell see it.
 
 #![allow(
     clippy::expect_used,
@@ -54,13 +54,13 @@ fn gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest(chips: Chips) {
     ]);
     if gdb.0.contains("host kvm_amd") {
         // AMD's processors leave the guest's state undefined at a shutdown (APM 2, 15.14.3), so
-        // that KVM resets the vCPU before it tells of it (svm.c, shutdown_interception).
+        // KVM resets the vCPU before it reports the shutdown (svm.c, shutdown_interception).
         gdb.expect(&["SIGSEGV", "0x000000000000fff0 in ?? ()"]);
     } else {
         // UD2.
         gdb.expect(&["SIGSEGV", ":\t0x0f\t0x0b", "cr3", "in start64 ()"]);
     }
-    // gdb has gone, and the guest is at its end.
+    // gdb has gone, and the guest has ended.
     assert_eq!(vmm.wait(), 4);
     assert!(vmm.log().contains("triple fault"), "{}", vmm.log());
 }

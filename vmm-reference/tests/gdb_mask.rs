@@ -1,4 +1,4 @@
-//! The main job: gdb steps a guest beside its 1 kHz timer and never lands in the interrupt.
+//! The main purpose: gdb steps a guest with a 1 kHz timer and never lands in the interrupt.
 
 #![allow(
     clippy::expect_used,
@@ -72,8 +72,8 @@ monitor mask status
     assert_eq!(landings(&vmm, &gdb), 0, "{}", gdb.0);
     let ticks = gdb.value("before");
     assert_eq!(gdb.value("after"), ticks, "the handler ran:\n{}", gdb.0);
-    // A step takes longer than nothing, and a thousand longer than the timer's millisecond: there
-    // is something to mask. The first stop in the handler is before it counts.
+    // A thousand steps take longer than the timer's millisecond: there is an interrupt to mask. The first
+    // stop in the handler is before it counts.
     assert_eq!(gdb.value("handler"), vmm.symbol("timer_handler"));
     assert_eq!(gdb.value("delivered"), ticks);
     assert!(gdb.value("later") > ticks, "{}", gdb.0);
@@ -109,7 +109,7 @@ fn without_the_mask_the_same_steps_land_in_the_handler(chips: Chips) {
     if caps.contains("host kvm_pvm") {
         assert!(landings > 0, "{}", gdb.0);
     }
-    // On kvm_intel and kvm_amd the handler runs free within a step: only its counter tells.
+    // On kvm_intel and kvm_amd the handler runs within a step: only its counter shows that.
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn the_next_client_finds_the_mask_on_again() {
 
 fn the_flags_that_a_stepped_guest_stores_have_no_trap_flag(chips: Chips) {
     let vmm = Setup::new(&TIMER).with(chips).start();
-    // Several rounds of the loop, in which PUSHFQ, POPFQ and the handler's IRETQ are stepped.
+    // Several iterations of the loop, in which PUSHFQ, POPFQ and the handler's IRETQ are stepped.
     let steps = rounds(400);
     let gdb = vmm.gdb(&format!(
         r#"

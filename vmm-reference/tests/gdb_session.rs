@@ -237,10 +237,10 @@ info breakpoints
     let returned = gdb.value("returned");
     assert!((start..work).contains(&returned), "{returned:#x}");
     assert_eq!(gdb.values("software"), [start, start]);
-    // The guest's own byte, whatever holds the breakpoint: `incq` begins with REX.W.
+    // The guest's own byte, with either kind of breakpoint: `incq` begins with REX.W.
     gdb.expect(&["software=", "<main64+", ">:\t0x48"]);
     gdb.expect(&["breakpoint already hit 2 times"]);
-    // Where INT3 does not come back to us, `break` takes a debug register, and says so.
+    // If INT3 does not leave the guest, `break` takes a debug register, and says so.
     let caps = gdb.0.lines().find(|line| line.starts_with("bpt_exit"));
     let way = caps.and_then(|line| line.split_whitespace().nth(3));
     match way {

@@ -19,7 +19,7 @@ use vmm_reference::remote::{RemoteClient, expedited, register, unhex};
 
 type Client = RemoteClient<UnixStream>;
 
-/// What the guest's first processor can be told.
+/// The commands for the guest's first processor.
 const START: u8 = 1;
 const WAKE: u8 = 2;
 const SAY_SO: u8 = 3;
@@ -64,13 +64,13 @@ fn start(vmm: &Vmm, times: usize) {
     eventually("it halts", || name(&mut vmm.client()).contains("[halted]"));
 }
 
-/// Writes the first processor's command, which it obeys when it runs.
+/// Writes the first processor's command, which it carries out when it runs.
 fn tell(client: &mut Client, vmm: &Vmm, command: u8) {
     let write = format!("M{:x},1:{command:02x}", vmm.symbol("command"));
     assert_eq!(client.request(&write).unwrap(), "OK");
 }
 
-/// The second vCPU's, as `info threads` shows it.
+/// The second vCPU's name, as `info threads` shows it.
 fn name(client: &mut Client) -> String {
     let answer = client.request("qThreadExtraInfo,2").unwrap();
     String::from_utf8(unhex(&answer).unwrap()).unwrap()
@@ -81,8 +81,7 @@ fn flags(client: &mut Client) -> u64 {
     register(&client.request("p11").unwrap()).unwrap()
 }
 
-/// The step has not ended by itself, whatever it met: neither alone nor beside the other vCPU, which
-/// has run meanwhile.
+/// Asserts that the step does not end by itself: neither alone nor beside the other vCPU, which runs.
 fn assert_waits_in_its_step(vmm: &Vmm, client: &mut Client, pc: u64, waits: &str) {
     for _ in 0..10 {
         client.send("vCont;s:2").unwrap();
@@ -128,7 +127,7 @@ fn a_step_of_a_halted_vcpu_lasts_until_ctrl_c(chips: Chips) {
     assert_eq!(vmm.peek("wakes"), 1);
 }
 
-/// Steps the halted vCPU until an interrupt that waits on ends that.
+/// Steps the halted vCPU until a pending interrupt ends HLT.
 fn wake_in_a_step(vmm: &Vmm, client: &mut Client) {
     tell(client, vmm, WAKE);
     let stop = client.request("vCont;s:2;c").unwrap();
@@ -165,7 +164,7 @@ fn with_an_interrupt_that_waits_a_halt_is_stepped_like_any_instruction(chips: Ch
     let on_pvm = client.monitor("caps").unwrap().contains("host kvm_pvm");
     drop(client);
     if on_pvm {
-        // kvm_pvm halts once more, behind the handler's first instruction.
+        // kvm_pvm halts again after the handler's first instruction.
         eventually("it halts", || name(&mut vmm.client()).contains("[halted]"));
         assert_eq!(vmm.peek("handled"), 0);
         return;
@@ -196,14 +195,14 @@ fn a_vcpu_that_is_started_in_its_step_is_at_its_first_instruction(chips: Chips) 
 
 fn a_halted_vcpu_that_is_started_anew_in_its_step_is_at_its_first_instruction(chips: Chips) {
     let vmm = halted(chips);
-    // KVM goes on in the entry that takes them; in Bochs the first fetch from a page traps for nothing.
+    // KVM goes on in the entry that accepts them; in Bochs the first fetch from a page causes a spurious trap.
     is_started_in_its_step(&vmm, if chips == USER { &ENDS } else { &ENDS[1..] }, 2);
 }
 
 fn is_started_in_its_step(vmm: &Vmm, mut before: &[(u64, u64)], times: usize) {
     let mut client = vmm.client();
     tell(&mut client, vmm, START);
-    // Behind the CLI of the trampoline.
+    // After the CLI of the trampoline.
     let first = (0x7000, 1);
     loop {
         let stop = client.request("vCont;s:2;c").unwrap();

@@ -104,7 +104,7 @@ printf "ap=%ld\n", (long)ap_counter
 "#,
     );
     let (bsp, ap) = (gdb.values("bsp"), gdb.values("ap"));
-    // 7 instructions a round.
+    // 7 instructions in an iteration.
     assert!((8..=9).contains(&(bsp[1] - bsp[0])), "{bsp:?}");
     assert_eq!(ap[1], ap[0]);
     assert_eq!(bsp[2], bsp[1]);
@@ -169,7 +169,7 @@ fn both_vcpus_hit_one_breakpoint_once_at_each_pass(chips: Chips) {
         assert_eq!(expedited(&stop, 0x10), Some(at), "{stop}");
         let thread = stopped_thread(&stop);
         hits.add(&vmm, &mut client, thread);
-        // Off the breakpoint as gdb does it: alone, with the breakpoint lifted.
+        // Steps off the breakpoint as gdb does: this vCPU alone, with the breakpoint removed.
         assert_eq!(client.request(&clear).unwrap(), "OK");
         let step = client.request(&format!("vCont;s:{thread:x}")).unwrap();
         assert_eq!(stopped_thread(&step), thread);
@@ -221,7 +221,7 @@ fn a_breakpoint_is_hit_by_every_vcpu_that_passes_while_another_is_stepped(chips:
     let mut client = vmm.client();
     let at = vmm.symbol("shared_work");
     assert_eq!(client.request(&format!("Z1,{at:x},1")).unwrap(), "OK");
-    // The other one runs on while the first steps: it has to stop at the breakpoint, and be told.
+    // The other vCPU runs on while the first steps: it must stop at the breakpoint, and that must be reported.
     let mut seen = [false; 2];
     for _ in 0..rounds(200) {
         let stop = client.request("vCont;s:1;c").unwrap();
@@ -231,7 +231,7 @@ fn a_breakpoint_is_hit_by_every_vcpu_that_passes_while_another_is_stepped(chips:
             seen[usize::try_from(thread - 1).unwrap()] = true;
         }
         if thread == 2 {
-            // Off it, for the next pass.
+            // Steps off it, for the next pass.
             client.request("vCont;s:2").unwrap();
         }
     }

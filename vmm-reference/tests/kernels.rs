@@ -1,4 +1,4 @@
-//! Kernels that cannot be used, and machines that cannot be made, through the command.
+//! Kernels that cannot be used, and machines that cannot be created, through the command.
 
 #![allow(
     clippy::expect_used,
@@ -66,7 +66,7 @@ fn assert_unusable(what: &str, kernel: &[u8], options: &[&str]) -> String {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A kernel that is run after all runs for ever.
+    // A kernel that is run by mistake runs forever.
     let start = std::time::Instant::now();
     while child.try_wait().unwrap().is_none() {
         if start.elapsed().as_secs() > 20 {

@@ -1,5 +1,5 @@
-//! Where there is no KVM, or not for this user: in a root directory of the test's own, so that it
-//! holds on every machine, whatever its /dev/kvm.
+//! What happens without KVM, or without permission for it. The tests run in their own root directory and
+//! therefore do not depend on the machine's /dev/kvm.
 
 #![allow(
     clippy::expect_used,
@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vmm_reference::guests::TIMER;
 
-/// Held while a program is written and while one is started: a child that is forked meanwhile has
+/// Held while a program is written and while one is started: a child that is forked in that time has
 /// the file open for writing until it executes its own, and the kernel refuses to execute such a file.
 static FORKS: Mutex<()> = Mutex::new(());
 
@@ -56,7 +56,7 @@ impl Root {
         self.directory.path()
     }
 
-    /// /dev/kvm is this file, which is no device.
+    /// /dev/kvm is this regular file.
     fn with_kvm(self, mode: u32) -> Self {
         let kvm = self.path().join("dev/kvm");
         fs::write(&kvm, b"").unwrap();
@@ -74,7 +74,7 @@ impl Root {
         unsafe { command.pre_exec(move || enter(&root)) };
         command
             .output()
-            .expect("a root directory needs root, or user namespaces for everybody")
+            .expect("a root directory needs root, or user namespaces for all users")
     }
 }
 
@@ -86,8 +86,8 @@ const CAP_DAC_READ_SEARCH: libc::c_ulong = 2;
 fn enter(root: &CString) -> io::Result<()> {
     // SAFETY: `geteuid` has no precondition.
     if unsafe { libc::geteuid() } != 0 {
-        // Who is not root may do this in a namespace of his own, where he is nobody: no capability
-        // is left to the program.
+        // A user other than root may do this in a new user namespace, in which no capability is left to
+        // the program.
         // SAFETY: it takes a number, and touches no memory.
         succeed(unsafe { libc::unshare(libc::CLONE_NEWUSER) })?;
     }
@@ -109,7 +109,7 @@ fn succeed(result: libc::c_int) -> io::Result<()> {
 
 /// The shared libraries of a program, with the loader.
 fn libraries(program: &str) -> Vec<String> {
-    // The program is built as this test is.
+    // The program is linked as this test is.
     if cfg!(target_feature = "crt-static") {
         return Vec::new();
     }

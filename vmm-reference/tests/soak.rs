@@ -1,4 +1,4 @@
-//! Clients that vanish, again and again: nothing stays behind.
+//! Clients that disconnect at random times, many times: nothing is left.
 
 #![allow(
     clippy::expect_used,
@@ -26,10 +26,10 @@ with_all_chips! {
 /// At full speed.
 const ROUNDS: usize = 100;
 
-/// A client's life.
+/// What a client does.
 type Client = fn(&Vmm, &mut Random);
 
-/// When a client vanishes, and what it does before.
+/// When a client disconnects, and what it does before.
 const ENDINGS: [(&str, Client); 8] = [
     ("in the middle of a packet", |vmm, random| {
         let mut client = vmm.connect();
@@ -89,9 +89,9 @@ fn pause(random: &mut Random) {
     thread::sleep(Duration::from_micros(time));
 }
 
-/// Lets clients vanish, and answers how long that took.
+/// Lets clients disconnect at random times, and checks that nothing is left.
 fn soak(vmm: &mut Vmm, counters: &[&str]) {
-    // The first client makes what is made once.
+    // The first client allocates what is allocated once.
     for counter in counters {
         vmm.assert_rises(counter);
     }
@@ -126,8 +126,7 @@ fn soak(vmm: &mut Vmm, counters: &[&str]) {
 fn a_hundred_clients_that_vanish_leave_the_timer_guest_as_it_was(chips: Chips) {
     let mut vmm = Setup::new(&TIMER).with(chips).start();
     soak(&mut vmm, &["ticks", "iterations"]);
-    // Nothing left stepping: the flags that the guest stores have no TF, and it was given no #DB,
-    // of which it would have told.
+    // Nothing steps: the flags that the guest stores have no TF, and the guest has not reported a #DB.
     let trap_flag = 1 << 8;
     assert_eq!(vmm.peek("flags_image") & trap_flag, 0);
     assert_eq!(vmm.serial(), "timer guest\n");

@@ -12,10 +12,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::order::StopReason;
 use crate::x86_64::stepper::{DebugExit, Outcome};
 
-/// What an exit is for the stepper, if the VMM does not serve it.
+/// Returns the stepper's outcome for an exit that the VMM does not serve.
 ///
 /// The VMM serves its devices' exits itself and reports [`Outcome::Served`]; hand the others to
-/// this function. An exit that needs service and has none is fatal, and the text names it.
+/// this function. An exit that needs service is fatal here, and the text names it.
 #[must_use]
 pub fn outcome(exit: &VcpuExit<'_>) -> Outcome {
     match exit {
@@ -25,8 +25,8 @@ pub fn outcome(exit: &VcpuExit<'_>) -> Outcome {
             dr6: exit.dr6,
         }),
         VcpuExit::Hlt => Outcome::Halted,
-        // In place of the trap of a stepped MOV to CR8 (vmx.c, `handle_cr`): as after an access,
-        // RIP tells that it is done.
+        // It replaces the trap of a stepped MOV to CR8 (vmx.c, `handle_cr`). As after an access, RIP
+        // shows that the instruction is done.
         VcpuExit::SetTpr => Outcome::Served,
         VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) => Outcome::Nothing,
         VcpuExit::Shutdown => Outcome::Fatal(StopReason::TripleFault(String::new())),
@@ -42,11 +42,34 @@ pub fn outcome(exit: &VcpuExit<'_>) -> Outcome {
     }
 }
 
-/// What a failed `KVM_RUN` is for the stepper. After `KVM_EXIT_INTERNAL_ERROR` see
+/// What any `KVM_RUN` is for the stepper, if the VMM serves all accesses: of ports, memory, MSRs and
+/// hypercalls. For a VMM that serves an exit where it has no stepper at hand, and calls this with the
+/// exit before.
+///
+/// After `KVM_EXIT_INTERNAL_ERROR`, [`internal_error`] knows the reason.
+#[must_use]
+pub fn classify(result: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Outcome {
+    match result {
+        Ok(
+            VcpuExit::IoIn(..)
+            | VcpuExit::IoOut(..)
+            | VcpuExit::MmioRead(..)
+            | VcpuExit::MmioWrite(..)
+            | VcpuExit::X86Rdmsr(_)
+            | VcpuExit::X86Wrmsr(_)
+            | VcpuExit::Hyperv
+            | VcpuExit::Hypercall(_),
+        ) => Outcome::Served,
+        Ok(exit) => outcome(exit),
+        Err(error) => failed_run(*error),
+    }
+}
+
+/// Returns the stepper's outcome for a failed `KVM_RUN`. For `KVM_EXIT_INTERNAL_ERROR` see
 /// [`internal_error`].
 ///
-/// EINTR is a kick, and EAGAIN an application processor that has just accepted INIT or a start-up
-/// IPI (`kvm_arch_vcpu_ioctl_run`): [`Outcome::Nothing`].
+/// EINTR means a kick. EAGAIN means that an application processor has just accepted INIT or a start-up
+/// IPI (`kvm_arch_vcpu_ioctl_run`). Both are [`Outcome::Nothing`].
 #[must_use]
 pub fn failed_run(error: kvm_ioctls::Error) -> Outcome {
     match error.errno() {
@@ -55,12 +78,12 @@ pub fn failed_run(error: kvm_ioctls::Error) -> Outcome {
     }
 }
 
-/// The outcome of the `KVM_EXIT_INTERNAL_ERROR` that `KVM_RUN` has just ended with, with the
-/// reason that KVM gives for it.
+/// Returns the stepper's outcome for the `KVM_EXIT_INTERNAL_ERROR` that `KVM_RUN` has just returned, with
+/// KVM's reason.
 #[must_use]
 pub fn internal_error(fd: &mut VcpuFd) -> Outcome {
     let run = fd.get_kvm_run();
-    #[expect(unsafe_code, reason = "kvm-ioctls does not hand the suberror on")]
+    #[expect(unsafe_code, reason = "kvm-ioctls does not return the suberror")]
     // SAFETY: `run` is the mapped run structure of this vCPU, borrowed mutably, and every bit
     // pattern of the member's integers is valid, whichever member of the union is active.
     let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };

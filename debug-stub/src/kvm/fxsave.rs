@@ -26,7 +26,7 @@ const X87_AND_SSE: u8 = 0b11;
 /// Each of ST0-ST7 and XMM0-XMM15 has 16 bytes.
 const STRIDE: usize = 16;
 
-/// The part of the area that is looked at, as bytes.
+/// The part of the area that is used here, as bytes.
 struct Bytes([u8; LEGACY_AND_STATE_BITS]);
 
 impl Bytes {
@@ -86,7 +86,7 @@ pub(super) fn decode(region: &Region) -> FpuState {
     state
 }
 
-/// Puts x87 and SSE state into an XSAVE area; everything else in it stays.
+/// Puts x87 and SSE state into an XSAVE area, and leaves the rest of it alone.
 pub(super) fn encode(state: &FpuState, region: &mut Region) {
     let FpuState {
         st,

@@ -1,4 +1,4 @@
-//! The interrupts that wait for a vCPU with KVM's local APIC, for `monitor mask status`.
+//! The pending interrupts of a vCPU with KVM's local APIC, for `monitor mask status`.
 
 use kvm_bindings::{KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI};
 use kvm_ioctls::VcpuFd;
@@ -12,10 +12,10 @@ use crate::x86_64::bits::RFLAGS_IF;
 const IRR: usize = 0x200;
 const REGISTERS: usize = 8;
 
-/// Reads what waits in KVM's local APIC. `masked` is [`Stepper::is_masked`]. Changes nothing.
+/// Reads the pending interrupts from KVM's local APIC. `masked` is [`Stepper::is_masked`]. Changes nothing.
 ///
 /// # Errors
-/// If KVM refuses, as it does where the local APIC is the VMM's: fill in [`Interrupts`] from that.
+/// If KVM refuses. It does if the local APIC is emulated: the VMM then fills in [`Interrupts`] itself.
 ///
 /// [`Stepper::is_masked`]: crate::x86_64::stepper::Stepper::is_masked
 pub fn pending_interrupts(fd: &VcpuFd, masked: bool) -> Result<Interrupts, RegistersError> {

@@ -2,9 +2,9 @@
 //! debug.
 //!
 //! [`KvmVcpu`] borrows a `VcpuFd` for one call of the stepper. The VMM keeps the descriptor, its
-//! loop, its exits and its thread; while a stepper exists, nothing else calls
-//! `KVM_SET_GUEST_DEBUG`, and [`Stepper::forget_registers`] follows whatever else writes registers
-//! or reads the MP state. `examples/own_loop.rs` is a whole VMM.
+//! loop, its exits and its thread. While a stepper exists, nothing else may call
+//! `KVM_SET_GUEST_DEBUG`. After the VMM has written registers or read the MP state by itself, it
+//! calls [`Stepper::forget_registers`]. `examples/own_loop.rs` is a whole VMM.
 //!
 //! # System calls
 //! For a seccomp filter, the ioctls that the adapter makes on the thread that calls the stepper.
@@ -17,7 +17,7 @@
 //! | `KVM_GET_REGS`, `KVM_GET_SREGS` | registers that did not come with the exit |
 //! | `KVM_SET_REGS` | steps of SYSRET, a single step that is armed or lifted, the debugger's writes |
 //! | `KVM_GET_MSRS`, `KVM_SET_MSRS` | steps of SYSCALL, IA32_KERNEL_GS_BASE |
-//! | `KVM_GET_DEBUGREGS`, `KVM_SET_DEBUGREGS` | a #DB of the guest's own |
+//! | `KVM_GET_DEBUGREGS`, `KVM_SET_DEBUGREGS` | the guest's own #DB |
 //! | `KVM_SET_SREGS`, `KVM_GET_XSAVE`, `KVM_SET_XSAVE` | the debugger reads or writes such registers |
 //! | `KVM_GET_VCPU_EVENTS` | the first step of a series, a step of an access, [`pending_interrupts`] |
 //! | `KVM_GET_LAPIC` | [`pending_interrupts`] |
@@ -26,15 +26,19 @@
 
 mod exit;
 mod fxsave;
+#[cfg(feature = "session")]
+mod guest;
 mod interrupts;
 mod ioctls;
 mod memory;
 mod registers;
 mod vcpu;
 
-pub use exit::{failed_run, internal_error, outcome};
+pub use exit::{classify, failed_run, internal_error, outcome};
+#[cfg(feature = "session")]
+pub use guest::{KvmGuest, KvmGuestError};
 pub use interrupts::pending_interrupts;
 pub use ioctls::IOCTLS;
-pub use memory::VmMemory;
+pub use memory::{VmAddressSpace, VmMemory};
 pub use registers::{RegistersError, read_registers, write_registers};
 pub use vcpu::{KvmError, KvmVcpu};

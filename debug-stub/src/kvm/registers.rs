@@ -1,7 +1,7 @@
 //! A KVM vCPU's registers as a [`RegisterFile`], and back.
 //!
-//! Reads never change the vCPU. Writes are read-modify-write of what KVM holds, so that fields
-//! which a debugger cannot name (the interrupt bitmap, the APIC base) stay as they are.
+//! Reads never change the vCPU. Writes are read-modify-write: fields that a debugger cannot name (the
+//! interrupt bitmap, the APIC base) stay as they are.
 
 use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -15,8 +15,8 @@ use crate::x86_64::{
 /// IA32_KERNEL_GS_BASE (SDM 4, table 2-2).
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 
-/// A register ioctl that KVM refused. The vCPU is as it was, except that groups written before
-/// the one named are written.
+/// A register ioctl that KVM refused. Groups that were written before the named one are written; the
+/// rest of the vCPU is unchanged.
 #[derive(Debug, Error)]
 pub enum RegistersError {
     /// The ioctl failed.
@@ -28,7 +28,7 @@ pub enum RegistersError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// `KVM_GET_MSRS`/`KVM_SET_MSRS` did not take the register.
+    /// `KVM_GET_MSRS` or `KVM_SET_MSRS` did not accept the register.
     #[error("{ioctl} refused MSR {msr:#x}: the value is not valid there, or this KVM lacks it")]
     Msr {
         /// The ioctl's name.
@@ -95,7 +95,7 @@ pub fn write_registers(
             unsafe_code,
             reason = "kvm-ioctls leaves the size of the buffer to the caller"
         )]
-        // SAFETY: KVM_GET_XSAVE has just answered for this vCPU, which it does only if its state
+        // SAFETY: KVM_GET_XSAVE has just succeeded for this vCPU, which it does only if its state
         // fits into `struct kvm_xsave` (x86.c, `kvm_vcpu_ioctl_x86_get_xsave`).
         unsafe { vcpu.set_xsave(&xsave) }.map_err(ioctl("KVM_SET_XSAVE"))?;
     }
@@ -141,8 +141,8 @@ pub(super) fn write_msr(vcpu: &VcpuFd, msr: u32, data: u64) -> Result<(), Regist
     Ok(())
 }
 
-/// One struct's fields in another, by name. Both are named in full: a field that is left out, in
-/// either, does not compile.
+/// Copies one struct's fields into another, by name. Both are named in full: if a field is missing in
+/// either, this does not compile.
 macro_rules! same_names {
     ($value:expr, $from:ident, $to:ident: $($field:ident)*) => {{
         let $from { $($field),* } = $value;
@@ -240,7 +240,7 @@ pub(super) fn special_from_kvm(sregs: &kvm_sregs) -> SpecialRegisters {
         cr8,
         efer,
         apic_base,
-        // Injection state, which KVM_GET_VCPU_EVENTS shows better.
+        // Injection state: KVM_GET_VCPU_EVENTS has it in full.
         interrupt_bitmap: _,
     } = sregs;
     SpecialRegisters {
@@ -264,7 +264,7 @@ pub(super) fn special_from_kvm(sregs: &kvm_sregs) -> SpecialRegisters {
     }
 }
 
-/// Puts special registers into `struct kvm_sregs`; the interrupt bitmap stays.
+/// Puts special registers into `struct kvm_sregs`, and leaves the interrupt bitmap alone.
 pub(super) fn special_to_kvm(special: &SpecialRegisters, sregs: &mut kvm_sregs) {
     let SpecialRegisters {
         cs,
@@ -311,7 +311,7 @@ pub(super) fn special_to_kvm(special: &SpecialRegisters, sregs: &mut kvm_sregs) 
 mod tests {
     use super::*;
 
-    /// Each register gets a value of its own: a swapped pair shows.
+    /// Each register gets a different value: a swapped pair shows.
     #[test]
     fn general_purpose_registers_keep_their_names() {
         let regs = kvm_regs {

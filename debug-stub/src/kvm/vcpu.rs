@@ -19,14 +19,14 @@ use crate::x86_64::{CoreRegisters, RegisterFile, RegisterGroups, SpecialRegister
 
 /// A `VcpuFd`, lent to a [`Stepper`](crate::x86_64::stepper::Stepper) for one call.
 ///
-/// It holds no state: make one wherever a `&mut VcpuFd` is at hand.
+/// It holds no state: create one wherever a `&mut VcpuFd` is at hand.
 #[derive(Debug)]
 pub struct KvmVcpu<'a>(pub &'a mut VcpuFd);
 
 /// KVM refused an ioctl.
 #[derive(Debug, Error)]
 pub enum KvmError {
-    /// Of registers.
+    /// A register ioctl.
     #[error(transparent)]
     Registers(#[from] RegistersError),
     /// `KVM_SET_GUEST_DEBUG`.
@@ -53,10 +53,14 @@ impl Vcpu for KvmVcpu<'_> {
         file: &RegisterFile,
     ) -> Result<(), KvmError> {
         if groups.contains(RegisterGroups::CORE) {
-            // What KVM said with the last exit. With the chips in userspace it decides what enters.
+            // KVM's report of the last exit, which decides what enters where the chips are in
+            // userspace. It depends on no register but RFLAGS (`kvm_arch_interrupt_allowed`).
+            let enabled = u8::from(file.core.rflags & RFLAGS_IF != 0);
             let run = self.0.get_kvm_run();
-            run.if_flag = u8::from(file.core.rflags & RFLAGS_IF != 0);
-            run.ready_for_interrupt_injection = 0;
+            if run.if_flag != enabled {
+                run.if_flag = enabled;
+                run.ready_for_interrupt_injection = 0;
+            }
         }
         Ok(write_registers(self.0, groups, file)?)
     }
@@ -100,7 +104,7 @@ impl Vcpu for KvmVcpu<'_> {
         Ok(events.exception.pending != 0 || events.exception.injected != 0)
     }
 
-    /// Without a local APIC in the kernel KVM has no answer (EINVAL): [`RunState::Runnable`].
+    /// Without a local APIC in the kernel KVM fails with EINVAL: [`RunState::Runnable`].
     fn run_state(&mut self) -> Result<RunState, KvmError> {
         Ok(match self.0.get_mp_state().map(|state| state.mp_state) {
             Ok(KVM_MP_STATE_HALTED) => RunState::Halted,

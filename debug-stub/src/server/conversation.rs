@@ -108,7 +108,10 @@ pub(super) fn take_stops<H: Host + GuestControl>(session: &mut Session<H>) -> bo
 }
 
 /// Sends what the socket takes at once; returns how much that was.
-fn send<H: Host>(session: &mut Session<H>, stream: &mut impl Write) -> io::Result<usize> {
+pub(super) fn send<H: Host>(
+    session: &mut Session<H>,
+    stream: &mut impl Write,
+) -> io::Result<usize> {
     let output = session.output();
     if output.is_empty() {
         return Ok(0);

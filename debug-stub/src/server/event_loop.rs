@@ -71,6 +71,16 @@ impl<H: Host + GuestControl> GdbServer<H> {
         self.session.host_mut()
     }
 
+    /// Prints text on the client's console: [`Session::console_message`], sent at once if that is
+    /// legal. What the socket does not take now goes out with the connection's next event.
+    pub fn console_message(&mut self, text: &str) {
+        self.session.console_message(text);
+        if let Some(connection) = &mut self.connection {
+            // A broken connection is seen by the loop.
+            let _ = conversation::send(&mut self.session, &mut connection.stream);
+        }
+    }
+
     fn accept(&mut self, ops: &mut EventOps) {
         while let Some(stream) = self.acceptor.accept() {
             self.let_go_if_gone(ops);

@@ -1,8 +1,8 @@
 //! A guest page walker without side effects.
 //!
-//! It reads the tables as the CPU would, and sets no Accessed or Dirty bit. For this reason a
-//! debugger must not ask the hypervisor to translate: KVM_TRANSLATE sets Accessed. Permissions do
-//! not stop a debugger; a [`Translation`] has them.
+//! It reads the tables as the CPU does, and sets no Accessed or Dirty bit. A debugger must not let the
+//! hypervisor translate, because KVM_TRANSLATE sets Accessed. Permissions do not restrict a debugger; a
+//! [`Translation`] contains them.
 //!
 //! Covered (SDM 3A chapter 4): no paging, 32-bit paging with 4 MiB and PSE-36 pages, PAE, 4-level
 //! and 5-level, all page sizes. Not covered: nested tables below the guest's own, the four PDPTE
@@ -150,7 +150,7 @@ impl PageSize {
     }
 }
 
-/// Where a linear address is, and the guest's own rights there.
+/// Where a linear address is, and the guest's own permissions there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
     /// The physical address.

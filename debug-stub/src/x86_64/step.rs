@@ -1,10 +1,10 @@
-//! What one instruction will do, and what a single step under a hypervisor does to it.
+//! What one instruction will do, and how a single step under a hypervisor changes it.
 //!
-//! A hypervisor steps by setting RFLAGS.TF under the guest, and that shows: instructions and
-//! events that store RFLAGS store the debugger's TF as well, some steps cover two instructions,
-//! some stop before anything was executed. A [`StepPlan`] decodes the instruction before the
-//! step; its [`settle`](StepPlan::settle) says afterwards what to mend, so that a stepped run
-//! leaves the guest's registers and memory as a free run would.
+//! A hypervisor steps by setting RFLAGS.TF in the guest, and the guest can see that. Instructions and
+//! events that store RFLAGS store the debugger's TF too. Some steps cover two instructions. Some stop
+//! before anything was executed. A [`StepPlan`] decodes the instruction before the step.
+//! [`settle`](StepPlan::settle) then says what to mend. A stepped run leaves the guest's registers and
+//! memory as a free run does.
 
 mod decode;
 mod frame;
@@ -19,7 +19,7 @@ use self::unit::{Outcome, Unit};
 use super::RegisterFile;
 use crate::{GuestMemory, GuestPhysAddr};
 
-/// What kind of instruction it is, as far as steps care.
+/// The class of an instruction, as far as it matters to a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StepClass {
@@ -45,7 +45,7 @@ pub enum StepClass {
     Halt,
     /// STI: interrupts stay blocked for one more instruction.
     EnableInterrupts,
-    /// MOV SS, POP SS: traps stay blocked for one more instruction, so that a step may cover two.
+    /// MOV SS, POP SS: traps stay blocked for one more instruction; a step may cover two.
     LoadStackSegment,
     /// A string instruction with a REP prefix: one step may be one iteration, or all.
     RepeatString,
@@ -69,29 +69,29 @@ pub enum Progress {
 pub struct Mend {
     /// Where the byte is: the second of the image.
     pub address: GuestPhysAddr,
-    /// Its right value: differs from what is there in bit 0 (RFLAGS bit 8, TF) only.
+    /// Its correct value: differs from the present one in bit 0 (RFLAGS bit 8, TF) only.
     pub value: u8,
 }
 
-/// What a step has really done.
+/// What a step has done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settlement {
     /// Whether it is done.
     pub progress: Progress,
-    /// The guest's own RFLAGS.TF now: what a reader of its registers is to see, and what RFLAGS
-    /// must hold when it runs on unstepped.
+    /// The guest's own RFLAGS.TF now. A reader of its registers must see this value, and RFLAGS must
+    /// have it when the guest runs on without a step.
     pub guest_tf: bool,
     /// The guest's own TF was set as the instruction began, and the instruction has completed: a
     /// free run would take a #DB with DR6.BS now.
     pub guest_trap: bool,
-    /// R11 as SYSCALL would have stored it, if it differs from what is there.
+    /// R11 as SYSCALL would have stored it, if the present value differs.
     pub r11: Option<u64>,
     /// Stored RFLAGS images that show the debugger's TF.
     pub mends: ArrayVec<Mend, 4>,
 }
 
 impl Settlement {
-    /// Writes the [`mends`](Self::mends); false if one could not be written.
+    /// Writes the [`mends`](Self::mends). Returns `false` if one could not be written.
     pub fn mend(&self, memory: &impl GuestMemory) -> bool {
         self.mends
             .iter()
@@ -107,19 +107,19 @@ impl Mends {
     fn add(&mut self, mend: Option<Mend>) {
         if let Some(mend) = mend {
             if self.0.iter().all(|known| known.address != mend.address) {
-                // At most one frame or image is live, and one or two were passed.
+                // At most one frame or image is live, and at most two were returned from.
                 let _ = self.0.try_push(mend);
             }
         }
     }
 }
 
-/// What the step is about to do. Make one before each step, from the stopped vCPU.
+/// What the step is about to do. Create one before each step, from the stopped vCPU.
 ///
-/// Not covered, because the hypervisor leaves no trace of it: frames on stacks of the interrupt
-/// stack table, of privilege levels 1 and 2 and behind task gates, unless the step ends at the
-/// handler's first instruction; and a handler that itself changes the TF it returns to while it
-/// runs inside a step.
+/// Not covered, because the hypervisor leaves no trace of it:
+/// - frames on stacks of the interrupt stack table, of privilege levels 1 and 2 and behind task gates,
+///   unless the step ends at the handler's first instruction;
+/// - a handler that runs inside a step and changes the TF that it returns to.
 #[derive(Clone, Debug)]
 pub struct StepPlan {
     first: Unit,
@@ -138,35 +138,35 @@ impl StepPlan {
         Self { first, second }
     }
 
-    /// What kind of instruction it is.
+    /// The class of the instruction.
     #[must_use]
     pub fn class(&self) -> StepClass {
         self.first.class()
     }
 
-    /// The instruction's bytes; all that could be read, if it was not decoded.
+    /// The instruction's bytes. If it was not decoded, all bytes that could be read.
     #[must_use]
     pub fn code(&self) -> &[u8] {
         let decoded = &self.first.decoded;
         decoded.code.get(..decoded.length).unwrap_or_default()
     }
 
-    /// RIP right behind the instruction, wrapped as the code's width wraps it. The instruction's
-    /// own RIP if it was not decoded.
+    /// RIP right after the instruction, wrapped at the width of the code. The instruction's own RIP if it
+    /// was not decoded.
     #[must_use]
     pub fn next_rip(&self) -> u64 {
         self.first.next()
     }
 
-    /// Whether RIP may be where it was after a completed step: REP string instructions, jumps to
-    /// themselves, and what cannot be known.
+    /// Returns `true` if RIP may be unchanged after a completed step: REP string instructions, jumps to
+    /// themselves, and instructions whose effect is unknown.
     #[must_use]
     pub fn may_stay(&self) -> bool {
         self.first.may_stay()
     }
 
     /// Says what the step did and what to mend. `after` is CORE and SPECIAL as the hypervisor
-    /// shows them now; its RFLAGS.TF is not looked at. `memory` is the memory that
+    /// shows them now; its RFLAGS.TF is ignored. `memory` is the memory that
     /// [`new`](Self::new) had.
     ///
     /// For [`Progress::NotStarted`] there is nothing to mend, and `guest_tf` is as before.
@@ -192,7 +192,7 @@ impl StepPlan {
             let completed = outcome.is_some_and(|outcome| outcome.completed);
             second.mend_passed_frames(&after, memory, completed, &mut mends);
         }
-        // Nowhere that the instruction leads: inside a handler.
+        // Not where the instruction leads: inside a handler.
         let Outcome {
             guest_tf,
             guest_trap,
@@ -209,8 +209,8 @@ impl StepPlan {
     }
 }
 
-/// The instruction behind one that a step may take along: after MOV SS and POP SS, which block
-/// the trap; after INT n, whose handler returns with TF set and so traps one instruction late.
+/// The next instruction, if one step may cover both: after MOV SS and POP SS, which block the trap, and
+/// after INT n, whose handler returns with TF set and therefore traps one instruction late.
 fn follower(first: &Unit, memory: &impl GuestMemory) -> Option<Unit> {
     let mut machine = first.machine;
     machine.core.rip = first.next();

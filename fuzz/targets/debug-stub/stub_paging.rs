@@ -1,8 +1,8 @@
 //! Any page tables under any control registers: the walk ends, reads a bounded number of entries,
-//! writes nothing, and answers an address that such registers can mean.
+//! writes nothing, and returns an address that is possible with these registers.
 //!
 //! Input: a byte of modes (PG, PAE, PSE, LMA, LA57, NXE, C-bit), MAXPHYADDR, how many bytes to
-//! read, CR3's page, the address; then entries: two bytes say where, eight what.
+//! read, CR3's page, the address; then entries: two bytes for the place, eight for the value.
 #![no_main]
 
 use std::cell::{Cell, RefCell};
@@ -17,7 +17,7 @@ use libfuzzer_sys::fuzz_target;
 
 const RAM: usize = 16 << 10;
 
-/// Memory that nobody has written: no two neighbours are alike, and some entries are present.
+/// The initial content of memory: neighbouring bytes differ, and some entries are present.
 const PATTERN: [u8; 16] = [
     0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcd, 0xdd, 0xee, 0xff,
 ];
@@ -137,7 +137,7 @@ fuzz_target!(|data: &[u8]| {
         }
     }
 
-    // Byte by byte says the same as all at once.
+    // Reading byte by byte gives the same as one read.
     let mut data = vec![0xa5; length + 4];
     let before = ram.reads.get();
     let read = read_virtual(&special, &ram, address, &mut data[..length]);
@@ -164,7 +164,7 @@ fuzz_target!(|data: &[u8]| {
         "it could have read on"
     );
 
-    // Writing what is there changes nothing.
+    // Writing the present value changes nothing.
     let memory = ram.bytes.borrow().clone();
     assert_eq!(write_virtual(&special, &ram, address, &data[..read]), read);
     assert_eq!(*ram.bytes.borrow(), memory);

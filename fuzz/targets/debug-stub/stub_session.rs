@@ -1,14 +1,15 @@
 //! Any client before any guest: packets and garbage in any pieces, stops at any time and for any
 //! reason, connections that come and go at any byte.
 //!
-//! Whatever happens: an INT3 of the session is in memory only while a vCPU may run; actions are
-//! legal for the state that the guest is in; the guest is released once after each client; what goes
-//! to the client is bounded, and each packet's sum is right; and the next client is served.
+//! Invariants: an INT3 of the session is in memory only while a vCPU may run; actions are legal for the
+//! guest's state; the guest is released once after each client; the output for the client is bounded, and
+//! each packet's sum is correct; the next client is served.
 //!
 //! Input: lines of text. The first sets the machine up: a digit for the vCPUs, one of what the
-//! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of what it is like (1: 64-bit
-//! mode, 4: runs before the client comes), and the program's letters (`machine.rs`). Each other line is one operation:
-//! - `>body`: a packet with the right sum; `=bytes`: bytes as they are; `/n`: the pieces in which
+//! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of its state (1: 64-bit mode,
+//! 4: runs before the client comes), and the program's letters (`machine.rs`). Each other line is one
+//! operation:
+//! - `>body`: a packet with the correct sum; `=bytes`: bytes as they are; `/n`: the pieces in which
 //!   they arrive;
 //! - `.n`: the guest runs n instructions; `!kn`: it stops, reason k, vCPU n;
 //! - `Vn`: there are n vCPUs from now on; `Ctext`: the VMM prints on the client's console;
@@ -39,9 +40,9 @@ const MAX_OUTPUT: usize = 16 * MAX_PACKET;
 /// What the guest does, as the VMM knows it.
 #[derive(Debug)]
 enum Guest {
-    /// It runs, and no client has a say.
+    /// It runs without a client.
     Free,
-    /// The session has it.
+    /// It is stopped for the session.
     Stopped,
     Running(ResumePlan),
     /// It has ended by itself.
@@ -53,14 +54,14 @@ struct Vmm {
     session: Session<Machine>,
     plan: Plan,
     guest: Guest,
-    /// `Action::Interrupt` is not answered yet.
+    /// `Action::Interrupt` is not carried out yet.
     interrupting: bool,
     /// What a client has received of a packet that is not complete.
     received: Vec<u8>,
     /// The client's bytes may have written 0xcc to memory, which looks like an INT3.
     tainted: bool,
     last_sent: u8,
-    /// It reads whatever there is at once.
+    /// The client reads all output at once.
     reads: bool,
     replies: Vec<Vec<u8>>,
 }
@@ -172,7 +173,7 @@ impl Vmm {
         }
     }
 
-    /// The guest runs on; whether it stops then is the machine's business.
+    /// The guest runs on; the machine decides whether it stops then.
     fn run(&mut self, instructions: usize) {
         let stops = match &self.guest {
             Guest::Running(plan) => self.session.host_mut().run(plan, instructions),
@@ -212,7 +213,7 @@ impl Vmm {
                     self.guest = Guest::Running(plan);
                 }
                 Action::Interrupt => {
-                    // The next client is there, and hears that the guest has ended.
+                    // The next client is attached, and the guest's end is reported to it.
                     assert!(!matches!(self.guest, Guest::Stopped | Guest::Killed));
                     assert!(!self.interrupting, "interrupted twice");
                     self.interrupting = true;
@@ -251,14 +252,14 @@ impl Vmm {
         }
         if self.reads {
             self.read(usize::MAX);
-            // To read may have let more be served.
+            // After a read the session may serve more.
             if !self.session.output().is_empty() {
                 self.act();
             }
         }
     }
 
-    /// The session's INT3s are where they are said to be, and nothing else differs.
+    /// Checks that memory differs from the guest's only by the session's INT3s.
     fn check_memory(&self, armed: &[GuestPhysAddr]) {
         if !self.tainted {
             assert_eq!(self.session.host().foreign_bytes(), armed);
@@ -306,7 +307,7 @@ impl Vmm {
         );
     }
 
-    /// The guest stops for a reason that it need not have.
+    /// The guest stops for any reason, true or not.
     fn stop_for(&mut self, kind: u8, vcpu: u16) {
         let may = match self.guest {
             Guest::Running(_) => true,
@@ -338,14 +339,14 @@ impl Vmm {
             _ => StopReason::Interrupted,
         };
         let machine = self.session.host();
-        // All vCPUs from there on have the same to say.
+        // All further vCPUs report the same.
         let stops = (vcpu..4)
             .map(|vcpu| machine.stop(vcpu, reason.clone()))
             .collect();
         self.stopped(stops);
     }
 
-    /// Everything that is under way comes to its end.
+    /// Ends everything that is in progress.
     fn settle(&mut self) {
         while self.interrupting {
             self.stopped(Vec::new());
@@ -419,7 +420,7 @@ fuzz_target!(|data: &[u8]| {
         }
     }
 
-    // Whatever went before: the guest goes on without a trace, and the next client is served.
+    // In any case: the guest goes on without a trace, and the next client is served.
     vmm.reads = true;
     vmm.disconnect();
     vmm.settle();

@@ -2,9 +2,9 @@
 //! of memory and changes none, and what it mends is bit 8 of a stored RFLAGS image and nothing
 //! else.
 //!
-//! Input: a byte of mode (real, 32-bit, 64-bit, 64-bit at privilege level 3), one of what becomes
+//! Input: a byte of mode (real, 32-bit, 64-bit, 64-bit at privilege level 3), one for the change
 //! of the registers, the length of the code and the code; registers, eight bytes each; then words
-//! in memory: two bytes say where, eight what.
+//! in memory: two bytes for the place, eight for the value.
 #![no_main]
 
 use std::cell::{Cell, RefCell};
@@ -117,7 +117,7 @@ fn guest(mode: u8, memory: &Ram) -> RegisterFile {
     file
 }
 
-/// Bends registers as the input says: near where they were, or anywhere.
+/// Changes registers as the input says: to a value near the old one, or to any.
 fn bend(file: &mut RegisterFile, input: &mut Choices<'_>) {
     let which = input.byte();
     let bit = |index: u8| which >> index & 1 == 1;

@@ -27,7 +27,8 @@ const ADDRESSES: [u64; 6] = [
 
 fn chipset() -> Chipset {
     let routes = GsiRouter::pc_entries();
-    Chipset::new(&routes, IoApicVersion::V20, DestinationFormat::Xapic).expect("the routes are a PC's")
+    Chipset::new(&routes, IoApicVersion::V20, DestinationFormat::Xapic)
+        .expect("the routes are a PC's")
 }
 
 /// A PC has no device at the line between the 8259As.

@@ -29,7 +29,7 @@ const ABILITIES: [Capability; 7] = [
     InjectBp,
     InjectDb,
 ];
-/// The last is no switch.
+/// The last cannot be switched.
 const SWITCHES: [Capability; 4] = [MaskHwintr, SingleStep, BptExit, HaltExit];
 const OWNERS: [Owner; 3] = [
     Owner::new("debugger"),
@@ -38,7 +38,7 @@ const OWNERS: [Owner; 3] = [
 ];
 const ADDRESSES: [u64; 6] = [0, 0x1000, 0x1001, 0x1008, u64::MAX, 0xffff_8000_0000_0000];
 
-/// api.rst 4.87, written down once more.
+/// api.rst 4.87; a separate copy of the constants.
 mod control {
     pub const ENABLE: u32 = 1;
     pub const SINGLESTEP: u32 = 2;
@@ -96,7 +96,7 @@ impl Model {
         }
     }
 
-    /// `kvm_guest_debug` as it has to be.
+    /// The expected `kvm_guest_debug`.
     fn check(&self, debug: &GuestDebug) {
         let mut expected = 0;
         let mut flag = |wanted: bool, bit| expected |= if wanted { bit } else { 0 };

@@ -2,8 +2,8 @@
 //!
 //! Input: a byte for the irqchip; for each ability a byte for the evidence and one for the
 //! requirement (with its highest bit, the profile has a ladder: a byte for the length and one for
-//! each mechanism follow); a byte for the evidence of the embedder's own mechanism; last, which
-//! ability's evidence gets better, and to what.
+//! each mechanism follow); a byte for the evidence of the embedder's own mechanism; last, the
+//! ability whose evidence improves, and the new evidence.
 #![no_main]
 
 use fuzz::Choices;
@@ -16,7 +16,7 @@ use vcpu_caps::{
 
 const MINIMA: [Minimum; 2] = [Minimum::Claimed, Minimum::Verified];
 const IRQCHIPS: [IrqchipMode; 3] = [IrqchipMode::Kernel, IrqchipMode::Split, IrqchipMode::User];
-/// An embedder's own, which the mask has besides KVM's.
+/// An embedder's own mechanism for the mask, in addition to KVM's.
 const SHADOW: Mechanism = Mechanism::new("interrupt_shadow", RestsOn::Itself);
 const MECHANISMS: [Mechanism; 4] = [
     Mechanism::HOST,
@@ -140,8 +140,8 @@ fuzz_target!(|data: &[u8]| {
     for &(capability, asked_for) in &asked {
         let entry = plan.entry(capability).expect("one entry for each ability");
         assert_eq!(entry.finding, *report.finding(capability));
-        // What the irqchip rests on is required, whatever was said; what it can use is preferred, if
-        // nothing was said.
+        // An ability that the irqchip needs is always required. One that it can use is preferred, unless
+        // the profile says otherwise.
         let minimum = match asked_for {
             Asked::Required(minimum) | Asked::Preferred(minimum) => Some(minimum),
             Asked::Nothing if irqchip.needs() == Some(capability) => Some(Minimum::Claimed),
@@ -164,7 +164,7 @@ fuzz_target!(|data: &[u8]| {
         if required && entry.provision.is_none() {
             missing.push(capability);
         }
-        // By the rules, without looking at how the crate walks the ladder.
+        // By the rules, independently of how the crate walks the ladder.
         let evidence_for = |mechanism: &Mechanism| match mechanism.basis(capability) {
             Basis::Ability(ability) if asked_of(ability) == Asked::Forbidden => Evidence::Absent,
             basis => report.finding_for(&basis).evidence,

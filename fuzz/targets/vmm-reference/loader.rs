@@ -1,5 +1,5 @@
-//! A kernel file that anybody may have written: parsed to something that can be loaded, or
-//! refused with a reason; and loaded whole, or not at all.
+//! Any bytes as a kernel file: they parse to a kernel that can be loaded, or are refused with a reason. A kernel
+//! is loaded whole, or not at all.
 #![no_main]
 
 use std::borrow::Cow;
@@ -14,7 +14,7 @@ use vmm_reference::memory::{GuestRam, MIN_MEMORY, MemoryLayout};
 const SIZE: usize = 2 << 20;
 static ZEROES: [u8; SIZE] = [0; SIZE];
 
-/// What each protocol promises of its segments: sorted, apart, no longer in the file than in
+/// The guarantees about segments: they are sorted and do not overlap, each is no longer in the file than in
 /// memory, and their bytes are the file's.
 fn check_segments(image: &[u8], segments: &[Segment<'_>]) {
     assert!(!segments.is_empty());

@@ -12,6 +12,8 @@ mod mechanisms;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 mod open;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+mod plan;
+#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 mod probe;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 mod verify;
@@ -22,6 +24,8 @@ pub use control::{SetGuestDebugError, apply_pending, set_guest_debug};
 pub use mechanisms::mechanisms;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub use open::{OpenError, open, open_at};
+#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+pub use plan::{PlanError, debugger_plan};
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub use probe::probe;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]

@@ -18,7 +18,7 @@ pub(crate) struct CpuidTables {
 }
 
 impl CpuidTables {
-    /// Asks KVM once; the result is the same for each of the `count` vCPUs. `x2apic` says whether they
+    /// Queries KVM once; the result is the same for each of the `count` vCPUs. `x2apic` says whether they
     /// have that mode.
     pub(crate) fn new(
         kvm: &Kvm,
@@ -56,7 +56,7 @@ impl CpuidTables {
         self.apic
     }
 
-    /// MAXPHYADDR: how many bits a guest-physical address has (SDM 2A, CPUID leaf 8000_0008H).
+    /// MAXPHYADDR: the number of bits of a guest-physical address (SDM 2A, CPUID leaf 8000_0008H).
     pub(crate) fn physical_address_bits(&self) -> u8 {
         /// Of processors without the leaf.
         const OLD: u8 = 36;

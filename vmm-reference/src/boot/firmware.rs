@@ -8,10 +8,10 @@ use crate::memory::GuestRam;
 
 static FIRMWARE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/firmware.bin"));
 
-/// Writes it to both its places.
+/// Writes the firmware to both of its addresses.
 ///
 /// # Errors
-/// [`SetupError::Memory`] if the memory does not have the page below 4 GiB.
+/// [`SetupError::Memory`] if guest memory lacks the page below 4 GiB.
 pub(crate) fn write_firmware(memory: &GuestRam) -> Result<(), SetupError> {
     for place in [layout::FIRMWARE, layout::HIGH_FIRMWARE] {
         memory

@@ -1,5 +1,5 @@
-//! How a vCPU starts: the state each boot protocol asks for, the tables that it needs in memory,
-//! the CPUID it sees, and the ACPI tables that tell a kernel of the other vCPUs and the devices.
+//! How a vCPU starts: the state that each boot protocol requires, the tables that it needs in
+//! memory, its CPUID, and the ACPI tables that describe the other vCPUs and the devices.
 
 mod acpi;
 mod cpuid;

@@ -1,6 +1,6 @@
 //! The Intel MP table (MultiProcessor Specification 1.4, chapter 4): how a kernel without ACPI
-//! finds the other processors and learns how interrupts are wired. Debian's generic kernel does
-//! with `acpi=off`; its cloud kernel has no code for it.
+//! finds the other processors and the wiring of interrupts. Debian's generic kernel uses it with
+//! `acpi=off`; Debian's cloud kernel has no code for it.
 
 use intr_controller::routing::GsiRouter;
 use thiserror::Error;
@@ -31,9 +31,9 @@ const LOCAL_APIC_VERSION: u8 = 0x14;
 const IOAPIC_VERSION: u8 = 0x11;
 /// IOAPIC pins, and as many ISA interrupts.
 const ISA_IRQS: u8 = 16;
-/// The PIT's.
+/// The PIT's ISA interrupt.
 const TIMER_IRQ: u8 = 0;
-/// The one that the second 8259 has at the first.
+/// The ISA interrupt at which the second 8259 is connected to the first.
 const CASCADE: u8 = 2;
 
 /// Entry types (table 4-3).

@@ -11,9 +11,9 @@ pub enum Entry {
     Protected {
         /// The first instruction.
         rip: u32,
-        /// What the protocol wants in EAX.
+        /// EAX at the start.
         eax: u32,
-        /// What it wants in EBX: the address of its information.
+        /// EBX at the start: the address of the protocol's information.
         ebx: u32,
     },
     /// 64-bit mode with the first 4 GiB identity-mapped: Linux.
@@ -26,7 +26,7 @@ pub enum Entry {
 }
 
 /// RFLAGS at the start: only bit 1, which is always set (SDM 1 3.4.3). IF is clear, as every
-/// protocol asks.
+/// protocol requires.
 const RFLAGS: u64 = 1 << 1;
 
 /// CR0 (SDM 3A 2.5).
@@ -39,8 +39,8 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
-/// The selectors that Linux's 64-bit entry asks for: `__BOOT_CS` and `__BOOT_DS`. The 32-bit
-/// protocols leave the numbers open.
+/// The selectors that Linux's 64-bit entry requires: `__BOOT_CS` and `__BOOT_DS`. The 32-bit
+/// protocols require no particular numbers.
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
 const TASK_SELECTOR: u16 = 0x20;
@@ -75,7 +75,7 @@ impl Entry {
         }
     }
 
-    /// The special registers, on top of those at reset (the APIC base, for one, stays).
+    /// The special registers. The rest, such as the APIC base, stays as at reset.
     #[must_use]
     pub fn sregs(self, reset: kvm_sregs) -> kvm_sregs {
         let code = self.code_segment();
@@ -93,7 +93,7 @@ impl Entry {
                 limit: GDT_LIMIT,
                 padding: [0; 3],
             },
-            // No IDT: an exception before the kernel has made its own is a triple fault.
+            // No IDT: an exception before the kernel has set up its own is a triple fault.
             idt: kvm_dtable::default(),
             cr0: CR0_PE | CR0_ET,
             cr3: 0,

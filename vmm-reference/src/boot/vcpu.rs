@@ -22,7 +22,7 @@ pub enum SetupError {
         vcpu: VcpuId,
         /// Which ioctl.
         call: &'static str,
-        /// What the kernel answered.
+        /// The kernel's error.
         #[source]
         source: kvm_ioctls::Error,
     },
@@ -37,7 +37,7 @@ pub enum SetupError {
     Memory {
         /// Which table.
         what: &'static str,
-        /// What the memory answered.
+        /// The error.
         #[source]
         source: vm_memory::GuestMemoryError,
     },
@@ -152,13 +152,13 @@ pub(crate) fn setup_vcpu(
             data,
             ..Default::default()
         };
-        // One register at a time: KVM stops at the first that a host does not have, and none of
-        // them is worth refusing to boot for.
+        // One register at a time: KVM stops at the first one that the host lacks, and the guest can
+        // boot without any of them.
         let set = Msrs::from_entries(&[entry])
             .ok()
             .map(|msrs| vcpu.set_msrs(&msrs));
         if !matches!(set, Some(Ok(1))) {
-            tracing::debug!(%id, "this host does not let MSR {index:#x} be set");
+            tracing::debug!(%id, "this host does not allow MSR {index:#x} to be set");
         }
     }
     Ok(())

@@ -15,9 +15,9 @@ pub(super) struct Pm1 {
 
 /// Bytes of all registers.
 const LENGTH: usize = 6;
-/// What of each byte a write changes. Nothing happens here that the status could tell, and writing
-/// ones clears it anyway (4.8.3.1.1). Enable (4.8.3.1.2) has GBL_EN (5), and PWRBTN_EN (8),
-/// SLPBTN_EN (9) and RTC_EN (10) of buttons and a clock that never ring. Control (4.8.3.2.1) has
+/// The bits of each byte that a write changes. No event happens that the status could show, and
+/// writing ones clears it (4.8.3.1.1). Enable (4.8.3.1.2) has GBL_EN (5), and PWRBTN_EN (8),
+/// SLPBTN_EN (9) and RTC_EN (10) for buttons and a clock that do not exist. Control (4.8.3.2.1) has
 /// BM_RLD (1) and SLP_TYP (10 to 12); GBL_RLS (2) and SLP_EN (13) are write-only.
 const WRITABLE: [u8; LENGTH] = [0, 0, 1 << 5, 0b111, 1 << 1, 0b111 << 2];
 /// The bytes of control.
@@ -62,7 +62,7 @@ impl DevicePio for Pm1 {
         for (&byte, (at, (register, writable))) in data.iter().zip(bytes.skip(usize::from(offset)))
         {
             *register = (*register & !writable) | (byte & writable);
-            // S5 is the only sleep that there is, so SLP_TYP is not looked at.
+            // S5 is the only sleep state, so SLP_TYP is ignored.
             if at == CONTROL_HIGH && byte & SLEEP_ENABLE != 0 {
                 self.exit.request(ExitReason::PowerOff);
             }

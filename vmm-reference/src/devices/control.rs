@@ -11,10 +11,10 @@ use vm_superio::{I8042Device, Trigger};
 use super::I8042_PORT;
 use crate::exit::{ExitEvent, ExitReason};
 
-/// Sends INIT to the processors; answers whether they have something to go on with.
+/// Sends INIT to the processors. Returns `true` if they have firmware to go on with.
 type SendInit = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// Where resets go to. Clones are the same.
+/// Carries out resets. Clones share their state.
 #[derive(Clone)]
 pub(super) struct Resets {
     exit: ExitEvent,
@@ -29,18 +29,18 @@ impl Resets {
         }
     }
 
-    /// What resets the processors alone sends them INIT from now on. It ends the machine only if they have
-    /// nothing to go on with.
+    /// A reset of the processors alone sends them INIT from now on. It ends the machine only if they have
+    /// no firmware to go on with.
     pub(super) fn survive_init(&self, send_init: SendInit) {
         let _ = self.send_init.set(send_init);
     }
 
-    /// Of the whole machine.
+    /// Resets the whole machine.
     fn machine(&self) {
         self.exit.request(ExitReason::Reset);
     }
 
-    /// Of the processors.
+    /// Resets the processors.
     fn processors(&self) {
         if !self.send_init.get().is_some_and(|send_init| send_init()) {
             self.machine();
@@ -78,7 +78,7 @@ pub(super) struct I8042 {
 struct Controller {
     rest: I8042Device<ResetRequest>,
     output_port: u8,
-    /// What the data port has to say.
+    /// The byte that the data port returns.
     answer: Option<u8>,
     /// The next byte for the data port is the output port's.
     writes_output_port: bool,
@@ -90,7 +90,7 @@ const WRITE_OUTPUT_PORT: u8 = 0xd1;
 /// The output port: the processor is not reset, and address line 20 is not masked. It never is.
 const NOT_RESET: u8 = 0b01;
 const GATE_A20: u8 = 0b10;
-/// The status port: the data port has an answer.
+/// The status port: the data port has a byte to read.
 const OUTPUT_BUFFER_FULL: u8 = 1;
 /// Registers: data; status and command.
 const DATA: u8 = 0;
@@ -142,7 +142,7 @@ impl DevicePio for I8042 {
         match (register, byte) {
             (DATA, byte) if writes_output_port => {
                 let falls = chip.output_port & !byte & NOT_RESET != 0;
-                // A pulse, after which it is as before.
+                // A pulse: the output port stays as it is.
                 chip.output_port = byte | NOT_RESET;
                 if falls {
                     self.resets.processors();
@@ -205,7 +205,7 @@ pub(super) struct ResetControl {
 const RESET_BITS: u8 = 0b1110;
 const RESET_SYSTEM: u8 = 0b0010;
 const RESET_CPU: u8 = 0b0100;
-/// A hard reset, whatever was in the register before.
+/// A hard reset, for any previous value of the register.
 pub(super) const RESET_HARD: u8 = RESET_SYSTEM | RESET_CPU;
 
 impl ResetControl {

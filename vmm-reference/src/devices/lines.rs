@@ -1,4 +1,4 @@
-//! Interrupt lines, as a device sees them: it sets a level, and does not know who the chips are.
+//! Interrupt lines, as a device sees them: it sets a level, and does not know the chips.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,7 @@ use intr_controller::kvm::KernelIrqchip;
 use intr_controller::routing::{GsiRouter, LineChange, SourceId};
 use kvm_ioctls::VmFd;
 
-/// pc-testdev's end of the lines.
+/// pc-testdev, as a source of the lines.
 #[expect(
     clippy::unreachable,
     reason = "the compiler evaluates it: 0 is below 64"
@@ -20,21 +20,21 @@ pub const TESTDEV_SOURCE: SourceId = match SourceId::new(0) {
 
 /// The machine's interrupt lines.
 ///
-/// Several sources may share one: it is up as long as one of them holds it up. Any thread may call;
-/// what a source sets has reached the chips when the call returns.
+/// Several sources may share a line: it is up while one of them holds it up. Any thread may call.
+/// When a call returns, the level has reached the chips.
 pub trait InterruptLines: Send + Sync {
-    /// A source sets its end of a line. A line that goes nowhere takes that without effect.
+    /// A source sets its level of a line. A line without a route ignores it.
     fn set_line(&self, gsi: Gsi, source: SourceId, level: bool);
 }
 
 /// The lines of a machine whose chips are KVM's.
 ///
-/// KVM counts all callers of `KVM_IRQ_LINE` as one source, so the sources are kept apart here. It
-/// counts an irqfd as that source too: a device with one, which pulses its line, ends with its pulse
-/// what somebody here holds up (`KVM_USERSPACE_IRQ_SOURCE_ID` in Linux's virt/kvm/eventfd.c).
+/// KVM counts all callers of `KVM_IRQ_LINE` as one source, so the sources are kept apart here. An
+/// irqfd is that source too: the pulse of a device with an irqfd lowers a line that a source here
+/// holds up (`KVM_USERSPACE_IRQ_SOURCE_ID` in Linux's virt/kvm/eventfd.c).
 pub struct KernelLines {
     irqchip: Arc<KernelIrqchip<Arc<VmFd>>>,
-    /// Held over the ioctl, so that levels reach KVM in the order in which they were set.
+    /// Held during the ioctl: levels reach KVM in the order in which they were set.
     router: Mutex<GsiRouter>,
 }
 
@@ -67,7 +67,7 @@ impl InterruptLines for KernelLines {
                     tracing::warn!(%error, "an interrupt is lost");
                 }
             }
-            Err(error) => tracing::debug!(%error, "a line that goes nowhere"),
+            Err(error) => tracing::debug!(%error, "a line without a route"),
         }
     }
 }

@@ -1,12 +1,12 @@
-//! The devices of the machine, and the bus that finds them.
+//! The devices of the machine, and their bus.
 //!
 //! | ports | device |
 //! |---|---|
 //! | 0x3f8–0x3ff | 16550A serial port, interrupt 4 |
-//! | 0x60, 0x64 | i8042, of which only resets work: command 0xfe, and the output port |
-//! | 0x92 | system control A, of which only the reset works |
+//! | 0x60, 0x64 | i8042; only resets are emulated: command 0xfe, and the output port |
+//! | 0x92 | system control A; only the reset is emulated |
 //! | 0xcf9 | reset control |
-//! | 0x600–0x603 | ACPI PM1a event, in which nothing happens |
+//! | 0x600–0x603 | ACPI PM1a event, without events |
 //! | 0x604–0x605 | ACPI PM1a control, for powering off |
 //!
 //! With `--testdev` also those of test images:
@@ -22,8 +22,8 @@
 //! | port 0xf00 | the firmware's: loads the kernel again |
 //! | ports 0x510–0x511 | firmware configuration: signature, id, memory size, number of vCPUs |
 //!
-//! The interrupt chips that are not KVM's are on the bus too ([`crate::irqchip`]). What no device claims reads as all-ones
-//! and takes writes without effect, as on a real bus. So does an access that reaches beyond the
+//! Emulated interrupt chips are on the bus too ([`crate::irqchip`]). A port or address without a device
+//! reads as all-ones and ignores writes, as on a real bus. So does an access that reaches beyond the
 //! device's last port.
 
 mod acpi;
@@ -60,7 +60,7 @@ pub const I8042_PORT: u16 = 0x60;
 pub const SYSTEM_CONTROL_PORT: u16 = 0x92;
 /// The PCI host bridge's reset control register.
 pub const RESET_PORT: u16 = 0xcf9;
-/// What resets the machine when it is written there.
+/// The value that resets the machine when it is written there.
 pub const RESET_VALUE: u8 = control::RESET_HARD;
 /// ACPI PM1a event, where QEMU has it: status and, two ports above, enable.
 pub const PM1_EVENT_PORT: u16 = 0x600;
@@ -103,7 +103,7 @@ impl AccessSize {
     }
 }
 
-/// The devices could not be made.
+/// The devices could not be created.
 #[derive(Debug, Error)]
 pub enum DeviceError {
     /// The serial port.
@@ -114,7 +114,7 @@ pub enum DeviceError {
     Bus {
         /// The second one's first port.
         port: u16,
-        /// What the bus answered.
+        /// The bus's error.
         #[source]
         source: bus::Error,
     },
@@ -123,7 +123,7 @@ pub enum DeviceError {
     MmioBus {
         /// The second one's first address.
         address: u64,
-        /// What the bus answered.
+        /// The bus's error.
         #[source]
         source: bus::Error,
     },
@@ -137,10 +137,10 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Makes the devices.
+    /// Creates the devices.
     ///
     /// # Errors
-    /// If the serial port's output or descriptors cannot be had.
+    /// If the serial port's output cannot be opened, or no descriptor is left.
     pub fn new(output: &SerialOutput, exit: &ExitEvent) -> Result<Self, DeviceError> {
         let serial = Arc::new(SerialDevice::new(output)?);
         let resets = Resets::new(exit.clone());

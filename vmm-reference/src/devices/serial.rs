@@ -1,4 +1,4 @@
-//! COM1: vm-superio's 16550A, with its interrupt, its output and its input's backpressure.
+//! COM1: vm-superio's 16550A, with its interrupt, its output, and back-pressure for its input.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -21,11 +21,11 @@ pub enum SerialOutput {
     Stdio,
     /// Nowhere.
     None,
-    /// A file, which is made anew.
+    /// A file. It is created, or truncated.
     File(PathBuf),
 }
 
-/// The serial port could not be made.
+/// The serial port could not be created.
 #[derive(Debug, Error)]
 pub enum SerialError {
     /// The output file.
@@ -33,16 +33,16 @@ pub enum SerialError {
     Output {
         /// Its path.
         path: PathBuf,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// No descriptor left.
-    #[error("cannot make an event descriptor for the serial port")]
+    #[error("cannot create an event descriptor for the serial port")]
     EventFd(#[source] io::Error),
 }
 
-/// The interrupt line: an eventfd that KVM turns into an edge.
+/// The interrupt line: an eventfd. Each write is an edge.
 struct Interrupt(EventFd);
 
 impl Trigger for Interrupt {
@@ -53,7 +53,7 @@ impl Trigger for Interrupt {
     }
 }
 
-/// Tells the console when the guest has taken all input, if the console waits for that.
+/// Wakes the console when the guest has taken all input, if the console waits for that.
 struct InputSpace {
     wanted: AtomicBool,
     event: EventFd,
@@ -65,7 +65,7 @@ impl SerialEvents for InputSpace {
     fn out_byte(&self) {}
 
     fn tx_lost_byte(&self) {
-        tracing::debug!("a byte of serial output was lost: the output does not take it");
+        tracing::debug!("a byte of serial output was lost: it cannot be written");
     }
 
     fn in_buffer_empty(&self) {
@@ -111,7 +111,7 @@ impl SerialDevice {
     /// A port at reset.
     ///
     /// # Errors
-    /// If the output or a descriptor cannot be had.
+    /// If the output cannot be opened, or no descriptor is left.
     pub fn new(output: &SerialOutput) -> Result<Self, SerialError> {
         let output = match output {
             SerialOutput::Stdio => Output::Stdout(io::stdout()),
@@ -157,20 +157,21 @@ impl SerialDevice {
         &self.space.event
     }
 
-    /// How many bytes of input fit now. If none do, [`Self::space_event`] will tell when some do.
+    /// Returns the number of bytes of input that fit now. If it is 0, [`Self::space_event`] is
+    /// signalled when there is room.
     #[must_use]
     pub fn room(&self) -> usize {
         let chip = self.chip.lock().unwrap_or_else(PoisonError::into_inner);
         let room = chip.fifo_capacity();
         if room == 0 {
-            // Under the lock: the guest cannot empty the buffer between the look and the wish.
+            // Under the lock: the guest cannot empty the buffer between the check and the request.
             self.space.wanted.store(true, Ordering::Release);
         }
         room
     }
 
-    /// Gives the guest input; answers how much of it was taken. A port in loopback mode is cut
-    /// off from its line and takes none.
+    /// Gives the guest input. Returns the number of bytes taken. A port in loopback mode is cut off
+    /// from its line and takes none.
     pub fn input(&self, bytes: &[u8]) -> usize {
         let mut chip = self.chip.lock().unwrap_or_else(PoisonError::into_inner);
         match chip.enqueue_raw_bytes(bytes) {
@@ -184,7 +185,7 @@ impl SerialDevice {
 }
 
 impl DevicePio for SerialDevice {
-    /// An access of several bytes is one of each register in turn, as on the 8-bit ISA bus.
+    /// An access of several bytes accesses one register after the other, as on the 8-bit ISA bus.
     fn pio_read(&self, _: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
         let mut chip = self.chip.lock().unwrap_or_else(PoisonError::into_inner);
         for (register, byte) in (offset..).zip(data) {

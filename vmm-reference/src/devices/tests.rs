@@ -53,7 +53,7 @@ fn the_keyboard_controller_resets_on_its_command_only() {
 fn the_keyboard_controller_resets_when_bit_0_of_its_output_port_falls() {
     let (devices, exit) = devices();
     write(&devices, 0x64, [0xd0]);
-    assert_eq!(read(&devices, 0x64), [1], "an answer waits");
+    assert_eq!(read(&devices, 0x64), [1], "a byte to read");
     assert_eq!(read(&devices, 0x60), [3], "not reset, and A20 is on");
     assert_eq!(read(&devices, 0x64), [0]);
     write(&devices, 0x64, [0xd1]);
@@ -217,7 +217,7 @@ fn a_full_receiver_asks_for_no_more_until_it_is_empty() {
     assert_eq!(serial.space_event().read().unwrap(), 1);
     assert_eq!(serial.room(), room);
     let _ = read::<1>(&devices, 0x3f8);
-    assert!(serial.space_event().read().is_err(), "told once");
+    assert!(serial.space_event().read().is_err(), "signalled once");
 }
 
 #[test]

@@ -18,8 +18,7 @@ use crate::devices::InterruptLines;
 
 /// The interrupt chips of one mode.
 ///
-/// The methods with a body are those of a mode whose chips are all KVM's, which does by itself what
-/// they are for.
+/// The default methods are those of a mode in which all chips are KVM's: KVM does their work itself.
 pub(super) trait Chips: InterruptLines + fmt::Debug {
     /// Which mode it is.
     fn mode(&self) -> IrqchipMode;

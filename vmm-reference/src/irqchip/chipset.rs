@@ -1,4 +1,4 @@
-//! The chipset under its lock, its thread, and its way to the processors.
+//! The chipset under its lock, its thread, and how its messages reach the processors.
 //!
 //! The thread serves the 8254 when it is due, and the descriptors by which devices signal. It sleeps in
 //! one `ppoll`. While the guest is stopped guest time stands still, so only a descriptor wakes it.
@@ -228,7 +228,7 @@ impl<P: Processors> SharedChipset<P> {
 
 /// An eventfd as what `ppoll` takes.
 fn borrow(event: &EventFd) -> std::os::fd::BorrowedFd<'_> {
-    // SAFETY: the descriptor is open as long as `event` lives, which the answer borrows.
+    // SAFETY: the descriptor is open as long as `event` lives, which the result borrows.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) }
 }
 

@@ -2,7 +2,7 @@
 
 use super::error::ImageError;
 
-/// Sectors are this long, whatever the disk.
+/// The length of a sector.
 const SECTOR: u64 = 512;
 /// `HdrS` at 0x202.
 const MAGIC: u32 = 0x5372_6448;
@@ -22,9 +22,9 @@ const ENTRY_64: u64 = 0x200;
 /// What the header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BzImage {
-    /// Where the kernel wants to be.
+    /// The address that the kernel prefers.
     pub load_address: u64,
-    /// How much memory from there it needs until it knows the memory map.
+    /// Bytes of memory that it needs from there until it knows the memory map.
     pub init_size: u64,
     /// The longest command line, without its terminating zero.
     pub cmdline_size: u64,
@@ -43,7 +43,7 @@ impl BzImage {
     /// Reads the header.
     ///
     /// # Errors
-    /// What makes the file useless.
+    /// Why the file cannot be used.
     pub fn parse(image: &[u8]) -> Result<Self, ImageError> {
         let has = image.len() as u64;
         let short = |what, needs| ImageError::Truncated { what, needs, has };
@@ -67,7 +67,7 @@ impl BzImage {
         let [setup_sectors] = field::<1>(image, 0x1f1).ok_or_else(header)?;
         let setup = (u64::from(if setup_sectors == 0 { 4 } else { setup_sectors }) + 1) * SECTOR;
         let code = u64::from(u32_at(image, 0x1f4).ok_or_else(header)?) * 16;
-        // The 64-bit entry must exist, whatever the header claims of the size.
+        // The 64-bit entry must exist, whatever size the header claims.
         let needs = setup + code.max(ENTRY_64 + 1);
         if has < needs {
             return Err(short("the kernel", needs));

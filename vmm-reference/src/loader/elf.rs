@@ -27,16 +27,16 @@ pub struct Segment<'a> {
     pub physical: u64,
     /// The address that the kernel was linked for.
     pub linked: u64,
-    /// What the file holds of it; the rest is zero.
+    /// The bytes that the file has; the rest is zero.
     pub data: &'a [u8],
-    /// Bytes of memory that it takes.
+    /// Its size in memory, in bytes.
     pub memory_size: u64,
 }
 
 impl Segment<'_> {
-    /// The guest-physical addresses that it takes.
+    /// Its guest-physical addresses.
     ///
-    /// Parsing has made sure that they do not wrap.
+    /// Parsing has checked that they do not wrap.
     #[must_use]
     pub fn range(&self) -> Range<u64> {
         self.physical..self.physical.saturating_add(self.memory_size)
@@ -66,7 +66,7 @@ impl<'a> ElfImage<'a> {
     /// Reads the headers.
     ///
     /// # Errors
-    /// What makes the file useless as a kernel.
+    /// Why the file cannot be used as a kernel.
     pub fn parse(image: &'a [u8]) -> Result<Self, ImageError> {
         // e_ident comes first, and says how to read the rest (gABI 4, "ELF Identification").
         let (Some(&class), Some(&data)) = (image.get(4), image.get(5)) else {
@@ -161,7 +161,9 @@ where
         .e_phoff(endian)
         .into()
         .checked_add(u64::from(header.e_phnum(endian)) * u64::from(header.e_phentsize(endian)))
-        .ok_or(ImageError::BadElf("the program headers' offset is absurd"))?;
+        .ok_or(ImageError::BadElf(
+            "the program headers' offset is out of range",
+        ))?;
     if headers_end > image.len() as u64 {
         return Err(truncated(image, "the program header table", headers_end));
     }
@@ -247,7 +249,7 @@ where
 
 /// Looks for the PVH entry in a PT_NOTE segment.
 ///
-/// Other notes, and what follows a damaged one, are no business of a loader: they are passed over.
+/// Other notes, and all that follow a damaged one, are ignored.
 fn find_pvh_entry<H>(header: &H::ProgramHeader, image: &[u8]) -> Result<Option<u32>, ImageError>
 where
     H: FileHeader<Endian = LittleEndian>,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-/// The file cannot be used as a kernel. The message is a sentence to follow the file's name.
+/// The file cannot be used as a kernel. The message follows the file's name.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ImageError {
     /// No bytes at all.
@@ -13,7 +13,7 @@ pub enum ImageError {
     /// It ends too early.
     #[error("the file is truncated: {what} needs {needs} bytes and the file has {has}")]
     Truncated {
-        /// What lies beyond the end.
+        /// The part that lies beyond the end.
         what: &'static str,
         /// How long the file would have to be, at least.
         needs: u64,
@@ -90,7 +90,7 @@ pub enum ImageError {
         /// Guest-physical addresses.
         segment: Range<u64>,
     },
-    /// A segment covers what the VMM itself has to write.
+    /// A segment overlaps the boot data.
     #[error(
         "segment {segment:#x?} overlaps the boot data at {reserved:#x?}; \
          link the kernel at 1 MiB or above"
@@ -143,7 +143,7 @@ pub enum LoadError {
     Read {
         /// Its path.
         file: String,
-        /// What the system answered.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -172,7 +172,7 @@ pub enum LoadError {
         file: String,
         /// Its size.
         size: u64,
-        /// The room that there is.
+        /// The room for it.
         room: u64,
     },
     /// The command line is longer than the kernel takes.
@@ -180,18 +180,18 @@ pub enum LoadError {
     CmdlineTooLong {
         /// Its length.
         length: usize,
-        /// The most that can be passed.
+        /// The longest that can be passed.
         limit: u64,
     },
     /// The command line has a zero byte, which would end it.
     #[error("the command line has a zero byte at position {0}; remove it")]
     CmdlineZero(usize),
-    /// The loader crate refused what our own checks let pass.
+    /// linux-loader refused a kernel that passed the checks here.
     #[error("cannot load {file}")]
     Loader {
         /// The kernel.
         file: String,
-        /// What it answered.
+        /// Its error.
         #[source]
         source: linux_loader::loader::Error,
     },
@@ -203,7 +203,7 @@ pub enum LoadError {
     Memory {
         /// What was to be written.
         what: &'static str,
-        /// What the memory answered.
+        /// The error.
         #[source]
         source: vm_memory::GuestMemoryError,
     },

@@ -24,12 +24,12 @@ const HEADER_START: u64 = 0x1f1;
 const JUMP_END: u64 = 0x202;
 /// "Undefined" boot loader: none of the assigned numbers.
 const LOADER_UNDEFINED: u8 = 0xff;
-/// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero; an ELF file does not tell it.
+/// Linux's COMMAND_LINE_SIZE on x86, with the terminating zero. An ELF file does not contain it.
 const COMMAND_LINE_SIZE: u32 = 2048;
 /// `kernel_alignment` for an ELF file, which is loaded where it was linked: 16 MiB is the default.
 const KERNEL_ALIGNMENT: u32 = 0x0100_0000;
 
-/// Loads a bzImage at the address that it prefers, so that it need not move itself.
+/// Loads a bzImage at the address that it prefers: it need not move itself.
 pub(super) fn load_bzimage(request: &Request<'_>, image: &BzImage) -> Result<Entry, LoadError> {
     let start = image.load_address;
     let range = start
@@ -58,8 +58,8 @@ pub(super) fn load_bzimage(request: &Request<'_>, image: &BzImage) -> Result<Ent
     )
 }
 
-/// The header without what is behind its end in the file, which is code already: older kernels have
-/// fewer fields ("Details of Header Fields", `jump`: the offset of a two-byte jump over the rest).
+/// The header, zero beyond its end in the file, where code begins: older kernels have fewer fields
+/// ("Details of Header Fields", `jump`: the offset of a two-byte jump over the rest).
 fn own_fields(mut header: setup_header) -> setup_header {
     let [_, jump] = header.jump.to_le_bytes();
     let end = (JUMP_END + u64::from(jump)).max(bzimage::HEADER_END);
@@ -91,7 +91,7 @@ pub(super) fn load_elf(request: &Request<'_>, elf: &ElfImage<'_>) -> Result<Entr
     finish(request, header, &cmdline, initrd, entry)
 }
 
-/// Writes an ELF kernel's segments: 64-bit files through linux-loader, which knows no others.
+/// Writes an ELF kernel's segments: 64-bit files through linux-loader, which supports no others.
 pub(super) fn write_elf(request: &Request<'_>, elf: &ElfImage<'_>) -> Result<(), LoadError> {
     match elf.class {
         ElfClass::Elf32 => placement::write_segments(request, &elf.segments),

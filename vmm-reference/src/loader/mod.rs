@@ -1,19 +1,19 @@
-//! Kernels: what a file is, whether it can be loaded, and loading it.
+//! Kernels: parses a file, checks whether it can be loaded, and loads it.
 //!
-//! [`Kernel::parse`] is pure: it looks at bytes, never at memory or files, and answers a typed
-//! error for whatever it cannot use. [`load`] then places the kernel, the initrd, the command line
-//! and the boot protocol's structures in the guest's memory, and answers how the first vCPU is to
-//! start. Nothing is written before everything has been checked.
+//! [`Kernel::parse`] is pure: it reads bytes, never memory or files, and returns a typed error for a
+//! file that it cannot use. [`load`] then places the kernel, the initrd, the command line and the
+//! boot protocol's structures in guest memory, and returns the entry of the first vCPU. Nothing is
+//! written before everything is checked.
 //!
 //! # Which protocol
 //! A file may offer several. They are tried in this order:
-//! 1. **bzImage**: its magic leaves no doubt.
-//! 2. **PVH** (an ELF note `XEN_ELFNOTE_PHYS32_ENTRY`): made for exactly this, direct boot by a
-//!    VMM, and it gives the guest a full memory map.
+//! 1. **bzImage**: its magic is unambiguous.
+//! 2. **PVH** (an ELF note `XEN_ELFNOTE_PHYS32_ENTRY`): made for direct boot by a VMM, with a full
+//!    memory map.
 //! 3. **multiboot 1** (a header in the first 8 KiB): a kernel that carries it means it to be used.
 //!    An ELF64 file may carry it too: it still starts in 32-bit mode.
-//! 4. **Linux 64-bit**: an ELF64 file with neither is taken for a `vmlinux`, because that format
-//!    has no mark of its own.
+//! 4. **Linux 64-bit**: an ELF64 file with neither counts as a `vmlinux`, which has no mark of its
+//!    own.
 
 mod bzimage;
 mod elf;
@@ -52,7 +52,7 @@ impl ImageFile {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`LoadError::Read`] with the path and what the system answered.
+    /// [`LoadError::Read`] with the path and the system's error.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         let name = path.display().to_string();
         match std::fs::read(path) {
@@ -80,7 +80,7 @@ impl fmt::Debug for ImageFile {
     }
 }
 
-/// A kernel that has been understood.
+/// A parsed kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kernel<'a> {
     /// A compressed Linux kernel with a 64-bit entry.
@@ -94,15 +94,15 @@ pub enum Kernel<'a> {
     },
     /// A file with a multiboot header.
     Multiboot(MultibootImage<'a>),
-    /// A 64-bit ELF file that is taken for a Linux kernel.
+    /// A 64-bit ELF file that counts as a Linux kernel.
     LinuxElf(ElfImage<'a>),
 }
 
 impl<'a> Kernel<'a> {
-    /// Finds out what `image` is.
+    /// Parses `image`.
     ///
     /// # Errors
-    /// An [`ImageError`] that says what is wrong with the file. Never panics, whatever the bytes.
+    /// An [`ImageError`] that says what is wrong with the file. Never panics.
     pub fn parse(image: &'a [u8]) -> Result<Self, ImageError> {
         if image.is_empty() {
             return Err(ImageError::Empty);

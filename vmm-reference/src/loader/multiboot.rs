@@ -18,7 +18,7 @@ const HEADER_MAGIC: u32 = 0x1bad_b002;
 const LOADER_MAGIC: u32 = 0x2bad_b002;
 /// Bits 0 and 1: modules on page boundaries, memory information. Both are always given.
 const UNDERSTOOD: u32 = 0b11;
-/// Bits 2 to 15: what a loader must refuse if it does not know it (3.1.1).
+/// Bits 2 to 15: features that a loader must refuse if it does not know them (3.1.1).
 const MANDATORY: u32 = 0xffff;
 /// Bit 16: the header has the addresses to load at.
 const HAS_ADDRESSES: u32 = 1 << 16;
@@ -46,7 +46,7 @@ impl MultibootHeader {
     /// Looks for the header.
     ///
     /// # Errors
-    /// [`ImageError::MultibootFlags`] if it asks for what is not offered.
+    /// [`ImageError::MultibootFlags`] if it requires an unsupported feature.
     pub fn find(image: &[u8]) -> Result<Option<Self>, ImageError> {
         let window = image.get(..SEARCH).unwrap_or(image);
         for (index, candidate) in window.windows(12).enumerate().step_by(4) {
@@ -76,8 +76,8 @@ pub struct MultibootImage<'a> {
 }
 
 impl<'a> MultibootImage<'a> {
-    /// A kernel whose ELF headers say what goes where, unless the multiboot header does: then that
-    /// counts (3.1.1, bit 16).
+    /// A kernel that is loaded by its ELF headers, or by the multiboot header if that has addresses
+    /// (3.1.1, bit 16).
     ///
     /// # Errors
     /// What is wrong with the addresses.
@@ -97,7 +97,7 @@ impl<'a> MultibootImage<'a> {
         })
     }
 
-    /// A kernel whose multiboot header says what goes where (3.1.2).
+    /// A kernel that is loaded by the addresses in its multiboot header (3.1.2).
     ///
     /// # Errors
     /// What is wrong with the addresses.
@@ -262,7 +262,7 @@ fn bytes_of(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// Writes a string and its terminating zero, cut to the room that there is: these are names.
+/// Writes a string and its terminating zero, cut to the room for it: these are names.
 fn write_string(request: &Request<'_>, at: GuestAddress, text: &str) -> Result<(), LoadError> {
     let room = usize::try_from(layout::STRING_ROOM - 1).unwrap_or(0);
     let mut bytes: Vec<u8> = text.bytes().take(room).collect();

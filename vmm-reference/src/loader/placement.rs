@@ -1,4 +1,4 @@
-//! Where things go in the guest's memory: the checks, then the writes.
+//! Checks where things go in guest memory, and writes them.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use super::error::{ImageError, LoadError};
 use crate::layout;
 use crate::memory::{MemoryLayout, PAGE};
 
-/// Checks that segments lie in memory that is theirs to use.
+/// Checks that segments lie in memory that a kernel may use.
 pub(super) fn check_segments(
     memory: MemoryLayout,
     segments: &[Range<u64>],
@@ -69,8 +69,8 @@ pub(super) fn above(
     })
 }
 
-/// Places the initrd, if there is one, as high as `limit` allows: out of the way of a kernel that
-/// unpacks itself upwards.
+/// Places the initrd, if there is one, as high as `limit` allows: a kernel that unpacks itself upwards
+/// does not reach it.
 pub(super) fn below(
     request: &Request<'_>,
     kernel_end: u64,
@@ -124,7 +124,7 @@ pub(super) fn write(
         .map_err(|source| LoadError::Memory { what, source })
 }
 
-/// Writes the segments. What the file does not hold is zero already: the memory is new.
+/// Writes the segments. The rest is zero already: the memory is new.
 pub(super) fn write_segments(
     request: &Request<'_>,
     segments: &[Segment<'_>],

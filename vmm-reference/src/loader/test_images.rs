@@ -131,7 +131,7 @@ impl Elf {
     }
 }
 
-/// A multiboot header with these flags, and whatever follows them.
+/// A multiboot header with these flags, and the fields that follow them.
 pub(super) fn multiboot(flags: u32, addresses: &[u32]) -> Vec<u8> {
     let magic = 0x1bad_b002_u32;
     let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
@@ -142,7 +142,7 @@ pub(super) fn multiboot(flags: u32, addresses: &[u32]) -> Vec<u8> {
         .collect()
 }
 
-/// A bzImage with one setup sector, and 0x400 bytes of code that wants to be at 2 MiB.
+/// A bzImage with one setup sector, and 0x400 bytes of code that prefers 2 MiB.
 pub(super) fn bzimage() -> Vec<u8> {
     let mut image = vec![0; 1024];
     image.extend((0..0x400_u32).map(|n| u8::try_from(n % 251).unwrap()));

@@ -170,7 +170,7 @@ fn no_damaged_byte_makes_loading_panic() {
                 let mut damaged = image.clone();
                 damaged[at] = value;
                 let initrd = file("initrd", &[7; 100]);
-                // Whatever the answer, there is one.
+                // Any result will do.
                 let _ = load(&memory, layout, &file("k", &damaged), Some(&initrd), "x");
             }
         }

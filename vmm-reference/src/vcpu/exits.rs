@@ -1,4 +1,4 @@
-//! The guest's way from a vCPU's exits to the devices and the interrupt chips.
+//! Passes a vCPU's exits to the devices and the interrupt chips.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use crate::entry::{Entering, MustStop, Permit};
 use crate::exit::ExitEvent;
 use crate::irqchip::Irqchip;
 
-/// What a vCPU's exits need of the machine. Called on the thread that runs the vCPU.
+/// What a vCPU's exits need from the machine. Called on the thread that runs the vCPU.
 ///
-/// Data is little-endian, as KVM has it. What no device claims reads as all-ones.
+/// Data is little-endian, as in KVM. A port or address without a device reads as all-ones.
 pub trait Exits {
     /// The guest reads `data.len()` (1, 2 or 4) bytes from an I/O port.
     fn io_in(&self, port: u16, data: &mut [u8]);
@@ -22,14 +22,14 @@ pub trait Exits {
     fn mmio_read(&self, vcpu: VcpuId, address: u64, data: &mut [u8]);
     /// The guest writes up to 8 bytes at a guest-physical address without memory.
     fn mmio_write(&self, vcpu: VcpuId, address: u64, data: &[u8]);
-    /// The exit status with which the guest has ended, through a device. Read after each access.
+    /// The exit status, if the guest has ended through a device. Read after each access.
     fn exited(&self) -> Option<u8>;
-    /// Before each entry. What may enter is handed to KVM (`KVM_INTERRUPT`), and the window is
-    /// opened for what may not.
+    /// Called before each entry. An event that may enter is handed to KVM (`KVM_INTERRUPT`). For one
+    /// that may not, an interrupt window is requested.
     fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit;
-    /// After each `KVM_RUN`, before what it asks for is served: the guest may have written CR8.
+    /// Called after each `KVM_RUN`, before its exit is served: the guest may have written CR8.
     fn after_exit(&self, vcpu: VcpuId, cr8: u64);
-    /// `KVM_EXIT_HLT`: from now on the vCPU waits, until an interrupt ends that.
+    /// `KVM_EXIT_HLT`: the vCPU waits from now on, until an interrupt ends HLT.
     fn halted(&self, vcpu: VcpuId);
     /// Sleeps until something has arrived for the vCPU, or `stop` is set. May return without.
     fn wait(&self, vcpu: VcpuId, must_stop: &MustStop<'_>);
@@ -56,7 +56,7 @@ impl Exits for MachineExits {
     fn io_in(&self, port: u16, data: &mut [u8]) {
         match AccessSize::from_bytes(data.len()) {
             Some(size) => self.devices.io_in(port, size, data),
-            // x86 has no other, so no device has either.
+            // x86 has no other width.
             None => data.fill(0xff),
         }
     }

@@ -1,4 +1,4 @@
-//! One vCPU and its run loop: `KVM_RUN`, and what makes it come back.
+//! One vCPU and its run loop: `KVM_RUN`, and its exits.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -14,7 +14,7 @@ use vcpu_caps::Plan;
 use super::exits::Exits;
 use crate::entry::{Entering, MustStop, Permit};
 
-/// What it means that a run must end.
+/// What to do when a run must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnStop {
     /// The order is over: [`StopReason::Interrupted`].
@@ -23,13 +23,13 @@ pub(crate) enum OnStop {
     Yield,
 }
 
-/// What a run has come to.
+/// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RunEnd {
     /// The vCPU has stopped.
     Stopped(StopReason),
-    /// The order is not done: call [`Vcpu::run`] again with the same one, on any thread, and do not
-    /// touch the vCPU before.
+    /// The order is not done. Call [`Vcpu::run`] again with the same order, on any thread, and do not
+    /// touch the vCPU before that.
     Yielded,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum RunEnd {
 pub struct Vcpu {
     fd: VcpuFd,
     stepper: Stepper,
-    /// What a run that yielded goes on with.
+    /// What the next run does first, after one that yielded.
     pending: Option<Next>,
 }
 
@@ -84,7 +84,7 @@ impl Vcpu {
         state.ok().and_then(|state| state.waits())
     }
 
-    /// Leaves no trace of a debugger.
+    /// Disarms everything and drops the debugger's holds. The guest's own TF is restored.
     ///
     /// # Errors
     /// If KVM refuses, twice.
@@ -159,7 +159,7 @@ impl Vcpu {
                     exits.wait(self.stepper.id(), must_stop);
                     Next::Enter
                 }
-                // Its own thread waits, not the one that runs it for a while.
+                // The vCPU's own thread waits, not the thread of an inline step.
                 Entered::MustStop | Entered::NothingToRun => {
                     self.pending = Some(Next::Enter);
                     return RunEnd::Yielded;
@@ -189,13 +189,13 @@ impl Vcpu {
         }
     }
 
-    /// Lets KVM complete an access, and run nothing.
+    /// Lets KVM complete an access, and run no instruction.
     fn complete(&mut self, exits: &impl Exits) -> Outcome {
         self.fd.set_kvm_immediate_exit(1);
         self.run_once(exits)
     }
 
-    /// One `KVM_RUN`, with what it asks for served.
+    /// One `KVM_RUN`. Serves its exit.
     fn run_once(&mut self, exits: &impl Exits) -> Outcome {
         let id = self.stepper.id();
         let mut written = None;
@@ -252,11 +252,11 @@ impl Vcpu {
         }
     }
 
-    /// Answers a `KVM_EXIT_X86_WRMSR`: with #GP if the write is not taken.
+    /// Completes a `KVM_EXIT_X86_WRMSR`: with #GP if the write is refused.
     fn answer_wrmsr(&mut self, taken: bool) {
         let run = self.fd.get_kvm_run();
         // SAFETY: `run` is this vCPU's mapped run structure, borrowed mutably through `self`; `msr` is
-        // the active member, since KVM_EXIT_X86_WRMSR was just answered, and is made of integers.
+        // the active member, since KVM_RUN has just returned KVM_EXIT_X86_WRMSR, and is made of integers.
         let msr = unsafe { &mut run.__bindgen_anon_1.msr };
         msr.error = u8::from(!taken);
     }
@@ -266,7 +266,7 @@ impl Vcpu {
     fn serve_port(&mut self, serve: impl Fn(u16, &mut [u8])) -> Outcome {
         let run = self.fd.get_kvm_run();
         // SAFETY: `run` is this vCPU's mapped run structure, borrowed mutably through `self`, and
-        // `io` is the active member: KVM_EXIT_IO was just answered, the precondition of this
+        // `io` is the active member: KVM_RUN has just returned KVM_EXIT_IO, the precondition of this
         // function.
         let io = unsafe { run.__bindgen_anon_1.io };
         let size = usize::from(io.size);
@@ -289,11 +289,11 @@ impl Vcpu {
     }
 }
 
-/// What became of an entry.
+/// The result of an attempt to enter the guest.
 enum Entered {
     Ran(Outcome),
     /// The vCPU is to stop.
     MustStop,
-    /// It waits for an interrupt, where the VMM has the chips.
+    /// It waits for an interrupt; the local APICs are emulated.
     NothingToRun,
 }

@@ -1,5 +1,5 @@
-//! The timer that makes a vCPU's own thread leave the guest when its local APIC's timer is due, where
-//! the VMM has the local APIC.
+//! The timer that makes a vCPU's own thread leave the guest when the timer of its emulated local APIC is
+//! due.
 
 use std::cell::RefCell;
 use std::time::Duration;

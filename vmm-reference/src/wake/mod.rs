@@ -5,7 +5,7 @@
 //! - [`kick`]: a signal that makes a vCPU leave `KVM_RUN`, or not enter it;
 //! - [`StepSlice`]: a bounded time for which another thread than the vCPU's own runs it;
 //! - [`alarm`]: a timer that kicks the vCPU thread which set it;
-//! - [`Waker`]: tells one vCPU that something has arrived for it, wherever it is.
+//! - [`Waker`]: notifies one vCPU that something has arrived for it: in the guest, before it, or asleep.
 
 mod alarm;
 mod kick;

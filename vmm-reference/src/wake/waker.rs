@@ -1,4 +1,4 @@
-//! Tells a vCPU that something has arrived for it, where the VMM has the chips.
+//! Notifies a vCPU that something has arrived for it, if its local APIC is emulated.
 //!
 //! The vCPU is in one of three places: in the guest, which a signal makes it leave; about to enter
 //! it, where the signal's handler keeps it out ([`kick`](super::kick)); or asleep, because it is

@@ -1,4 +1,4 @@
-//! gdb, as a script and as somebody who types.
+//! gdb, run by a script or command by command.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,14 +15,14 @@ fn command(vmm: &Vmm, target: &str) -> Command {
         .args(["-ex", "set confirm off"])
         .args(["-ex", "set pagination off"])
         .args(["-ex", "set width 0"])
-        // Not to be met by a test that waits for something else.
+        // Longer than any wait of a test.
         .args(["-ex", "set remotetimeout 30"])
         .args(["-ex", &format!("target remote {target}")])
         .arg(&vmm.elf);
     gdb
 }
 
-/// All that gdb said.
+/// All output of gdb.
 pub struct Transcript(pub String);
 
 impl Transcript {
@@ -85,7 +85,7 @@ impl Vmm {
     pub fn gdb_at(&self, target: &str, script: &str) -> Transcript {
         let script_path = self.directory().join("script.gdb");
         std::fs::write(&script_path, script).unwrap();
-        // A file and no pipe: nobody has to read it while gdb runs.
+        // A file, not a pipe: it need not be read while gdb runs.
         let output_path = self.directory().join("gdb.out");
         let output = File::create(&output_path).unwrap();
         let mut gdb = command(self, target);
@@ -107,7 +107,7 @@ impl Vmm {
         Transcript(text)
     }
 
-    /// Starts a gdb that is typed to. It is attached once this returns.
+    /// Starts an interactive gdb. It is attached once this returns.
     #[track_caller]
     pub fn typing(&self) -> Typing {
         let mut child = spawn(
@@ -144,12 +144,12 @@ impl Vmm {
     }
 }
 
-/// A gdb that is typed to. Dropping it kills it.
+/// An interactive gdb. Dropping it kills it.
 pub struct Typing {
     child: Child,
     stdin: ChildStdin,
     said: Arc<Mutex<String>>,
-    /// How much of what was said has been looked at.
+    /// How much of the output has been searched.
     seen: usize,
     commands: usize,
 }
@@ -162,7 +162,7 @@ impl Typing {
         self.stdin.flush().expect("gdb reads");
     }
 
-    /// Types a line, and answers what is said until it is done.
+    /// Types a line. Returns the output until it is done.
     #[track_caller]
     pub fn command(&mut self, line: &str) -> String {
         self.commands += 1;
@@ -172,7 +172,7 @@ impl Typing {
         self.wait_for(&marker)
     }
 
-    /// Waits until something new is said that contains `text`; answers all up to there.
+    /// Waits until new output contains `text`. Returns the new output up to there.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) -> String {
         let start = Instant::now();

@@ -1,5 +1,5 @@
-//! The real command with a real gdb, under a harness that ends its children and shows what they
-//! said when a test fails.
+//! Runs the real command with a real gdb. The harness ends its children, and shows their output when a test
+//! fails.
 
 #![allow(
     dead_code,
@@ -24,11 +24,11 @@ use tempfile::TempDir;
 use vmm_reference::guests::Guest;
 use vmm_reference::remote::RemoteClient;
 
-/// Longer than anything here takes on a loaded machine: only a hang meets it.
+/// Longer than anything here takes on a loaded machine: only a hang exceeds it.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
-/// `full` rounds of something, or so many of a hundred as TEST_PERCENT says: the rigs set it where
-/// a machine is emulated so slowly that all of them would take minutes. At least one.
+/// Returns `full`, or TEST_PERCENT percent of it, but at least 1. The rigs set it for an emulated machine
+/// that would need minutes for all rounds.
 pub fn rounds(full: usize) -> usize {
     let percent = match std::env::var("TEST_PERCENT") {
         Ok(text) => text.parse().expect("TEST_PERCENT is a number"),
@@ -48,7 +48,7 @@ pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Spawns, so that the child is killed when this thread ends, however it does.
+/// Spawns a child that is killed when this thread ends, in any way.
 pub fn spawn(command: &mut Command) -> std::io::Result<Child> {
     // SAFETY: between fork and exec it makes one system call, and allocates nothing.
     unsafe { command.pre_exec(die_with_parent) };
@@ -63,7 +63,7 @@ fn die_with_parent() -> std::io::Result<()> {
     }
 }
 
-/// Waits for a child's end; kills it after [`PATIENCE`], and answers `None`.
+/// Waits for a child's end; kills it after [`PATIENCE`], and returns `None`.
 pub fn wait(child: &mut Child) -> Option<ExitStatus> {
     let start = Instant::now();
     while start.elapsed() < PATIENCE {
@@ -77,8 +77,8 @@ pub fn wait(child: &mut Child) -> Option<ExitStatus> {
     None
 }
 
-/// Whose interrupt chips, for [`Setup::with`]: KVM's; ours beside its local APICs; all ours, on a host
-/// that cannot mask.
+/// The interrupt chips, for [`Setup::with`]: KVM's; emulated ones beside KVM's local APICs; all emulated,
+/// on a host that cannot mask.
 pub type Chips = &'static [&'static str];
 pub const KERNEL: Chips = &["--irqchip", "kernel"];
 pub const SPLIT: Chips = &["--irqchip", "split"];
@@ -175,8 +175,8 @@ impl Setup {
             serial,
         };
         if self.gdb {
-            // The path appears before anybody listens.
-            eventually("somebody listens", || {
+            // The path appears before the stub listens.
+            eventually("the stub listens", || {
                 vmm.log().contains("waiting for a debugger") || vmm.try_status().is_some()
             });
         }
@@ -224,21 +224,20 @@ impl Vmm {
 
     /// A client of the remote protocol, attached.
     ///
-    /// It may have to come again: while a test beside this one starts a process, that has a copy
-    /// of each descriptor until it executes, and an earlier client that was dropped here is still
-    /// connected.
+    /// It may have to connect again. While a concurrent test starts a process, that process has a copy of
+    /// each descriptor until it executes, and an earlier client that was dropped here is still connected.
     #[track_caller]
     pub fn client(&self) -> RemoteClient<UnixStream> {
         let start = Instant::now();
         loop {
             match RemoteClient::unix(&self.socket) {
                 Ok(client) => return client,
-                Err(error) if start.elapsed() > PATIENCE => panic!("the stub answers: {error}"),
+                Err(error) if start.elapsed() > PATIENCE => panic!("the stub replies: {error}"),
                 Err(error) => match error.kind() {
                     ErrorKind::ConnectionReset
                     | ErrorKind::BrokenPipe
                     | ErrorKind::UnexpectedEof => thread::sleep(Duration::from_millis(1)),
-                    _ => panic!("the stub answers: {error}"),
+                    _ => panic!("the stub replies: {error}"),
                 },
             }
         }
@@ -250,7 +249,7 @@ impl Vmm {
         raw::Raw::new(UnixStream::connect(&self.socket).expect("the stub listens"))
     }
 
-    /// Attaches for a moment, and reads a 64-bit word.
+    /// Attaches, reads a 64-bit word, and detaches.
     #[track_caller]
     pub fn peek(&self, name: &str) -> u64 {
         let mut client = self.client();
@@ -259,7 +258,7 @@ impl Vmm {
         value
     }
 
-    /// The guest runs: a counter of its rises.
+    /// Asserts that the guest runs: one of its counters rises.
     #[track_caller]
     pub fn assert_rises(&self, name: &str) {
         let before = self.peek(name);
@@ -273,12 +272,12 @@ impl Vmm {
         self.status
     }
 
-    /// Whether it still runs.
+    /// Returns `true` if it still runs.
     pub fn is_alive(&mut self) -> bool {
         self.try_status().is_none()
     }
 
-    /// Waits for its end; answers the exit status.
+    /// Waits for its end. Returns the exit status.
     #[track_caller]
     pub fn wait(&mut self) -> i32 {
         if self.status.is_none() {
@@ -291,7 +290,7 @@ impl Vmm {
     }
 
     /// How many file descriptors and threads the process has when no client is there: a
-    /// connection is closed a moment after its client has gone.
+    /// connection is closed shortly after its client has gone.
     pub fn resources(&self) -> Resources {
         let count = |what| {
             fs::read_dir(format!("/proc/{}/{what}", self.pid()))
@@ -327,7 +326,7 @@ pub struct Resources {
 impl Drop for Vmm {
     fn drop(&mut self) {
         if self.status.is_none() {
-            // It may have ended meanwhile.
+            // It may have ended since then.
             let _ = self.child.kill();
             let _ = self.child.wait();
         }

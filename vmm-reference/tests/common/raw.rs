@@ -12,7 +12,7 @@ pub fn frame(body: impl AsRef<[u8]>) -> Vec<u8> {
     [b"$", body, format!("#{sum:02x}").as_bytes()].concat()
 }
 
-/// A connection, as it is.
+/// A connection without a protocol.
 pub struct Raw {
     stream: UnixStream,
 }
@@ -37,7 +37,7 @@ impl Raw {
         let _ = self.stream.write_all(bytes.as_ref());
     }
 
-    /// Reads until `end` has come; answers all that came.
+    /// Reads until `end` has come. Returns everything read.
     #[track_caller]
     pub fn until(&mut self, end: &str) -> String {
         let mut seen = Vec::new();
@@ -61,7 +61,7 @@ impl Raw {
         String::from_utf8_lossy(&seen).into_owned()
     }
 
-    /// Reads a byte at a time, at most `limit`; fewer if the stub says no more for a moment.
+    /// Reads a byte at a time, at most `limit`; fewer if the stub sends no more for a short time.
     pub fn bytes(&mut self, limit: usize) -> Vec<u8> {
         let mut seen = Vec::new();
         self.stream
@@ -87,7 +87,7 @@ impl Raw {
 impl Drop for Raw {
     /// Hangs up, even if a process that is being started has a copy of the descriptor.
     fn drop(&mut self) {
-        // The stub may have done so first.
+        // The stub may have hung up first.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
 }

@@ -10,7 +10,7 @@ const XAPIC: u64 = DISABLED | APIC_BASE_EN;
 const X2APIC: u64 = XAPIC | APIC_BASE_X2;
 const ILLEGAL: u64 = DISABLED | APIC_BASE_X2;
 
-/// From xAPIC mode through these values; whether each was taken.
+/// Writes these values, starting in xAPIC mode. Returns whether each was accepted.
 fn walk(values: &[u64]) -> Vec<bool> {
     let mut p = Program::new(MODE);
     let mut steps = Vec::new();
@@ -86,7 +86,7 @@ fn a_disabled_apic_is_not_in_cpuid() {
     p.wrmsr(APIC_BASE, XAPIC);
     let after = p.cpuid(1);
     let log = p.run();
-    // EDX[9], in the high half of the second answer.
+    // EDX[9], in the high half of the second result.
     let has_apic = |leaf| log.second(leaf) >> 41 & 1 == 1;
     assert!(has_apic(before));
     assert!(!has_apic(during));

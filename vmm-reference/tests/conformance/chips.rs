@@ -13,7 +13,7 @@ impl Script {
         self.read(Size::Dword, APIC_PAGE + register)
     }
 
-    /// The bit of a vector in ISR, TMR or IRR is in the answer's bit [`bit`].
+    /// The bit of a vector in ISR, TMR or IRR is bit [`bit`] of the result.
     pub fn lapic_read_set(&mut self, register: u64, vector: u8) -> Handle {
         self.lapic_read(register + u64::from(vector / 32) * 0x10)
     }
@@ -66,7 +66,7 @@ impl Script {
     }
 }
 
-/// Whether a vector's bit is set in what [`Script::lapic_read_set`] answered.
+/// Returns `true` if a vector's bit is set in the result of [`Script::lapic_read_set`].
 pub fn bit(word: u64, vector: u8) -> bool {
     word >> (vector % 32) & 1 == 1
 }
@@ -116,9 +116,8 @@ pub fn rte_high(pin: u8) -> u8 {
 
 /// The 8259As.
 impl Script {
-    /// Both in the usual way: vectors from [`PIC1_BASE`] and [`PIC2_BASE`], the second at input 2,
-    /// no automatic EOI, nothing masked; and the way to the processor is open, through a local APIC
-    /// that is enabled.
+    /// Initialises both as usual: vectors from [`PIC1_BASE`] and [`PIC2_BASE`], the second at input 2, no
+    /// automatic EOI, nothing masked. An enabled local APIC passes their interrupts on to the processor.
     pub fn init_pics(&mut self) {
         self.init_pic1(ICW4_8086);
         self.init_pic2(ICW4_8086);
@@ -154,7 +153,7 @@ impl Script {
         self.inb(pic)
     }
 
-    /// The poll command, and its answer.
+    /// The poll command, and its result.
     pub fn pic_poll(&mut self, pic: u16) -> Handle {
         self.outb(pic, OCW3_POLL);
         self.inb(pic)

@@ -44,11 +44,11 @@ fn unmasked_lint0_delivers_what_waits() {
     p.lapic_write(LVT_LINT0, LVT_EXTINT);
     p.window();
     p.mark(1);
-    // Another interrupt makes KVM look.
+    // Another interrupt makes KVM check for it.
     p.self_ipi(0x51);
     p.window();
     let log = p.run();
-    // A split irqchip asks for a window, and so finds out.
+    // A split irqchip requests a window, and finds it then.
     if MODE.deviates_if(
         !is_pvm() && MODE.is_kvms(Chip::Pic),
         Chip::LocalApic,

@@ -24,12 +24,12 @@ use super::wire::{self, HostCall};
 
 /// The result of a host call that failed.
 pub const REFUSED: u64 = u64::MAX;
-/// Longer than any script takes: only a hang meets it.
+/// Longer than any script takes: only a hang exceeds it.
 const PATIENCE_MS: libc::c_int = 60_000;
 /// What [`Exits::done`] is until the end.
 const RUNNING: u16 = u16::MAX;
 
-/// A machine that has not begun.
+/// A machine that has not run yet.
 pub fn machine(mode: Mode, cpus: u16) -> Machine {
     let mut config = MachineConfig::new(SCRIPT.image());
     config.cpus = cpus;
@@ -67,10 +67,10 @@ pub fn tsc_khz() -> u64 {
     })
 }
 
-/// Runs it until the guest says that it has ended, and returns its memory.
+/// Runs it until the guest reports its end, and returns its memory.
 ///
 /// # Errors
-/// How it ended otherwise; the log may tell more.
+/// If it ended in another way; the log may say more.
 pub fn run(machine: Machine) -> (GuestRam, Result<(), String>) {
     let plan = plan_for(machine.irqchip.mode());
     let memory = machine.memory;

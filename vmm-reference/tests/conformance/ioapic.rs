@@ -105,7 +105,7 @@ fn all_pins_are_masked_at_reset() {
     }
 }
 
-/// Cloud Hypervisor's was off by one.
+/// Cloud Hypervisor's IOAPIC had an off-by-one error here.
 #[test]
 fn each_pin_has_its_own_entry() {
     let mut p = Program::new(MODE);
@@ -165,7 +165,7 @@ fn the_halves_of_an_entry_are_independent() {
     assert_eq!((log[low], log[high]), (0x1_0041, 0x0200_0000));
 }
 
-/// OpenVMM's panicked at reads of eight bytes.
+/// OpenVMM's IOAPIC panicked at reads of eight bytes.
 #[test]
 fn accesses_of_any_size_and_alignment_end() {
     let mut p = Program::new(MODE);

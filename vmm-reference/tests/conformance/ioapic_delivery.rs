@@ -17,7 +17,10 @@ fn line_n_is_at_pin_n_but_for_0_and_2() {
         p.window();
     }
     let log = p.run();
-    let expected: Vec<u8> = (1..PINS).filter(|line| *line != 2).map(|line| 0x40 + line).collect();
+    let expected: Vec<u8> = (1..PINS)
+        .filter(|line| *line != 2)
+        .map(|line| 0x40 + line)
+        .collect();
     assert_eq!(log.vectors(), expected);
 }
 

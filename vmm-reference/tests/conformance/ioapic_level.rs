@@ -92,7 +92,7 @@ fn a_level_is_delivered_once_until_eoi() {
         p.only_log([VECTOR]);
         p.line(GSI, true);
         p.window();
-        // Remote IRR is set: what the line does now is not seen.
+        // Remote IRR is set: changes of the line are ignored now.
         p.line(GSI, false);
         p.line(GSI, true);
         p.window();
@@ -190,7 +190,7 @@ fn a_write_of_the_entry_keeps_remote_irr() {
     assert_ne!(log[unmasked] & RTE_REMOTE_IRR, 0);
 }
 
-/// What Linux does in place of an EOI where there is no EOI register.
+/// What Linux does instead of an EOI if there is no EOI register.
 #[test]
 fn to_become_edge_triggered_clears_remote_irr() {
     let mut p = enabled();

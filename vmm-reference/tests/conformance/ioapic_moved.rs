@@ -1,4 +1,4 @@
-//! An entry is written while its level is on the way or in service: it ends all the same, by the EOI
+//! An entry is written while its level is being delivered or in service. The level still ends by the EOI
 //! of the local APIC that has it, if the vector is still the entry's (82093AA, 3.2.4, "Remote IRR";
 //! ICH10 data sheet, 13.5.4, "EOIR").
 
@@ -185,7 +185,7 @@ fn a_level_whose_destination_becomes_a_logical_one_ends_at_its_eoi() {
     with_in_service(MODE, || {
         let mut p = in_service();
         p.line(GSI, false);
-        // Of no vCPU.
+        // No vCPU has this id.
         p.rte(
             PIN,
             u64::from(VECTOR) | RTE_LEVEL | RTE_LOGICAL | 0x80 << 56,
@@ -210,7 +210,7 @@ fn a_level_whose_vector_is_changed_in_service_does_not_end_at_the_eoi_of_the_old
         p.line(GSI, true);
         p.window();
         p.mark(1);
-        // What ends it where there is no EOI register; its line is up.
+        // This ends it if there is no EOI register. Its line is up.
         p.rte(PIN, 0x51 | RTE_MASKED);
         p.rte_level(PIN, 0x51);
         p.window();

@@ -1,5 +1,6 @@
-//! A local APIC gets another id while a level is on the way to it or in service there. It ends all the
-//! same: an EOI is broadcast with the vector alone (SDM 3A, "Signaling Interrupt Servicing Completion").
+//! A local APIC gets another id while a level is being delivered to it or in service there. The level
+//! still ends, because an EOI is broadcast with the vector alone (SDM 3A, "Signaling Interrupt Servicing
+//! Completion").
 
 use crate::prelude::*;
 
@@ -54,7 +55,7 @@ fn ends(mut p: Program, rename: impl FnOnce(&mut Script)) {
     assert_eq!(log.vectors_of(1), NOTHING);
 }
 
-/// The same from the model and the id at first to those afterwards; the destination is the id.
+/// The same, from one model and id to another; the destination is the id.
 fn ends_from(before: (u32, u8), after: (u32, u8)) {
     with_in_service(MODE, || {
         let name = |p: &mut Script, (model, id): (u32, u8)| {
@@ -122,7 +123,7 @@ fn or_that_has_another_apic_id_now() {
             && MODE.deviates_if(
                 !linux_is_at_least(6, 2),
                 Chip::LocalApic,
-                "before Linux 6.2 an EOI is told if a level-triggered route names the vCPU as it is \
+                "before Linux 6.2 an EOI is reported if a level-triggered route names the vCPU as it is \
                  now (irq_comm.c, kvm_scan_ioapic_routes), and an APIC id is taken to be for good",
             );
         assert_eq!(log.vectors_of(0), [VECTOR]);

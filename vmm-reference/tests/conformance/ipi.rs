@@ -5,8 +5,7 @@ use crate::prelude::*;
 
 use super::MODE;
 
-/// After the first of so many vCPUs has done something, each has a window. Returns the vectors of
-/// each.
+/// The first of this many vCPUs does something, and then each has a window. Returns the vectors of each.
 fn vectors_after(cpus: u16, act: impl FnOnce(&mut Program)) -> Vec<Vec<u8>> {
     let mut p = Program::smp(MODE, cpus);
     p.start_all();
@@ -181,7 +180,7 @@ fn an_ipi_wakes_a_halted_processor() {
     assert!(log.events_of(1).ends_with(&[Got(0x41), Mark(1)]));
 }
 
-/// A wake-up that is lost between the look at what is pending and the sleep hangs this.
+/// This hangs if a wake-up is lost between the check for pending interrupts and the sleep.
 #[test]
 fn two_processors_wake_each_other_a_hundred_times() {
     let mut p = Program::smp(MODE, 2);
@@ -211,7 +210,7 @@ fn interrupts_from_two_senders_are_merged_by_vector() {
     assert_eq!(log.vectors(), [0x51, 0x41]);
 }
 
-/// Not a combination that the SDM allows: it has to reach a local APIC, and do no harm.
+/// The SDM does not allow this combination. It must reach a local APIC and do no harm.
 #[test]
 fn a_lowest_priority_broadcast_reaches_an_apic() {
     let vectors = vectors_after(3, |p| p.ipi_to(0xff, ICR_LOWEST | ICR_ASSERT | 0x41));

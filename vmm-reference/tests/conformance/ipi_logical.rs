@@ -5,8 +5,8 @@ use crate::prelude::*;
 
 use super::MODE;
 
-/// Gives each vCPU its logical id, and lets the first send to a logical destination. Returns who
-/// was interrupted.
+/// Gives each vCPU its logical id, and lets the first send to a logical destination. Returns the
+/// vCPUs that were interrupted.
 fn reached(dfr: u32, ids: &[u8], destination: u8) -> Vec<u16> {
     let cpus = u16::try_from(ids.len()).unwrap();
     let mut p = Program::smp(MODE, cpus);

@@ -1,5 +1,5 @@
 //! The end of an interrupt (SDM 3A, "Signaling Interrupt Servicing Completion", "Spurious
-//! Interrupt"). What it means to the IOAPIC is in `ioapic_level`.
+//! Interrupt"). `ioapic_level` tests what it means to the IOAPIC.
 
 use crate::prelude::*;
 
@@ -129,7 +129,7 @@ fn a_disabled_apic_takes_eois() {
     });
 }
 
-/// In a message, the number of the spurious vector is a vector like any other.
+/// In a message the spurious vector is an ordinary vector.
 #[test]
 fn the_spurious_vector_can_be_sent_and_is_in_service() {
     with_in_service(MODE, || {

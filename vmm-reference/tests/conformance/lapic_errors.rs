@@ -4,7 +4,7 @@ use crate::prelude::*;
 
 use super::MODE;
 
-/// KVM has the register, and nothing that writes it.
+/// KVM has the register, and never writes it.
 fn kvm_reports_no_errors() -> bool {
     MODE.deviates(
         Chip::LocalApic,
@@ -12,7 +12,7 @@ fn kvm_reports_no_errors() -> bool {
     )
 }
 
-/// ESR as it is after something was done: a write makes what was noted readable.
+/// Returns ESR after an operation: a write makes the recorded errors readable.
 fn esr_after(act: impl FnOnce(&mut Program)) -> u64 {
     let mut p = Program::new(MODE);
     p.enable_lapic();

@@ -5,7 +5,7 @@ use crate::prelude::*;
 
 use super::MODE;
 
-/// What is left of a value that was written to TPR.
+/// Returns what TPR keeps of a written value.
 fn tpr(value: u64) -> u64 {
     let kvm = MODE.deviates_if(
         is_amd(),

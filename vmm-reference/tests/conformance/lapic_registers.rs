@@ -61,7 +61,7 @@ fn the_local_vectors_are_masked_at_reset() {
     }
 }
 
-/// As firmware leaves it (MP specification 1.4, 3.6.2.2), which there is none of.
+/// The state that firmware leaves (MP specification 1.4, 3.6.2.2); this machine has no firmware.
 #[test]
 fn lint0_of_the_first_processor_passes_the_8259as_interrupts() {
     assert_eq!(at_reset(LVT_LINT0), u64::from(LVT_EXTINT));

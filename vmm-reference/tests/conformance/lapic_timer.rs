@@ -1,14 +1,14 @@
 //! The local APIC's timer (SDM 3A, "APIC Timer").
 //!
-//! How long it takes is asserted from below, exactly, and from above only to notice a timer which
-//! never rings ends the test.
+//! The lower bound of each time is asserted exactly. The upper bound only ends a test whose timer never
+//! expires.
 
 use crate::prelude::*;
 
 use super::MODE;
 
 const TIMER: u8 = 0x45;
-/// A count that no test lives to see the end of, whatever the frequency.
+/// A count that does not end during any test, at any frequency.
 const LONG: u32 = 0xffff_ffff;
 /// At 1 GHz, a millisecond.
 const SHORT: u32 = 1_000_000;
@@ -24,12 +24,12 @@ fn with_timer(lvt: u32) -> Program {
     p
 }
 
-/// The timer's interrupt is no line that could be seen later (SDM 3A, "Local Vector Table": a mask
+/// The timer's interrupt is not a line whose level could be seen later (SDM 3A, "Local Vector Table": a mask
 /// "inhibits reception of the interrupt").
 fn kvm_keeps_what_was_masked() -> bool {
     MODE.deviates(
         Chip::LocalApic,
-        "a timer that has rung while masked rings when it is unmasked (lapic.c, \
+        "a timer that has expired while masked interrupts when it is unmasked (lapic.c, \
          apic_has_pending_timer: `pending` is kept while the LVT is masked)",
     )
 }
@@ -86,7 +86,7 @@ fn an_initial_count_of_0_stops_the_timer() {
     p.lapic_write(TMICT, SHORT);
     p.wait(TIMER, 2);
     p.lapic_write(TMICT, 0);
-    // What rang before is pending still.
+    // The interrupt of an earlier expiry is still pending.
     p.window();
     let stopped = p.count(TIMER);
     p.wait_ms(TIMER, 1000, 20);
@@ -191,11 +191,11 @@ fn software_disable_masks_the_timer() {
     p.lapic_write(SVR, 0xff);
     p.wait_ms(TIMER, 1, 10);
     let log = p.run();
-    // It may have rung before.
+    // The timer may have expired before that.
     assert!(log.vectors().len() <= 1);
 }
 
-/// Counts per 2^32 cycles of the TSC, at least and at most: however long the reads took.
+/// The bounds of the counts per 2^32 cycles of the TSC. The duration of the reads does not matter.
 fn rate(divide: u32) -> (u64, u64) {
     let mut p = Program::new(MODE);
     p.enable_lapic();
@@ -218,7 +218,7 @@ fn rate(divide: u32) -> (u64, u64) {
 #[test]
 fn the_divider_divides() {
     let (least, most) = rate(DIVIDE_BY_1);
-    // A third off: neighbours differ by 2.
+    // A tolerance of a third: neighbouring divisors differ by a factor of 2.
     let (more, less) = if clocks_agree() { (4, 3) } else { (16, 1) };
     for (divide, by) in [
         (DIVIDE_BY_2, 2),
@@ -285,7 +285,7 @@ fn a_deadline_does_not_ring_early() {
     let deadline = p.deadline_in_ms(20);
     p.wait(TIMER, 1);
     let log = p.run();
-    // KVM rings a little early and makes up for it by waiting (lapic_timer_advance_ns).
+    // KVM's timer expires a little early, and KVM then waits for the rest (lapic_timer_advance_ns).
     assert!(log[rung_at] >= log[deadline]);
 }
 
@@ -372,13 +372,13 @@ fn to_leave_deadline_mode_disarms() {
 #[test]
 fn a_masked_deadline_does_not_ring() {
     let mut p = with_timer(LVT_DEADLINE | LVT_MASKED);
-    // Long enough to be armed in time, which is another path in KVM.
+    // Long enough to be armed before it is due: another path in KVM.
     p.deadline_in_ms(300);
     p.wait_ms(TIMER, 1, 350);
     p.mark(1);
     p.lapic_write(LVT_TIMER, LVT_DEADLINE | u32::from(TIMER));
-    // KVM looks for it between two entries of one KVM_RUN, and an interrupt window ends each entry here: it takes
-    // until something else interrupts the guest.
+    // KVM checks for it between two entries of one KVM_RUN. An interrupt window ends each entry here, so it comes
+    // only when something else interrupts the guest.
     p.wait_ms(TIMER, 1, 350);
     let log = p.run();
     if kvm_keeps_what_was_masked() {

@@ -1,4 +1,4 @@
-//! What the scripts were answered, and which vectors came.
+//! The results of the scripts' operations, and the vectors that were taken.
 
 use std::fmt;
 use std::ops::Index;
@@ -40,7 +40,7 @@ struct Entry {
     b: u64,
 }
 
-/// The log of a program that has run. Shows itself when the test fails.
+/// The log of a program that has run. It is printed when the test fails.
 pub struct Log {
     entries: Vec<Entry>,
     /// Where each script's operations begin.
@@ -95,7 +95,7 @@ impl Log {
         entry
     }
 
-    /// Every answer of an operation that ran several times.
+    /// Every result of an operation that ran several times.
     pub fn all(&self, handle: Handle) -> Vec<u64> {
         self.of(handle)
             .map(|entry| {
@@ -105,7 +105,7 @@ impl Log {
             .collect()
     }
 
-    /// Whether the operation ended with #GP.
+    /// Returns `true` if the operation ended with #GP.
     pub fn faults(&self, handle: Handle) -> bool {
         let entry = self.only(handle);
         match entry.kind {
@@ -117,7 +117,7 @@ impl Log {
         }
     }
 
-    /// An operation's second answer: for those that wait, cycles of the TSC.
+    /// An operation's second result: for those that wait, cycles of the TSC.
     pub fn second(&self, handle: Handle) -> u64 {
         self.only(handle).b
     }
@@ -139,7 +139,7 @@ impl Log {
         self.events_of(0)
     }
 
-    /// The vectors that came to a vCPU.
+    /// The vectors that a vCPU has taken.
     pub fn vectors_of(&self, cpu: u16) -> Vec<u8> {
         self.events_of(cpu)
             .into_iter()
@@ -150,12 +150,12 @@ impl Log {
             .collect()
     }
 
-    /// The vectors that came to the first vCPU.
+    /// The vectors that the first vCPU has taken.
     pub fn vectors(&self) -> Vec<u8> {
         self.vectors_of(0)
     }
 
-    /// Whether an exception ended it.
+    /// Returns `true` if an exception ended it.
     pub(super) fn is_fatal(&self) -> bool {
         self.entries.iter().any(|entry| entry.kind == Kind::Fatal)
     }

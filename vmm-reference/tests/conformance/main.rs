@@ -4,17 +4,17 @@
 //! Each test writes a [script](script::Script) of port, memory and register accesses per vCPU, runs
 //! it in a machine, and compares what the guest read and which vectors it took, in their order. A
 //! test is named after its rule and runs once per mode, as `kernel::lapic_priority::…`. The
-//! architecture's answer is asserted for all of them, with three exceptions that say so in the test
+//! architecture's result is asserted for all of them, with three exceptions that say so in the test
 //! and in its output:
 //!
 //! - `deviation: kernel: …` ([`mode::Mode::deviates`]): KVM's own chip does something else, which is
 //!   asserted for the modes that have that chip, with the function of KVM that does it;
-//! - `this KVM: …` ([`mode::this_kvm`]): so does one KVM only, whatever the chips;
-//! - `no deviation here: …`: a deviation of some versions of KVM, which this one has not.
+//! - `this KVM: …` ([`mode::this_kvm`]): one KVM does something else, with any chips;
+//! - `no deviation here: …`: a deviation of some versions of KVM, which this one lacks.
 //!
-//! Nothing here waits for a length of time to pass a test: what happens in one access has happened
-//! before the next, a line of a device is moved by an access of the script, and vCPUs meet at
-//! barriers. Only timers are waited for, and for those a bound is asserted that no machine exceeds.
+//! No test passes by waiting for a length of time. The effect of an access is there before the next access, an
+//! access of the script moves the line of a device, and vCPUs meet at barriers. Tests wait only for timers, and
+//! assert a bound that every machine keeps.
 
 #![allow(
     clippy::expect_used,

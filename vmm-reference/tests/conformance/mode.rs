@@ -1,4 +1,4 @@
-//! The modes of `--irqchip`, whose chips each has, and where KVM's are not as the architecture says.
+//! The modes of `--irqchip`, which chips are KVM's in each, and where KVM's deviate from the architecture.
 
 use std::fmt;
 use std::panic::UnwindSafe;
@@ -27,7 +27,7 @@ pub enum Chip {
 }
 
 impl Mode {
-    /// Whether the chip is KVM's.
+    /// Returns `true` if the chip is KVM's.
     pub fn is_kvms(self, chip: Chip) -> bool {
         match self {
             Self::Kernel => true,
@@ -36,8 +36,8 @@ impl Mode {
         }
     }
 
-    /// Whether this chip is KVM's, which does `what` instead of what the architecture says. `what`
-    /// ends with where it does: `(file, function)`.
+    /// Returns `true` if this chip is KVM's, which does `what` instead of what the architecture says. `what`
+    /// ends with the place in KVM: `(file, function)`.
     pub fn deviates(self, chip: Chip, what: &str) -> bool {
         let deviates = self.is_kvms(chip);
         if deviates {
@@ -46,7 +46,7 @@ impl Mode {
         deviates
     }
 
-    /// As [`Self::deviates`], for what only some KVMs do: those of which `here` holds.
+    /// As [`Self::deviates`], for a deviation of only some KVMs: those for which `here` is `true`.
     pub fn deviates_if(self, here: bool, chip: Chip, what: &str) -> bool {
         if !here && self.is_kvms(chip) {
             println!("no deviation here: {self}: {what}");
@@ -65,24 +65,24 @@ impl fmt::Display for Mode {
     }
 }
 
-/// Whether this is the software KVM of the build machines, which emulates kernel code
-/// (instruction by instruction) and lacks some of it.
+/// Returns `true` on the software KVM of the build machines, which emulates kernel code instruction by
+/// instruction and lacks some instructions.
 pub fn is_pvm() -> bool {
     Path::new("/sys/module/kvm_pvm").exists()
 }
 
-/// Whether KVM is kvm_amd.
+/// Returns `true` if KVM is kvm_amd.
 pub fn is_amd() -> bool {
     Path::new("/sys/module/kvm_amd").exists()
 }
 
-/// Whether the processor under KVM is QEMU's TCG.
+/// Returns `true` if the processor under KVM is QEMU's TCG.
 pub fn is_tcg() -> bool {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
     info.contains("QEMU TCG") || cpuid_signature() == *b"TCGTCGTCGTCG"
 }
 
-/// Of the hypervisor that this machine runs under (CPUID leaf 0x4000_0000).
+/// The signature of the hypervisor under this machine (CPUID leaf 0x4000_0000).
 fn cpuid_signature() -> [u8; 12] {
     let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
     let mut signature = [0; 12];
@@ -92,7 +92,7 @@ fn cpuid_signature() -> [u8; 12] {
     signature
 }
 
-/// Whether the host runs this Linux or a later one.
+/// Returns `true` if the host runs this Linux or a later one.
 pub fn linux_is_at_least(major: u32, minor: u32) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release
@@ -101,8 +101,7 @@ pub fn linux_is_at_least(major: u32, minor: u32) -> bool {
     (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }
 
-/// Whether `here`, one KVM among others, does `what` instead of what the architecture says, with
-/// whatever chips.
+/// Returns `here`: whether this KVM does `what` instead of what the architecture says, with any chips.
 pub fn this_kvm(here: bool, what: &str) -> bool {
     if here {
         println!("this KVM: {what}");
@@ -110,7 +109,7 @@ pub fn this_kvm(here: bool, what: &str) -> bool {
     here
 }
 
-/// Whether an amount of time by the TSC is the same amount by the timers of KVM.
+/// Returns `true` if the TSC and KVM's timers agree on time.
 pub fn clocks_agree() -> bool {
     !this_kvm(
         is_tcg(),
@@ -118,24 +117,24 @@ pub fn clocks_agree() -> bool {
     )
 }
 
-/// A test that needs vectors to stay in service until EOI, which is the state behind priorities.
+/// Runs a test that needs vectors to stay in service until EOI, on which priorities depend.
 ///
-/// kvm_pvm's local APIC moves a vector out of IRR when it delivers it, and never into ISR. Where
-/// that is the chip the test must fail. A kvm_pvm that learns it is noticed then.
+/// kvm_pvm's local APIC moves a vector out of IRR when it delivers it, and never into ISR. With that chip the
+/// test must fail, so a kvm_pvm that implements ISR is noticed.
 pub fn with_in_service(mode: Mode, test: impl FnOnce() + UnwindSafe) {
     with_in_service_of(mode, Chip::LocalApic, test);
 }
 
-/// As [`with_in_service`], for a test in which EOIs of levels have to reach the IOAPIC.
+/// As [`with_in_service`], for a test in which EOIs of levels must reach the IOAPIC.
 pub fn with_eois(mode: Mode, test: impl FnOnce() + UnwindSafe) {
     with_in_service_of(mode, Chip::Ioapic, test);
 }
 
-/// What has happened in a test of one level, which its handler quiets.
+/// The events of a test of one level whose handler lowers the line.
 ///
-/// kvm_pvm's local APIC reports an EOI to an emulated IOAPIC when it has delivered the interrupt, which is
-/// before or after the handler has quieted its device: there the level may come once more, right
-/// behind, and this is left out.
+/// kvm_pvm's local APIC reports an EOI to an emulated IOAPIC when it has delivered the interrupt, before or after
+/// the handler has lowered the line. With it the level may therefore come a second time right after the first,
+/// and the second one is left out.
 pub fn quieted(mode: Mode, mut events: Vec<Event>) -> Vec<Event> {
     let early = this_kvm(
         is_pvm() && mode == Mode::Split,

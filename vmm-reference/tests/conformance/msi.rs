@@ -14,7 +14,7 @@ fn to(destination: u8) -> u64 {
 }
 
 /// A device sends a message after each vCPU has its flat logical id. Returns the device's result
-/// and who got vector 0x41.
+/// and the vCPUs that got vector 0x41.
 fn reached(cpus: u16, address: u64, data: u32) -> (u64, Vec<u16>) {
     let mut p = Program::smp(MODE, cpus);
     p.start_all();
@@ -60,7 +60,7 @@ fn a_message_to_ff_is_for_everybody() {
 #[test]
 fn a_logical_message_is_an_overlap_of_bits() {
     let (_, to) = reached(3, to(0b101) | LOGICAL | REDIRECTION_HINT, 0x41);
-    // With the hint, to one of them or to all: the fixed mode goes to all in KVM.
+    // With the hint to one of them or to all: in KVM the fixed mode goes to all.
     assert!(!to.is_empty() && !to.contains(&1), "{to:?}");
 }
 

@@ -115,7 +115,7 @@ fn an_nmi_goes_before_an_interrupt() {
     assert_eq!(log.vectors(), [NMI, 0xfe]);
 }
 
-/// Of the NMIs, one comes after HLT: before it they are handled, and HLT goes to sleep.
+/// One NMI comes after HLT. Those before it are handled, and HLT sleeps.
 fn wake_second_with_nmis(p: &mut Program) {
     const AWAKE: u64 = 100;
     p.cpu(1).hlt();

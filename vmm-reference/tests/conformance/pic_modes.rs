@@ -250,7 +250,7 @@ fn elcr_is_0_at_reset() {
     assert_eq!(log[second] & 0x21, 0);
 }
 
-/// crosvm's combined the wrong operands here.
+/// crosvm's 8259A combined the wrong operands here.
 #[test]
 fn elcr_keeps_the_inputs_that_can_be_level_triggered() {
     let mut p = Program::new(MODE);

@@ -37,8 +37,8 @@ fn channel_2() -> Program {
     p
 }
 
-/// What channel 2 answered before its count, which lasts 55 ms, can have come to its end. Where the
-/// machine was too slow, it is asked again.
+/// Returns what channel 2 showed before its count of 55 ms can have ended. Tries again if the machine was
+/// too slow.
 fn in_time<T>(write: impl Fn(&mut Program) -> T) -> (crate::log::Log, T) {
     for _ in 0..20 {
         let mut p = channel_2();
@@ -53,7 +53,7 @@ fn in_time<T>(write: impl Fn(&mut Program) -> T) -> (crate::log::Log, T) {
     panic!("this machine never does in 50 ms what takes 5");
 }
 
-/// How far a count goes down in so many milliseconds, at the least.
+/// The least that a count goes down in this many milliseconds.
 fn counts_in_ms(ms: u64) -> u64 {
     if clocks_agree() { ms * 1193 } else { 1 }
 }

@@ -32,8 +32,8 @@ impl Program {
 
     /// For several, of which all but the first wait to be started: [`Self::start_all`].
     ///
-    /// Vectors from 0x20 to 0xfe are ended with a write to EOI, and 0xff, the spurious vector of
-    /// [`Script::enable_lapic`], is not.
+    /// Handlers end vectors 0x20 to 0xfe with a write to EOI. They do not end 0xff, the spurious vector of
+    /// [`Script::enable_lapic`].
     pub fn smp(mode: Mode, cpus: u16) -> Self {
         assert!((1..=wire::CPUS).contains(&cpus));
         let mut program = Self {
@@ -111,7 +111,7 @@ impl Program {
         });
     }
 
-    /// All vCPUs meet.
+    /// All vCPUs meet at a barrier.
     pub fn meet(&mut self) {
         let id = self.barriers;
         self.barriers += 1;
@@ -121,7 +121,7 @@ impl Program {
         }
     }
 
-    /// Some vCPUs meet.
+    /// Some vCPUs meet at a barrier.
     pub fn meet_of(&mut self, cpus: &[u16]) {
         let id = self.barriers;
         self.barriers += 1;

@@ -154,7 +154,7 @@ pub const PIT2: u16 = 0x42;
 pub const PIT_CONTROL: u16 = 0x43;
 pub const PORT_B: u16 = 0x61;
 
-/// Where the tests have the 8259As' vectors.
+/// The 8259As' vectors in the tests.
 pub const PIC1_BASE: u8 = 0x30;
 pub const PIC2_BASE: u8 = 0x38;
 

@@ -19,8 +19,8 @@ pub enum Size {
     Qword = 8,
 }
 
-/// Operations of one vCPU, or of a handler, in their order. It begins with interrupts disabled
-/// (RFLAGS.IF = 0), and they stay so but for the operations that say otherwise.
+/// Operations of one vCPU, or of a handler, in their order. Interrupts are disabled (RFLAGS.IF = 0), except
+/// during the operations that say otherwise.
 #[derive(Debug)]
 pub struct Script {
     id: usize,
@@ -81,7 +81,7 @@ impl Script {
         self.push(Opcode::Write, size, address, value, 0);
     }
 
-    /// 32 bits, again and again until a vCPU has come to the barrier.
+    /// Writes 32 bits repeatedly until a vCPU has reached the barrier.
     pub fn write_until(&mut self, address: u64, value: u32, barrier: u64) {
         self.push(
             Opcode::WriteUntil,
@@ -138,23 +138,23 @@ impl Script {
         self.simple(Opcode::Hlt, 0, 0);
     }
 
-    /// An exit to the host, before whose end an interrupt that can be delivered is.
+    /// An exit to the host. An interrupt that can be delivered is delivered before it ends.
     pub fn sync(&mut self) {
         self.simple(Opcode::Sync, 0, 0);
     }
 
-    /// Interrupts are enabled for some instructions: all that can be delivered are.
+    /// Enables interrupts for some instructions: all that can be delivered are delivered.
     pub fn window(&mut self) {
         self.simple(Opcode::Window, 0, 0);
     }
 
-    /// Until `count` vCPUs have come here. [`super::Program::meet`] is for all of them.
+    /// Waits until `count` vCPUs have come here. [`super::Program::meet`] is for all of them.
     pub fn barrier(&mut self, id: u64, count: u64) {
         self.simple(Opcode::Barrier, id, count);
     }
 
-    /// With interrupts enabled, until the vector has come to this vCPU so many times in all, or for
-    /// `ms` milliseconds. Returns how often it has; [`super::log::Log::cycles`] has the time.
+    /// Waits with interrupts enabled until this vCPU has taken the vector `times` times in all, or for `ms`
+    /// milliseconds. The result is the number of times; [`super::log::Log::cycles`] has the time.
     pub fn wait_ms(&mut self, vector: u8, times: u64, ms: u64) -> Handle {
         let cycles = self.ms(ms);
         self.push(Opcode::Wait, Size::Dword, vector.into(), times, cycles)
@@ -171,7 +171,7 @@ impl Script {
         self.simple(Opcode::Deadline, cycles, 0)
     }
 
-    /// Lets some time go by.
+    /// Lets some time pass.
     pub fn spin_ms(&mut self, ms: u64) {
         let cycles = self.ms(ms);
         self.simple(Opcode::Spin, cycles, 0);
@@ -184,7 +184,7 @@ impl Script {
         self.push(Opcode::Poll, Size::Dword, address, wanted, cycles)
     }
 
-    /// Something to find in the log again: [`super::log::Event::Mark`].
+    /// A mark in the log: [`super::log::Event::Mark`].
     pub fn mark(&mut self, number: u64) {
         self.simple(Opcode::Mark, number, 0);
     }
@@ -194,7 +194,7 @@ impl Script {
         self.simple(Opcode::Cpuid, leaf.into(), 0)
     }
 
-    /// How often the vector has come to this vCPU.
+    /// The number of times that this vCPU has taken the vector.
     pub fn count(&mut self, vector: u8) -> Handle {
         self.simple(Opcode::Count, vector.into(), 0)
     }

@@ -1,14 +1,14 @@
-//! How scripts and logs lie in the guest's memory: the same numbers as in `guests/script.S`.
+//! The layout of scripts and logs in the guest's memory: the same numbers as in `guests/script.S`.
 
 use vm_memory::GuestAddress;
 
 /// Per processor, the addresses of its scripts: one for each time it is started.
 pub const SCRIPTS: GuestAddress = GuestAddress(0x20_0000);
-/// How many scripts a processor has.
+/// The number of scripts of a processor.
 pub const STARTS: usize = 8;
 /// Per vector, the address of the script that its handler runs, or 0.
 pub const HANDLERS: GuestAddress = GuestAddress(0x20_1000);
-/// How many entries the log has.
+/// The number of entries of the log.
 pub const LOG_HEAD: GuestAddress = GuestAddress(0x20_3000);
 /// The log.
 pub const LOG: GuestAddress = GuestAddress(0x21_0000);
@@ -23,7 +23,7 @@ pub const CPUS: u16 = 32;
 pub const HOST_PORT: u16 = 0x5c0;
 /// The guest has ended, with this status.
 pub const DONE_PORT: u16 = 0x5c8;
-/// Where an operation's answer is, if it is the host's.
+/// Where an operation's result is, if the host writes it.
 pub const ANSWER: u64 = 24;
 
 /// The page that a startup IPI names, for [`TRAMPOLINE`].
@@ -87,7 +87,7 @@ impl Operation {
     }
 }
 
-/// What the host is asked for in operand A of [`Opcode::Host`].
+/// The request to the host, in operand A of [`Opcode::Host`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostCall {
     /// Drive a GSI.
@@ -99,7 +99,7 @@ pub enum HostCall {
 const LINE_LOW: u64 = 0;
 const LINE_HIGH: u64 = 1;
 const MSI: u64 = 2;
-/// Operand A has the kind in its top byte, since an address has not.
+/// Operand A has the kind in its top byte, which an address does not use.
 const KIND: u32 = 56;
 
 impl HostCall {

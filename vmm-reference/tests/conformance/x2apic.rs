@@ -12,7 +12,7 @@ fn x2apic() -> Program {
     p
 }
 
-/// Whether a write ends with #GP.
+/// Returns `true` if a write ends with #GP.
 fn write_faults(register: u32, value: u64) -> bool {
     let mut p = x2apic();
     let write = p.wrmsr(register, value);
@@ -20,7 +20,7 @@ fn write_faults(register: u32, value: u64) -> bool {
     log.faults(write)
 }
 
-/// Whether a read does.
+/// Returns `true` if a read ends with #GP.
 fn read_faults(register: u32) -> bool {
     let mut p = x2apic();
     let read = p.rdmsr(register);
@@ -33,7 +33,7 @@ fn cpuid_offers_x2apic() {
     let mut p = Program::new(MODE);
     let leaf = p.cpuid(1);
     let log = p.run();
-    // ECX[21], in the low half of the second answer.
+    // ECX[21], in the low half of the second result.
     assert_eq!(log.second(leaf) >> 21 & 1, 1);
 }
 

@@ -4,7 +4,7 @@ use crate::prelude::*;
 
 use super::MODE;
 
-/// So many vCPUs in x2APIC mode; the first does something. Returns the vCPUs that then get vector 0x41.
+/// This many vCPUs in x2APIC mode, of which the first does something. Returns the vCPUs that then get vector 0x41.
 fn reached(cpus: u16, act: impl FnOnce(&mut Program)) -> Vec<u16> {
     let mut p = Program::smp(MODE, cpus);
     p.end_with_x2_eoi();

@@ -14,13 +14,13 @@ use crate::x86_64::paging::read_virtual;
 /// Where RIP may be after the instruction has completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Successor {
-    /// Behind it.
+    /// After it.
     Next,
-    /// Behind it, or there.
+    /// After it, or at the target.
     NextOr(u64),
-    /// There, and in this code segment if it is given.
+    /// At the target, in this code segment if one is given.
     Only(u64, Option<u16>),
-    /// Nobody knows.
+    /// Unknown.
     Anywhere,
 }
 
@@ -28,7 +28,7 @@ pub(super) enum Successor {
 #[derive(Clone, Debug)]
 pub(super) struct Decoded {
     pub(super) class: StepClass,
-    /// RIP behind it.
+    /// RIP after it.
     pub(super) next: u64,
     pub(super) successor: Successor,
     /// Bytes of the RFLAGS image that PUSHF or POPF moves; 0 otherwise.
@@ -208,7 +208,7 @@ fn successor(machine: &Machine, memory: &impl GuestMemory, instruction: &Instruc
                 OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
                     Successor::NextOr(instruction.near_branch_target() & machine.ip_mask())
                 }
-                // XEND goes on; XABORT goes on, or back to what XBEGIN named.
+                // XEND goes on. XABORT goes on, or to the address that XBEGIN named.
                 _ if instruction.mnemonic() == Mnemonic::Xend => Successor::Next,
                 _ => Successor::Anywhere,
             }
@@ -248,8 +248,8 @@ fn successor(machine: &Machine, memory: &impl GuestMemory, instruction: &Instruc
     }
 }
 
-/// What is counted as a branch or call without having an operand: hypercalls go on behind
-/// themselves; SYSCALL and SYSENTER go where an MSR says; VM entries go anywhere.
+/// The successor of an instruction that counts as a branch or call and has no operand. A hypercall goes
+/// on after itself, SYSCALL and SYSENTER go where an MSR says, and a VM entry goes anywhere.
 fn other_branch(instruction: &Instruction) -> Successor {
     match instruction.mnemonic() {
         Mnemonic::Vmcall | Mnemonic::Vmmcall | Mnemonic::Vmgexit => Successor::Next,

@@ -7,7 +7,7 @@ use crate::x86_64::descriptor;
 use crate::x86_64::paging::translate;
 use crate::{GuestMemory, GuestVirtAddr};
 
-/// A stack that may hold a frame: where in it, in which format.
+/// A place on a stack that may hold a frame, and the frame's format.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     /// Base of the stack segment.
@@ -20,20 +20,20 @@ pub(super) struct Place {
     slot: u64,
     /// The old SP and SS follow the flags.
     has_stack: bool,
-    /// It is the stack that the interrupted code uses.
+    /// The interrupted code uses this stack.
     own_stack: bool,
 }
 
-/// What the saved state must be for a frame to be that of the stepped instruction.
+/// The saved state by which a frame of the stepped instruction is recognised.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Expected<'a> {
     /// Before the instruction.
     pub(super) machine: &'a Machine,
-    /// Saved IPs that are possible: the instruction's own, for a fault or an interrupt; the one
-    /// behind it, for a trap.
+    /// The possible saved IPs: the instruction's own, for a fault or an interrupt, and the next one, for a
+    /// trap.
     pub(super) ips: &'a [u64],
     pub(super) class: StepClass,
-    /// Status flags may have changed since.
+    /// Status flags may have changed since then.
     pub(super) loose: bool,
 }
 
@@ -57,21 +57,21 @@ impl Place {
         self.address(machine, 2 * self.slot + 1)
     }
 
-    /// Whether the saved TF is set, if there is memory at all.
+    /// Returns the saved TF. `None` if there is no memory.
     pub(super) fn tf(&self, machine: &Machine, memory: &impl GuestMemory) -> Option<bool> {
         let byte = machine.read(memory, self.tf_byte(machine), 1)?;
         Some(byte & 1 != 0)
     }
 
-    /// Whether the place is free as the stack pointer stands now: what is there was not pushed by
-    /// the instruction itself.
+    /// Returns `true` if the place is free at the present stack pointer: the instruction itself has not
+    /// pushed what is there.
     pub(super) fn is_free(&self, now: &Machine) -> bool {
         let mask = width_mask(self.bits);
         let flags_end = self.ip_at.wrapping_add(3 * self.slot);
         !self.own_stack || now.sp().wrapping_sub(flags_end) & mask <= mask / 2
     }
 
-    /// Whether this is a frame of the stepped instruction.
+    /// Returns `true` if this is a frame of the stepped instruction.
     pub(super) fn matches(
         &self,
         now: &Machine,
@@ -88,7 +88,7 @@ impl Place {
                 .any(|expected| (expected ^ ip) & mask == 0)
         };
         let selector_is = |item: u64, selector: u16| (item ^ u64::from(selector)) & 0xffff == 0;
-        // RF is set in the frame of a fault; TF is what this is about.
+        // RF is set in the frame of a fault. TF is what may have to be mended.
         let mut free = RFLAGS_TF | RFLAGS_RF;
         if before.virtual_8086() {
             // With CR4.VME, IF is VIF and IOPL is 3 in the image (SDM 3B 20.3.3).
@@ -106,7 +106,7 @@ impl Place {
                     && item(4).is_some_and(|ss| selector_is(ss, before.special.ss.selector))))
     }
 
-    /// What makes the saved TF `tf`: `None` if it is that already.
+    /// Returns the mend that sets the saved TF to `tf`: `None` if it has that value already.
     pub(super) fn mend(
         &self,
         machine: &Machine,
@@ -117,7 +117,8 @@ impl Place {
     }
 }
 
-/// What makes bit 0 of the byte at `address` equal to `tf`: `None` if it is that already.
+/// Returns the mend that sets bit 0 of the byte at `address` to `tf`: `None` if it has that value
+/// already.
 pub(super) fn mend(
     machine: &Machine,
     memory: &impl GuestMemory,
@@ -134,8 +135,8 @@ pub(super) fn mend(
     (value != byte).then_some(Mend { address, value })
 }
 
-/// The frames that the top of the stack may be now, if the CPU is at the first instruction of a
-/// handler: without an error code, and with one.
+/// The frames that may be at the top of the stack if the CPU is at the first instruction of a handler:
+/// without an error code, and with one.
 pub(super) fn at_top_of_stack(before: &Machine, now: &Machine) -> impl Iterator<Item = Place> {
     let real = now.special.cr0 & CR0_PE == 0 || now.virtual_8086();
     let slots: &[u64] = if now.long_mode() {
@@ -161,15 +162,15 @@ pub(super) fn at_top_of_stack(before: &Machine, now: &Machine) -> impl Iterator<
             own_stack: !has_stack,
         })
         .filter(move |place| {
-            // On an unchanged stack the frame lies right below the old top.
+            // If the stack did not change, the frame is right below the old top.
             place.has_stack
                 || (place.ip_at.wrapping_add(3 * place.slot) ^ before_sp) & width_mask(place.bits)
                     == 0
         })
 }
 
-/// The frames that an event during the next instruction may leave behind, wherever its handler
-/// is or was: on the stack in use, or on that which the TSS names for privilege level 0.
+/// The frames that an event during the next instruction may leave, also after its handler's first
+/// instruction: on the stack in use, or on the one that the TSS names for privilege level 0.
 ///
 /// Not covered: stacks of the interrupt stack table, levels 1 and 2, task gates. A frame on them
 /// is found only while its handler is at its first instruction.
@@ -233,7 +234,7 @@ fn inner_long(machine: &Machine, memory: &impl GuestMemory) -> Option<Place> {
 
 /// SS0:ESP0 of a 32-bit TSS (SDM 3A figure 8-2).
 fn inner_protected(machine: &Machine, memory: &impl GuestMemory) -> Option<Place> {
-    // Types 9 and 11; an old 16-bit TSS is not looked into.
+    // Types 9 and 11. An old 16-bit TSS is not supported.
     if machine.special.tr.kind & 0xd != 9 {
         return None;
     }

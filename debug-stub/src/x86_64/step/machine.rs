@@ -1,4 +1,4 @@
-//! The state that a step begins with, as the decoder and the stack see it.
+//! The state before a step, as the decoder and the stack need it.
 
 use super::super::bits::{CR0_PE, EFER_LMA, RFLAGS_TF, RFLAGS_VM};
 use super::super::paging::read_virtual;
@@ -52,7 +52,7 @@ impl Machine {
         }
     }
 
-    /// RIP wraps at the width of the code.
+    /// Wraps RIP at the width of the code.
     pub(super) fn ip_mask(&self) -> u64 {
         width_mask(self.bitness())
     }
@@ -73,7 +73,7 @@ impl Machine {
         width_mask(self.stack_bits())
     }
 
-    /// The stack pointer's own value.
+    /// The stack pointer.
     pub(super) fn sp(&self) -> u64 {
         self.core.rsp & self.sp_mask()
     }
@@ -92,13 +92,13 @@ impl Machine {
         self.core.rflags & RFLAGS_TF != 0
     }
 
-    /// The linear address `offset` bytes above the top of the stack. Wraps as the stack does.
+    /// The linear address `offset` bytes above the top of the stack. Wraps at the stack's width.
     pub(super) fn stack_address(&self, offset: u64) -> GuestVirtAddr {
         let in_segment = self.sp().wrapping_add(offset) & self.sp_mask();
         self.linear(&self.special.ss, in_segment)
     }
 
-    /// A segment's base counts in 64-bit mode for FS and GS only, which are not asked for here.
+    /// A segment's base. In 64-bit mode only FS and GS have one, and these are not read here.
     pub(super) fn linear(&self, segment: &Segment, offset: u64) -> GuestVirtAddr {
         if self.is_64_bit() {
             GuestVirtAddr(offset)

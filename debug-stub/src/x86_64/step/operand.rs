@@ -1,4 +1,4 @@
-//! Operands that say where an instruction leads, read as the instruction will.
+//! Reads the operands that say where an instruction leads, as the instruction will read them.
 
 use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register};
 
@@ -13,7 +13,7 @@ pub(super) struct Popped {
     pub(super) selector: u16,
 }
 
-/// The value of operand `index`: a register, or as many bytes of memory as the operand has.
+/// The value of operand `index`: a register, or memory of the operand's size.
 pub(super) fn value(
     machine: &Machine,
     memory: &impl GuestMemory,
@@ -65,15 +65,16 @@ pub(super) fn popped_far(
     })
 }
 
-/// Whether a far transfer to `selector` goes through a call gate, a task gate or a TSS, which say
-/// themselves where it leads (SDM 3A 5.8.2). True if that cannot be told.
+/// Returns `true` if a far transfer to `selector` goes through a call gate, a task gate or a TSS, which
+/// name the target themselves (SDM 3A 5.8.2), or if that is unknown.
 pub(super) fn is_gate(machine: &Machine, memory: &impl GuestMemory, selector: u16) -> bool {
     !machine.real_segments()
         && !descriptor::read(&machine.special, memory, selector)
             .is_ok_and(|segment| segment.code_or_data)
 }
 
-/// Makes `machine` what MOV SS or POP SS makes of it; `None` if that is not known, or faults.
+/// Applies MOV SS or POP SS to `machine`. Returns `None` if the result is unknown, or the instruction
+/// faults.
 pub(super) fn load_stack_segment(
     machine: &mut Machine,
     memory: &impl GuestMemory,
@@ -104,7 +105,7 @@ pub(super) fn load_stack_segment(
         machine.special.ss.selector = selector;
         machine.special.ss.base = u64::from(selector) << 4;
     } else if descriptor::is_null(selector) {
-        // Allowed in 64-bit mode only, where the base does not count.
+        // Allowed in 64-bit mode only, where the base is ignored.
         machine.special.ss.selector = selector;
     } else {
         machine.special.ss = descriptor::read(&machine.special, memory, selector).ok()?;
@@ -123,8 +124,7 @@ fn address(machine: &Machine, instruction: &Instruction) -> Option<GuestVirtAddr
     Some(GuestVirtAddr(linear & width_mask(bits)))
 }
 
-/// A general-purpose register's value, a selector's value is not asked for: segment registers
-/// give their base.
+/// A general-purpose register's value, or a segment register's base. Selectors are not read here.
 fn register(machine: &Machine, register: Register) -> Option<u64> {
     let core = &machine.core;
     let special = &machine.special;

@@ -1,4 +1,4 @@
-//! One instruction of a step: the state it begins with, and how to tell what became of it.
+//! One instruction of a step: the state before it, and how to find out what it did.
 
 use arrayvec::ArrayVec;
 
@@ -14,8 +14,8 @@ use crate::x86_64::bits::{RFLAGS_RF, RFLAGS_TF};
 #[derive(Clone, Copy, Debug)]
 struct Watched {
     place: Place,
-    /// What lies there already looks like one, with TF set: a dead one of the guest's own, from
-    /// when it was last here. TF alone says nothing: the stack's old contents are as they are.
+    /// What is there already looks like a frame with TF set: a dead frame of the guest's, from an earlier
+    /// time. TF alone says nothing, because a stack keeps its old contents.
     stale: bool,
 }
 
@@ -25,20 +25,20 @@ pub(super) struct Unit {
     pub(super) machine: Machine,
     pub(super) decoded: Decoded,
     watched: ArrayVec<Watched, 2>,
-    /// The state it begins with is a guess: the instruction before may have changed the flags.
+    /// The state before it is a guess: the previous instruction may have changed the flags.
     guessed: bool,
 }
 
-/// What became of an instruction.
+/// What an instruction did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
     /// The instruction has completed; otherwise the vCPU is in a handler.
     pub(super) completed: bool,
     /// The guest's own TF now.
     pub(super) guest_tf: bool,
-    /// The guest itself was stepping it, and it has completed.
+    /// The guest had TF set itself, and the instruction has completed.
     pub(super) guest_trap: bool,
-    /// R11 must be this.
+    /// The value that R11 must have.
     pub(super) r11: Option<u64>,
 }
 
@@ -78,7 +78,7 @@ impl Unit {
         self.decoded.class
     }
 
-    /// RIP behind it.
+    /// RIP after it.
     pub(super) fn next(&self) -> u64 {
         self.decoded.next
     }
@@ -88,7 +88,7 @@ impl Unit {
         let selector = self.machine.special.cs.selector;
         match self.decoded.class {
             StepClass::RepeatString => return true,
-            // They leave traces: RCX = next RIP; another CS.
+            // They can be recognised: RCX is the next RIP, or CS has changed.
             StepClass::SystemCall => return false,
             _ => {}
         }
@@ -100,9 +100,8 @@ impl Unit {
         }
     }
 
-    /// Nothing has happened to the vCPU's registers. KVM sets and clears RF and TF as it steps, and
-    /// the first entry of VMX may change what a segment that userspace has set is shown with: its
-    /// accessed bit, its type.
+    /// Returns `true` if the vCPU's registers are unchanged. KVM sets and clears RF and TF as it steps, and
+    /// the first VMX entry may change the accessed bit and the type of a segment that userspace has set.
     pub(super) fn is_untouched(&self, after: &Machine) -> bool {
         let ignore = |core: &crate::x86_64::CoreRegisters| crate::x86_64::CoreRegisters {
             rflags: core.rflags & !(RFLAGS_TF | RFLAGS_RF),
@@ -113,7 +112,7 @@ impl Unit {
             && same_place(&self.machine.special.ss, &after.special.ss)
     }
 
-    /// RIP is where the instruction, completed, would leave it.
+    /// Returns `true` if RIP is where the completed instruction would leave it.
     fn explains(&self, after: &Machine) -> bool {
         let near = |target: u64| {
             (after.core.rip ^ target) & self.machine.ip_mask() == 0
@@ -132,8 +131,8 @@ impl Unit {
         }
     }
 
-    /// What became of it, or `None` if RIP is nowhere that it could lead. `only` says whether it
-    /// is the step's only instruction, so that it may have led anywhere that is not known.
+    /// What it did, or `None` if it cannot lead to RIP. `only` says that it is the step's only instruction:
+    /// then one whose target is unknown may have led anywhere.
     pub(super) fn outcome(
         &self,
         after: &Machine,
@@ -142,8 +141,8 @@ impl Unit {
         mends: &mut Mends,
     ) -> Option<Outcome> {
         let own = self.machine.core.rip;
-        // Events whose frame has the next RIP, for sure: a trap of the instruction itself, and
-        // what wakes it.
+        // Events whose frame certainly has the next RIP: a trap of the instruction itself, and an event
+        // that ends HLT.
         let traps = matches!(self.class(), StepClass::SoftwareInterrupt | StepClass::Halt);
         let likely: &[u64] = if traps { &[own, self.next()] } else { &[own] };
         if self.is_in_handler(after, memory, likely, mends) {
@@ -152,7 +151,7 @@ impl Unit {
         if self.explains(after) {
             return Some(self.completed(after, memory, mends));
         }
-        // An interrupt that entered right behind it.
+        // An interrupt that entered right after it.
         if self.is_in_handler(after, memory, &[self.next()], mends) {
             return Some(Outcome::HANDLER);
         }
@@ -162,8 +161,8 @@ impl Unit {
         None
     }
 
-    /// Whether the vCPU is at the first instruction of the handler of an event that interrupted
-    /// the stepped instruction; the saved TF is mended then.
+    /// Returns `true` if the vCPU is at the first instruction of the handler of an event that interrupted
+    /// the stepped instruction. The saved TF is mended then.
     fn is_in_handler(
         &self,
         after: &Machine,
@@ -171,7 +170,7 @@ impl Unit {
         ips: &[u64],
         mends: &mut Mends,
     ) -> bool {
-        // Delivery always moves the stack pointer, if only to another stack.
+        // Delivery always moves the stack pointer, possibly to another stack.
         if after.core.rsp == self.machine.core.rsp
             && after.special.cs.selector == self.machine.special.cs.selector
         {
@@ -196,9 +195,9 @@ impl Unit {
         }
     }
 
-    /// Frames that a handler which ran inside the step, to its end or not, was entered through,
-    /// with TF set: they were not there before. `completed` says that the instruction itself has
-    /// completed since.
+    /// Frames with TF set through which a handler was entered inside the step; the handler may have ended.
+    /// They were not there before the step. `completed` says that the instruction itself has completed
+    /// since then.
     pub(super) fn mend_passed_frames(
         &self,
         after: &Machine,
@@ -235,7 +234,7 @@ impl Unit {
         };
         match self.class() {
             StepClass::PushFlags => {
-                // Only if it has really pushed.
+                // Only if it has pushed.
                 let size = self.decoded.image_size;
                 let moved = self.machine.core.rsp.wrapping_sub(after.core.rsp);
                 if (moved ^ size) & self.machine.sp_mask() == 0 {
@@ -246,14 +245,14 @@ impl Unit {
                 outcome.guest_tf = self.decoded.loaded_tf.unwrap_or(own_tf);
             }
             StepClass::SystemCall => {
-                // The kernel's entry runs with TF as IA32_FMASK leaves it: every system masks it.
-                // At privilege level 3 again, SYSRET has restored it.
+                // The kernel's entry runs with the TF that IA32_FMASK leaves: every operating system masks
+                // TF. At privilege level 3 SYSRET has restored it.
                 let returned = after.cpl() == 3 && self.machine.cpl() == 3;
                 outcome.guest_tf = own_tf && returned;
                 outcome.guest_trap = outcome.guest_tf;
                 outcome.r11 = self.system_call_r11(after);
             }
-            // Its delivery has cleared TF; there is no trap (SDM 3B 18.3.1.4).
+            // Its delivery has cleared TF, and there is no trap (SDM 3B 18.3.1.4).
             StepClass::SoftwareInterrupt => outcome.guest_trap = false,
             // Traps are blocked until after the next instruction (SDM 3A 7.8.3).
             StepClass::LoadStackSegment => outcome.guest_trap = false,
@@ -275,7 +274,7 @@ impl Unit {
     }
 }
 
-/// The addresses in the segment mean the same.
+/// Returns `true` if addresses in the two segments mean the same.
 fn same_place(before: &Segment, after: &Segment) -> bool {
     (before.selector, before.base) == (after.selector, after.base)
 }

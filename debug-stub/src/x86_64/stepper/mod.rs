@@ -33,6 +33,7 @@
 
 mod arming;
 mod debug_exit;
+mod driver;
 mod pending;
 mod registers;
 mod system_call;
@@ -45,6 +46,7 @@ use std::sync::Arc;
 use vcpu_caps::{Plan, VcpuControl, VcpuId};
 
 pub use arming::DEBUGGER;
+pub use driver::{Driver, Entry};
 pub use vcpu::{DebugExit, DebugStatus, Next, Outcome, RunState, StepperError, Vcpu};
 
 use self::arming::Arming;

@@ -1,8 +1,8 @@
-//! A small machine with a notion of which bytes of memory are the debugger's.
+//! A small machine that knows which bytes of memory are the debugger's.
 //!
 //! 32 KiB of RAM, in 64-bit mode with page tables or in flat 32-bit mode. It knows six
-//! instructions, and its guest never stores 0xcc: what is 0xcc in memory, and was not when the
-//! machine was made, the session or the client has written.
+//! instructions, and its guest never stores 0xcc: a byte that has become 0xcc since the machine
+//! was created was written by the session or the client.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -21,7 +21,7 @@ const ENTRY: u64 = 0x4000;
 
 pub struct Machine {
     ram: RefCell<Vec<u8>>,
-    /// What is the guest's, or was written for good: `ram` without the session's INT3s.
+    /// `ram` without the session's INT3s: written by the guest or by the client.
     own: RefCell<Vec<u8>>,
     vcpus: Vec<RegisterFile>,
     /// vCPUs start in 64-bit mode.
@@ -55,7 +55,7 @@ impl Machine {
         }
     }
 
-    /// Plugs vCPUs in, or takes the last ones away.
+    /// Adds vCPUs, or removes the last ones.
     pub fn set_vcpus(&mut self, count: usize) {
         self.vcpus.resize(count, registers(self.long));
     }

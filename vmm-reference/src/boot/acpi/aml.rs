@@ -18,7 +18,7 @@ const SLP_TYP_S5: u8 = 5;
 /// Present, enabled, shown, working (6.3.7).
 const STATUS_PRESENT: u8 = 0xf;
 
-/// COM1, and the way to power off.
+/// COM1, and power-off.
 pub(super) fn dsdt() -> Sdt {
     let mut code = Vec::new();
     // SLP_TYP for PM1a and PM1b, and two reserved values (7.4.2).

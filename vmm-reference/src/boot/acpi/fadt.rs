@@ -10,8 +10,8 @@ use crate::devices::{PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, 
 const PM1_EVENT_LENGTH: u8 = 4;
 const PM1_CONTROL_LENGTH: u8 = 2;
 
-/// IAPC_BOOT_ARCH (table 5.11). Bit 1, a keyboard controller, stays clear: all that there is of it
-/// is the reset command.
+/// IAPC_BOOT_ARCH (table 5.11). Bit 1, a keyboard controller, stays clear: only its resets are
+/// emulated.
 const LEGACY_DEVICES: u16 = 1 << 0;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
@@ -20,9 +20,10 @@ const NO_CMOS_RTC: u16 = 1 << 5;
 const NO_C2: u16 = 101;
 const NO_C3: u16 = 1001;
 
-/// The FADT, with the addresses of the two tables that it leads to.
+/// The FADT, with the addresses of the two tables that it points to.
 pub(super) fn fadt(dsdt: u64, facs: u64) -> FADT {
-    // Without its bits a power button is no fixed one, and here there is none at all (4.8.2.2).
+    // These bits say that the power and sleep buttons are not fixed hardware: there are none
+    // (4.8.2.2).
     let mut fadt = [
         Flags::Wbinvd,
         Flags::ProcC1,
@@ -37,8 +38,8 @@ pub(super) fn fadt(dsdt: u64, facs: u64) -> FADT {
         FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION),
         FADTBuilder::flag,
     );
-    // Both widths of each address, for kernels that know the older ones only; but for the FACS,
-    // of which there must be one (5.2.9).
+    // Both widths of each address, for kernels that know only the older fields. The FACS must have
+    // only one of them (5.2.9).
     fadt.dsdt = low(dsdt).into();
     fadt.x_dsdt = dsdt.into();
     fadt.firmware_ctrl = low(facs).into();
@@ -70,7 +71,7 @@ fn ports(first: u16, bytes: u8, access: AccessSize) -> GAS {
     )
 }
 
-/// Half of an address in the first MiB is all of it.
+/// The lower half of an address: all of it, because the tables are in the first MiB.
 fn low(address: u64) -> u32 {
     u32::try_from(address).unwrap_or(0)
 }

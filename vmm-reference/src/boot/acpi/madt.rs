@@ -11,7 +11,7 @@ use crate::layout;
 
 /// The revision that came with ACPI 6.5.
 const REVISION: u8 = 6;
-/// The header, the local APICs' address and the flags: what is in front of the entries.
+/// The header, the local APICs' address and the flags: what precedes the entries.
 const HEADER: u32 = 44;
 const LOCAL_APIC_ADDRESS: usize = 36;
 const FLAGS: usize = 40;

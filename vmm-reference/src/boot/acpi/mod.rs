@@ -1,20 +1,20 @@
 //! The ACPI tables (ACPI 6.5, chapter 5): how a kernel finds the processors, the wiring of
-//! interrupts, COM1, and the ways to power off and to reset.
+//! interrupts, COM1, power-off and reset.
 //!
 //! # Fixed hardware, not hardware-reduced ACPI
 //! The machine has the chips of a PC: with `--irqchip kernel` an 8259A pair, an IOAPIC and an 8254.
-//! A kernel that is told of hardware-reduced ACPI (FADT flag 20) takes them for absent: Linux then
-//! uses neither the PIC nor the PIT and knows no ISA interrupts (`acpi_generic_reduced_hw_init`),
-//! and depends on a timer whose frequency it knows. Fixed hardware costs two registers,
-//! PM1a event and PM1a control, and an interrupt (the SCI) that never comes, because there is no
-//! event to report. There is no PM timer, which is optional since ACPI 5.0: guests have kvmclock
+//! With hardware-reduced ACPI (FADT flag 20) a kernel assumes that they are absent. Linux then uses
+//! neither the PIC nor the PIT and has no ISA interrupts (`acpi_generic_reduced_hw_init`), and it
+//! depends on a timer whose frequency it knows. Fixed hardware costs two registers, PM1a event and
+//! PM1a control, and an interrupt (the SCI) that never comes, because there are no events. There is
+//! no PM timer, which is optional since ACPI 5.0: guests have kvmclock
 //! or the TSC.
 //!
 //! # Where they are
-//! In the BIOS area, where a kernel finds the RSDP by scanning (5.2.5.1); Linux and PVH kernels are
-//! told its address too. The memory map has the whole area as reserved.
+//! In the BIOS area, where a kernel finds the RSDP by scanning (5.2.5.1); Linux and PVH kernels also
+//! get its address. The memory map has the whole area as reserved.
 //!
-//! Building them is pure: [`tables`] makes bytes of a number of processors.
+//! [`tables`] is a pure function of the number of processors.
 
 mod aml;
 mod fadt;

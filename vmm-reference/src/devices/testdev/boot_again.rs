@@ -1,5 +1,5 @@
-//! How the firmware boots once more: a write loads the kernel, and reads answer where it starts. Before the
-//! first read a further write does nothing: string output has many of them in one exit.
+//! How the firmware boots again: a write loads the kernel, and reads return its entry. A second write before
+//! the first read does nothing: string output makes many writes in one exit.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -10,10 +10,10 @@ use vm_device::bus::{PioAddress, PioAddressOffset};
 use crate::boot::Entry;
 use crate::exit::{ExitEvent, ExitReason};
 
-/// Loads the kernel, or says why it cannot be.
+/// Loads the kernel, or returns why it cannot be loaded.
 pub(super) type Load = Box<dyn Fn() -> Result<Entry, String> + Send + Sync>;
 
-/// As many are read after a load.
+/// The number of reads after a load.
 const REGISTERS: usize = 3;
 
 /// The device.

@@ -1,5 +1,5 @@
-//! The CMOS of an MC146818 (its data sheet, "address map"), of which a test image uses the shutdown status: 128
-//! bytes that keep what is written. There is no clock.
+//! The CMOS of an MC146818 (its data sheet, "address map"): 128 bytes that keep what is written. Test images use
+//! the shutdown status. There is no clock.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,10 +9,10 @@ use vm_device::bus::{PioAddress, PioAddressOffset};
 /// The shutdown status, where IBM's PC/AT has it, and its value for "go on at 40:67".
 const SHUTDOWN_STATUS: usize = 0x0f;
 const JUMP_40_67: u8 = 0x0a;
-/// Bit 7 of what selects a byte keeps NMIs out. Here it does nothing.
+/// The index without bit 7, which masks NMIs in a PC. Here it does nothing.
 const INDEX: u8 = 0x7f;
 
-/// The device. Clones are the same.
+/// The device. Clones share their state.
 #[derive(Clone)]
 pub(super) struct Cmos(Arc<Mutex<State>>);
 
@@ -38,7 +38,7 @@ impl Default for Cmos {
 }
 
 impl Cmos {
-    /// Whether the guest wants to go on after a reset of its processor.
+    /// Returns `true` if the guest wants to go on after a reset of its processor.
     pub(super) fn wants_to_resume(&self) -> bool {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.bytes.get(SHUTDOWN_STATUS) == Some(&JUMP_40_67)
@@ -48,7 +48,7 @@ impl Cmos {
 impl DevicePio for Cmos {
     fn pio_read(&self, _: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // What selects a byte cannot be read.
+        // The index port is write-only.
         if let ([data], 1, Some(byte)) = (data, offset, state.byte()) {
             *data = *byte;
         }

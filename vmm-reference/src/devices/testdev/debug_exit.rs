@@ -15,7 +15,7 @@ impl DebugExit {
 }
 
 impl DevicePio for DebugExit {
-    /// QEMU's device reads as zero, and test images look at that to find it.
+    /// QEMU's device reads as zero; test images detect it by that.
     fn pio_read(&self, _: PioAddress, _: PioAddressOffset, data: &mut [u8]) {
         data.fill(0);
     }

@@ -1,8 +1,8 @@
 //! QEMU's firmware configuration, as far as test images read it (QEMU's docs/specs/fw_cfg.rst).
 //!
-//! A word written to the first port selects an item, and each read of the second port has its next
-//! byte. Behind an item's end, and where there is no item, bytes are zero. There is no DMA
-//! interface, the directory of files is empty, and nothing can be written.
+//! A word written to the first port selects an item, and each read of the second port returns its
+//! next byte. Bytes beyond an item's end, and of an item that does not exist, are zero. There is no DMA
+//! interface, the directory of files is empty, and no item can be written.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -20,7 +20,7 @@ const RAM_SIZE: u16 = 0x03;
 const NB_CPUS: u16 = 0x05;
 const MAX_CPUS: u16 = 0x0f;
 
-/// The bits of ID: the two ports are there, and (bit 1) no DMA interface is.
+/// The bits of ID: bit 0, the two ports; bit 1, the DMA interface, is clear.
 const TRADITIONAL_INTERFACE: u32 = 1 << 0;
 
 /// The device.
@@ -29,7 +29,7 @@ pub(super) struct FwCfg {
     selected: Mutex<Selected>,
 }
 
-/// Which byte is next.
+/// The selected item and its next byte.
 #[derive(Default)]
 struct Selected {
     item: u16,
@@ -60,14 +60,14 @@ impl FwCfg {
         let mut selected = self.selected.lock().unwrap_or_else(PoisonError::into_inner);
         let item = self.items.iter().find(|(key, _)| *key == selected.item);
         let byte = item.and_then(|(_, bytes)| bytes.get(selected.offset));
-        // No item is that long, so a guest that reads on and on does not come back to its start.
+        // No item is that long. A guest that keeps reading must not come back to its start.
         selected.offset = selected.offset.saturating_add(1);
         byte.copied().unwrap_or(0)
     }
 }
 
 impl DevicePio for FwCfg {
-    /// One byte at a time, as in QEMU, where it may come from either port.
+    /// One byte at a time. As in QEMU either port returns it.
     fn pio_read(&self, _: PioAddress, _: PioAddressOffset, data: &mut [u8]) {
         if let [byte] = data {
             *byte = self.next_byte();

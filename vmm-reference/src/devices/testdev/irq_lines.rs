@@ -9,7 +9,7 @@ use vm_device::bus::{PioAddress, PioAddressOffset};
 
 use crate::devices::lines::{self, InterruptLines};
 
-/// As many as an IOAPIC has pins.
+/// The number of lines: that of an IOAPIC's pins.
 pub(super) const COUNT: PioAddressOffset = 24;
 
 /// The ports.
@@ -23,11 +23,11 @@ impl IrqLines {
     }
 }
 
-/// Which end of the shared lines is this device's.
+/// This device, as a source of the shared lines.
 const SOURCE: SourceId = lines::TESTDEV_SOURCE;
 
 impl DevicePio for IrqLines {
-    /// Write-only: the ports read as ports without a device do.
+    /// The ports are write-only: they read as ports without a device.
     fn pio_read(&self, _: PioAddress, _: PioAddressOffset, _: &mut [u8]) {}
 
     fn pio_write(&self, _: PioAddress, offset: PioAddressOffset, data: &[u8]) {

@@ -12,7 +12,7 @@ use crate::memory::{GuestRam, PAGE};
 /// Bytes of I/O memory.
 pub(super) const IO_MEMORY_LENGTH: MmioAddressOffset = 64 << 10;
 
-/// Memory that keeps what is written, by way of an exit for each access.
+/// Memory that keeps what is written, with an exit for each access.
 pub(super) struct IoMemory(Mutex<Vec<u8>>);
 
 impl Default for IoMemory {
@@ -39,9 +39,9 @@ impl DeviceMmio for IoMemory {
     }
 }
 
-/// A physical address written here loses its page in KVM's page tables, and keeps its contents: the
-/// guest's next access to it, be it the processor's own while it delivers an exception, is a page
-/// fault or EPT violation in the host.
+/// The page of a physical address that is written here is removed from KVM's page tables and keeps its
+/// contents. The guest's next access to it is a page fault or EPT violation in the host, also if the
+/// processor makes it while it delivers an exception.
 pub(super) struct FlushPage(GuestRam);
 
 impl FlushPage {
@@ -55,10 +55,10 @@ impl FlushPage {
             tracing::debug!(address, "there is no memory to flush");
             return;
         };
-        // Any change of protection makes Linux tell KVM (mmu_notifier_invalidate_range_start in
-        // mm/mprotect.c), and KVM then forgets the page. QEMU takes all access away for a moment,
-        // and another vCPU that needs the page just then fails; this gives one more instead, so
-        // that nobody notices.
+        // Any change of protection makes Linux notify KVM (mmu_notifier_invalidate_range_start in
+        // mm/mprotect.c), and KVM then drops the page. QEMU removes all access for a short time, and
+        // another vCPU that needs the page during that time fails. This adds a permission instead,
+        // which disturbs no vCPU.
         let flushed = protect(host, ACCESS | libc::PROT_EXEC).and_then(|()| protect(host, ACCESS));
         if let Err(error) = flushed {
             tracing::warn!(address, %error, "the page is not flushed");
@@ -75,7 +75,7 @@ fn protect(page: *mut u8, access: libc::c_int) -> io::Result<()> {
     // - `page` is the host's address of a page of guest memory, which is mapped as long as the
     //   `GuestRam` that it comes from, of which the caller holds a clone;
     // - it is page-aligned: so are the regions' beginnings (MemoryLayout), in guest and host;
-    // - no access that was allowed is taken away, so nobody who uses the memory is affected.
+    // - every access that was allowed stays allowed, so no other user of the memory is affected.
     let result = unsafe { libc::mprotect(page.cast(), LENGTH, access) };
     if result == 0 {
         Ok(())
@@ -85,7 +85,7 @@ fn protect(page: *mut u8, access: libc::c_int) -> io::Result<()> {
 }
 
 impl DevicePio for FlushPage {
-    /// Write-only: the port reads as a port without a device does.
+    /// The port is write-only: it reads as a port without a device.
     fn pio_read(&self, _: PioAddress, _: PioAddressOffset, _: &mut [u8]) {}
 
     fn pio_write(&self, _: PioAddress, offset: PioAddressOffset, data: &[u8]) {

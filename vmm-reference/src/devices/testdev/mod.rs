@@ -22,38 +22,38 @@ use crate::memory::GuestRam;
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 /// pc-testdev: four bytes that keep what is written, for any width of access.
 const REGISTER_PORT: u16 = 0xe0;
-/// pc-testdev: an address written here loses its page in KVM's page tables.
+/// pc-testdev: the page of an address written here is removed from KVM's page tables.
 const FLUSH_PORT: u16 = 0xe4;
 /// pc-testdev: the same four bytes as at [`REGISTER_PORT`].
 const REGISTER_PORT_ALIAS: u16 = 0xe8;
 /// pc-testdev: one port for each interrupt line.
 const IRQ_LINE_PORT: u16 = 0x2000;
-/// pc-testdev: 64 KiB that keep what is written, and take an exit for each access.
+/// pc-testdev: 64 KiB that keep what is written, with an exit for each access.
 const IO_MEMORY: u64 = 0xff00_0000;
-/// CMOS: which byte, and its value.
+/// CMOS: the index of a byte, and its value.
 const CMOS_PORT: u16 = 0x70;
 /// The firmware's own.
 const BOOT_PORT: u16 = 0xf00;
-/// Firmware configuration: which item, by a word; its bytes are at the next port.
+/// Firmware configuration: a word selects the item; its bytes are at the next port.
 const FW_CFG_PORT: u16 = 0x510;
 
-/// What the test devices have to know of the machine.
+/// What the test devices need from the machine.
 pub struct TestMachine {
-    /// The interrupt lines, which the image can set.
+    /// The interrupt lines, for the image to set.
     pub lines: Arc<dyn InterruptLines>,
-    /// The memory, of which it can flush pages.
+    /// The memory, for the image to flush pages of.
     pub memory: GuestRam,
-    /// The number of vCPUs, which it asks for.
+    /// The number of vCPUs, for the image to read.
     pub cpus: u16,
-    /// What its firmware does.
+    /// What the firmware does.
     pub firmware: Option<Firmware>,
 }
 
-/// What a machine does whose processors have firmware to go on with after INIT.
+/// What a machine with firmware does when its processors are reset.
 pub struct Firmware {
     /// Sends INIT to all processors.
     pub send_init: Box<dyn Fn() + Send + Sync>,
-    /// Loads the kernel into memory once more; answers how it starts, or why it cannot be loaded.
+    /// Loads the kernel into memory again. Returns its entry, or why it cannot be loaded.
     pub load: Box<dyn Fn() -> Result<Entry, String> + Send + Sync>,
 }
 

@@ -1,4 +1,4 @@
-//! pc-testdev's four bytes, with which images test the widths of port accesses.
+//! pc-testdev's four bytes. Images test the widths of port accesses with them.
 
 use std::sync::{Mutex, PoisonError};
 

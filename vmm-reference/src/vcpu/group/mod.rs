@@ -1,8 +1,8 @@
 //! All vCPUs of a guest, each on its thread, under all-stop run control.
 //!
-//! The run control is [`debug_stub::run_control`]. Here it gets the vCPUs, the machine that they run
-//! with, the guest's clock, which stands still while the guest is stopped, and inline steps
-//! (`steps`): steps without a hand-over.
+//! The run control is [`debug_stub::run_control`]. This module adds the vCPUs and their threads, the
+//! guest's clock, which stands still while the guest is stopped, and inline steps (`steps`): steps
+//! without a hand-over.
 
 mod shared;
 mod steps;
@@ -24,7 +24,7 @@ use crate::entry::MustStop;
 use crate::irqchip::{ChipsetThread, Irqchip};
 use crate::wake::{self, StepSlice};
 use shared::{Shared, Slot, Wakers};
-use steps::LostTurns;
+use steps::LostSlices;
 
 /// The vCPU threads could not be started.
 #[derive(Debug, Error)]
@@ -44,7 +44,7 @@ pub enum GroupError {
     /// No thread.
     #[error("the thread of {vcpu} could not be started")]
     Thread {
-        /// Whose.
+        /// The vCPU.
         vcpu: VcpuId,
         /// Why.
         #[source]
@@ -59,11 +59,11 @@ pub struct VcpuGroup {
     all: AllStop,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// Outlives the vCPUs' threads, which it serves.
+    /// Ends after the vCPUs' threads, which it serves.
     _chips: Option<ChipsetThread>,
-    /// Of the thread that asks for steps: made at the first one.
-    turn: RefCell<Option<StepSlice>>,
-    lost: Cell<LostTurns>,
+    /// The step slice of the thread that asks for steps; created at the first one.
+    slice: RefCell<Option<StepSlice>>,
+    lost: Cell<LostSlices>,
 }
 
 impl VcpuGroup {
@@ -103,7 +103,7 @@ impl VcpuGroup {
             shared: Arc::clone(&shared),
             threads: Vec::new(),
             _chips: chips,
-            turn: RefCell::default(),
+            slice: RefCell::default(),
             lost: Cell::default(),
         };
         for id in ids {
@@ -118,7 +118,7 @@ impl VcpuGroup {
         Ok(group)
     }
 
-    /// How many vCPUs there are.
+    /// Returns the number of vCPUs.
     #[must_use]
     pub fn count(&self) -> usize {
         self.shared.slots.len()
@@ -194,7 +194,7 @@ impl VcpuGroup {
         self.all.take_stops()
     }
 
-    /// Whether all vCPUs are stopped and their stops were taken.
+    /// Returns `true` if all vCPUs are stopped and their stops were taken.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.all.is_stopped()
@@ -214,7 +214,7 @@ impl Drop for VcpuGroup {
     }
 }
 
-/// Locks, also after a panic elsewhere: what these mutexes guard is whole between statements.
+/// Locks, also after a panic elsewhere: the data behind these mutexes is consistent between statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,12 @@
-//! Steps without a hand-over.
+//! Inline steps: steps without a hand-over.
 //!
-//! From the second step of a series on, the thread that asks for a step of one vCPU runs it itself,
-//! for a bounded [turn](crate::wake::StepSlice). Waking another thread costs more than the step. The
-//! first step after a free run stays with the vCPU's thread: before Linux 6.13 KVM waits for an RCU
-//! grace period when another thread than before runs a vCPU, and a conditional breakpoint (stop,
-//! step, go on) would pay for it twice. There the period is longer than a turn too, so that each
-//! turn would be lost to it: after a lost turn the vCPU's thread keeps the steps to come, twice as
-//! many each time.
+//! From the second step of a series on, the thread that asks for a step of one vCPU runs the vCPU
+//! itself, for a bounded [step slice](crate::wake::StepSlice): waking another thread costs more than the
+//! step. The first step after a free run stays on the vCPU's thread. Before Linux 6.13 KVM waits for an
+//! RCU grace period when a different thread runs a vCPU, and a conditional breakpoint (stop, step,
+//! continue) would wait for it twice. The grace period may also be longer than a slice: each slice then
+//! expires before the step is done, and is lost. After a lost slice the vCPU's thread gets the next
+//! steps, twice as many each time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,19 +18,19 @@ use super::{VcpuGroup, lock};
 use crate::vcpu::run::{OnStop, RunEnd};
 use crate::wake::{STEP_SLICE, StepSlice};
 
-/// Turns that ended before the step did, in a row, and what follows from it.
+/// Counts consecutive slices that expired before the step was done.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct LostTurns {
+pub(super) struct LostSlices {
     in_a_row: u32,
-    /// How many steps the vCPU's thread keeps.
+    /// The number of next steps that the vCPU's thread gets.
     kept: u32,
 }
 
-impl LostTurns {
-    /// Doubling up to here: then a machine that has become faster is noticed within seconds.
+impl LostSlices {
+    /// The limit of the doubling. A machine that has become faster is then noticed within seconds.
     const MOST: u32 = 16;
 
-    /// Whether to try a turn for the next step.
+    /// Returns `true` if the next step is to be tried inline.
     fn next_step(&mut self) -> bool {
         let try_it = self.kept == 0;
         self.kept = self.kept.saturating_sub(1);
@@ -44,8 +44,8 @@ impl LostTurns {
 }
 
 impl VcpuGroup {
-    /// The vCPU that the calling thread steps itself: the plan steps it alone, its last order was a step
-    /// too, and time with it was not lost of late.
+    /// Returns the vCPU that the calling thread steps itself: the plan runs only this vCPU and steps it,
+    /// its last order was a step too, and recent slices were not lost.
     pub(super) fn inline_step(&self, plan: &ResumePlan) -> Option<VcpuId> {
         let mut alone = None;
         let mut count = 0;
@@ -61,13 +61,13 @@ impl VcpuGroup {
         }
         let vcpu = alone.filter(|_| count == 1)?;
         let mut lost = self.lost.get();
-        let worth_a_turn = lost.next_step();
+        let worth_a_slice = lost.next_step();
         self.lost.set(lost);
-        worth_a_turn.then_some(vcpu)
+        worth_a_slice.then_some(vcpu)
     }
 
-    /// Runs a step on the calling thread. `None` if it is not done within a turn: then the vCPU's own
-    /// thread goes on with it.
+    /// Runs a step on the calling thread. Returns `None` if it is not done within a slice: then the vCPU's
+    /// own thread goes on with it.
     pub(super) fn step_here(
         &self,
         vcpu: VcpuId,
@@ -76,34 +76,37 @@ impl VcpuGroup {
     ) -> Option<StopReason> {
         let slot = self.shared.slots.get(vcpu.index())?;
         let mut lost = self.lost.get();
-        let mut turn = self.turn.borrow_mut();
-        if turn.is_none() {
-            *turn = StepSlice::new()
-                .inspect_err(|error| tracing::debug!(%error, "no turns: each step is handed over"))
+        let mut slice = self.slice.borrow_mut();
+        if slice.is_none() {
+            *slice = StepSlice::new()
+                .inspect_err(
+                    |error| tracing::debug!(%error, "no step slices: each step is handed over"),
+                )
                 .ok();
         }
         let mut vcpu = lock(&slot.vcpu);
         let run = vcpu.kvm_run();
-        let turn = turn.as_mut()?;
+        let slice = slice.as_mut()?;
         let start = Instant::now();
         let end = loop {
-            let mut rang = false;
-            let end = turn.take(run, |over| {
+            let mut expired = false;
+            let end = slice.take(run, |over| {
                 let must_stop = || over.load(Ordering::Acquire);
                 let end = (self.shared.run)(&mut vcpu, order, armed, &must_stop, OnStop::Yield);
-                rang = over.load(Ordering::Acquire);
+                expired = over.load(Ordering::Acquire);
                 end
             });
-            // The timer may ring for a turn before this one. If it has not, the vCPU is halted, and
-            // its own thread waits.
-            let again = rang && matches!(end, Ok(RunEnd::Yielded)) && start.elapsed() < STEP_SLICE;
+            // The timer may have expired for a previous slice. If it has not expired at all, the vCPU is
+            // halted, and its own thread waits.
+            let again =
+                expired && matches!(end, Ok(RunEnd::Yielded)) && start.elapsed() < STEP_SLICE;
             if !again {
                 break end;
             }
         };
         match end {
             Ok(RunEnd::Stopped(reason)) => {
-                self.lost.set(LostTurns::default());
+                self.lost.set(LostSlices::default());
                 Some(reason)
             }
             Ok(RunEnd::Yielded) => {
@@ -112,7 +115,7 @@ impl VcpuGroup {
                 None
             }
             Err(error) => {
-                tracing::debug!(%error, "no turn: the step is handed over");
+                tracing::debug!(%error, "no step slice: the step is handed over");
                 None
             }
         }
@@ -121,14 +124,14 @@ impl VcpuGroup {
 
 #[cfg(test)]
 mod tests {
-    use super::LostTurns;
+    use super::LostSlices;
 
-    fn tries(lost: &mut LostTurns, steps: u32, turn_is_enough: bool) -> u32 {
+    fn tries(lost: &mut LostSlices, steps: u32, slice_is_enough: bool) -> u32 {
         (0..steps)
             .filter(|_| {
                 let tried = lost.next_step();
-                if tried && turn_is_enough {
-                    *lost = LostTurns::default();
+                if tried && slice_is_enough {
+                    *lost = LostSlices::default();
                 } else if tried {
                     lost.lose();
                 }
@@ -139,17 +142,17 @@ mod tests {
             .unwrap()
     }
 
-    /// Before Linux 6.13 a turn always is: seen as 30 ms for each step under Linux 6.1.
+    /// Before Linux 6.13 every slice may be lost: a step took 30 ms under Linux 6.1.
     #[test]
-    fn where_every_turn_is_lost_few_are_tried() {
-        let mut lost = LostTurns::default();
+    fn where_every_slice_is_lost_few_are_tried() {
+        let mut lost = LostSlices::default();
         assert_eq!(tries(&mut lost, 2000, false), 10);
         assert!(tries(&mut lost, 1_000_000, false) < 25);
     }
 
     #[test]
-    fn one_lost_turn_costs_two_hand_overs() {
-        let mut lost = LostTurns::default();
+    fn one_lost_slice_costs_two_hand_overs() {
+        let mut lost = LostSlices::default();
         assert_eq!(tries(&mut lost, 1, false), 1);
         assert_eq!(tries(&mut lost, 100, true), 98);
         assert_eq!(tries(&mut lost, 100, true), 100);

@@ -24,7 +24,7 @@ pub(super) fn vcpu_thread(mut handle: VcpuHandle, shared: &Shared) {
     while let Order::Run(order, armed) = handle.wait_for_order() {
         let mut vcpu = lock(&slot.vcpu);
         if resumed && order == VcpuOrder::Continue {
-            // So that the guest's watchdogs do not count the stop. EINVAL: it uses no kvmclock.
+            // The guest's watchdogs must not count the stop. EINVAL: the guest does not use kvmclock.
             let _ = vcpu.fd().kvmclock_ctrl();
         }
         resumed = true;
@@ -32,7 +32,7 @@ pub(super) fn vcpu_thread(mut handle: VcpuHandle, shared: &Shared) {
         let end = (shared.run)(&mut vcpu, &order, &armed, &must_stop, OnStop::Interrupt);
         let reason = match end {
             RunEnd::Stopped(reason) => reason,
-            // Not on a thread of its own.
+            // Does not happen on the vCPU's own thread.
             RunEnd::Yielded => StopReason::Interrupted,
         };
         drop(vcpu);

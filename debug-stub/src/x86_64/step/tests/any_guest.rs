@@ -1,4 +1,4 @@
-//! Whatever the guest is: no panic, and nothing but bit 8 changes.
+//! For any guest: no panic, and nothing but bit 8 changes.
 
 use proptest::prelude::*;
 

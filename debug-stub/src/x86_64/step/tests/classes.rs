@@ -150,7 +150,7 @@ fn indirect_targets_are_looked_up() {
     memory.put_u64(0x4018, CODE + 1);
     assert!(with_rax(&[0xff, 0x60, 0x08], 0x4000));
     assert!(!with_rax(&[0xff, 0x60, 0x08], 0x4010));
-    // Not mapped: nobody knows.
+    // Not mapped: unknown.
     assert!(with_rax(&[0xff, 0x60, 0x08], 0x4000_0000));
     // CALL [RIP+0x0ffa], that is [0x2000].
     memory.put_u64(0x2000, CODE);

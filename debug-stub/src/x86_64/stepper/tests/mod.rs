@@ -1,5 +1,6 @@
 //! The step protocol on a simulated vCPU, with the habits of three KVMs.
 
+mod driver;
 mod failures;
 mod habits;
 mod interleavings;
