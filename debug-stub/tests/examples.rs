@@ -155,7 +155,7 @@ impl Client {
         assert_eq!(reply, "OK", "monitor {command}");
     }
 
-    /// RIP after a step.
+    /// RIP of vCPU 0 after a step of it.
     #[track_caller]
     fn step(&mut self) -> u64 {
         let reply = self.ask("vCont;s:1");
@@ -163,7 +163,7 @@ impl Client {
         rip(&reply)
     }
 
-    /// Lets the guest run to its loop.
+    /// Lets the guest run, until a vCPU is at the start of its loop. Then steps vCPU 0 into the loop.
     #[track_caller]
     fn run_to_loop(&mut self) {
         let point = format!("0,{:x},1", LOOP.start);
@@ -172,6 +172,8 @@ impl Client {
         assert!(reply.starts_with("T05"), "{reply}");
         assert_eq!(rip(&reply), LOOP.start);
         assert_eq!(self.ask(&format!("z{point}")), "OK");
+        // It may be in the timer's handler, or before the loop yet.
+        assert!((0..60).any(|_| LOOP.contains(&self.step())));
     }
 
     /// The VMM has nothing more to say.
