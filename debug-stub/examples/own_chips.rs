@@ -28,7 +28,7 @@ use debug_stub::{GuestMemory, GuestPhysAddr, Host, Interrupts, Session, SessionC
 use intr_controller::kvm::{UserEntry, UserVcpu};
 use intr_controller::{GuestTime, LapicConfig};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vcpu_caps::{IrqchipMode, Profile, VcpuId, negotiate};
+use vcpu_caps::{IrqchipMode, VcpuId};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 const MEMORY: usize = 0x1_0000;
@@ -164,6 +164,7 @@ impl GuestMemory for &Machine {
 impl Host for &Machine {
     type Arch = X86_64;
     type Error = StepperError<KvmError>;
+
     fn vcpu_count(&self) -> u16 {
         1
     }
@@ -236,10 +237,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let address = env::args().nth(1).ok_or("usage: own_chips unix:PATH")?;
     let listener = Listener::bind(&address.parse()?, false)?;
     let kvm = vcpu_caps::kvm::open()?;
-    let mut report = vcpu_caps::kvm::probe(&kvm);
-    vcpu_caps::kvm::verify(&kvm, &mut report)?;
-    let profile = Profile::debugger().with_irqchip(IrqchipMode::User)?;
-    let plan = negotiate(&report, &profile)?;
+    let plan = vcpu_caps::kvm::debugger_plan(IrqchipMode::User)?;
 
     let vm = kvm.create_vm()?;
     vm.set_tss_address(0xfffb_d000)?;
@@ -253,6 +251,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     // SAFETY: `memory` is a mapping of `MEMORY` bytes, and `machine` keeps it while vCPUs run.
     unsafe { vm.set_user_memory_region(region) }?;
+
     let fd = vm.create_vcpu(VCPU.0.into())?;
     let (mut core, mut special) = (fd.get_regs()?, fd.get_sregs()?);
     (special.cs.base, special.cs.selector, special.es.base) = (0, 0, 0xfee0_0000);

@@ -1,5 +1,5 @@
-//! A complete VMM that owns its thread, its run loop and its exits, debuggable with GDB. The guest
-//! counts in BX, and KVM's 8254 interrupts it 1000 times a second. More vCPUs: a thread for each.
+//! A complete VMM that owns its threads, its run loop and its exits, debuggable with GDB. The guest
+//! counts in BX on two vCPUs. KVM's 8254 interrupts vCPU 0 1000 times a second.
 //!
 //! ```text
 //! cargo run -p debug-stub --example own_loop -- unix:/tmp/gdb.sock
@@ -14,20 +14,20 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{env, error::Error, io, os::fd::AsFd, thread};
 
-use debug_stub::kvm::{self, KvmError, KvmVcpu, VmMemory};
-use debug_stub::run_control::{AllStop, Entered, KickSignal, Order, VcpuHandle};
+use debug_stub::kvm::{self, KvmGuest, KvmVcpu, VmMemory};
+use debug_stub::run_control::{AllStop, KickSignal, Order, VcpuHandle};
 use debug_stub::run_control::{VcpuThreads, Waiting, WakePipe};
 use debug_stub::server::{AllStopGuest, Listener, serve_forever};
-use debug_stub::x86_64::stepper::{Next, Outcome, Stepper, StepperError};
-use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
-use debug_stub::{GuestMemory, GuestPhysAddr, Host, Interrupts, Session, SessionConfig, Stop};
+use debug_stub::x86_64::stepper::{Next, Outcome, Stepper};
+use debug_stub::{GuestMemory, GuestPhysAddr, Session, SessionConfig, Stop};
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vcpu_caps::{Profile, VcpuId, negotiate};
+use vcpu_caps::{IrqchipMode, VcpuId};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 const MEMORY: usize = 0x1_0000;
-const VCPU: VcpuId = VcpuId(0);
-/// 16-bit code at 0x1000. The vCPU begins at 0x1012.
+const VCPUS: u16 = 2;
+/// 16-bit code at 0x1000. vCPU 0 begins at 0x1012, and the other one in the loop.
 #[rustfmt::skip]
 const GUEST: &[u8] = &[
     0xff, 0xc3, 0xeb, 0xfc,                               // loop: inc bx; jmp loop
@@ -40,22 +40,26 @@ const GUEST: &[u8] = &[
 ];
 
 struct Machine {
-    vcpu: Mutex<(VcpuFd, Stepper)>,
+    /// Locked by the vCPU's thread while it runs, and by the session's while it is stopped.
+    vcpus: Vec<Mutex<(VcpuFd, Stepper)>>,
     memory: VmMemory<GuestMemoryMmap>,
+    threads: Arc<VcpuThreads>,
     all_stop: AllStop,
     quit: WakePipe,
 }
 
 impl Machine {
-    /// Locked by the vCPU's thread while it runs, and by the session's while it is stopped.
-    fn vcpu(&self) -> MutexGuard<'_, (VcpuFd, Stepper)> {
-        self.vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+    fn vcpu(&self, id: VcpuId) -> io::Result<MutexGuard<'_, (VcpuFd, Stepper)>> {
+        let vcpu = self.vcpus.get(id.index()).ok_or(io::ErrorKind::NotFound)?;
+        Ok(vcpu.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// On the vCPU's thread: takes orders, and enters the guest when the stepper says so.
-    fn run_vcpu(&self, entered: &Entered<'_>, mut handle: VcpuHandle) {
+    fn run_vcpu(&self, mut handle: VcpuHandle) -> io::Result<()> {
+        let id = handle.id();
+        let entered = self.threads.enter(id, &self.vcpu(id)?.0)?;
         while let Order::Run(order, armed) = handle.wait_for_order() {
-            let mut vcpu = self.vcpu();
+            let mut vcpu = self.vcpu(id)?;
             let (fd, stepper) = &mut *vcpu;
             let mut next = stepper.start(&order, &armed, &mut KvmVcpu(fd), &self.memory);
             let reason = loop {
@@ -75,6 +79,7 @@ impl Machine {
             drop(vcpu);
             handle.report(reason);
         }
+        Ok(())
     }
 }
 
@@ -91,7 +96,7 @@ fn run(fd: &mut VcpuFd) -> Outcome {
     Outcome::Served
 }
 
-impl GuestMemory for &Machine {
+impl GuestMemory for Machine {
     fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
         self.memory.read_memory(address, data)
     }
@@ -100,36 +105,17 @@ impl GuestMemory for &Machine {
     }
 }
 
-impl Host for &Machine {
-    type Arch = X86_64;
-    type Error = StepperError<KvmError>;
+impl KvmGuest for &Machine {
     fn vcpu_count(&self) -> u16 {
-        1
+        VCPUS
     }
-    fn vcpu_name(&self, id: VcpuId) -> String {
-        id.to_string()
-    }
-    fn read_registers(
-        &mut self,
-        _: VcpuId,
-        groups: RegisterGroups,
-        registers: &mut RegisterFile,
-    ) -> Result<(), Self::Error> {
-        let (fd, stepper) = &mut *self.vcpu();
-        stepper.read_registers(groups, registers, &mut KvmVcpu(fd))
-    }
-    fn write_registers(
-        &mut self,
-        _: VcpuId,
-        groups: RegisterGroups,
-        registers: &RegisterFile,
-    ) -> Result<(), Self::Error> {
-        let (fd, stepper) = &mut *self.vcpu();
-        stepper.write_registers(groups, registers, &mut KvmVcpu(fd))
-    }
-    fn interrupts(&mut self, _: VcpuId) -> Interrupts {
-        let (fd, stepper) = &*self.vcpu();
-        kvm::pending_interrupts(fd, stepper.is_masked()).unwrap_or_default()
+    fn with_vcpu(&self, id: VcpuId, act: &mut dyn FnMut(&mut Stepper, &mut VcpuFd)) -> bool {
+        let Ok(mut vcpu) = self.vcpu(id) else {
+            return false;
+        };
+        let (fd, stepper) = &mut *vcpu;
+        act(stepper, fd);
+        true
     }
 }
 
@@ -150,9 +136,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let address = env::args().nth(1).ok_or("usage: own_loop unix:PATH")?;
     let listener = Listener::bind(&address.parse()?, false)?;
     let kvm = vcpu_caps::kvm::open()?;
-    let mut report = vcpu_caps::kvm::probe(&kvm);
-    vcpu_caps::kvm::verify(&kvm, &mut report)?;
-    let plan = negotiate(&report, &Profile::debugger())?;
+    let plan = vcpu_caps::kvm::debugger_plan(IrqchipMode::Kernel)?;
 
     let vm = kvm.create_vm()?;
     vm.set_tss_address(0xfffb_d000)?;
@@ -161,7 +145,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])?;
     memory.write_slice(GUEST, GuestAddress(0x1000))?;
     memory.write_obj(0x1004_u32, GuestAddress(4 * 0x20))?; // the gate of vector 0x20
-    let region = kvm_bindings::kvm_userspace_memory_region {
+    let region = kvm_userspace_memory_region {
         memory_size: MEMORY as u64,
         userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
         ..Default::default()
@@ -169,32 +153,46 @@ fn main() -> Result<(), Box<dyn Error>> {
     // SAFETY: `memory` is a mapping of `MEMORY` bytes, and `machine` keeps it while vCPUs run.
     unsafe { vm.set_user_memory_region(region) }?;
 
-    let fd = vm.create_vcpu(VCPU.0.into())?;
-    let (mut core, mut special) = (fd.get_regs()?, fd.get_sregs()?);
-    (special.cs.base, special.cs.selector) = (0, 0);
-    (core.rip, core.rsp, core.rdx) = (0x1012, 0x8000, 0x3f8);
-    fd.set_sregs(&special)?;
-    fd.set_regs(&core)?;
-
-    // This thread runs the vCPU, and another one serves the debugger.
     let threads = Arc::new(VcpuThreads::new(KickSignal::usual()?));
-    let entered = threads.enter(VCPU, &fd)?;
-    let machine = &Machine {
-        vcpu: Mutex::new((fd, Stepper::new(VCPU, &plan))),
+    let mut machine = Machine {
+        vcpus: Vec::new(),
         memory: VmMemory(memory),
         all_stop: AllStop::new(Arc::clone(&threads))?,
+        threads,
         quit: WakePipe::new(Waiting::InALoop)?,
     };
-    let handle = machine.all_stop.add(VCPU)?;
+    let mut handles = Vec::new();
+    for id in (0..VCPUS).map(VcpuId) {
+        let fd = vm.create_vcpu(id.0.into())?;
+        let (mut core, mut special) = (fd.get_regs()?, fd.get_sregs()?);
+        (special.cs.base, special.cs.selector) = (0, 0);
+        (core.rsp, core.rdx) = (0x8000, 0x3f8);
+        core.rip = if id.0 == 0 { 0x1012 } else { 0x1000 };
+        fd.set_sregs(&special)?;
+        fd.set_regs(&core)?;
+        let mp_state = KVM_MP_STATE_RUNNABLE;
+        fd.set_mp_state(kvm_mp_state { mp_state })?;
+        let vcpu = Mutex::new((fd, Stepper::new(id, &plan)));
+        machine.vcpus.push(vcpu);
+        handles.push(machine.all_stop.add(id)?);
+    }
+
+    let machine = &machine;
     machine.all_stop.release()?;
+    let mut session = Session::new(machine, SessionConfig::new(plan));
     thread::scope(|scope| {
-        let server = scope.spawn(move || {
-            let mut session = Session::new(machine, SessionConfig::new(plan));
-            let served = serve_forever(&mut session, listener, machine.quit.as_fd());
-            let removed = machine.all_stop.remove(VCPU).map_err(io::Error::other);
-            removed.and(served)
-        });
-        machine.run_vcpu(&entered, handle);
-        Ok(server.join().map_err(|_| "the server panicked")??)
+        for handle in handles {
+            scope.spawn(move || {
+                if let Err(error) = machine.run_vcpu(handle) {
+                    eprintln!("a vCPU cannot run: {error}");
+                    machine.quit.wake();
+                }
+            });
+        }
+        let served = serve_forever(&mut session, listener, machine.quit.as_fd());
+        for id in machine.all_stop.vcpus() {
+            let _ = machine.all_stop.remove(id); // or it has just left
+        }
+        Ok(served?)
     })
 }

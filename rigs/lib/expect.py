@@ -113,6 +113,9 @@ JOBS = [
 #: those that do.)
 WITHOUT_KVM = {"intr-controller:no_allocation", "debug-stub:lib", "debug-stub:session", "debug-stub:gdb", "vmm-reference:lib"}
 
+#: Tests that need KVM and run on the developer's machine and in the pipeline's `test` jobs only, and why.
+HOST_ONLY = {"debug-stub:examples": "has cargo build the examples that it runs: there is no cargo in a rig"}
+
 #: Tests that use an ability which some KVM has not. Where `caps` refutes it they say
 #: `expected refusal: ABILITY: why`, and nowhere else.
 USES = {
@@ -125,7 +128,7 @@ USES = {
 
 def unlisted(programs):
     """Tests that somebody has written and the matrix does not know of."""
-    known = {job.binary for job in JOBS} | WITHOUT_KVM
+    known = {job.binary for job in JOBS} | WITHOUT_KVM | HOST_ONLY.keys()
     return sorted(name for name in programs if name not in known and ":example:" not in name)
 
 

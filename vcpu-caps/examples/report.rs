@@ -1,6 +1,6 @@
-//! What this host can do for a vCPU, and the plan of a debugger.
+//! Prints what this host can do for a vCPU, and the plan of a debugger.
 //!
-//! `cargo run -p vcpu-caps --features serde --example report`
+//! `cargo run -p vcpu-caps --example report`. With `--features serde` it also prints JSON.
 
 use std::error::Error;
 use std::time::Instant;
