@@ -155,7 +155,7 @@ fn gdb_sees_registers_threads_and_memory_and_steps() {
     for part in [
         "rip            0x8000",
         "cr3            0x1000",
-        "[ LME LMA ]",
+        "[ SCE LME LMA ]",
         "Thread 1 \"\"",
         "(CPU#1)",
         "$1 = 0x8000",
