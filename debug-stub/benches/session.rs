@@ -10,13 +10,13 @@ mod common;
 
 use std::hint::black_box;
 
-use common::frame;
-use common::machine::{ENTRY, Machine, code, plan};
+use common::{frame, machine, plan};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use debug_stub::x86_64::simulated::{SimulatedMachine as Machine, code};
 use debug_stub::{Action, GuestState, Session, SessionConfig, Stop, StopReason, VcpuId};
 
 fn session() -> Session<Machine> {
-    let machine = Machine::new(1, &[code::SPIN]);
+    let machine = machine(1, &[code::SPIN]);
     let mut session = Session::new(machine, SessionConfig::new(plan(&[])));
     session.attach(GuestState::Stopped);
     session.receive(&frame(b"QStartNoAckMode"));
@@ -27,7 +27,6 @@ fn session() -> Session<Machine> {
 fn benches(criterion: &mut Criterion) {
     let mut stepping = session();
     let packet = frame(b"vCont;s:1");
-    assert_eq!(stepping.host().vcpus[0].core.rip, ENTRY);
     criterion.bench_function("stepi: bytes, action, stop, bytes", |bencher| {
         bencher.iter(|| {
             stepping.receive(&packet);

@@ -1,78 +1,23 @@
 //! What a transparent step costs on top of the hypervisor's own: plan and settle, no KVM.
 
-#![expect(
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    reason = "a bench stops where its own guest is wrong"
-)]
-
-use std::cell::RefCell;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use debug_stub::x86_64::{RegisterFile, Segment, StepPlan, translate};
-use debug_stub::{GuestMemory, GuestPhysAddr, GuestVirtAddr};
+use debug_stub::GuestVirtAddr;
+use debug_stub::x86_64::simulated::{ALIAS, ALIASED, Habits, Ram, SimulatedVcpu, TABLES};
+use debug_stub::x86_64::{RegisterFile, StepPlan, translate};
 
-struct Ram(RefCell<Vec<u8>>);
+const CODE: u64 = 0x8000;
+const STACK: u64 = 0x7000;
 
-impl Ram {
-    fn put(&self, at: usize, data: &[u8]) {
-        self.0.borrow_mut()[at..at + data.len()].copy_from_slice(data);
-    }
-}
-
-impl GuestMemory for Ram {
-    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
-        let bytes = self.0.borrow();
-        let from = usize::try_from(address.0).map_or(&[][..], |at| bytes.get(at..).unwrap_or(&[]));
-        let length = from.len().min(data.len());
-        data[..length].copy_from_slice(&from[..length]);
-        length
-    }
-
-    fn write_memory(&self, _: GuestPhysAddr, _: &[u8]) -> usize {
-        0
-    }
-}
-
-/// 64-bit mode at privilege level 0 with four levels of tables; code at 0x1000, stack at 0x8000.
+/// 64-bit mode at privilege level 0 with four levels of tables.
 fn guest(code: &[u8]) -> (RegisterFile, Ram) {
-    let memory = Ram(RefCell::new(vec![0; 0x2_0000]));
-    memory.put(0x1000, code);
-    for (at, entry) in [
-        (0x1_0000, 0x1_1007u64),
-        (0x1_1000, 0x1_2007),
-        (0x1_2000, 0x1_3007),
-    ] {
-        memory.put(at, &entry.to_le_bytes());
-    }
-    for page in 0..32u64 {
-        let at = 0x1_3000 + usize::try_from(page).unwrap() * 8;
-        memory.put(at, &(page << 12 | 7).to_le_bytes());
-    }
-    let flat = |selector, kind| Segment {
-        selector,
-        kind,
-        limit: 0xffff_ffff,
-        present: true,
-        code_or_data: true,
-        granularity: true,
-        ..Segment::default()
-    };
-    let mut file = RegisterFile::default();
-    file.special.cr0 = 0x8000_0011;
-    file.special.cr3 = 0x1_0000;
-    file.special.cr4 = 0x20;
-    file.special.efer = 0x500;
-    file.special.cs = Segment {
-        long: true,
-        ..flat(8, 0xb)
-    };
-    file.special.ss = flat(0x10, 3);
-    file.core.rip = 0x1000;
-    file.core.rsp = 0x8000;
-    file.core.rflags = 0x202;
-    (file, memory)
+    let memory = Ram::new(0x2_0000);
+    memory.put(CODE, code);
+    let cr3 = memory.map_one_to_one(TABLES);
+    memory.map_alias(TABLES, ALIASED);
+    let vcpu = SimulatedVcpu::long_mode(Habits::AMD, cr3, 0, CODE, STACK);
+    (vcpu.registers().clone(), memory)
 }
 
 fn benches(c: &mut Criterion) {
@@ -94,7 +39,13 @@ fn benches(c: &mut Criterion) {
     }
     let (file, memory) = guest(&[]);
     c.bench_function("translate/4_level", |b| {
-        b.iter(|| translate(&file.special, &memory, black_box(GuestVirtAddr(0x8123))));
+        b.iter(|| {
+            translate(
+                &file.special,
+                &memory,
+                black_box(GuestVirtAddr(ALIAS + 0x123)),
+            )
+        });
     });
 }
 

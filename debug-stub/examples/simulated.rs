@@ -5,17 +5,18 @@
 //! gdb -ex 'set architecture i386:x86-64' -ex 'target remote /tmp/gdb.sock'
 //! ```
 //!
-//! Its program counts in RAX and stores the low byte at 0x9000, for ever.
+//! Its program counts in RAX and stores the low byte at 0x9000, forever.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
 use std::process::ExitCode;
 
-use common::machine::{Machine, code, plan};
 use common::simulated::Simulated;
+use common::{machine, plan};
 use debug_stub::SessionConfig;
 use debug_stub::server::{GdbServer, ListenAddress, Listener};
+use debug_stub::x86_64::simulated::code;
 use event_manager::{EventManager, SubscriberOps};
 
 fn main() -> ExitCode {
@@ -39,10 +40,8 @@ fn serve(address: &str) -> Result<(), Box<dyn std::error::Error>> {
     let address: ListenAddress = address.parse()?;
     let listener = Listener::bind(&address, false)?;
     // inc %rax; mov %al,(%rdi); jmp back by 7.
-    let mut machine = Machine::new(2, &[code::INC_RAX, code::STORE, &[0xeb, 0xf9]]);
-    for vcpu in &mut machine.vcpus {
-        vcpu.core.rdi = 0x9000;
-    }
+    let machine = machine(2, &[code::INC_RAX, code::STORE, &[0xeb, 0xf9]])
+        .with_registers(|file| file.core.rdi = 0x9000);
     let server = GdbServer::new(
         listener,
         Simulated::new(machine),

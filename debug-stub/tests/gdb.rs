@@ -21,11 +21,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::frame;
-use common::machine::{ENTRY, Machine, code, plan};
 use common::simulated::{Shared, Simulated};
+use common::{frame, machine, plan};
 use debug_stub::SessionConfig;
 use debug_stub::server::{GdbServer, Listener};
+use debug_stub::x86_64::simulated::{ENTRY, SimulatedMachine as Machine, code};
 use event_manager::{EventManager, SubscriberOps};
 use vcpu_caps::Capability;
 
@@ -110,7 +110,7 @@ impl Drop for Server {
 fn nops() -> Machine {
     let mut program = vec![code::NOP; 16];
     program.extend([code::INC_RAX, code::SPIN]);
-    Machine::new(2, &program)
+    machine(2, &program)
 }
 
 /// Waits, for something that another thread does.
@@ -155,7 +155,7 @@ fn gdb_sees_registers_threads_and_memory_and_steps() {
     for part in [
         "rip            0x8000",
         "cr3            0x1000",
-        "[ LME LMA ]",
+        "[ SCE LME LMA ]",
         "Thread 1 \"\"",
         "(CPU#1)",
         "$1 = 0x8000",
@@ -178,10 +178,11 @@ fn gdb_sees_registers_threads_and_memory_and_steps() {
 fn gdb_breaks_finishes_watches_and_comes_again() {
     let mut program = vec![code::NOP; 4];
     program.extend([code::STORE, code::NOP, code::SPIN]);
-    let mut machine = Machine::new(1, &program);
-    machine.vcpus[0].core.rdi = 0x9000;
-    machine.vcpus[0].core.rax = 7;
-    let server = Server::new(machine);
+    let machine = machine(1, &program);
+    let server = Server::new(machine.with_registers(|file| {
+        file.core.rdi = 0x9000;
+        file.core.rax = 7;
+    }));
     let text = server.gdb(&[
         "break *0x8002",
         "continue",
@@ -229,13 +230,13 @@ fn gdbs_breakpoints_work_in_debug_registers_where_int3_does_not() {
 
 #[test]
 fn gdb_reports_a_crash_and_an_exit() {
-    let crash = Server::new(Machine::new(1, &[code::NOP, code::UD2]));
+    let crash = Server::new(machine(1, &[code::NOP, code::UD2]));
     let text = crash.gdb(&["continue", "p/x $rip"]);
     assert!(text.contains("triple fault"), "{text}");
     assert!(text.contains("SIGSEGV"), "{text}");
     assert!(text.contains("$1 = 0x8001"), "{text}");
 
-    let exit = Server::new(Machine::new(1, &[code::NOP, code::HLT]));
+    let exit = Server::new(machine(1, &[code::NOP, code::HLT]));
     let text = exit.gdb(&["continue"]);
     assert!(text.contains("exited normally"), "{text}");
 }
@@ -272,12 +273,11 @@ fn maintenance_packets_switch_the_mask() {
 
 #[test]
 fn gdb_attaches_before_there_is_a_vcpu_and_sees_it_come() {
-    let server = Server::new(Machine::new(0, &[code::NOP, code::NOP, code::SPIN]));
+    let server = Server::new(machine(0, &[code::NOP, code::NOP, code::SPIN]));
     let shared = Arc::clone(&server.shared);
     let builder = thread::spawn(move || {
         eventually("gdb waits", || shared.resumes.load(Ordering::SeqCst) == 1);
-        let machine = Machine::new(1, &[]);
-        shared.machine.lock().unwrap().vcpus = machine.vcpus;
+        shared.machine.lock().unwrap().set_vcpus(1);
     });
     let text = server.gdb(&[
         "info threads",
@@ -313,7 +313,7 @@ fn gdb_kills_the_guest() {
 
 #[test]
 fn a_client_is_served_byte_by_byte_and_interrupts_a_spinning_guest() {
-    let server = Server::new(Machine::new(1, &[code::SPIN]));
+    let server = Server::new(machine(1, &[code::SPIN]));
     let mut stream = server.connect();
     for byte in frame(b"qAttached") {
         stream.write_all(&[byte]).unwrap();
@@ -336,7 +336,7 @@ fn a_client_is_served_byte_by_byte_and_interrupts_a_spinning_guest() {
 
 #[test]
 fn what_a_client_sends_while_the_guest_is_being_stopped_is_not_lost_however_much_it_is() {
-    let server = Server::new(Machine::new(1, &[code::SPIN]));
+    let server = Server::new(machine(1, &[code::SPIN]));
     drop(server.connect());
     eventually("it runs", || server.releases() == 1);
     let brake = server.shared.brake.lock().unwrap();
@@ -395,7 +395,7 @@ fn a_client_that_comes_right_after_another_has_gone_is_served() {
 
 #[test]
 fn a_hundred_clients_that_vanish_mid_step_leave_nothing_behind() {
-    let server = Server::new(Machine::new(1, &[code::SPIN]));
+    let server = Server::new(machine(1, &[code::SPIN]));
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     {
         let mut stream = server.connect();
@@ -425,8 +425,8 @@ fn a_hundred_clients_that_vanish_mid_step_leave_nothing_behind() {
     // Other tests of this process open descriptors, too: wait for them to be done.
     eventually("no descriptor is left", || descriptors() <= before);
     let machine = server.shared.machine.lock().unwrap();
-    assert_eq!(machine.peek(0x9000, 1), [0]);
-    assert_eq!(machine.peek(ENTRY, 2), code::SPIN);
+    assert_eq!(machine.memory().get(0x9000, 1), [0]);
+    assert_eq!(machine.memory().get(ENTRY, 2), code::SPIN);
 }
 
 fn expect_stop(stream: &mut UnixStream) {

@@ -12,8 +12,8 @@ mod common;
 
 use std::sync::Mutex;
 
-use common::Rig;
-use common::machine::{Machine, code};
+use common::{Rig, machine};
+use debug_stub::x86_64::simulated::code;
 use log::{LevelFilter, Log, Metadata, Record};
 
 struct Lines(Mutex<Vec<String>>);
@@ -37,7 +37,7 @@ impl Log for Lines {
 fn without_a_tracing_subscriber_events_go_to_the_logger() {
     log::set_logger(&LINES).unwrap();
     log::set_max_level(LevelFilter::Warn);
-    let mut rig = Rig::new(Machine::new(1, &[code::SPIN]));
+    let mut rig = Rig::new(machine(1, &[code::SPIN]));
     assert_eq!(rig.ask("mzz"), "E16");
     let lines = LINES.0.lock().unwrap();
     assert!(

@@ -12,7 +12,6 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -23,10 +22,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::machine::{ENTRY, Machine, code, plan};
-use common::{Run, frame};
+use common::{frame, machine, plan};
 use debug_stub::run_control::{AllStop, Order, Waiting, WakePipe};
 use debug_stub::server::{AllStopGuest, Listener, serve, serve_forever};
+use debug_stub::x86_64::simulated::{ENTRY, SimulatedMachine as Machine, code};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
 use debug_stub::{
     GuestMemory, GuestPhysAddr, Host, Interrupts, ResumePlan, Session, SessionConfig, Stop,
@@ -51,7 +50,7 @@ struct Guest {
 impl Guest {
     fn new(vcpus: u16, program: &[&[u8]]) -> Self {
         let shared = Arc::new(Shared {
-            machine: Mutex::new(Machine::new(usize::from(vcpus), program)),
+            machine: Mutex::new(machine(usize::from(vcpus), program)),
             kills: AtomicUsize::new(0),
             unattended: Mutex::default(),
         });
@@ -78,7 +77,7 @@ impl Guest {
                         break StopReason::Interrupted;
                     }
                     let mut machine = shared.machine.lock().unwrap();
-                    let mut vcpus = vec![VcpuOrder::Stay; machine.vcpus.len()];
+                    let mut vcpus = vec![VcpuOrder::Stay; usize::from(machine.vcpu_count())];
                     vcpus[usize::from(id)] = order.clone();
                     let plan = ResumePlan {
                         vcpus,
@@ -143,7 +142,7 @@ impl GuestMemory for Guest {
 
 impl Host for Guest {
     type Arch = X86_64;
-    type Error = Infallible;
+    type Error = <Machine as Host>::Error;
 
     fn vcpu_count(&self) -> u16 {
         self.shared.machine.lock().unwrap().vcpu_count()
@@ -158,7 +157,7 @@ impl Host for Guest {
         vcpu: VcpuId,
         groups: RegisterGroups,
         registers: &mut RegisterFile,
-    ) -> Result<(), Infallible> {
+    ) -> Result<(), Self::Error> {
         let mut machine = self.shared.machine.lock().unwrap();
         machine.read_registers(vcpu, groups, registers)
     }
@@ -168,7 +167,7 @@ impl Host for Guest {
         vcpu: VcpuId,
         groups: RegisterGroups,
         registers: &RegisterFile,
-    ) -> Result<(), Infallible> {
+    ) -> Result<(), Self::Error> {
         let mut machine = self.shared.machine.lock().unwrap();
         machine.write_registers(vcpu, groups, registers)
     }
@@ -248,9 +247,8 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 fn count_of(session: &Session<Guest>) -> u64 {
-    session.host().shared.machine.lock().unwrap().vcpus[0]
-        .core
-        .rax
+    let machine = session.host().shared.machine.lock().unwrap();
+    common::registers(&machine, 0).core.rax
 }
 
 #[test]
@@ -305,7 +303,7 @@ fn a_client_that_vanishes_leaves_a_guest_that_runs() {
         assert!(!session.is_attached());
         let machine = session.host().shared.machine.lock().unwrap();
         assert_eq!(
-            machine.peek(ENTRY, 1),
+            machine.memory().get(ENTRY, 1),
             [0x48],
             "case {case}: an INT3 is left"
         );

@@ -22,11 +22,11 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use common::frame;
-use common::machine::{Machine, code, plan};
 use common::simulated::Simulated;
+use common::{frame, machine, plan};
 use debug_stub::run_control::{AllStop, Kick, KickSignal, Order, VcpuThreads};
 use debug_stub::server::serve;
+use debug_stub::x86_64::simulated::code;
 use debug_stub::{ResumePlan, Session, SessionConfig, StepOrder, StopReason, VcpuId, VcpuOrder};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
 
@@ -174,7 +174,7 @@ const SERVE: &[libc::c_long] = &[
 #[test]
 fn the_server_on_a_plain_thread() {
     let session = || {
-        let machine = Machine::new(1, &[code::INC_RAX, &[0xeb, 0xfb]]);
+        let machine = machine(1, &[code::INC_RAX, &[0xeb, 0xfb]]);
         Session::new(Simulated::new(machine), SessionConfig::new(plan(&[])))
     };
     let (near, far) = UnixStream::pair().unwrap();

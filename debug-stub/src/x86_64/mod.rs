@@ -12,8 +12,6 @@ pub mod simulated;
 mod step;
 pub mod stepper;
 mod target_xml;
-#[cfg(test)]
-mod test_memory;
 
 pub use arch::X86_64;
 pub use layout::{RegisterId, WriteError, read_all, write_all};

@@ -15,12 +15,13 @@
     reason = "this is the world around the core, and it stops where what must hold does not"
 )]
 
-pub mod machine;
 #[cfg(feature = "server")]
 pub mod simulated;
 
+use debug_stub::x86_64::RegisterFile;
+use debug_stub::x86_64::simulated::{SimulatedMachine as Machine, host_report};
 use debug_stub::{Action, GuestState, Host, ResumePlan, Session, SessionConfig, Stop};
-use machine::Machine;
+use vcpu_caps::{Capability, GuestDebug, Plan, Profile, negotiate};
 
 /// How many instructions a vCPU may execute before it counts as spinning.
 const BUDGET: usize = 200;
@@ -30,6 +31,42 @@ pub trait Run: Host {
     /// Carries out a plan for at most `budget` instructions of each vCPU. Returns `None` if
     /// nothing has stopped it by then.
     fn run(&mut self, plan: &ResumePlan, budget: usize) -> Option<Vec<Stop>>;
+
+    /// The debugger has gone.
+    fn release(&mut self) {}
+}
+
+impl Run for Machine {
+    fn run(&mut self, plan: &ResumePlan, budget: usize) -> Option<Vec<Stop>> {
+        self.run(plan, budget)
+    }
+
+    fn release(&mut self) {
+        self.release().unwrap();
+        for index in 0..usize::from(self.vcpu_count()) {
+            let (stepper, vcpu) = self.vcpu(index).unwrap();
+            assert_eq!(*vcpu.debug(), GuestDebug::OFF, "vcpu{index} is armed");
+            assert!(!stepper.is_masked(), "vcpu{index} is masked");
+        }
+    }
+}
+
+/// `vcpus` of them, all about to execute `program` at `ENTRY`. HLT powers off.
+pub fn machine(vcpus: usize, program: &[&[u8]]) -> Machine {
+    Machine::new(&plan(&[]), vcpus, program).hlt_exits_with(0)
+}
+
+/// What a simulated host is able to do; `absent` are the abilities that it lacks.
+pub fn plan(absent: &[Capability]) -> Plan {
+    negotiate(&host_report(absent), &Profile::debugger()).unwrap()
+}
+
+pub fn registers(machine: &Machine, vcpu: usize) -> &RegisterFile {
+    machine.vcpu(vcpu).unwrap().1.registers()
+}
+
+pub fn registers_mut(machine: &mut Machine, vcpu: usize) -> &mut RegisterFile {
+    machine.vcpu_mut(vcpu).unwrap().1.registers_mut()
 }
 
 /// A session with its machine, and what has come out of it.
@@ -47,7 +84,7 @@ pub struct Rig<M: Run = Machine> {
 impl<M: Run> Rig<M> {
     /// A session with all abilities, its client attached to the stopped machine.
     pub fn new(machine: M) -> Self {
-        Self::with(machine, SessionConfig::new(machine::plan(&[])))
+        Self::with(machine, SessionConfig::new(plan(&[])))
     }
 
     pub fn with(machine: M, config: SessionConfig) -> Self {
@@ -116,6 +153,7 @@ impl<M: Run> Rig<M> {
                 Action::Release => {
                     assert!(self.running.is_none(), "released while running");
                     self.releases += 1;
+                    self.machine().release();
                 }
                 Action::Kill => self.kills += 1,
             }

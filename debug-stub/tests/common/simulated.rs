@@ -1,6 +1,5 @@
 //! The simulated machine with a thread that runs it, as a VMM has.
 
-use std::convert::Infallible;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -9,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use debug_stub::server::GuestControl;
+use debug_stub::x86_64::simulated::SimulatedMachine as Machine;
 use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
 use debug_stub::{
     GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, VcpuId, VcpuOrder,
@@ -16,7 +16,6 @@ use debug_stub::{
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Run;
-use super::machine::Machine;
 
 /// The stops of the last plan, and whether a plan is being carried out.
 #[derive(Default)]
@@ -89,7 +88,7 @@ impl Shared {
             if self.interrupt.load(Ordering::SeqCst) {
                 return Vec::new();
             }
-            if let Some(stops) = lock(&self.machine).run(plan, 1000) {
+            if let Some(stops) = lock(&self.machine).run(plan, 100) {
                 return stops;
             }
             // It spins: other threads need the machine.
@@ -124,6 +123,7 @@ impl GuestControl for Simulated {
     }
 
     fn release(&mut self) {
+        Run::release(&mut *lock(&self.shared.machine));
         self.shared.releases.fetch_add(1, Ordering::SeqCst);
         let vcpus = usize::from(self.vcpu_count());
         self.start(ResumePlan {
@@ -173,7 +173,7 @@ impl GuestMemory for Simulated {
 
 impl Host for Simulated {
     type Arch = X86_64;
-    type Error = Infallible;
+    type Error = <Machine as Host>::Error;
 
     fn vcpu_count(&self) -> u16 {
         lock(&self.shared.machine).vcpu_count()
@@ -188,7 +188,7 @@ impl Host for Simulated {
         vcpu: VcpuId,
         groups: RegisterGroups,
         registers: &mut RegisterFile,
-    ) -> Result<(), Infallible> {
+    ) -> Result<(), Self::Error> {
         lock(&self.shared.machine).read_registers(vcpu, groups, registers)
     }
 
@@ -197,7 +197,7 @@ impl Host for Simulated {
         vcpu: VcpuId,
         groups: RegisterGroups,
         registers: &RegisterFile,
-    ) -> Result<(), Infallible> {
+    ) -> Result<(), Self::Error> {
         lock(&self.shared.machine).write_registers(vcpu, groups, registers)
     }
 

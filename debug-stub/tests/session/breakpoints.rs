@@ -11,7 +11,7 @@ fn the_guest_is_shown_as_it_is_while_stopped_and_patched_only_while_it_runs() {
     let reply = rig.ask("vCont;c");
     assert!(reply.starts_with("T05thread:01;swbreak:;"), "{reply}");
     assert!(reply.contains(&format!("10:{};", hex(at.to_le_bytes()))));
-    assert_eq!(rig.machine().peek(at, 1), [0x90]);
+    assert_eq!(rig.machine().memory().get(at, 1), [0x90]);
     assert_eq!(rig.last_plan().armed.software.len(), 1);
 }
 
@@ -23,7 +23,7 @@ fn a_step_from_a_breakpoint_lifts_it_and_runs_alone() {
     let plan = rig.last_plan();
     assert_eq!(plan.vcpus, [step(true), VcpuOrder::Stay]);
     assert!(plan.armed.software.is_empty());
-    assert_eq!(rig.machine().vcpus[0].core.rip, ENTRY + 1);
+    assert_eq!(registers(rig.machine(), 0).core.rip, ENTRY + 1);
     rig.ask("vCont;s:1");
     assert_eq!(rig.last_plan().armed.software.len(), 1, "it is back");
 }
@@ -63,17 +63,18 @@ fn a_breakpoint_that_the_guest_overwrote_stays_overwritten() {
     let at = ENTRY + 8;
     rig.ask(format!("Z0,{at:x},1"));
     rig.send("vCont;c");
-    rig.machine().poke(at, &[0x55]);
+    rig.machine().memory().put(at, &[0x55]);
     rig.bytes(b"\x03");
-    assert_eq!(rig.machine().peek(at, 1), [0x55]);
+    assert_eq!(rig.machine().memory().get(at, 1), [0x55]);
 }
 
 #[test]
 fn the_guests_own_int3_is_the_guests() {
-    let mut rig = Rig::new(Machine::new(1, &[code::INT3, code::SPIN]));
+    let mut rig = Rig::new(machine(1, &[code::INT3, code::SPIN]));
     rig.ask("Z0,9000,1");
     assert_eq!(rig.send("vCont;c"), [""; 0]);
-    assert_eq!(rig.machine().own_breakpoints, 1);
+    let (_, vcpu) = rig.machine().vcpu(0).unwrap();
+    assert_eq!(vcpu.delivered(), [3], "#BP, once");
 }
 
 #[test]
@@ -81,18 +82,18 @@ fn a_breakpoint_that_cannot_be_written_at_resume_is_reported_and_nothing_runs() 
     let mut rig = nops(1);
     rig.ask("Z0,9000,1");
     rig.ask("Z0,9001,1");
-    rig.machine().read_only.push(0x9001..0x9002);
+    rig.machine().memory_mut().protect(0x9001..0x9002);
     let replies = rig.send("vCont;c");
     assert!(console(&replies[0]).contains("0x9001"), "{replies:?}");
     assert!(replies[1].starts_with("T05thread:01;"));
     assert!(rig.plans.is_empty());
-    assert_eq!(rig.machine().peek(0x9000, 1), [0], "none is left");
+    assert_eq!(rig.machine().memory().get(0x9000, 1), [0], "none is left");
 }
 
 #[test]
 fn rom_and_unmapped_addresses_take_a_debug_register_and_the_client_is_told() {
     let mut rig = nops(1);
-    rig.machine().read_only.push(0x9000..0xa000);
+    rig.machine().memory_mut().protect(0x9000..0xa000);
     rig.ask("Z0,9000,1");
     rig.ask("Z0,ffff800000000000,1");
     let replies = rig.send("vCont;c");
@@ -110,7 +111,7 @@ fn rom_and_unmapped_addresses_take_a_debug_register_and_the_client_is_told() {
 fn without_int3_exits_breakpoints_take_debug_registers_shared_with_hardware_ones() {
     let mut rig = without(
         &[Capability::BptExit],
-        Machine::new(1, &[code::NOP, code::NOP, code::SPIN]),
+        machine(1, &[code::NOP, code::NOP, code::SPIN]),
     );
     let at = ENTRY + 1;
     assert_eq!(rig.ask(format!("Z0,{at:x},1")), "OK");
@@ -166,7 +167,7 @@ fn the_fifth_hardware_breakpoint_is_refused_with_a_reason() {
 
 #[test]
 fn a_refused_ability_is_not_supported_rather_than_failed() {
-    let mut rig = without(&[Capability::Watchpoint], Machine::new(1, &[code::SPIN]));
+    let mut rig = without(&[Capability::Watchpoint], machine(1, &[code::SPIN]));
     assert_eq!(rig.ask("Z2,9000,4"), "");
     assert_eq!(rig.ask("Z4,9000,4"), "");
 }

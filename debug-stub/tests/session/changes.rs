@@ -2,14 +2,15 @@
 
 use super::*;
 
-/// The vCPUs of another machine are plugged in.
+/// Other vCPUs are plugged in, in place of those that were there.
 fn plug(rig: &mut Rig, vcpus: usize) {
-    rig.machine().vcpus = Machine::new(vcpus, &[code::SPIN]).vcpus;
+    rig.machine().set_vcpus(0);
+    rig.machine().set_vcpus(vcpus);
 }
 
 #[test]
 fn without_a_vcpu_there_is_one_thread_that_cannot_run() {
-    let mut rig = Rig::new(Machine::new(0, &[code::SPIN]));
+    let mut rig = Rig::new(machine(0, &[code::SPIN]));
     assert_eq!(rig.ask("?"), "T05thread:01;");
     assert_eq!(rig.ask("qC"), "QC1");
     assert_eq!(rig.ask("qfThreadInfo"), "m01");
@@ -34,12 +35,12 @@ fn without_a_vcpu_there_is_one_thread_that_cannot_run() {
     assert_eq!(rig.ask("Z0,9000,1"), "OK");
     assert!(rig.plans.is_empty());
     rig.send("vCont;c");
-    assert_eq!(rig.machine().peek(0x9000, 1), [0xcc]);
+    assert_eq!(rig.machine().memory().get(0x9000, 1), [0xcc]);
 }
 
 #[test]
 fn a_machine_that_is_built_while_its_client_waits_is_debugged() {
-    let mut rig = Rig::new(Machine::new(0, &[code::SPIN]));
+    let mut rig = Rig::new(machine(0, &[code::SPIN]));
     assert_eq!(rig.ask("?"), "T05thread:01;");
     assert_eq!(rig.send("vCont;c"), [""; 0]);
     assert_eq!(rig.last_plan().vcpus, []);
@@ -81,14 +82,11 @@ fn a_selected_vcpu_that_has_gone_is_named_and_the_session_lives() {
 
 #[test]
 fn orders_and_stops_of_vcpus_that_have_gone_are_none() {
-    let mut rig = Rig::new(Machine::new(3, &[code::STORE, code::SPIN]));
-    for vcpu in &mut rig.machine().vcpus {
-        vcpu.core.rdi = 0x9000;
-    }
+    let mut rig = Rig::new(storing(3, &[code::SPIN]));
     rig.ask("Z2,9000,1");
     assert!(rig.ask("vCont;c").starts_with("T05thread:01;watch"));
     // The hits of the second and third are not reported yet.
-    rig.machine().vcpus.truncate(2);
+    rig.machine().set_vcpus(2);
     assert!(rig.ask("vCont;c").starts_with("T05thread:02;watch"));
     assert_eq!(rig.send("vCont;c"), [""; 0], "it runs");
     assert_eq!(rig.last_plan().vcpus.len(), 2);
@@ -134,7 +132,7 @@ fn a_reset_is_explained_and_breakpoints_outlive_it() {
         address: 0x9000,
         access: WatchAccess::Write,
     };
-    rig.machine().vcpus[0].core.rax = 0;
+    registers_mut(rig.machine(), 0).core.rax = 0;
     let replies = rig.stop(vec![stop(1, hit), stop(0, StopReason::Reset)]);
     assert_eq!(
         console(&replies[0]),
@@ -147,7 +145,7 @@ fn a_reset_is_explained_and_breakpoints_outlive_it() {
     );
     // What the other vCPU had to say is of the machine before.
     assert_eq!(rig.send("vCont;c"), [""; 0], "it runs");
-    assert_eq!(rig.machine().peek(0x9100, 1), [0xcc]);
+    assert_eq!(rig.machine().memory().get(0x9100, 1), [0xcc]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 
 /// A session without a client.
 fn unattached(vcpus: usize) -> Session<Machine> {
-    let machine = Machine::new(vcpus, &[code::SPIN]);
+    let machine = machine(vcpus, &[code::SPIN]);
     Session::new(machine, SessionConfig::new(plan(&[])))
 }
 
@@ -161,11 +161,11 @@ fn a_client_that_vanishes_while_the_guest_runs_is_cleaned_up_after() {
     let mut rig = spinning(1);
     rig.send(format!("Z0,{:x},1", ENTRY + 8));
     rig.send("vCont;c");
-    assert_eq!(rig.machine().peek(ENTRY + 8, 1), [0xcc]);
+    assert_eq!(rig.machine().memory().get(ENTRY + 8, 1), [0xcc]);
     rig.session.disconnected();
     rig.act();
     assert_eq!((rig.interrupts, rig.releases), (1, 1));
-    assert_eq!(rig.machine().peek(ENTRY + 8, 1), [0]);
+    assert_eq!(rig.machine().memory().get(ENTRY + 8, 1), [0]);
 }
 
 #[test]

@@ -4,9 +4,9 @@ use super::*;
 
 #[test]
 fn a_triple_fault_is_explained_and_can_be_inspected() {
-    let mut rig = Rig::new(Machine::new(1, &[code::NOP, code::UD2]));
+    let mut rig = Rig::new(machine(1, &[code::NOP, code::UD2]));
     let replies = rig.send("vCont;c");
-    assert!(console(&replies[0]).contains("triple fault: bytes [0f, 0b"));
+    assert!(console(&replies[0]).contains("vcpu0: triple fault at 0x8001, next bytes 0f 0b"));
     assert!(replies[1].starts_with("T0bthread:01;"), "{replies:?}");
     assert_eq!(rig.ask("p10"), hex((ENTRY + 1).to_le_bytes()));
 }
@@ -25,7 +25,7 @@ fn an_internal_error_is_explained_and_reported_first() {
 
 #[test]
 fn an_exit_is_reported_with_its_status_and_closes() {
-    let mut rig = Rig::new(Machine::new(1, &[code::HLT]));
+    let mut rig = Rig::new(machine(1, &[code::HLT]));
     assert_eq!(rig.send("vCont;c"), ["W00"]);
     assert!(rig.session.is_closing());
     rig.session.disconnected();

@@ -115,9 +115,9 @@ fn ctrl_c_stops_a_spinning_guest_once() {
 fn packets_while_the_guest_runs_are_dropped_and_ctrl_c_behind_them_works() {
     let mut rig = spinning(1);
     rig.send("vCont;c");
-    let reads = rig.machine().register_reads;
+    let reads = rig.machine().register_reads();
     assert_eq!(rig.send("g"), [""; 0]);
-    assert_eq!(rig.machine().register_reads, reads);
+    assert_eq!(rig.machine().register_reads(), reads);
     assert!(rig.bytes(b"\x03")[0].starts_with("T02"));
 }
 

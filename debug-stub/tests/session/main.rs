@@ -23,21 +23,29 @@ mod stepping;
 mod toy;
 mod watchpoints;
 
-use common::machine::{ALIAS, ALIASED, ENTRY, Machine, RAM, code, plan};
-use common::{Rig, console, frame, hex, unframe};
+use common::{Rig, console, frame, hex, machine, plan, registers, registers_mut, unframe};
+use debug_stub::x86_64::simulated::{
+    ALIAS, ALIASED, ENTRY, RAM, SimulatedMachine as Machine, code,
+};
 use debug_stub::{
     GuestState, Session, SessionConfig, StepOrder, Stop, StopReason, VcpuId, VcpuOrder, WatchAccess,
 };
 use vcpu_caps::Capability;
 
 fn spinning(vcpus: usize) -> Rig {
-    Rig::new(Machine::new(vcpus, &[code::SPIN]))
+    Rig::new(machine(vcpus, &[code::SPIN]))
 }
 
 fn nops(vcpus: usize) -> Rig {
     let mut program = vec![code::NOP; 64];
     program.push(code::SPIN);
-    Rig::new(Machine::new(vcpus, &program))
+    Rig::new(machine(vcpus, &program))
+}
+
+/// vCPUs that store a byte to 0x9000, and go on with `rest`.
+fn storing(vcpus: usize, rest: &[&[u8]]) -> Machine {
+    let program = [&[code::STORE], rest].concat();
+    machine(vcpus, &program).with_registers(|file| file.core.rdi = 0x9000)
 }
 
 /// Without INT3 exits, as on a host that does not intercept them.

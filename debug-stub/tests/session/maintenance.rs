@@ -1,6 +1,29 @@
 //! `monitor`, and QEMU's maintenance packets.
 
+use std::cell::RefCell;
+use std::fmt::Write;
+
+use debug_stub::x86_64::simulated::MonitorHook;
+use vcpu_caps::Owner;
+
 use super::*;
+
+thread_local! {
+    /// What the VMM's own `monitor` commands were.
+    static COMMANDS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+fn say_or_flood(command: &str, out: &mut dyn Write) -> bool {
+    COMMANDS.with_borrow_mut(|commands| commands.push(command.into()));
+    match command.split_once(' ') {
+        Some(("say", text)) => write!(out, "the machine says {text}").is_ok(),
+        _ if command == "flood" => {
+            while out.write_str("0123456789abcde\n").is_ok() {}
+            true
+        }
+        _ => false,
+    }
+}
 
 #[test]
 fn the_step_bits_are_qemus() {
@@ -26,7 +49,7 @@ fn the_step_bits_are_qemus() {
 fn without_the_mask_its_bit_is_not_offered_and_the_monitor_says_why() {
     let mut rig = without(
         &[Capability::MaskHwintr],
-        Machine::new(1, &[code::NOP, code::SPIN]),
+        machine(1, &[code::NOP, code::SPIN]),
     );
     assert_eq!(rig.ask("qqemu.sstepbits"), "ENABLE=1");
     assert_eq!(rig.ask("Qqemu.sstep=0x3"), "E22");
@@ -48,14 +71,18 @@ pub(crate) fn monitor(rig: &mut Rig, command: &str) -> String {
 #[test]
 fn the_monitor_commands_print_the_plan_and_the_mask() {
     let mut rig = nops(1);
-    rig.machine().interrupts.pending = vec![0x20, 0xec];
-    rig.machine().interrupts.blocked = "mask_hwintr".into();
-    rig.machine().interrupts.masked = true;
+    let (stepper, vcpu) = rig.machine().vcpu_mut(0).unwrap();
+    vcpu.interrupt(0x20);
+    vcpu.interrupt(0xec);
+    let control = stepper.control_mut();
+    control
+        .hold(Owner::new("test"), Capability::MaskHwintr)
+        .unwrap();
     assert!(monitor(&mut rig, "help").contains("monitor mask status"));
     assert!(monitor(&mut rig, "caps").contains("mask_hwintr"));
     let status = monitor(&mut rig, "mask status");
     assert!(
-        status.contains("vcpu0: masked, pending: 0x20 0xec; blocked: mask_hwintr"),
+        status.contains("vcpu0: masked, pending: 0x20 0xec; blocked: masked, IF=0"),
         "{status}"
     );
     assert!(monitor(&mut rig, "mask off").contains("do not mask"));
@@ -73,7 +100,11 @@ fn the_monitor_commands_print_the_plan_and_the_mask() {
 
 #[test]
 fn the_vmms_own_commands_are_asked_for_last_and_bounded() {
-    let mut rig = nops(1);
+    let hook = MonitorHook {
+        run: say_or_flood,
+        help: "monitor say TEXT     the machine says it\n",
+    };
+    let mut rig = Rig::new(machine(1, &[code::SPIN]).with_monitor(hook));
     assert!(monitor(&mut rig, "help").contains("monitor say TEXT"));
     assert_eq!(
         monitor(&mut rig, " say  a b "),
@@ -82,6 +113,7 @@ fn the_vmms_own_commands_are_asked_for_last_and_bounded() {
     );
     assert!(monitor(&mut rig, "mask").contains("mask_hwintr"));
     assert!(monitor(&mut rig, "sing").contains("unknown command \"sing\""));
-    assert_eq!(rig.machine().commands, ["say  a b", "sing"]);
+    let commands = COMMANDS.with_borrow(Clone::clone);
+    assert_eq!(commands, ["say  a b", "sing"]);
     assert_eq!(monitor(&mut rig, "flood").len(), 64 << 10);
 }

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn a_read_across_the_end_of_a_mapping_returns_the_mapped_bytes() {
     let mut rig = spinning(1);
-    rig.machine().poke(ALIASED + 0xffe, &[0xab, 0xcd]);
+    rig.machine().memory().put(ALIASED + 0xffe, &[0xab, 0xcd]);
     assert_eq!(rig.ask(format!("m{:x},10", ALIAS + 0xffe)), "abcd");
     assert_eq!(rig.ask(format!("x{:x},10", ALIAS + 0xffe)), "b\u{ab}\u{cd}");
     assert_eq!(
@@ -21,9 +21,9 @@ fn a_read_across_the_end_of_a_mapping_returns_the_mapped_bytes() {
 fn a_write_that_does_not_fit_changes_nothing() {
     let mut rig = spinning(1);
     assert_eq!(rig.ask(format!("M{:x},4:01020304", ALIAS + 0xffe)), "E0e");
-    assert_eq!(rig.machine().peek(ALIASED + 0xffe, 2), [0, 0]);
+    assert_eq!(rig.machine().memory().get(ALIASED + 0xffe, 2), [0, 0]);
     assert_eq!(rig.ask(format!("M{:x},2:0102", ALIAS + 0xffe)), "OK");
-    assert_eq!(rig.machine().peek(ALIASED + 0xffe, 2), [1, 2]);
+    assert_eq!(rig.machine().memory().get(ALIASED + 0xffe, 2), [1, 2]);
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn binary_writes_and_reads_carry_every_byte() {
         }
     }
     assert_eq!(rig.ask(packet), "OK");
-    assert_eq!(rig.machine().peek(0x9000, 256), data);
+    assert_eq!(rig.machine().memory().get(0x9000, 256), data);
     let reply = rig.ask("x9000,100");
     let mut read = Vec::new();
     let mut bytes = reply
@@ -73,20 +73,20 @@ fn a_reply_fits_in_a_packet_whatever_is_asked_for() {
 #[test]
 fn physical_mode_reads_and_writes_physical_addresses() {
     let mut rig = spinning(1);
-    rig.machine().poke(ALIASED, &[0x77]);
+    rig.machine().memory().put(ALIASED, &[0x77]);
     assert_eq!(rig.ask("qqemu.PhyMemMode"), "0");
     assert_eq!(rig.ask(format!("m{ALIAS:x},1")), "77");
     assert_eq!(rig.ask("Qqemu.PhyMemMode:1"), "OK");
     assert_eq!(rig.ask("qqemu.PhyMemMode"), "1");
     assert_eq!(rig.ask(format!("m{ALIAS:x},1")), "E0e", "RAM ends there");
     assert_eq!(rig.ask(format!("M{ALIASED:x},1:78")), "OK");
-    assert_eq!(rig.machine().peek(ALIASED, 1), [0x78]);
+    assert_eq!(rig.machine().memory().get(ALIASED, 1), [0x78]);
 }
 
 #[test]
 fn a_search_finds_what_lies_across_chunks_and_stops_where_memory_does() {
     let mut rig = spinning(1);
-    rig.machine().poke(0x1_fffe, b"needle");
+    rig.machine().memory().put(0x1_fffe, b"needle");
     assert_eq!(rig.ask("qSearch:memory:10000;60000;needle"), "1,1fffe");
     assert_eq!(rig.ask("qSearch:memory:20000;1000;needle"), "0");
     assert_eq!(
@@ -99,7 +99,7 @@ fn a_search_finds_what_lies_across_chunks_and_stops_where_memory_does() {
 #[test]
 fn the_checksum_is_gdbs() {
     let mut rig = spinning(1);
-    rig.machine().poke(0x9000, b"123456789");
+    rig.machine().memory().put(0x9000, b"123456789");
     // CRC-32/MPEG-2's check value: GDB's algorithm has its parameters.
     assert_eq!(rig.ask("qCRC:9000,9"), "C376e6e7");
     assert_eq!(rig.ask(format!("qCRC:{ALIAS:x},2000")), "E0e");

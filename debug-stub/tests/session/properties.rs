@@ -24,19 +24,15 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
     proptest::collection::vec(packet, 0..40).prop_map(|parts| parts.concat())
 }
 
-fn machine() -> Machine {
+fn counting() -> Machine {
     let mut program = vec![code::NOP; 8];
     program.extend([code::INC_RAX, code::STORE, code::SPIN]);
-    let mut machine = Machine::new(2, &program);
-    for vcpu in &mut machine.vcpus {
-        vcpu.core.rdi = 0x9000;
-    }
-    machine
+    machine(2, &program).with_registers(|file| file.core.rdi = 0x9000)
 }
 
 /// What the guest looks like, but for what packets of the stream may write.
 fn breakpoints_left(rig: &mut Rig) -> usize {
-    let code = rig.machine().peek(ENTRY, 16);
+    let code = rig.machine().memory().get(ENTRY, 16);
     code.iter().filter(|byte| **byte == 0xcc).count()
 }
 
@@ -49,14 +45,14 @@ proptest! {
         stream in stream(),
         cuts in proptest::collection::vec(1usize..30, 1..30),
     ) {
-        let mut whole = Rig::new(machine());
+        let mut whole = Rig::new(counting());
         // Actions are taken between bytes in both cases: what a guest has done when the next
         // packet comes is not the splitting's business.
         let mut expected = Vec::new();
         for byte in &stream {
             expected.extend(whole.bytes(std::slice::from_ref(byte)));
         }
-        let mut parts = Rig::new(machine());
+        let mut parts = Rig::new(counting());
         let mut seen = Vec::new();
         // A resume or an interrupt ends a part: what is sent behind it meets a guest that has
         // done it, or one that has not.
@@ -86,7 +82,7 @@ proptest! {
     fn whatever_comes_a_stopped_guest_is_whole_and_a_gone_client_is_released_once(
         streams in proptest::collection::vec((stream(), any::<bool>()), 1..4),
     ) {
-        let mut rig = Rig::new(machine());
+        let mut rig = Rig::new(counting());
         for (index, (stream, running)) in streams.iter().enumerate() {
             if index > 0 {
                 rig.session.attach(if *running { GuestState::Running } else { GuestState::Stopped });
@@ -109,7 +105,7 @@ proptest! {
 
     #[test]
     fn garbage_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..2000)) {
-        let mut rig = Rig::new(machine());
+        let mut rig = Rig::new(counting());
         rig.bytes(&garbage);
         rig.session.disconnected();
         rig.act();
@@ -120,13 +116,13 @@ proptest! {
     fn framed_garbage_never_panics(
         bodies in proptest::collection::vec("[?gGmMxXpPZzHTvDqQcs][ -~]{0,24}", 0..40),
     ) {
-        let mut rig = Rig::new(machine());
+        let mut rig = Rig::new(counting());
         for body in bodies {
             rig.bytes(&frame(body.as_bytes()));
         }
         rig.session.disconnected();
         rig.act();
         prop_assert_eq!(breakpoints_left(&mut rig), 0);
-        prop_assert_eq!(rig.machine().peek(0, RAM).len(), RAM);
+        prop_assert_eq!(rig.machine().memory().get(0, RAM).len(), RAM);
     }
 }

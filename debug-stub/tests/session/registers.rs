@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn rbx_is_not_rbp_and_gs_base_is_not_fs() {
     let mut rig = spinning(2);
-    let vcpu = &mut rig.machine().vcpus[1];
+    let vcpu = registers_mut(rig.machine(), 1);
     (vcpu.core.rbx, vcpu.core.rbp) = (0xb0b0, 0xb1b1);
     (vcpu.special.fs.base, vcpu.special.gs.base) = (0xf000, 0x6000);
     rig.ask("Hg2");
@@ -20,22 +20,22 @@ fn writes_are_in_gdbs_order_and_reach_the_selected_vcpu_only() {
     let mut rig = spinning(2);
     rig.ask("Hg2");
     assert_eq!(rig.ask("P2=efbeadde00000000"), "OK");
-    assert_eq!(rig.machine().vcpus[1].core.rcx, 0xdead_beef);
-    assert_eq!(rig.machine().vcpus[0].core.rcx, 0);
+    assert_eq!(registers(rig.machine(), 1).core.rcx, 0xdead_beef);
+    assert_eq!(registers(rig.machine(), 0).core.rcx, 0);
     assert_eq!(rig.ask("p2"), "efbeadde00000000", "no stale copy is shown");
 }
 
 #[test]
 fn a_g_written_back_changes_nothing_and_a_changed_one_does() {
     let mut rig = spinning(1);
-    rig.machine().vcpus[0].core.rsi = 0x55;
-    let before = rig.machine().vcpus[0].clone();
+    registers_mut(rig.machine(), 0).core.rsi = 0x55;
+    let before = registers(rig.machine(), 0).clone();
     let all = rig.ask("g");
     assert_eq!(rig.ask(format!("G{all}")), "OK");
-    assert_eq!(rig.machine().vcpus[0], before);
+    assert_eq!(*registers(rig.machine(), 0), before);
     let changed = format!("{}{}", hex(7u64.to_le_bytes()), &all[16..]);
     assert_eq!(rig.ask(format!("G{changed}")), "OK");
-    assert_eq!(rig.machine().vcpus[0].core.rax, 7);
+    assert_eq!(registers(rig.machine(), 0).core.rax, 7);
     assert_eq!(rig.ask(format!("G{}", &all[2..])), "E16", "too short");
 }
 

@@ -5,12 +5,16 @@ use super::*;
 #[test]
 fn a_step_reports_its_thread_and_the_registers_without_a_further_read() {
     let mut rig = nops(2);
-    let reads = rig.machine().register_reads;
+    let reads = rig.machine().register_reads();
     let reply = rig.ask("vCont;s:2");
     assert!(reply.starts_with("T05thread:02;"), "{reply}");
     let rip = format!("10:{};", hex((ENTRY + 1).to_le_bytes()));
     assert!(reply.contains(&rip), "{reply}");
-    assert_eq!(rig.machine().register_reads, reads + 1, "once for the stop");
+    assert_eq!(
+        rig.machine().register_reads(),
+        reads + 1,
+        "once for the stop"
+    );
     assert_eq!(rig.ask("?"), reply);
     let plan = rig.last_plan();
     assert_eq!(plan.vcpus, [VcpuOrder::Stay, step(true)]);
@@ -58,7 +62,7 @@ fn legacy_packets_follow_hc_and_go_on_at_an_address() {
     assert_eq!(rig.ask("Hc1"), "OK");
     rig.ask(format!("s{:x}", ENTRY + 5));
     assert_eq!(rig.last_plan().vcpus, [step(true), VcpuOrder::Stay]);
-    assert_eq!(rig.machine().vcpus[0].core.rip, ENTRY + 6);
+    assert_eq!(registers(rig.machine(), 0).core.rip, ENTRY + 6);
     rig.send("c");
     assert_eq!(
         rig.last_plan().vcpus,
@@ -84,21 +88,20 @@ fn a_range_is_handed_on_and_an_empty_one_is_one_step() {
             mask: true,
         })]
     );
-    assert_eq!(rig.machine().vcpus[0].core.rip, ENTRY + 4);
+    assert_eq!(registers(rig.machine(), 0).core.rip, ENTRY + 4);
     rig.ask("vCont;r0,0:1");
     assert_eq!(rig.last_plan().vcpus, [step(true)]);
 }
 
 #[test]
 fn a_real_mode_range_becomes_linear() {
-    let mut machine = Machine::new(1, &[code::NOP, code::NOP, code::NOP, code::NOP]);
-    let vcpu = &mut machine.vcpus[0];
+    let mut rig = nops(1);
+    let vcpu = registers_mut(rig.machine(), 0);
     vcpu.special.cr0 = 0x10;
     vcpu.special.efer = 0;
     vcpu.special.cs.long = false;
     vcpu.special.cs.base = ENTRY;
     vcpu.core.rip = 0;
-    let mut rig = Rig::new(machine);
     rig.ask("vCont;r0,4:1");
     let VcpuOrder::Step(order) = &rig.last_plan().vcpus[0] else {
         panic!("no step");

@@ -24,8 +24,7 @@ fn a_range_is_split_over_aligned_registers() {
 
 #[test]
 fn a_hit_names_the_address_and_the_kind() {
-    let mut rig = Rig::new(Machine::new(1, &[code::STORE, code::SPIN]));
-    rig.machine().vcpus[0].core.rdi = 0x9000;
+    let mut rig = Rig::new(storing(1, &[code::SPIN]));
     rig.ask("Z4,9000,1");
     let reply = rig.ask("vCont;c");
     assert!(reply.starts_with("T05thread:01;awatch:9000;"), "{reply}");
@@ -33,10 +32,7 @@ fn a_hit_names_the_address_and_the_kind() {
 
 #[test]
 fn two_vcpus_hits_at_once_are_reported_one_after_the_other() {
-    let mut rig = Rig::new(Machine::new(2, &[code::STORE, code::SPIN]));
-    for vcpu in &mut rig.machine().vcpus {
-        vcpu.core.rdi = 0x9000;
-    }
+    let mut rig = Rig::new(storing(2, &[code::SPIN]));
     rig.ask("Z2,9000,1");
     assert!(rig.ask("vCont;c").starts_with("T05thread:01;watch:9000;"));
     let second = rig.ask("vCont;c");
@@ -47,10 +43,7 @@ fn two_vcpus_hits_at_once_are_reported_one_after_the_other() {
 
 #[test]
 fn a_queued_hit_of_a_deleted_watchpoint_is_not_reported() {
-    let mut rig = Rig::new(Machine::new(2, &[code::STORE, code::SPIN]));
-    for vcpu in &mut rig.machine().vcpus {
-        vcpu.core.rdi = 0x9000;
-    }
+    let mut rig = Rig::new(storing(2, &[code::SPIN]));
     rig.ask("Z2,9000,1");
     rig.ask("vCont;c");
     rig.ask("z2,9000,1");
@@ -60,13 +53,7 @@ fn a_queued_hit_of_a_deleted_watchpoint_is_not_reported() {
 
 #[test]
 fn a_queued_hit_waits_for_its_vcpu_to_be_resumed() {
-    let mut rig = Rig::new(Machine::new(
-        2,
-        &[code::STORE, code::NOP, code::NOP, code::SPIN],
-    ));
-    for vcpu in &mut rig.machine().vcpus {
-        vcpu.core.rdi = 0x9000;
-    }
+    let mut rig = Rig::new(storing(2, &[code::NOP, code::NOP, code::SPIN]));
     rig.ask("Z2,9000,1");
     rig.ask("vCont;c");
     assert!(rig.ask("vCont;s:1").starts_with("T05thread:01;"));

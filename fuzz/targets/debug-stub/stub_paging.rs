@@ -5,13 +5,12 @@
 //! read, CR3's page, the address; then entries: two bytes for the place, eight for the value.
 #![no_main]
 
-use std::cell::{Cell, RefCell};
-
+use debug_stub::x86_64::simulated::Ram;
 use debug_stub::x86_64::{
     PagingMode, PhysicalAddressing, SpecialRegisters, TranslateError, read_virtual, translate,
     translate_with, write_virtual,
 };
-use debug_stub::{GuestMemory, GuestPhysAddr, GuestVirtAddr};
+use debug_stub::{GuestMemory, GuestVirtAddr};
 use fuzz::Choices;
 use libfuzzer_sys::fuzz_target;
 
@@ -21,41 +20,6 @@ const RAM: usize = 16 << 10;
 const PATTERN: [u8; 16] = [
     0x00, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xaa, 0xbb, 0xcd, 0xdd, 0xee, 0xff,
 ];
-
-struct Ram {
-    bytes: RefCell<Vec<u8>>,
-    reads: Cell<usize>,
-    writes: Cell<usize>,
-}
-
-impl Ram {
-    fn range(address: GuestPhysAddr, length: usize) -> std::ops::Range<usize> {
-        let start = usize::try_from(address.0).map_or(RAM, |at| at.min(RAM));
-        start..start.saturating_add(length).min(RAM)
-    }
-
-    fn put(&self, at: usize, entry: u64) {
-        self.bytes.borrow_mut()[at..at + 8].copy_from_slice(&entry.to_le_bytes());
-    }
-}
-
-impl GuestMemory for Ram {
-    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
-        self.reads.set(self.reads.get() + 1);
-        let range = Self::range(address, data.len());
-        let length = range.len();
-        data[..length].copy_from_slice(&self.bytes.borrow()[range]);
-        length
-    }
-
-    fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize {
-        self.writes.set(self.writes.get() + 1);
-        let range = Self::range(address, data.len());
-        let length = range.len();
-        self.bytes.borrow_mut()[range].copy_from_slice(&data[..length]);
-        length
-    }
-}
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Choices::new(data);
@@ -73,24 +37,17 @@ fuzz_target!(|data: &[u8]| {
         ..SpecialRegisters::default()
     };
     let address = GuestVirtAddr(input.quad());
-    let ram = Ram {
-        bytes: RefCell::new(PATTERN.repeat(RAM / PATTERN.len())),
-        reads: Cell::new(0),
-        writes: Cell::new(0),
-    };
+    let ram = Ram::new(RAM);
+    ram.put(0, &PATTERN.repeat(RAM / PATTERN.len()));
     while !input.is_empty() {
         let at = usize::from(input.word()) * 4 % (RAM - 4);
-        ram.put(at, input.quad());
+        ram.put_u64(at as u64, input.quad());
     }
 
     let mode = PagingMode::of(&special);
     let walked = translate_with(&special, physical, &ram, address);
-    assert!(
-        ram.reads.get() <= 5,
-        "{} reads for 5 levels",
-        ram.reads.get()
-    );
-    assert_eq!(ram.writes.get(), 0, "no Accessed or Dirty bit is set");
+    assert!(ram.reads() <= 5, "{} reads for 5 levels", ram.reads());
+    assert_eq!(ram.writes(), 0, "no Accessed or Dirty bit is set");
     assert_eq!(walked, translate_with(&special, physical, &ram, address));
     match walked {
         Ok(found) => {
@@ -139,11 +96,11 @@ fuzz_target!(|data: &[u8]| {
 
     // Reading byte by byte gives the same as one read.
     let mut data = vec![0xa5; length + 4];
-    let before = ram.reads.get();
+    let before = ram.reads();
     let read = read_virtual(&special, &ram, address, &mut data[..length]);
     assert!(read <= length);
     assert!(
-        ram.reads.get() - before <= 2 * 6,
+        ram.reads() - before <= 2 * 6,
         "a page's tables are read once for all its bytes"
     );
     assert!(
@@ -164,8 +121,8 @@ fuzz_target!(|data: &[u8]| {
         "it could have read on"
     );
 
-    // Writing the present value changes nothing.
-    let memory = ram.bytes.borrow().clone();
+    // Writing what is there changes nothing.
+    let memory = ram.snapshot();
     assert_eq!(write_virtual(&special, &ram, address, &data[..read]), read);
-    assert_eq!(*ram.bytes.borrow(), memory);
+    assert_eq!(ram.snapshot(), memory);
 });

@@ -6,10 +6,9 @@
 //! each packet's sum is correct; the next client is served.
 //!
 //! Input: lines of text. The first sets the machine up: a digit for the vCPUs, one of what the
-//! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of its state (1: 64-bit mode,
-//! 4: runs before the client comes), and the program's letters (`machine.rs`). Each other line is one
-//! operation:
-//! - `>body`: a packet with the correct sum; `=bytes`: bytes as they are; `/n`: the pieces in which
+//! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of what it is like (1: 64-bit
+//! mode, else real-address mode, 4: runs before the client comes), and the program's letters (`machine.rs`). Each other line is one operation:
+//! - `>body`: a packet with the right sum; `=bytes`: bytes as they are; `/n`: the pieces in which
 //!   they arrive;
 //! - `.n`: the guest runs n instructions; `!kn`: it stops, reason k, vCPU n;
 //! - `Vn`: there are n vCPUs from now on; `Ctext`: the VMM prints on the client's console;
@@ -22,15 +21,14 @@ mod machine;
 
 use std::sync::OnceLock;
 
+use debug_stub::x86_64::simulated::host_report;
 use debug_stub::{
     Action, GuestPhysAddr, GuestState, ResumePlan, Session, SessionConfig, Stop, StopReason,
-    VcpuOrder, WatchAccess,
+    VcpuId, VcpuOrder, WatchAccess,
 };
 use libfuzzer_sys::fuzz_target;
 use machine::{INT3, Machine};
-use vcpu_caps::{
-    Capability, Finding, HostFacts, HostReport, HwBreakpointKind, Plan, Profile, negotiate,
-};
+use vcpu_caps::{Capability, HwBreakpointKind, Plan, Profile, negotiate};
 
 /// The least that a session takes.
 const MAX_PACKET: usize = 2048;
@@ -68,22 +66,16 @@ struct Vmm {
 
 /// The plan of a host that lacks some abilities, a bit each.
 fn plan_without(lacks: u8) -> Plan {
-    let mut report = HostReport::new("fuzz", HostFacts::default());
-    for &capability in Capability::ALL {
-        let lacking = match capability {
-            Capability::BptExit => lacks & 1 != 0,
-            Capability::Watchpoint => lacks & 2 != 0,
-            Capability::MaskHwintr => lacks & 4 != 0,
-            _ => false,
-        };
-        let finding = if lacking {
-            Finding::refuted("")
-        } else {
-            Finding::verified("")
-        };
-        report.record(capability, finding);
-    }
-    negotiate(&report, &Profile::debugger()).expect("what is required is there")
+    let optional = [
+        Capability::BptExit,
+        Capability::Watchpoint,
+        Capability::MaskHwintr,
+    ];
+    let absent = optional.into_iter().enumerate();
+    let absent: Vec<_> = absent
+        .filter_map(|(bit, capability)| (lacks >> bit & 1 == 1).then_some(capability))
+        .collect();
+    negotiate(&host_report(&absent), &Profile::debugger()).expect("what is required is there")
 }
 
 static PLANS: [OnceLock<Plan>; 8] = [const { OnceLock::new() }; 8];
@@ -98,6 +90,7 @@ impl Vmm {
         let machine = Machine::new(
             usize::from(digit(0) & 3) + 1,
             like & 1 != 0,
+            &plan,
             setup.get(3..).unwrap_or_default(),
         );
         let mut config = SessionConfig::new(plan.clone());
@@ -226,6 +219,7 @@ impl Vmm {
                         self.guest
                     );
                     self.check_memory(&[]);
+                    self.session.host_mut().release();
                     if !self.ended() {
                         self.guest = Guest::Free;
                     }
@@ -322,11 +316,11 @@ impl Vmm {
             b'b' => StopReason::SoftwareBreakpoint,
             b'h' => StopReason::HardwareBreakpoint,
             b'w' => StopReason::Watchpoint {
-                address: 0x4001,
+                address: 0x8001,
                 access: WatchAccess::Write,
             },
             b'a' => StopReason::Watchpoint {
-                address: 0x4001,
+                address: 0x8001,
                 access: WatchAccess::ReadWrite,
             },
             b't' => StopReason::TripleFault("\u{fc} no IDT }$#*".into()),
@@ -338,10 +332,12 @@ impl Vmm {
             }
             _ => StopReason::Interrupted,
         };
-        let machine = self.session.host();
-        // All further vCPUs report the same.
+        // All vCPUs from there on have the same to say.
         let stops = (vcpu..4)
-            .map(|vcpu| machine.stop(vcpu, reason.clone()))
+            .map(|vcpu| Stop {
+                vcpu: VcpuId(vcpu),
+                reason: reason.clone(),
+            })
             .collect();
         self.stopped(stops);
     }

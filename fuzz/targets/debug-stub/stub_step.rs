@@ -7,9 +7,9 @@
 //! in memory: two bytes for the place, eight for the value.
 #![no_main]
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
+use debug_stub::x86_64::simulated::Ram;
 use debug_stub::x86_64::{Progress, RegisterFile, Segment, StepPlan};
 use debug_stub::{GuestMemory, GuestPhysAddr};
 use fuzz::Choices;
@@ -21,41 +21,6 @@ const STACK: u64 = 0x8000;
 const TF: u64 = 1 << 8;
 /// SDM 2 2.3.11.
 const LONGEST: usize = 15;
-
-struct Ram {
-    bytes: RefCell<Vec<u8>>,
-    reads: Cell<usize>,
-    writes: Cell<usize>,
-}
-
-impl Ram {
-    fn range(address: GuestPhysAddr, length: usize) -> std::ops::Range<usize> {
-        let start = usize::try_from(address.0).map_or(RAM, |at| at.min(RAM));
-        start..start.saturating_add(length).min(RAM)
-    }
-
-    fn put(&self, at: u64, data: &[u8]) {
-        self.write_memory(GuestPhysAddr(at), data);
-    }
-}
-
-impl GuestMemory for Ram {
-    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
-        self.reads.set(self.reads.get() + 1);
-        let range = Self::range(address, data.len());
-        let length = range.len();
-        data[..length].copy_from_slice(&self.bytes.borrow()[range]);
-        length
-    }
-
-    fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize {
-        self.writes.set(self.writes.get() + 1);
-        let range = Self::range(address, data.len());
-        let length = range.len();
-        self.bytes.borrow_mut()[range].copy_from_slice(&data[..length]);
-        length
-    }
-}
 
 fn segment(selector: u16, base: u64, big: bool, kind: u8, dpl: u8) -> Segment {
     Segment {
@@ -89,17 +54,10 @@ fn guest(mode: u8, memory: &Ram) -> RegisterFile {
     file.special.ss = segment(0x10, 0, true, 3, 0);
     file.special.ds = file.special.ss;
     if mode >= 2 {
-        // One page of 1 GiB, and one of 2 MiB, both from 0 on.
-        for (at, entry) in [
-            (0x2000, 0x3007),
-            (0x3000, 0x4007),
-            (0x4000, 0x87),
-            (0x3008, 0x87),
-        ] {
-            memory.put(at, &u64::to_le_bytes(entry));
-        }
+        // A page of 2 MiB at 0, and one of 1 GiB at 1 GiB, both from physical 0 on.
+        file.special.cr3 = memory.map_one_to_one(0x2000);
+        memory.put_u64(0x3008, 0x87);
         file.special.cr0 |= 1 << 31;
-        file.special.cr3 = 0x2000;
         file.special.cr4 = 0x20;
         file.special.efer = 0x500;
         file.special.cs.long = true;
@@ -107,7 +65,7 @@ fn guest(mode: u8, memory: &Ram) -> RegisterFile {
         file.special.tr.base = 0x5000;
         file.special.tr.limit = 0x67;
         file.special.tr.kind = 11;
-        memory.put(0x5004, &u64::to_le_bytes(0x9000));
+        memory.put_u64(0x5004, 0x9000);
     }
     if mode == 3 {
         file.special.cs.selector = 0x2b;
@@ -158,11 +116,7 @@ fn bend(file: &mut RegisterFile, input: &mut Choices<'_>) {
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Choices::new(data);
-    let memory = Ram {
-        bytes: RefCell::new(vec![0; RAM]),
-        reads: Cell::new(0),
-        writes: Cell::new(0),
-    };
+    let memory = Ram::new(RAM);
     let mut before = guest(input.byte() & 3, &memory);
     let how = input.byte();
     for at in 0..input.byte() % 32 {
@@ -174,19 +128,18 @@ fuzz_target!(|data: &[u8]| {
         bend(&mut after, &mut input);
     }
     while !input.is_empty() {
-        memory.put(u64::from(input.word()), &input.quad().to_le_bytes());
+        memory.put_u64(input.word().into(), input.quad());
     }
-    let untouched = memory.bytes.borrow().clone();
-    memory.writes.set(0);
-    memory.reads.set(0);
+    let untouched = memory.snapshot();
+    memory.reset_counts();
 
     let plan = StepPlan::new(&before, &memory);
     assert!(plan.code().len() <= LONGEST);
     // A step is planned and settled a hundred thousand times a second.
     assert!(
-        memory.reads.get() <= 1000,
+        memory.reads() <= 1000,
         "{} reads to plan one step",
-        memory.reads.get()
+        memory.reads()
     );
     if how & 2 == 0 {
         let behind = before.core.rip.wrapping_add(plan.code().len() as u64);
@@ -194,18 +147,14 @@ fuzz_target!(|data: &[u8]| {
         let moved = after.core.rip.wrapping_sub(before.core.rip);
         after.core.rip = plan.next_rip().wrapping_add(moved);
     }
-    memory.reads.set(0);
+    memory.reset_counts();
     let settlement = plan.settle(&after, &memory);
     assert!(
-        memory.reads.get() <= 1000,
+        memory.reads() <= 1000,
         "{} reads to settle one step",
-        memory.reads.get()
+        memory.reads()
     );
-    assert_eq!(
-        memory.writes.get(),
-        0,
-        "to plan and to settle changes nothing"
-    );
+    assert_eq!(memory.writes(), 0, "to plan and to settle changes nothing");
     assert_eq!(settlement, plan.settle(&after, &memory), "a pure function");
 
     if let Some(r11) = settlement.r11 {
@@ -225,7 +174,7 @@ fuzz_target!(|data: &[u8]| {
     }
 
     assert!(settlement.mend(&memory));
-    let changed: BTreeSet<_> = fuzz::differences(&untouched, &memory.bytes.borrow())
+    let changed: BTreeSet<_> = fuzz::differences(&untouched, &memory.snapshot())
         .into_iter()
         .map(|at| GuestPhysAddr(at as u64))
         .collect();

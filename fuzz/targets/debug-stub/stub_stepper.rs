@@ -9,24 +9,16 @@
 
 use std::sync::OnceLock;
 
-use debug_stub::x86_64::simulated::{Action, Habits, Scenario};
+use debug_stub::x86_64::simulated::{Action, Habits, Scenario, host_report};
 use fuzz::Choices;
 use libfuzzer_sys::fuzz_target;
-use vcpu_caps::{Capability, Finding, HostFacts, HostReport, Plan, Profile, negotiate};
+use vcpu_caps::{Capability, Plan, Profile, negotiate};
 
 fn plan(synced: bool) -> &'static Plan {
     static PLANS: [OnceLock<Plan>; 2] = [const { OnceLock::new() }; 2];
     PLANS[usize::from(synced)].get_or_init(|| {
-        let mut report = HostReport::new("simulated", HostFacts::default());
-        for &capability in Capability::ALL {
-            let finding = if capability == Capability::SyncRegs && !synced {
-                Finding::refuted("left out")
-            } else {
-                Finding::verified("simulated")
-            };
-            report.record(capability, finding);
-        }
-        negotiate(&report, &Profile::debugger()).unwrap()
+        let absent: &[Capability] = if synced { &[] } else { &[Capability::SyncRegs] };
+        negotiate(&host_report(absent), &Profile::debugger()).unwrap()
     })
 }
 

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::x86_64::test_memory::Ram;
+use crate::x86_64::simulated::Ram;
 use crate::x86_64::{DescriptorTable, Segment};
 
 /// Names, sizes in bits: copied from QEMU 7.2's stub, not from the table under test.
@@ -624,7 +624,7 @@ fn a_protected_mode_selector_brings_its_descriptor() {
     assert_eq!(fs.kind, 3);
     assert!(fs.present && fs.code_or_data && fs.default_big && !fs.granularity && !fs.long);
     assert_eq!(memory.get_u64(0x1028), 0x0040_9212_3400_0fff);
-    assert_eq!(memory.writes.get(), 0);
+    assert_eq!(memory.writes(), 0);
 
     set_selector(&mut file, &memory, "ds", 0x18).unwrap();
     assert_eq!(file.special.ds.limit, 0xffff_ffff);
@@ -787,7 +787,7 @@ proptest! {
                 }
             }
         }
-        prop_assert_eq!(memory.writes.get(), 0);
+        prop_assert_eq!(memory.writes(), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::x86_64::test_memory::Ram;
+use crate::x86_64::simulated::Ram;
 
 const P: u64 = 1;
 const RW: u64 = 2;
@@ -63,7 +63,7 @@ fn without_paging_linear_is_physical_up_to_4_gib() {
             width: 32
         })
     );
-    assert_eq!(memory.reads.get(), 0);
+    assert_eq!(memory.reads(), 0);
 }
 
 #[test]
@@ -88,8 +88,8 @@ fn a_4_level_walk_reads_each_level_where_the_manual_says() {
             executable: false,
         }
     );
-    assert_eq!(memory.reads.get(), 4);
-    assert_eq!(memory.writes.get(), 0);
+    assert_eq!(memory.reads(), 4);
+    assert_eq!(memory.writes(), 0);
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn addresses_that_are_not_canonical_are_refused_before_any_read() {
             })
         );
     }
-    assert_eq!(memory.reads.get(), 0);
+    assert_eq!(memory.reads(), 0);
 }
 
 #[test]
@@ -341,9 +341,9 @@ fn tables_that_point_to_themselves_end_after_as_many_levels_as_there_are() {
         memory.put_u64(0x1000 + index * 8, 0x1000 | P | RW);
     }
     for (special, reads) in [(four_level(0x1000), 4), (five_level(0x1000), 5)] {
-        memory.reads.set(0);
+        memory.reset_counts();
         assert_eq!(at(&special, &memory, 0xabc).unwrap().gpa.0, 0x1abc);
-        assert_eq!(memory.reads.get(), reads);
+        assert_eq!(memory.reads(), reads);
     }
 }
 
@@ -384,7 +384,7 @@ fn a_read_stops_at_the_first_page_that_is_missing() {
         write_virtual(&special, &memory, GuestVirtAddr(0x1ffd), &[7; 9]),
         3
     );
-    assert_eq!(memory.get::<3>(0x5ffd), [7; 3]);
+    assert_eq!(memory.get(0x5ffd, 3), [7; 3]);
 }
 
 #[test]
@@ -468,7 +468,7 @@ impl Mapper {
 
     fn get(&self, at: u64) -> u64 {
         if self.entry_size == 4 {
-            u64::from(u32::from_le_bytes(self.memory.get(at)))
+            u64::from(self.memory.get_u32(at))
         } else {
             self.memory.get_u64(at)
         }
@@ -595,7 +595,7 @@ proptest! {
                 prop_assert_eq!(found.user, *user && rights & US != 0);
             }
         }
-        prop_assert_eq!(mapper.memory.writes.get(), 0);
+        prop_assert_eq!(mapper.memory.writes(), 0);
         // An address that no page covers is an error, or lies in a page that was mapped.
         let mut address = probe & ((1 << width) - 1);
         if long && address >> (width - 1) != 0 {
@@ -631,12 +631,12 @@ proptest! {
         };
         let physical = PhysicalAddressing::new(width, c_bit);
         let _ = translate_with(&special, physical, &memory, GuestVirtAddr(address));
-        memory.reads.set(0);
+        memory.reset_counts();
         let mut data = [0; 64];
         let read = read_virtual(&special, &memory, GuestVirtAddr(address), &mut data);
         prop_assert!(read <= 64);
         // At most two pages of five levels, and the data itself.
-        prop_assert!(memory.reads.get() <= 12);
+        prop_assert!(memory.reads() <= 12);
         prop_assert_eq!(memory.snapshot(), before);
     }
 }

@@ -4,10 +4,12 @@ use vcpu_caps::{GuestDebugFlags, HwBreakpointKind};
 
 use super::interrupts::{Access, Destination, Event, Shadow, page_fault};
 use super::{Exit, SimulatedVcpu};
+use crate::address::GuestVirtAddr;
 use crate::host::GuestMemory;
 use crate::x86_64::bits::{
     DR6_BS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RESERVED, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM,
 };
+use crate::x86_64::read_virtual;
 use crate::x86_64::stepper::{DebugExit, RunState};
 
 /// How an instruction ended.
@@ -104,18 +106,11 @@ impl SimulatedVcpu {
         self.debug_exception(dr6, memory)
     }
 
-    /// Up to four bytes of code.
+    /// Four bytes of code; zeros for those that are not there.
     fn fetch(&self, pc: u64, memory: &impl GuestMemory) -> Option<[u8; 4]> {
         let mut code = [0; 4];
-        let first = self.read_linear(pc, 1, memory)?;
-        for (byte, offset) in code.iter_mut().zip(0..) {
-            let value = match offset {
-                0 => Some(first),
-                _ => self.read_linear(pc.wrapping_add(offset), 1, memory),
-            };
-            *byte = value
-                .and_then(|value| u8::try_from(value).ok())
-                .unwrap_or(0);
+        if read_virtual(&self.file.special, memory, GuestVirtAddr(pc), &mut code) == 0 {
+            return None;
         }
         Some(code)
     }

@@ -115,7 +115,7 @@ impl SimulatedVcpu {
     pub(super) fn accept_init(&mut self) -> bool {
         let init = std::mem::take(&mut self.init);
         if init {
-            self.reset();
+            self.reset_for_init();
         }
         if self.run_state != RunState::WaitForSipi {
             return init;
@@ -132,7 +132,7 @@ impl SimulatedVcpu {
     }
 
     /// `kvm_vcpu_reset` for INIT (SDM 3A table 9-1).
-    fn reset(&mut self) {
+    fn reset_for_init(&mut self) {
         let segment = |kind| Segment {
             limit: 0xffff,
             kind,

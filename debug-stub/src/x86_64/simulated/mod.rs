@@ -19,15 +19,20 @@
 mod execute;
 mod habits;
 mod interrupts;
+mod machine;
 mod memory;
 mod scenario;
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use vcpu_caps::{GuestDebug, GuestDebugFlags, HwBreakpoint, HwBreakpointKind};
+use vcpu_caps::{
+    Capability, Finding, GuestDebug, GuestDebugFlags, HostFacts, HostReport, HwBreakpoint,
+    HwBreakpointKind,
+};
 
 pub use habits::Habits;
+pub use machine::{ALIAS, ALIASED, ENTRY, MonitorHook, RAM, SimulatedMachine, TABLES, code};
 pub use memory::Ram;
 pub use scenario::{Action, Scenario};
 
@@ -37,6 +42,30 @@ use super::{CoreRegisters, RegisterFile, RegisterGroups, Segment, SpecialRegiste
 use crate::host::GuestMemory;
 use crate::order::StopReason;
 use interrupts::{Access, Event, Shadow};
+
+/// What a simulated host is able to do: everything but `absent`.
+#[must_use]
+pub fn host_report(absent: &[Capability]) -> HostReport {
+    let facts = HostFacts {
+        kernel: "simulated".into(),
+        api_version: 12,
+        guest_debug_mask: 0,
+        sync_regs_mask: 0,
+        max_vcpus: 16,
+        recommended_vcpus: 16,
+        memory_slots: 8,
+    };
+    let mut report = HostReport::new("simulated", facts);
+    for &capability in Capability::ALL {
+        let finding = if absent.contains(&capability) {
+            Finding::refuted("left out by the test")
+        } else {
+            Finding::verified("simulated")
+        };
+        report.record(capability, finding);
+    }
+    report
+}
 
 /// What `run` came back with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -273,9 +302,36 @@ impl SimulatedVcpu {
         self.pending.is_empty() && !self.nmi && self.queued.is_none()
     }
 
-    /// Returns whether an interrupt waits, and whether an NMI does.
-    fn waits(&self) -> (bool, bool) {
-        (!self.pending.is_empty(), self.nmi)
+    /// The vectors of interrupts that wait, lowest first.
+    #[must_use]
+    pub fn pending(&self) -> Vec<u8> {
+        self.pending.iter().copied().collect()
+    }
+
+    /// Returns `true` if an NMI waits.
+    #[must_use]
+    pub fn nmi_pending(&self) -> bool {
+        self.nmi
+    }
+
+    /// The VMM resets the vCPU to these registers: nothing waits for it any more. The debug state
+    /// stays in force, and SYSCALL's registers stay.
+    pub fn reset(&mut self, file: &RegisterFile) {
+        self.queued = None;
+        self.pending.clear();
+        (self.nmi, self.init, self.startup) = (false, false, None);
+        self.shadow = Shadow::None;
+        self.access = None;
+        (self.synced, self.tf_at_entry) = (None, false);
+        self.run_state = RunState::Runnable;
+        self.file = file.clone();
+        self.set_rflags(file.core.rflags);
+    }
+
+    /// Returns `true` if the vCPU has executed HLT, and nothing has ended it yet.
+    #[must_use]
+    pub fn is_halted(&self) -> bool {
+        self.run_state == RunState::Halted
     }
 
     /// Puts the vCPU in a state of waiting.

@@ -223,7 +223,7 @@ impl Scenario {
     }
 
     fn arrive(&mut self, which: usize) {
-        let waits = self.vcpu.waits();
+        let waits = (!self.vcpu.pending().is_empty(), self.vcpu.nmi_pending());
         let [interrupt, nmi] = &mut self.arrived;
         match which {
             0 if !waits.0 => {

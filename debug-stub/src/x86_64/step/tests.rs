@@ -7,7 +7,7 @@ mod events;
 mod flags;
 
 use super::*;
-use crate::x86_64::test_memory::Ram;
+use crate::x86_64::simulated::Ram;
 use crate::x86_64::{RegisterFile, Segment};
 
 const TF: u64 = 0x100;
@@ -65,11 +65,8 @@ fn protected(memory: &Ram, code: &[u8]) -> RegisterFile {
 /// 64-bit mode, the first 2 MiB mapped one to one, at privilege level 0.
 fn long(memory: &Ram, code: &[u8]) -> RegisterFile {
     let mut file = protected(memory, code);
-    memory.put_u64(0x1_0000, 0x1_1007);
-    memory.put_u64(0x1_1000, 0x1_2007);
-    memory.put_u64(0x1_2000, 0x87);
     file.special.cr0 = 0x8000_0011;
-    file.special.cr3 = 0x1_0000;
+    file.special.cr3 = memory.map_one_to_one(0x1_0000);
     file.special.cr4 = 0x20;
     file.special.efer = 0x500;
     file.special.cs.long = true;

@@ -100,7 +100,7 @@ proptest! {
             }
             _ => before.clone(),
         };
-        prop_assert_eq!(memory.writes.get(), 0);
+        prop_assert_eq!(memory.writes(), 0);
         let untouched = memory.snapshot();
         let settlement = plan.settle(&after, &memory);
         prop_assert_eq!(&memory.snapshot(), &untouched);
@@ -108,7 +108,7 @@ proptest! {
             prop_assert_eq!(r11 ^ after.core.r11, TF);
         }
         for mend in &settlement.mends {
-            let [old] = memory.get::<1>(mend.address.0);
+            let old = memory.get(mend.address.0, 1)[0];
             prop_assert_eq!(old ^ mend.value, 1);
         }
         prop_assert!(settlement.mend(&memory));

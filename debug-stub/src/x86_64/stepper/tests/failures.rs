@@ -1,5 +1,6 @@
 //! Each call of the vCPU made to fail once.
 
+use super::habits::long_mode;
 use super::*;
 
 /// Orders that between them make every kind of call.
@@ -64,14 +65,7 @@ fn a_failed_step_of_syscall_leaves_fmask_and_r11_as_they_were() {
     for habits in Habits::ALL {
         for after in 0..12 {
             let mask = 0x25_7fd5;
-            let mut machine = Machine::new(habits, &[0x0f, 0x05]);
-            for (at, entry) in [(0x9000, 0xa007_u64), (0xa000, 0xb007), (0xb000, 0x87)] {
-                machine.memory.put(at, &entry.to_le_bytes());
-            }
-            machine.memory.put(HANDLER.into(), &[0x48, 0x0f, 0x07]);
-            machine.vcpu =
-                SimulatedVcpu::long_mode(habits, 0x9000, 0xc000, CODE.into(), STACK.into());
-            machine.vcpu.set_system_call(HANDLER.into(), mask);
+            let mut machine = long_mode(habits, &[0x0f, 0x05], &[0x48, 0x0f, 0x07], mask);
             for _ in 0..2 {
                 machine.vcpu.fail_call(after);
                 let _ = machine.step();
@@ -136,9 +130,8 @@ fn an_exit_without_an_order_is_an_error_and_so_is_an_unknown_exception() {
 
 #[test]
 fn what_the_plan_lacks_is_refused_and_nothing_runs() {
-    let report = HostReport::new("simulated", HostFacts::default());
     let nothing = Profile::builder().build().unwrap();
-    let lacks = negotiate(&report, &nothing).unwrap();
+    let lacks = negotiate(&host_report(Capability::ALL), &nothing).unwrap();
     let mut machine = Machine::with(Habits::AMD, &[0x40, 0xeb, 0xfe], &lacks);
     let reason = machine.run(&step(false));
     assert!(

@@ -372,13 +372,11 @@ fn a_triple_fault_is_told_with_its_place_and_the_guest_stays_dead() {
 }
 
 /// 64-bit mode with SYSCALL to HANDLER; pages one to one.
-fn long_mode(habits: Habits, code: &[u8], handler: &[u8], fmask: u64) -> Machine {
+pub(super) fn long_mode(habits: Habits, code: &[u8], handler: &[u8], fmask: u64) -> Machine {
     let mut machine = Machine::new(habits, code);
     machine.memory.put(HANDLER.into(), handler);
-    for (at, entry) in [(0x9000, 0xa007_u64), (0xa000, 0xb007), (0xb000, 0x87)] {
-        machine.memory.put(at, &entry.to_le_bytes());
-    }
-    machine.vcpu = SimulatedVcpu::long_mode(habits, 0x9000, 0xc000, CODE.into(), STACK.into());
+    let cr3 = machine.memory.map_one_to_one(0x9000);
+    machine.vcpu = SimulatedVcpu::long_mode(habits, cr3, 0xc000, CODE.into(), STACK.into());
     machine.vcpu.set_system_call(HANDLER.into(), fmask);
     machine
 }

@@ -9,12 +9,9 @@ mod oracle;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use vcpu_caps::{
-    Capability, Finding, GuestDebug, HostFacts, HostReport, HwBreakpoint, Plan, Profile, VcpuId,
-    negotiate,
-};
+use vcpu_caps::{Capability, GuestDebug, HwBreakpoint, Plan, Profile, VcpuId, negotiate};
 
-use super::super::simulated::{Exit, Habits, Ram, SimulatedVcpu};
+use super::super::simulated::{Exit, Habits, Ram, SimulatedVcpu, host_report};
 use super::*;
 use crate::GuestPhysAddr;
 
@@ -35,16 +32,7 @@ const TF: u64 = 1 << 8;
 const IF: u64 = 1 << 9;
 
 fn plan(absent: &[Capability]) -> Plan {
-    let mut report = HostReport::new("simulated", HostFacts::default());
-    for &capability in Capability::ALL {
-        let finding = if absent.contains(&capability) {
-            Finding::refuted("left out by the test")
-        } else {
-            Finding::verified("simulated")
-        };
-        report.record(capability, finding);
-    }
-    negotiate(&report, &Profile::debugger()).unwrap()
+    negotiate(&host_report(absent), &Profile::debugger()).unwrap()
 }
 
 /// A vCPU, its stepper, its memory, and the loop that a VMM writes.
