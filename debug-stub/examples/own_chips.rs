@@ -15,7 +15,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use std::{env, error::Error, io, num::NonZero, os::fd::AsFd, thread};
+use std::{env, error::Error, io, num::NonZero, thread};
 
 use debug_stub::StopReason::InternalError;
 use debug_stub::kvm::{self, KvmError, KvmVcpu, VmMemory};
@@ -287,7 +287,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     thread::scope(|scope| {
         let server = scope.spawn(move || {
             let mut session = Session::new(machine, SessionConfig::new(plan));
-            let served = serve_forever(&mut session, listener, machine.quit.as_fd());
+            let served = serve_forever(&mut session, listener, Some(&machine.quit));
             let removed = machine.all_stop.remove(VCPU).map_err(io::Error::other);
             removed.and(served)
         });

@@ -12,7 +12,7 @@
 #![expect(clippy::disallowed_types, reason = "only the library has no locks")]
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::{env, error::Error, io, os::fd::AsFd, thread};
+use std::{env, error::Error, io, thread};
 
 use debug_stub::kvm::{self, KvmGuest, KvmVcpu, VmMemory};
 use debug_stub::run_control::{AllStop, KickSignal, Order, VcpuHandle};
@@ -189,7 +189,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
             });
         }
-        let served = serve_forever(&mut session, listener, machine.quit.as_fd());
+        let served = serve_forever(&mut session, listener, Some(&machine.quit));
         for id in machine.all_stop.vcpus() {
             let _ = machine.all_stop.remove(id); // or it has just left
         }

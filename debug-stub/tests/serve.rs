@@ -379,7 +379,7 @@ impl Forever {
         let server = thread::spawn({
             let quit = Arc::clone(&quit);
             move || {
-                serve_forever(&mut session, listener, quit.as_fd()).unwrap();
+                serve_forever(&mut session, listener, Some(&*quit)).unwrap();
                 session
             }
         });
@@ -439,6 +439,45 @@ fn the_server_ends_while_a_client_is_attached() {
     assert!(session.host().all.is_running(), "the guest is released");
     let mut rest = Vec::new();
     client.read_to_end(&mut rest).unwrap();
+}
+
+/// vmm-sys-util's `EventFd` has no `AsFd`, and a VMM may have no descriptor to quit by.
+#[test]
+fn an_event_fd_ends_the_server_and_without_one_it_serves_on() {
+    let quit = vmm_sys_util::eventfd::EventFd::new(0).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let bind = |name: &str| {
+        let path = directory.path().join(name);
+        let address = format!("unix:{}", path.display()).parse().unwrap();
+        (Listener::bind(&address, false).unwrap(), path)
+    };
+    let (listener, path) = bind("quit");
+    thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            let mut session = session(counting());
+            serve_forever(&mut session, listener, Some(&quit)).unwrap();
+        });
+        let mut client = UnixStream::connect(&path).unwrap();
+        send(&mut client, "qC");
+        assert_eq!(reply(&mut client), "QC1");
+        assert!(!server.is_finished());
+        quit.write(1).unwrap();
+        server.join().unwrap();
+    });
+    // It was polled, and not read.
+    assert_eq!(quit.read().unwrap(), 1);
+
+    let (listener, path) = bind("on");
+    // It ends with the process.
+    thread::spawn(move || serve_forever(&mut session(counting()), listener, None));
+    for _ in 0..3 {
+        let mut client = UnixStream::connect(&path).unwrap();
+        client.set_read_timeout(Some(LONG)).unwrap();
+        send(&mut client, "qC");
+        assert_eq!(reply(&mut client), "QC1");
+        send(&mut client, "D");
+        assert_eq!(reply(&mut client), "OK");
+    }
 }
 
 #[test]

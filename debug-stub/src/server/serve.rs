@@ -1,7 +1,7 @@
 //! A session on a plain thread.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use super::conversation::{self, Connection, READ_SIZE, Received};
 use super::guest_control::GuestControl;
@@ -51,6 +51,9 @@ where
 /// Serves one client after the other, until `quit` is readable. Then the client, if there is one, is gone
 /// and the guest released. A client that connects while another is attached is turned away.
 ///
+/// `quit` is an eventfd or a pipe, for instance: `Some(&event_fd)`. It is only polled, never read or closed.
+/// A descriptor that is closed counts as readable. With `None` only an error ends the call.
+///
 /// While no client is attached, the guest's stops go to [`GuestControl::unattended`].
 ///
 /// # Errors
@@ -58,7 +61,7 @@ where
 pub fn serve_forever<H>(
     session: &mut Session<H>,
     listener: Listener,
-    quit: BorrowedFd<'_>,
+    quit: Option<&dyn AsRawFd>,
 ) -> io::Result<()>
 where
     H: Host + GuestControl,
@@ -73,13 +76,14 @@ where
         let listener = acceptor.listener().as_raw_fd();
         let mut others = [
             Readiness::of_input(listener),
-            Readiness::of_input(quit.as_raw_fd()),
+            // The kernel ignores a negative descriptor.
+            Readiness::of_input(quit.map_or(-1, AsRawFd::as_raw_fd)),
         ];
         if let Err(error) = server.turn(&mut others) {
             break Err(error);
         }
-        let [listener, quit] = others;
-        if quit.is_ready() {
+        let [listener, over] = others;
+        if over.is_ready() {
             break Ok(());
         }
         if listener.is_ready() {
