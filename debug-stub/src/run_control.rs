@@ -37,6 +37,60 @@
 //! (pause, snapshot, shutdown) checks `vcpu.must_stop() || its_own_reason()` at rule 3, and serves
 //! its own reason without reporting a stop.
 //!
+//! # The VMM's own requests
+//! A VMM pauses, snapshots and shuts down its vCPUs by itself, whatever the debugger does.
+//!
+//! *A vCPU's thread that waits for an order* serves such a request if it waits with
+//! [`VcpuHandle::wait`]: the VMM stores the request, then calls [`AllStop::nudge`].
+//!
+//! *Ctrl-C in a guest that the VMM has paused.* Run control does not know of the pause: the vCPUs have
+//! their orders and count as running until each has reported. So:
+//! - [`Kick::kick`] also unparks a paused thread, with a wake-up that is not lost if it comes before
+//!   the wait: `Thread::unpark` for `thread::park`, or the condition variable's lock taken around the
+//!   notification.
+//! - The pause loop is part of the run loop, between the order and the entry. It ends the order as the
+//!   run loop does, with [`Stepper::interrupt`](crate::x86_64::stepper::Stepper::interrupt) and
+//!   [`VcpuHandle::report`]. The guest stays paused: after the debugger's next resume the thread takes
+//!   its order and parks again, before the first entry.
+//!
+//! ```text
+//! while let Order::Run(order, armed) = vcpu.wait_for_order() {
+//!     let mut next = stepper.start(&order, &armed, ..);
+//!     let reason = loop {
+//!         next = match next {
+//!             Next::Stopped(reason) => break reason,
+//!             Next::Enter => {
+//!                 while paused() && !vcpu.must_stop() {
+//!                     park();                              // the kick unparks it
+//!                 }
+//!                 if entered.may_run(|| vcpu.must_stop() || paused()) {
+//!                     stepper.ran(run(fd), ..)
+//!                 } else if vcpu.must_stop() {
+//!                     stepper.interrupt(..)                // Ctrl-C: ends the order
+//!                 } else {
+//!                     Next::Enter                          // paused just now: park
+//!                 }
+//!             }
+//!             Next::Complete => ..
+//!         };
+//!     };
+//!     vcpu.report(reason);
+//! }
+//! ```
+//!
+//! *A snapshot reads the MP state*, and `KVM_GET_MP_STATE` makes KVM accept a pending INIT or start-up
+//! IPI. The registers that a [`Stepper`](crate::x86_64::stepper::Stepper) has cached are stale then:
+//! call [`Stepper::forget_registers`](crate::x86_64::stepper::Stepper::forget_registers) after the
+//! snapshot, and after the VMM has written registers.
+//!
+//! # A debugger that is attached owns the guest
+//! [`AllStop::release`] starts the guest before a debugger attaches. Do not call it, or
+//! [`AllStop::resume`], while a session is attached and its guest is stopped. The session still takes
+//! the guest for stopped: its next register read finds the vCPU's thread in the guest, and blocks on
+//! the lock that this thread holds. Run control cannot refuse the call: it does not know whether a
+//! session is attached. A VMM that wants to resume the guest under the debugger closes the debugger's
+//! connection; the session then releases the guest.
+//!
 //! # Late and leaving vCPUs
 //! The count of vCPUs may start at 0 and may change at any time.
 //! - A vCPU that is added while the guest is stopped waits for the next plan.
@@ -58,6 +112,8 @@ mod all_stop;
 mod control;
 #[cfg(all(feature = "threads", feature = "kvm", target_os = "linux"))]
 mod kvm_kick;
+#[cfg(all(feature = "threads", feature = "kvm", target_os = "linux"))]
+mod syscalls;
 #[cfg(all(feature = "threads", unix))]
 mod wake_pipe;
 
@@ -66,5 +122,7 @@ pub use all_stop::{AddError, AllStop, Kick, VcpuHandle};
 pub use control::{Effect, Order, OrderError, ResumeError, RunControl, StopError, VcpuError};
 #[cfg(all(feature = "threads", feature = "kvm", target_os = "linux"))]
 pub use kvm_kick::{Entered, InstallError, KickSignal, VcpuThreads};
+#[cfg(all(feature = "threads", feature = "kvm", target_os = "linux"))]
+pub use syscalls::{CONTROLLER_SYSCALLS, KICK_SYSCALLS, VCPU_SYSCALLS};
 #[cfg(all(feature = "threads", unix))]
 pub use wake_pipe::{Waiting, WakePipe};

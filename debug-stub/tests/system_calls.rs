@@ -17,14 +17,19 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use common::simulated::Simulated;
 use common::{frame, machine, plan};
-use debug_stub::run_control::{AllStop, Kick, KickSignal, Order, VcpuThreads};
+use debug_stub::run_control::{
+    AllStop, CONTROLLER_SYSCALLS, KICK_SYSCALLS, Kick, KickSignal, Order, VCPU_SYSCALLS,
+    VcpuThreads,
+};
 use debug_stub::server::serve;
 use debug_stub::x86_64::simulated::code;
 use debug_stub::{ResumePlan, Session, SessionConfig, StepOrder, StopReason, VcpuId, VcpuOrder};
@@ -44,8 +49,6 @@ const RUNTIME: &[libc::c_long] = &[
     libc::SYS_futex,
     libc::SYS_sched_yield,
 ];
-/// The standard library asserts with it, in debug builds, that what it closes is open.
-const DEBUG: &[libc::c_long] = &[libc::SYS_fcntl];
 
 /// From here on the calling thread may make these calls; any other one ends the process with SIGSYS.
 fn allow_only(calls: &[&[libc::c_long]]) {
@@ -67,76 +70,175 @@ fn one(order: VcpuOrder) -> ResumePlan {
     }
 }
 
-#[test]
-fn run_control() {
-    let all = AllStop::new(|_: VcpuId| {}).unwrap();
-    let mut vcpu = all.add(VcpuId(0)).unwrap();
-    let runner = thread::spawn(move || {
-        allow_only(&[
-            RUNTIME,
-            DEBUG,
-            &[libc::SYS_recvfrom, libc::SYS_sendto, libc::SYS_close],
-        ]);
-        while let Order::Run(order, _) = vcpu.wait_for_order() {
-            let reason = if order == VcpuOrder::Continue {
-                while !vcpu.must_stop() {
-                    thread::yield_now();
-                }
-                StopReason::Interrupted
-            } else {
-                StopReason::Step
-            };
-            vcpu.report(reason);
-        }
-    });
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            allow_only(&[RUNTIME, &[libc::SYS_recvfrom, libc::SYS_sendto]]);
-            for _ in 0..100 {
-                all.resume(&one(VcpuOrder::Step(StepOrder::default())))
-                    .unwrap();
-                assert_eq!(all.wait_for_stops(None).unwrap().len(), 1);
-                all.release().unwrap();
-                all.interrupt();
-                assert_eq!(all.wait_for_stops(None), Some(vec![]));
-                assert_eq!(all.take_stops(), None);
-            }
-            all.remove(VcpuId(0)).unwrap();
-        });
-    });
-    runner.join().unwrap();
+/// Set for a child process: the call that [`allow_listed`] leaves out.
+const WITHOUT: &str = "SYSTEM_CALLS_WITHOUT";
+
+/// From here on the calling thread may make these calls and `sched_yield`, but none of [`RUNTIME`],
+/// which would hide some of the list. The thread ends in [`stay`].
+fn allow_listed(list: &[(&str, i64)]) {
+    let without = std::env::var(WITHOUT).unwrap_or_default();
+    let listed = list.iter().filter(|(name, _)| *name != without);
+    let numbers: Vec<_> = listed.map(|(_, number)| *number).collect();
+    allow_only(&[&numbers, &[libc::SYS_sched_yield]]);
 }
 
+/// Stays until the process ends: the end of a thread makes calls of the C library's.
+fn stay(done: &AtomicUsize) -> ! {
+    done.fetch_add(1, Ordering::SeqCst);
+    loop {
+        thread::yield_now();
+    }
+}
+
+fn wait_for(count: &AtomicUsize, value: usize) {
+    while count.load(Ordering::SeqCst) < value {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// All of run control with the kick of KVM, each thread under the list of its calls.
+#[test]
+fn run_control() {
+    let threads = Arc::new(VcpuThreads::new(KickSignal::usual().unwrap()));
+    let all = AllStop::new(Arc::clone(&threads)).unwrap();
+    let over = Arc::new(AtomicUsize::new(0));
+    let served = Arc::new(AtomicUsize::new(0));
+    for id in 0..2 {
+        let mut vcpu = all.add(VcpuId(id)).unwrap();
+        let page: File = tempfile::tempfile().unwrap();
+        page.set_len(4096).unwrap();
+        let (threads, over, served) = (threads.clone(), over.clone(), served.clone());
+        thread::spawn(move || {
+            allow_listed(VCPU_SYSCALLS);
+            let entered = threads.enter(VcpuId(id), &page).unwrap();
+            loop {
+                let order = match vcpu.next_order() {
+                    Order::Wait => {
+                        vcpu.wait();
+                        served.fetch_add(1, Ordering::SeqCst);
+                        continue;
+                    }
+                    Order::Run(order, _) => order,
+                    Order::Leave => break,
+                };
+                let reason = if order == VcpuOrder::Continue {
+                    while entered.may_run(|| vcpu.must_stop()) {
+                        thread::yield_now();
+                    }
+                    StopReason::Interrupted
+                } else {
+                    StopReason::Step
+                };
+                vcpu.report(reason);
+            }
+            drop((vcpu, entered, page));
+            stay(&over);
+        });
+    }
+    let controller_over = Arc::clone(&over);
+    let step = one(VcpuOrder::Step(StepOrder::default()));
+    let mut step_and_run = step.clone();
+    step_and_run.vcpus.push(VcpuOrder::Continue);
+    thread::spawn(move || {
+        allow_only(&[
+            RUNTIME,
+            &CONTROLLER_SYSCALLS
+                .iter()
+                .map(|(_, number)| *number)
+                .collect::<Vec<_>>(),
+        ]);
+        for _ in 0..100 {
+            let before = served.load(Ordering::SeqCst);
+            all.nudge(VcpuId(0));
+            while served.load(Ordering::SeqCst) == before {
+                thread::yield_now();
+            }
+            // The vCPU that steps kicks the other one.
+            for plan in [&step, &step_and_run] {
+                all.resume(plan).unwrap();
+                assert_eq!(all.wait_for_stops(None).unwrap().len(), 1);
+            }
+            all.release().unwrap();
+            all.interrupt();
+            assert_eq!(all.wait_for_stops(None), Some(vec![]));
+            assert_eq!(all.take_stops(), None);
+        }
+        all.remove(VcpuId(0)).unwrap();
+        all.remove(VcpuId(1)).unwrap();
+        drop(all);
+        controller_over.fetch_add(1, Ordering::SeqCst);
+    });
+    wait_for(&over, 3);
+}
+
+/// The kick alone, by another thread and by the thread itself.
 #[test]
 fn the_kick_of_kvm() {
     let threads = Arc::new(VcpuThreads::new(KickSignal::usual().unwrap()));
-    let page: File = tempfile::tempfile().unwrap();
-    page.set_len(4096).unwrap();
-    let (entered, ready) = channel();
-    let (done, over) = channel::<()>();
-    let runner = thread::spawn({
-        let threads = Arc::clone(&threads);
+    let over = Arc::new(AtomicUsize::new(0));
+    let ready = Arc::new(AtomicUsize::new(0));
+    thread::spawn({
+        let (threads, over, ready) = (threads.clone(), over.clone(), ready.clone());
         move || {
-            allow_only(&[RUNTIME, &[libc::SYS_rt_sigreturn, libc::SYS_close], DEBUG]);
-            let guard = threads.enter(VcpuId(0), &page).unwrap();
-            entered.send(()).unwrap();
-            while over.try_recv().is_err() {
-                let _ = guard.may_run(|| false);
-                thread::yield_now();
-            }
+            let page: File = tempfile::tempfile().unwrap();
+            page.set_len(4096).unwrap();
+            allow_listed(VCPU_SYSCALLS);
+            let entered = threads.enter(VcpuId(0), &page).unwrap();
+            threads.kick(VcpuId(0));
+            ready.fetch_add(1, Ordering::SeqCst);
+            wait_while_running(&over, || {
+                let _ = entered.may_run(|| false);
+            });
+            drop((entered, page));
+            stay(&over);
         }
     });
-    ready.recv().unwrap();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            allow_only(&[RUNTIME, &[libc::SYS_getpid, libc::SYS_tgkill]]);
+    wait_for(&ready, 1);
+    thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            allow_listed(KICK_SYSCALLS);
             for _ in 0..100 {
                 threads.kick(VcpuId(0));
             }
-        });
+            stay(&over);
+        }
     });
-    done.send(()).unwrap();
-    runner.join().unwrap();
+    wait_for(&over, 2);
+}
+
+/// Runs until the kicker is done.
+fn wait_while_running(over: &AtomicUsize, mut run: impl FnMut()) {
+    while over.load(Ordering::SeqCst) == 0 {
+        run();
+        thread::yield_now();
+    }
+}
+
+/// The tests above see each call: without it in the list, the filter ends the process.
+#[test]
+fn a_list_without_one_of_its_calls_is_not_enough() {
+    let ends = |test: &str, without: &str| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", test]).env(WITHOUT, without);
+        let status = child.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        status.unwrap()
+    };
+    assert!(ends("the_kick_of_kvm", "none").success());
+    for name in [
+        "getpid",
+        "gettid",
+        "rt_sigprocmask",
+        "rt_sigreturn",
+        "tgkill",
+    ] {
+        let status = ends("the_kick_of_kvm", name);
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{name}: {status}");
+    }
+    for name in ["close", "mmap", "munmap", "recvfrom", "sendto"] {
+        let status = ends("run_control", name);
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "{name}: {status}");
+    }
 }
 
 /// A client that steps, sends a packet in pieces, lets the guest run and goes.

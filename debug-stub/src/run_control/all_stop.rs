@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -125,14 +126,28 @@ struct Shared {
 /// # System calls
 /// `tests/system_calls.rs` checks this list under a seccomp filter.
 /// - [`AllStop::new`], [`AllStop::add`]: `socketpair`, `ioctl(FIONBIO)`; `close` when dropped.
-/// - The controller's thread: `sendto` in `resume`, `release`, `add` and `remove`; `recvfrom` in
-///   `take_stops`; `sendto` in `interrupt` and `event`; `futex` when the lock is contended and in
-///   `wait_for_stops`; those of [`Kick::kick`].
-/// - A vCPU's thread: `recvfrom` in `wait_for_order`; `sendto` and those of [`Kick::kick`] in
-///   `report` and when its [`VcpuHandle`] is dropped; `futex` when the lock is contended. None in
-///   `must_stop`. No `ioctl` of KVM's.
+/// - The controller's thread: `sendto` in `resume`, `release`, `add`, `remove` and `nudge`; `recvfrom`
+///   in `take_stops`; `sendto` in `interrupt` and `event`; `futex` when the lock is contended and in
+///   `wait_for_stops`; those of [`Kick::kick`]; `close` if a vCPU's thread ends while this thread
+///   wakes it.
+/// - A vCPU's thread: `recvfrom` in `wait_for_order`, `wait` and `clear_wake_up`; `sendto` and those
+///   of [`Kick::kick`] in `report` and when its [`VcpuHandle`] is dropped; then also `close`;
+///   `futex` when the lock is contended. None in `must_stop`. No `ioctl` of KVM's.
+/// - `fcntl(F_GETFD)` before each `close` in debug builds.
+///
+/// With the feature `kvm` they are constants: [`CONTROLLER_SYSCALLS`](super::CONTROLLER_SYSCALLS) and
+/// [`VCPU_SYSCALLS`](super::VCPU_SYSCALLS).
 #[derive(Clone)]
 pub struct AllStop(Arc<Shared>);
+
+// A panic leaves no broken state behind that only a caught panic could show. The state machine
+// changes its state in calls that run no code of the VMM's, so it is whole whenever the VMM's code
+// can unwind, and `Shared::lock` ignores poison because of that. The one part that keeps the compiler
+// from seeing it is `dyn Kick`. It is `Sync`: other threads use it after a panic on this one in any
+// case, caught or not. The VMM's `Kick` must not panic all the same: the kicks and wake-ups that
+// would follow are lost, with or without these impls.
+impl UnwindSafe for AllStop {}
+impl RefUnwindSafe for AllStop {}
 
 impl fmt::Debug for AllStop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -254,6 +269,9 @@ impl AllStop {
 
     /// Lets all vCPUs run with nothing armed, also those that are added later.
     ///
+    /// Starts the guest before a debugger attaches. While one is attached, the session releases the
+    /// guest by itself: see [the debugger owns the guest](super#a-debugger-that-is-attached-owns-the-guest).
+    ///
     /// # Errors
     /// If a run cycle is in progress, or the last stops were not taken.
     pub fn release(&self) -> Result<(), ResumeError> {
@@ -276,6 +294,22 @@ impl AllStop {
         let mut state = self.0.lock();
         let effects = state.control.event(stop);
         self.0.act(state, &effects);
+    }
+
+    /// Wakes the thread of a vCPU that waits in [`VcpuHandle::wait`], or makes its next wait return at
+    /// once: for a request of the VMM's own, which the caller stores first. It also makes the vCPU's
+    /// descriptor readable. Does nothing if there is no such vCPU.
+    ///
+    /// It starts and stops nothing. A vCPU that runs does not leave the guest: the VMM's own kick does
+    /// that. [`VcpuHandle::wait_for_order`] goes on waiting. Several nudges may arrive as one.
+    ///
+    /// May be called on any thread, also in [`Kick::kick`], but not in [`Kick::all_stopped`] and not in
+    /// a signal handler.
+    pub fn nudge(&self, vcpu: VcpuId) {
+        let seat = self.0.lock().seat(vcpu).cloned();
+        if let Some(seat) = seat {
+            seat.pipe.wake();
+        }
     }
 
     /// The list of stops, once, if all vCPUs are stopped after a resume or an interrupt. Also makes
@@ -471,6 +505,10 @@ pub struct VcpuHandle {
     present: bool,
 }
 
+// As for `AllStop`: the rest of it is an id, two flags and the descriptors of the wake pipe.
+impl UnwindSafe for VcpuHandle {}
+impl RefUnwindSafe for VcpuHandle {}
+
 impl fmt::Debug for VcpuHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VcpuHandle")
@@ -501,8 +539,10 @@ impl VcpuHandle {
     }
 
     /// As [`wait_for_order`](Self::wait_for_order), but returns [`Order::Wait`] in place of waiting.
-    /// For a thread that waits for other things too: it polls this vCPU's descriptor, calls
-    /// [`clear_wake_up`](Self::clear_wake_up) and asks again.
+    /// For a thread that waits for other things too, in one of two ways:
+    /// - It calls [`wait`](Self::wait) and asks again.
+    /// - It polls this vCPU's descriptor and others, calls [`clear_wake_up`](Self::clear_wake_up) if
+    ///   this one is readable, and asks again.
     pub fn next_order(&mut self) -> Order {
         if !self.present {
             return Order::Leave;
@@ -526,8 +566,57 @@ impl VcpuHandle {
         order
     }
 
-    /// Makes the vCPU's descriptor unreadable. Blocks if it is unreadable already: call it after a
-    /// poll.
+    /// Waits until there may be an order, or until [`AllStop::nudge`]: for a thread that also serves
+    /// the VMM's own requests while the debugger holds its vCPU. It may return early. The thread looks
+    /// for requests *before each* wait, and asks for an order after it:
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use std::sync::atomic::{AtomicBool, Ordering};
+    /// use debug_stub::run_control::{AllStop, Order};
+    /// # use debug_stub::{StopReason, VcpuId};
+    /// # let guest = AllStop::new(|vcpu| {})?;
+    /// # let mut vcpu = guest.add(VcpuId(0))?;
+    /// # let requested = Arc::new(AtomicBool::new(false));
+    /// # let seen = Arc::clone(&requested);
+    /// # let serve_requests = move || seen.store(false, Ordering::SeqCst);
+    /// # let thread = std::thread::spawn(move || {
+    /// loop {
+    ///     serve_requests(); // pause, snapshot, shutdown: the VMM's own
+    ///     match vcpu.next_order() {
+    ///         Order::Wait => vcpu.wait(),
+    ///         Order::Run(order, armed) => {
+    ///             // Run the vCPU.
+    ///             vcpu.report(StopReason::Interrupted);
+    ///         }
+    ///         Order::Leave => break,
+    ///     }
+    /// }
+    /// # });
+    /// // On another thread: the request first, then the nudge.
+    /// requested.store(true, Ordering::SeqCst);
+    /// guest.nudge(VcpuId(0));
+    /// # while requested.load(Ordering::SeqCst) { std::thread::yield_now(); }
+    /// # guest.remove(VcpuId(0))?;
+    /// # thread.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// No order and no nudge is lost: one that comes before the wait ends it at once, because its byte
+    /// stays in the wake pipe.
+    ///
+    /// A signal ends the wait too, but only if its handler was installed without `SA_RESTART`
+    /// ([`VcpuThreads`](super::VcpuThreads) installs its own with it) and only if it arrives *during* the
+    /// wait. A signal just before the wait is lost: a request needs a nudge.
+    pub fn wait(&self) {
+        // A vCPU that has left gets no wake-up.
+        if self.present {
+            self.seat.pipe.wait();
+        }
+    }
+
+    /// Makes the vCPU's descriptor unreadable, after a poll has shown that it is readable. Blocks if it
+    /// is not readable. A thread that does not poll calls [`wait`](Self::wait).
     pub fn clear_wake_up(&self) {
         self.seat.pipe.wait();
     }
@@ -547,7 +636,7 @@ impl VcpuHandle {
 }
 
 impl AsFd for VcpuHandle {
-    /// Readable when there may be an order.
+    /// Readable when there may be an order, and after [`AllStop::nudge`].
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.seat.pipe.as_fd()
     }

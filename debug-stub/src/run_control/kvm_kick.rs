@@ -216,9 +216,13 @@ struct Thread {
 ///
 /// # System calls
 /// - `enter`: `mmap` of the vCPU's descriptor, `rt_sigprocmask`. Dropping its result: `munmap`.
-/// - `kick`: `getpid` and `tgkill`.
+/// - `kick`: `pthread_kill`, which with glibc 2.36 is `rt_sigprocmask`, `getpid`, `tgkill` and
+///   `rt_sigprocmask`. A thread that kicks itself calls `gettid`, `getpid` and `tgkill`.
 /// - `may_run`: none.
 /// - On return from the signal handler: `rt_sigreturn`.
+/// - `futex` in all but `may_run` when the lock is contended.
+///
+/// As constants: [`KICK_SYSCALLS`](super::KICK_SYSCALLS), [`VCPU_SYSCALLS`](super::VCPU_SYSCALLS).
 #[derive(Debug)]
 pub struct VcpuThreads {
     signal: KickSignal,

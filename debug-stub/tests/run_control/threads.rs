@@ -1,6 +1,6 @@
 //! The adapter with real threads: stops, interrupts, additions and removals at any moment.
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -522,4 +522,174 @@ fn a_waiter_gives_up() {
     let wait = Duration::from_millis(20);
     assert_eq!(rig.all.wait_for_stops(Some(wait)), None);
     assert!(start.elapsed() >= wait);
+}
+
+/// Waits with [`VcpuHandle::wait`], and serves a VMM's own requests meanwhile: it stores in `served` the
+/// newest number in `requested`.
+fn serve_requests(vcpu: &mut VcpuHandle, requested: &AtomicU64, served: &AtomicU64) {
+    loop {
+        let newest = requested.load(Ordering::SeqCst);
+        served.store(newest, Ordering::SeqCst);
+        match vcpu.next_order() {
+            Order::Wait => {
+                // The moment at which a request must not be lost.
+                spin(newest * 5 % 403);
+                vcpu.wait();
+            }
+            Order::Run(..) => {
+                while !vcpu.must_stop() {
+                    thread::yield_now();
+                }
+                vcpu.report(StopReason::Interrupted);
+            }
+            Order::Leave => return,
+        }
+    }
+}
+
+struct RemoveOnDrop<'a>(&'a AllStop);
+
+impl Drop for RemoveOnDrop<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.remove(VcpuId(0));
+    }
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < LONG, "never: {what}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_nudge_at_any_moment_is_seen() {
+    let all = AllStop::new(|_: VcpuId| {}).unwrap();
+    let mut vcpu = all.add(VcpuId(0)).unwrap();
+    let (requested, served) = (AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        scope.spawn(|| serve_requests(&mut vcpu, &requested, &served));
+        // Also after a failure: the scope waits for the thread.
+        let _removal = RemoveOnDrop(&all);
+        for number in 1..=20_000u64 {
+            // From "before the thread looks" to "deep in the wait".
+            spin(number * 7 % if number % 2 == 0 { 61 } else { 997 });
+            requested.store(number, Ordering::SeqCst);
+            all.nudge(VcpuId(0));
+            wait_until("the request is served", || {
+                served.load(Ordering::SeqCst) == number
+            });
+        }
+        // With run cycles in between: a nudge of a vCPU that runs is seen after its stop.
+        for number in 20_001..=24_000u64 {
+            if number % 2 == 0 {
+                all.release().unwrap();
+            }
+            spin(number * 11 % 1999);
+            requested.store(number, Ordering::SeqCst);
+            all.nudge(VcpuId(0));
+            spin(number * 13 % 1999);
+            if number % 2 == 0 {
+                assert!(all.is_running(), "a nudge has stopped the guest");
+                all.interrupt();
+                assert_eq!(all.wait_for_stops(Some(LONG)), Some(vec![]));
+            }
+            wait_until("the request is served", || {
+                served.load(Ordering::SeqCst) == number
+            });
+        }
+    });
+}
+
+#[test]
+fn nudges_stay_in_the_pipe_and_start_nothing() {
+    let all = AllStop::new(|_: VcpuId| {}).unwrap();
+    all.nudge(VcpuId(0));
+    let mut vcpu = all.add(VcpuId(0)).unwrap();
+    assert_eq!(vcpu.next_order(), Order::Wait);
+    all.nudge(VcpuId(0));
+    vcpu.wait();
+    // More than the pipe takes; none blocks.
+    for _ in 0..10_000 {
+        all.nudge(VcpuId(0));
+    }
+    vcpu.wait();
+    assert_eq!(vcpu.next_order(), Order::Wait);
+    assert!(all.is_stopped());
+    // One that waits for orders alone is not disturbed.
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| vcpu.wait_for_order());
+        for _ in 0..100 {
+            all.nudge(VcpuId(0));
+            thread::yield_now();
+        }
+        assert!(!thread.is_finished());
+        all.remove(VcpuId(0)).unwrap();
+        assert_eq!(thread.join().unwrap(), Order::Leave);
+    });
+    // It has left: there is nothing to wait for.
+    all.nudge(VcpuId(0));
+    for _ in 0..1000 {
+        vcpu.wait();
+    }
+}
+
+#[test]
+fn an_order_and_a_removal_end_the_wait() {
+    let all = AllStop::new(|_: VcpuId| {}).unwrap();
+    let mut vcpu = all.add(VcpuId(0)).unwrap();
+    all.resume(&plan(&[step()])).unwrap();
+    vcpu.wait();
+    assert!(matches!(vcpu.next_order(), Order::Run(..)));
+    vcpu.report(StopReason::Step);
+    all.remove(VcpuId(0)).unwrap();
+    vcpu.wait();
+    assert_eq!(vcpu.next_order(), Order::Leave);
+}
+
+#[cfg(all(target_os = "linux", feature = "kvm"))]
+#[test]
+fn a_signal_ends_the_wait_if_its_handler_does_not_restart_calls() {
+    use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(SIGRTMIN() + 2, nothing).unwrap();
+    let all = AllStop::new(|_: VcpuId| {}).unwrap();
+    let vcpu = all.add(VcpuId(0)).unwrap();
+    let thread = thread::spawn(move || {
+        vcpu.wait();
+        vcpu
+    });
+    let start = Instant::now();
+    // One that comes before the wait is lost: that is why there is a nudge.
+    while !thread.is_finished() {
+        assert!(start.elapsed() < LONG, "no signal ends the wait");
+        thread.kill(SIGRTMIN() + 2).unwrap();
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(thread.join().unwrap().next_order(), Order::Wait);
+}
+
+/// A VMM catches the panics of its vCPU threads, with the handle and run control inside.
+#[test]
+fn run_control_may_cross_a_caught_panic() {
+    fn check<T: UnwindSafe + RefUnwindSafe>() {}
+    check::<AllStop>();
+    check::<VcpuHandle>();
+
+    let all = AllStop::new(|_: VcpuId| {}).unwrap();
+    let mut vcpu = all.add(VcpuId(0)).unwrap();
+    all.release().unwrap();
+    let caught = std::panic::catch_unwind(move || {
+        assert!(matches!(vcpu.next_order(), Order::Run(..)));
+        std::panic::resume_unwind(Box::new(()));
+    });
+    assert!(caught.is_err());
+    let stops = all.take_stops().unwrap();
+    assert!(
+        matches!(stops[0].reason, StopReason::InternalError(_)),
+        "{stops:?}"
+    );
+    assert_eq!(all.vcpus(), []);
 }
