@@ -76,6 +76,9 @@ struct Seat {
 struct State {
     control: RunControl,
     seats: BTreeMap<VcpuId, Arc<Seat>>,
+    /// The vCPU that the controller runs by itself, in [`AllStop::resume_here`]. Its thread may wake
+    /// up for a byte that an earlier cycle left in the pipe: there is nothing for it.
+    here: Option<VcpuId>,
     /// Threads in [`AllStop::wait_for_stops`].
     waiters: usize,
 }
@@ -244,6 +247,7 @@ impl AllStop {
             return Ok(self.0.act_and_take(state, effects));
         };
         effects.retain(|effect| *effect != Effect::Wake(vcpu));
+        state.here = Some(vcpu);
         self.0.act(state, &effects);
 
         // Also on unwind: the run cycle must end.
@@ -256,6 +260,7 @@ impl AllStop {
         here.done = true;
 
         let mut state = self.0.lock();
+        state.here = None;
         let effects = match reason {
             Some(reason) => state.stopped(vcpu, reason),
             None => state.give_back(vcpu),
@@ -419,6 +424,7 @@ struct Here<'a> {
 impl Drop for Here<'_> {
     fn drop(&mut self) {
         if !self.done {
+            self.shared.lock().here = None;
             self.shared.report(self.vcpu, panicked(self.vcpu));
         }
     }
@@ -548,6 +554,9 @@ impl VcpuHandle {
             return Order::Leave;
         }
         let mut state = self.shared.lock();
+        if state.here == Some(self.id) {
+            return Order::Wait;
+        }
         let order = match state.take_order(self.id) {
             Some((order, _)) => order,
             None => {

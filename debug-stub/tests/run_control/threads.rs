@@ -693,3 +693,31 @@ fn run_control_may_cross_a_caught_panic() {
     );
     assert_eq!(all.vcpus(), []);
 }
+
+/// A byte that is left in a vCPU's pipe wakes its thread while the controller runs the vCPU.
+#[test]
+fn a_thread_that_wakes_up_while_the_controller_runs_its_vcpu_leaves_it_alone() {
+    let rig = Rig::new(1);
+    for cycle in 0..2000_u32 {
+        // The order is given back: the thread may take it before it reads the byte that says so.
+        let stops = rig
+            .all
+            .resume_here(&plan(&[step()]), VcpuId(0), |_, _, _| None);
+        assert_eq!(stops, Ok(None));
+        assert_eq!(rig.stops().len(), 1);
+        let stops = rig
+            .all
+            .resume_here(&plan(&[step()]), VcpuId(0), |_, _, must_stop| {
+                for _ in 0..cycle % 300 {
+                    std::hint::spin_loop();
+                }
+                assert!(!must_stop());
+                Some(StopReason::Step)
+            });
+        let step = Stop {
+            vcpu: VcpuId(0),
+            reason: StopReason::Step,
+        };
+        assert_eq!(stops, Ok(Some(vec![step])), "cycle {cycle}");
+    }
+}
