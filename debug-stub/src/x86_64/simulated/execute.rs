@@ -463,7 +463,7 @@ impl SimulatedVcpu {
             self.file.special.cr2 = at;
             return End::Event(page_fault());
         };
-        self.note_access(at, true);
+        self.note_access(at, 1, true);
         if memory.read_memory(physical, &mut [0]) == 1 {
             // What is protected ignores the write.
             memory.write_memory(physical, &value.to_le_bytes()[..1]);
@@ -488,7 +488,7 @@ impl SimulatedVcpu {
             self.file.special.cr2 = at;
             return End::Event(page_fault());
         };
-        self.note_access(at, false);
+        self.note_access(at, 1, false);
         let mut byte = [0];
         if memory.read_memory(physical, &mut byte) == 1 {
             let core = &mut self.file.core;
@@ -506,7 +506,7 @@ impl SimulatedVcpu {
     }
 
     /// Data was accessed: watchpoints that it hits trap after the instruction.
-    fn note_access(&mut self, at: u64, write: bool) {
+    pub(super) fn note_access(&mut self, at: u64, length: u64, write: bool) {
         if !self.habits.watchpoints {
             return;
         }
@@ -516,7 +516,7 @@ impl SimulatedVcpu {
                 HwBreakpointKind::Write => write,
                 HwBreakpointKind::ReadWrite => true,
             };
-            hits | u64::from(kind && watch.overlaps(at, 1)) << slot
+            hits | u64::from(kind && watch.overlaps(at, length)) << slot
         });
         self.watch_hits |= hits;
     }

@@ -351,7 +351,9 @@ impl SimulatedVcpu {
     }
 
     pub(super) fn push(&mut self, value: u64, size: u8, memory: &impl GuestMemory) -> Option<()> {
-        self.write_linear(self.stack(-i64::from(size)), value, size.into(), memory)?;
+        let at = self.stack(-i64::from(size));
+        self.write_linear(at, value, size.into(), memory)?;
+        self.note_access(at, size.into(), true);
         self.move_stack(-i64::from(size));
         Some(())
     }

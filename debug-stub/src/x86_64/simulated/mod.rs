@@ -322,7 +322,7 @@ impl SimulatedVcpu {
         (self.nmi, self.init, self.startup) = (false, false, None);
         self.shadow = Shadow::None;
         self.access = None;
-        (self.synced, self.tf_at_entry) = (None, false);
+        // What is to go in with the next entry does: the stepper has to discard it.
         self.run_state = RunState::Runnable;
         self.file = file.clone();
         self.set_rflags(file.core.rflags);
@@ -347,6 +347,12 @@ impl SimulatedVcpu {
     /// An NMI arrives.
     pub fn nmi(&mut self) {
         self.nmi = true;
+    }
+
+    /// An exception waits to be delivered with the next entry, as after a run that ended before
+    /// that.
+    pub fn queue_exception(&mut self, vector: u8) {
+        self.queued = Some(Event::exception(vector));
     }
 
     /// INIT arrives.

@@ -365,7 +365,11 @@ fn a_triple_fault_is_told_with_its_place_and_the_guest_stays_dead() {
             panic!("{reason:?}")
         };
         assert!(text.contains("vcpu0: triple fault at 0x1000"), "{text}");
+        // Also from where it could run.
+        machine.memory.put(HANDLER.into(), &[0x90]);
+        machine.set(|file| file.core.rip = HANDLER.into());
         assert_eq!(machine.step(), reason);
+        machine.set(|file| file.core.rip = CODE.into());
         machine.stepper.reset();
         assert!(matches!(machine.step(), StopReason::TripleFault(_)));
     });

@@ -5,6 +5,7 @@ mod failures;
 mod habits;
 mod interleavings;
 mod oracle;
+mod outcomes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
