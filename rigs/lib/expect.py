@@ -87,6 +87,15 @@ JOBS = [
     Job("intr-controller kvm_moves", "intr-controller:kvm_moves", TESTS, _limits(60, 120, 120)),
     Job("intr-controller kvm_user", "intr-controller:kvm_user", TESTS, _limits(60, 120, 120)),
     Job("debug-stub kvm_step", "debug-stub:kvm_step", TESTS, _limits(60, 120, 120)),
+    # The ready kick. The rest of the file needs no KVM.
+    Job(
+        "debug-stub run_control",
+        "debug-stub:run_control",
+        ("kvm::", *TESTS),
+        _limits(60, 240, 0),
+        smp=True,
+        left_out={"vmx": "its vCPUs spin, which starves the one processor of Bochs"},
+    ),
     Job("vmm-reference boot", "vmm-reference:boot", TESTS, _limits(60, 120, 120)),
     # Four at once: the end of a VM waits for the kernel's RCU.
     Job(
@@ -111,10 +120,21 @@ JOBS = [
 
 #: Tests that never open /dev/kvm. (Of the unit tests of vcpu-caps and intr-controller JOBS has
 #: those that do.)
-WITHOUT_KVM = {"intr-controller:no_allocation", "debug-stub:lib", "debug-stub:session", "debug-stub:gdb", "vmm-reference:lib"}
+WITHOUT_KVM = {
+    "intr-controller:no_allocation",
+    "debug-stub:lib",
+    "debug-stub:session",
+    "debug-stub:gdb",
+    "debug-stub:serve",
+    "debug-stub:log",
+    "vmm-reference:lib",
+}
 
 #: Tests that need KVM and run on the developer's machine and in the pipeline's `test` jobs only, and why.
-HOST_ONLY = {"debug-stub:examples": "has cargo build the examples that it runs: there is no cargo in a rig"}
+HOST_ONLY = {
+    "debug-stub:examples": "has cargo build the examples that it runs: there is no cargo in a rig",
+    "debug-stub:system_calls": "its lists are those of the C library that is linked dynamically; the rigs' programs are static",
+}
 
 #: Tests that use an ability which some KVM has not. Where `caps` refutes it they say
 #: `expected refusal: ABILITY: why`, and nowhere else.
