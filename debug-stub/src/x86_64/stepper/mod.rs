@@ -352,6 +352,7 @@ impl Stepper {
     fn give_up_step<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
         match std::mem::replace(&mut self.state, State::Stopped) {
             State::Stepping(mut stepping) => {
+                vcpu.discard_tf_at_entry();
                 let lent = stepping.step.lent();
                 take_back(lent, vcpu, &mut self.registers)
             }
@@ -597,6 +598,8 @@ impl Stepper {
         vcpu: &mut V,
         memory: &impl GuestMemory,
     ) -> Result<Next, StepperError<V::Error>> {
+        // What was to go in with the entry does not: reading the registers may accept INIT.
+        vcpu.discard_tf_at_entry();
         // The vCPU may wait: the next step reads the run state, together with the registers.
         self.registers.forget();
         self.settle(false, vcpu, memory)?;

@@ -93,3 +93,24 @@ fn restart(habits: Habits, state: RunState, init_at: usize, startup_at: usize) {
     assert_eq!((core.rip, core.rax), (3, 3), "{context}");
     machine.release();
 }
+
+/// Found by the fuzz target: the order ends before the entry for which registers were to go in. INIT
+/// is accepted, and then the VMM enters by itself.
+#[test]
+fn an_entry_outside_of_an_order_brings_no_stale_register_back() {
+    let code = [0x40; 16];
+    let mut machine = Machine::new(Habits::AMD, &code);
+    machine.set(|file| file.core.rbp = 0xbad);
+    for ip in 1..=3 {
+        machine.step_to(CODE + ip);
+    }
+    let stop = machine.run_until(&step(true), |_, vcpu| {
+        vcpu.init();
+        true
+    });
+    assert_eq!(stop, StopReason::Interrupted);
+    assert_eq!(machine.registers().core.rbp, 0);
+    let exit = machine.vcpu.run(&machine.memory, true, 1);
+    assert_eq!(exit, Exit::Interrupted);
+    assert_eq!(machine.vcpu.registers().core.rbp, 0, "a stale register");
+}
