@@ -55,8 +55,12 @@ impl<H: Host> Session<H> {
             self.guest.current = VcpuId(0);
         }
         let guest = &self.guest;
-        stops.retain(|stop| guest.exists(stop.vcpu));
         let current = guest.current;
+        // The whole guest's end or reset counts, also from a vCPU that has gone.
+        stops.retain(|stop| guest.exists(stop.vcpu) || is_of_the_guest(&stop.reason));
+        for stop in stops.iter_mut().filter(|stop| !guest.exists(stop.vcpu)) {
+            stop.vcpu = current;
+        }
         // Of equals the vCPU that the client has selected, then the first.
         stops.sort_by_key(|stop| (urgency(&stop.reason), stop.vcpu != current, stop.vcpu));
         let mut stops = stops.into_iter();
@@ -165,6 +169,11 @@ impl<H: Host> Session<H> {
             }
         }
     }
+}
+
+/// Returns `true` for a reason that is the guest's, not a vCPU's.
+fn is_of_the_guest(reason: &StopReason) -> bool {
+    matches!(reason, StopReason::Exited(_) | StopReason::Reset)
 }
 
 /// The smallest is reported first.

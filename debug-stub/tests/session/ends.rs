@@ -41,3 +41,20 @@ fn a_stop_of_a_vcpu_that_does_not_exist_is_no_stop_of_another() {
     let replies = rig.stop(vec![stop(7, StopReason::HardwareBreakpoint)]);
     assert!(replies[0].starts_with("T02thread:01;"), "{replies:?}");
 }
+
+/// Found by the fuzz target: the guest's end was dropped with its vCPU, and the client could resume it.
+#[test]
+fn the_guests_end_and_its_reset_count_also_from_a_vcpu_that_has_gone() {
+    let mut rig = spinning(1);
+    rig.send("vCont;c");
+    let replies = rig.stop(vec![stop(7, StopReason::Reset)]);
+    assert!(console(&replies[0]).contains("thread 1: the machine was reset"));
+    assert!(replies[1].starts_with("T05thread:01;"), "{replies:?}");
+    rig.send("vCont;c");
+    let replies = rig.stop(vec![
+        stop(0, StopReason::Step),
+        stop(7, StopReason::Exited(7)),
+    ]);
+    assert_eq!(replies, ["W07"]);
+    assert!(rig.session.is_closing());
+}
