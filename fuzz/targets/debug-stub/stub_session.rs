@@ -225,13 +225,16 @@ impl Vmm {
                     }
                 }
                 Action::Kill => {
+                    // A client that came as the guest ended has seen it stopped, and may kill it.
                     assert!(
-                        matches!(self.guest, Guest::Stopped),
+                        matches!(self.guest, Guest::Stopped | Guest::Ended),
                         "killed: {:?}",
                         self.guest
                     );
                     assert!(self.session.is_closing());
-                    self.guest = Guest::Killed;
+                    if !self.ended() {
+                        self.guest = Guest::Killed;
+                    }
                 }
             }
             self.set_running();
