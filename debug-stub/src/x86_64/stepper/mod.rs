@@ -198,8 +198,13 @@ impl Stepper {
         memory: &impl GuestMemory,
     ) -> Next {
         self.incomplete = outcome == Outcome::Served;
+        if let State::Stopped | State::Over(_) = &self.state {
+            // Not known to have run: registers that came with an earlier exit may be stale.
+            self.forget_registers(vcpu);
+        }
         let trapped = matches!(outcome, Outcome::Debug(_));
-        self.registers.ran(vcpu, self.arming.syncs(), trapped);
+        let synced = self.arming.syncs() && !matches!(self.state, State::Stopped | State::Over(_));
+        self.registers.ran(vcpu, synced, trapped);
         if outcome == Outcome::Restarted {
             vcpu.discard_tf_at_entry();
             self.registers.restarted();

@@ -114,3 +114,29 @@ fn an_entry_outside_of_an_order_brings_no_stale_register_back() {
     assert_eq!(exit, Exit::Interrupted);
     assert_eq!(machine.vcpu.registers().core.rbp, 0, "a stale register");
 }
+
+/// Found by the fuzz target: an exit is reported that did not happen, after INIT was accepted.
+#[test]
+fn an_exit_without_an_order_brings_no_stale_register_back() {
+    let mut machine = Machine::new(Habits::INTEL, &[0x40; 16]);
+    machine.set(|file| file.core.rbp = 0xbad);
+    for ip in 1..=3 {
+        machine.step_to(CODE + ip);
+    }
+    machine.vcpu.init();
+    assert_eq!(
+        machine.run_until(&step(true), |_, _| true),
+        StopReason::Interrupted
+    );
+    let Machine {
+        stepper,
+        vcpu,
+        memory,
+        ..
+    } = &mut machine;
+    let next = stepper.ran(Outcome::Halted, vcpu, memory);
+    assert!(matches!(next, Next::Stopped(StopReason::InternalError(_))));
+    assert_eq!(machine.registers().core.rbp, 0, "a stale register is shown");
+    let _ = machine.run_until(&step(true), |entries, _| entries > 2);
+    assert_eq!(machine.vcpu.registers().core.rbp, 0, "a stale register");
+}
