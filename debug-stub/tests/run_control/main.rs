@@ -9,6 +9,8 @@
     reason = "this is the world around the core, and it stops where what must hold does not"
 )]
 
+#[cfg(all(feature = "threads", unix))]
+mod contract;
 mod interleavings;
 #[cfg(all(
     feature = "threads",

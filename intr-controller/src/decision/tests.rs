@@ -196,6 +196,17 @@ fn halted_and_masked_the_interrupt_ends_hlt_and_stays_pending() {
 }
 
 #[test]
+fn of_several_events_that_end_hlt_the_most_urgent_is_named() {
+    let vcpu = Readiness {
+        masked: true,
+        ..HALTED
+    };
+    let decision = ask(&[fixed(0x20), Event::ExtInt, Event::Nmi], vcpu);
+    assert!(matches!(decision, Decision::Wake(_)));
+    assert_eq!(decision.blocked().unwrap().event, Event::Nmi);
+}
+
+#[test]
 fn halted_with_if_clear_only_what_ignores_if_wakes() {
     let vcpu = Readiness {
         interrupt_flag: false,

@@ -7,6 +7,9 @@
 //! does: `kvm_get_rflags` hides TF while a single step is in force, `__kvm_set_rflags` adds it at
 //! the RIP of the last `KVM_SET_GUEST_DEBUG`.
 //!
+//! A [`SimulatedVcpu`] runs alone. A [`SimulatedMachine`] runs some of them, each under a stepper, and
+//! is the host of a session. Both have the same [`Ram`].
+//!
 //! # Instructions
 //! NOP, JMP rel8, INC AX/BX/CX (16-bit) or INC RAX (64-bit), MOV \[BX or RDI\],AL and back, PUSHF,
 //! POPF, PUSH AX, POP AX, INT3, INT n, IRET, STI, CLI, HLT, MOV SS,AX, IN AL,n, OUT n,AL,
