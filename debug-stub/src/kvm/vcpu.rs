@@ -104,14 +104,15 @@ impl Vcpu for KvmVcpu<'_> {
         Ok(events.exception.pending != 0 || events.exception.injected != 0)
     }
 
-    /// Without a local APIC in the kernel KVM fails with EINVAL: [`RunState::Runnable`].
+    /// Without a local APIC in the kernel KVM says `KVM_MP_STATE_RUNNABLE`.
     fn run_state(&mut self) -> Result<RunState, KvmError> {
-        Ok(match self.0.get_mp_state().map(|state| state.mp_state) {
-            Ok(KVM_MP_STATE_HALTED) => RunState::Halted,
-            Ok(KVM_MP_STATE_UNINITIALIZED) => RunState::WaitForInit,
-            Ok(KVM_MP_STATE_INIT_RECEIVED) => RunState::WaitForSipi,
-            Ok(KVM_MP_STATE_SIPI_RECEIVED) => RunState::Starting,
-            Ok(_) | Err(_) => RunState::Runnable,
+        let state = self.0.get_mp_state().map_err(ioctl("KVM_GET_MP_STATE"))?;
+        Ok(match state.mp_state {
+            KVM_MP_STATE_HALTED => RunState::Halted,
+            KVM_MP_STATE_UNINITIALIZED => RunState::WaitForInit,
+            KVM_MP_STATE_INIT_RECEIVED => RunState::WaitForSipi,
+            KVM_MP_STATE_SIPI_RECEIVED => RunState::Starting,
+            _ => RunState::Runnable,
         })
     }
 

@@ -55,6 +55,9 @@ pub(crate) const EFER_NXE: u64 = 1 << 11;
 /// SCE LME LMA NXE SVME LMSLE FFXSR TCE MCOMMIT INTWB UAIE AIBRSE (APM 2 3.1.7).
 pub(crate) const EFER_DEFINED: u64 = 0x0036_fd01;
 
+/// The longest instruction, in bytes (SDM 2A 2.3.11).
+pub(crate) const MAX_INSTRUCTION: usize = 15;
+
 /// DR6.B0-B3: which debug-address register hit (SDM 3B 19.2.3).
 pub(crate) const DR6_HITS: u64 = 0xf;
 /// DR6.BD: debug-register access under DR7.GD.

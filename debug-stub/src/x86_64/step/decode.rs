@@ -5,10 +5,10 @@ use iced_x86::{
 };
 
 use super::StepClass;
-use super::machine::{MAX_INSTRUCTION, Machine, width_mask};
+use super::machine::{Machine, width_mask};
 use super::operand::{self, Popped};
 use crate::GuestMemory;
-use crate::x86_64::bits::{RFLAGS_NT, RFLAGS_TF};
+use crate::x86_64::bits::{MAX_INSTRUCTION, RFLAGS_NT, RFLAGS_TF};
 use crate::x86_64::paging::read_virtual;
 
 /// Where RIP may be after the instruction has completed.

@@ -28,6 +28,8 @@ pub(super) struct Arming {
     stepping: bool,
     /// The single step in force was armed by [`Arming::arm_as_reset`].
     survives_init: bool,
+    /// Queued for the guest, and not known to be delivered.
+    queued: Option<Inject>,
 }
 
 impl Arming {
@@ -37,7 +39,21 @@ impl Arming {
             sync_regs: plan.has(Capability::SyncRegs),
             stepping: false,
             survives_init: false,
+            queued: None,
         }
+    }
+
+    /// The vCPU has run. `entered` says that it has certainly entered the guest.
+    pub(super) fn ran(&mut self, entered: bool) {
+        if entered {
+            self.queued = None;
+        }
+    }
+
+    /// A new guest runs on the vCPU: nothing is owed to it.
+    pub(super) fn reset(&mut self) {
+        let _ = self.control.cancel_injection();
+        self.queued = None;
     }
 
     pub(super) fn is_stepping(&self) -> bool {
@@ -112,14 +128,44 @@ impl Arming {
             vcpu.sync_registers(self.stepping);
         }
         vcpu.discard_tf_at_entry();
-        if let Some(wanted) = self.control.pending() {
-            vcpu.set_guest_debug(&wanted)
-                .map_err(StepperError::of("setting the debug state"))?;
-            self.control.applied(&wanted);
-            self.survives_init = false;
+        if self.stepping || !registers.hides_tf() {
+            self.apply(vcpu, registers)?;
+            if !self.stepping {
+                registers.show_tf(vcpu)?;
+            }
+            return Ok(());
         }
-        if !self.stepping {
-            registers.show_tf(vcpu)?;
+        // The write that shows TF drops an exception that is queued already: it is queued after it.
+        if self.queued.is_some() && !exception_pending(vcpu)? {
+            self.queued = None;
+        }
+        let exception = self.control.cancel_injection().or(self.queued.take());
+        let shown = self
+            .apply(vcpu, registers)
+            .and_then(|()| registers.show_tf(vcpu));
+        if let Some(exception) = exception {
+            self.give_back::<V>(exception)?;
+        }
+        shown?;
+        self.apply(vcpu, registers)
+    }
+
+    fn apply<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        registers: &mut Registers,
+    ) -> Result<(), StepperError<V::Error>> {
+        let Some(wanted) = self.control.pending() else {
+            return Ok(());
+        };
+        let exception = self.control.intent().inject;
+        vcpu.set_guest_debug(&wanted)
+            .map_err(StepperError::of("setting the debug state"))?;
+        self.control.applied(&wanted);
+        self.survives_init = false;
+        if exception.is_some() {
+            self.queued = exception;
+            registers.exception_queued();
         }
         Ok(())
     }
@@ -228,8 +274,10 @@ pub(super) fn may_write<V: Vcpu>(
     if registers.trapped() {
         return Ok(true);
     }
-    let pending = vcpu
-        .exception_pending()
-        .map_err(StepperError::of("reading pending exceptions"))?;
-    Ok(!pending)
+    Ok(!exception_pending(vcpu)?)
+}
+
+fn exception_pending<V: Vcpu>(vcpu: &mut V) -> Result<bool, StepperError<V::Error>> {
+    vcpu.exception_pending()
+        .map_err(StepperError::of("reading pending exceptions"))
 }

@@ -205,6 +205,7 @@ impl Stepper {
         let trapped = matches!(outcome, Outcome::Debug(_));
         let synced = self.arming.syncs() && !matches!(self.state, State::Stopped | State::Over(_));
         self.registers.ran(vcpu, synced, trapped);
+        self.arming.ran(outcome != Outcome::Nothing);
         if outcome == Outcome::Restarted {
             vcpu.discard_tf_at_entry();
             self.registers.restarted();
@@ -252,6 +253,8 @@ impl Stepper {
         let given_up = self.give_up_step(vcpu);
         // The rest is released in any case.
         let disarmed = self.disarm(vcpu);
+        // The VMM may run it by itself.
+        self.registers.forget();
         given_up.and(disarmed)
     }
 
@@ -259,6 +262,7 @@ impl Stepper {
     /// be run again.
     pub fn reset(&mut self) {
         self.registers.restarted();
+        self.arming.reset();
         self.incomplete = false;
         self.state = State::Stopped;
     }

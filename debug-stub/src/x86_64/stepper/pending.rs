@@ -10,11 +10,8 @@ use super::vcpu::{RunState, StepperError, Vcpu};
 use crate::address::GuestPhysAddr;
 use crate::host::GuestMemory;
 use crate::order::Armed;
-use crate::x86_64::bits::{CR0_PE, DR6_BS};
+use crate::x86_64::bits::{CR0_PE, DR6_BS, MAX_INSTRUCTION};
 use crate::x86_64::{Progress, RegisterFile, RegisterGroups, Settlement, StepClass, StepPlan};
-
-/// The longest instruction, in bytes (SDM 2A 2.3.11).
-const LONGEST_INSTRUCTION: u64 = 15;
 
 /// What a step works on.
 pub(super) struct Context<'a, V, M> {
@@ -192,9 +189,14 @@ fn is_restarted(before: &RegisterFile, after: &RegisterFile, memory: &impl Guest
     let frame = !has_tf(before)
         && [0, FRAME_AFTER_RESTART].contains(&sp)
         && mend_frame_after_restart(after, memory);
-    let moved = before.special.cs.base != special.cs.base && after.core.rip <= LONGEST_INSTRUCTION;
+    let moved = before.special.cs.base != special.cs.base && is_within_first(after.core.rip);
     let at_start = moved && (after.core.rsp == 0 || before.special.cr0 & CR0_PE != 0);
     at_start || (frame && sp == FRAME_AFTER_RESTART)
+}
+
+/// Returns `true` if one instruction that began at IP 0 may have led to this IP.
+fn is_within_first(ip: u64) -> bool {
+    usize::try_from(ip).is_ok_and(|ip| ip <= MAX_INSTRUCTION)
 }
 
 /// Offset of the first frame on the stack of a vCPU that was restarted, whose SP was 0.
@@ -211,7 +213,7 @@ fn mend_frame_after_restart(after: &RegisterFile, memory: &impl GuestMemory) -> 
         return false;
     }
     let [ip, ip_high, cs, _, flags, flags_high] = frame;
-    let found = u64::from(ip) <= LONGEST_INSTRUCTION
+    let found = is_within_first(u64::from(ip))
         && ip_high == 0
         && cs == 0
         && u16::from_le_bytes([flags, flags_high]) == RFLAGS_AFTER_RESTART;

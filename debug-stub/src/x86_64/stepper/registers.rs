@@ -63,14 +63,20 @@ impl Registers {
         self.trapped
     }
 
+    /// An exception was queued since the last run.
+    pub(super) fn exception_queued(&mut self) {
+        self.trapped = false;
+    }
+
     /// Something else may have changed the registers.
     pub(super) fn forget(&mut self) {
         self.cached = None;
+        self.trapped = false;
     }
 
     /// INIT or a start-up IPI has replaced the registers: RFLAGS after it have no TF.
     pub(super) fn restarted(&mut self) {
-        self.cached = None;
+        self.forget();
         if let GuestTf::Hidden(tf) = &mut self.guest_tf {
             *tf = false;
         }
@@ -166,13 +172,18 @@ impl Registers {
         self.guest_tf == GuestTf::InRflags
     }
 
+    /// Returns `true` if a single step hides that the guest has set TF.
+    pub(super) fn hides_tf(&self) -> bool {
+        self.guest_tf == GuestTf::Hidden(true)
+    }
+
     /// The single step is over: RFLAGS show the guest's own TF again.
     ///
     /// The hypervisor has cleared it together with its own: KVM reads RFLAGS while the step still
     /// masks TF (`kvm_arch_vcpu_ioctl_set_guest_debug`). If a call fails, the TF stays hidden, and
     /// the next call tries again.
     pub(super) fn show_tf<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
-        if self.guest_tf == GuestTf::Hidden(true) {
+        if self.hides_tf() {
             self.cached = None;
             let core = RegisterGroups::CORE;
             let mut file = RegisterFile::default();
