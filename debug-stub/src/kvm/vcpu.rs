@@ -79,6 +79,7 @@ impl Vcpu for KvmVcpu<'_> {
             .get_debug_regs()
             .map_err(ioctl("KVM_GET_DEBUGREGS"))?;
         Ok(DebugStatus {
+            dr: registers.db,
             dr6: registers.dr6,
             dr7: registers.dr7,
         })

@@ -5,10 +5,10 @@ use arrayvec::ArrayVec;
 use super::decode::{Decoded, Successor, decode};
 use super::frame::{self, Expected, Place};
 use super::machine::Machine;
-use super::{Mends, StepClass};
+use super::{Mends, Progress, Settlement, StepClass};
 use crate::GuestMemory;
 use crate::x86_64::Segment;
-use crate::x86_64::bits::{RFLAGS_RF, RFLAGS_TF};
+use crate::x86_64::bits::{RFLAGS_NT, RFLAGS_RF, RFLAGS_TF};
 
 /// A place where the instruction may leave a frame.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +50,17 @@ impl Outcome {
         guest_trap: false,
         r11: None,
     };
+
+    pub(super) fn settlement(self, mends: Mends) -> Settlement {
+        Settlement {
+            progress: Progress::Done,
+            guest_tf: self.guest_tf,
+            guest_trap: self.guest_trap,
+            r11: self.r11,
+            ran_handler: false,
+            mends: mends.0,
+        }
+    }
 }
 
 impl Unit {
@@ -81,6 +92,13 @@ impl Unit {
     /// RIP after it.
     pub(super) fn next(&self) -> u64 {
         self.decoded.next
+    }
+
+    /// IRET to the task that the present one interrupted or was called by (SDM 3A 8.3).
+    pub(super) fn returns_to_task(&self) -> bool {
+        let machine = &self.machine;
+        let nested = machine.core.rflags & RFLAGS_NT != 0;
+        nested && !machine.real_segments() && !machine.long_mode()
     }
 
     pub(super) fn may_stay(&self) -> bool {

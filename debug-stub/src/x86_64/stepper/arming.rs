@@ -5,8 +5,10 @@ use vcpu_caps::{
 };
 
 use super::registers::{Registers, set_tf};
+use super::slots::{OwnBreakpoints, Slots};
 use super::vcpu::{RunState, StepperError, Vcpu};
 use crate::order::Armed;
+use crate::x86_64::step::Guards;
 use crate::x86_64::{RegisterFile, RegisterGroups};
 
 /// The debugger, as an owner of holds on [`Capability::MaskHwintr`]. Others may hold it too: see
@@ -30,6 +32,15 @@ pub(super) struct Arming {
     survives_init: bool,
     /// Queued for the guest, and not known to be delivered.
     queued: Option<Inject>,
+    /// What is in the debug registers.
+    slots: Slots,
+    /// The plan has execute breakpoints.
+    has_guards: bool,
+    /// The guest's own breakpoints, if known.
+    own: Option<OwnBreakpoints>,
+    /// The instruction that was stepped last blocks interrupts until the next one has ended (SDM 3A
+    /// 7.8.3). A hypervisor may have dropped that with the step.
+    in_shadow: bool,
 }
 
 impl Arming {
@@ -40,7 +51,42 @@ impl Arming {
             stepping: false,
             survives_init: false,
             queued: None,
+            slots: Slots::default(),
+            has_guards: plan.has(Capability::HwBreakpoint),
+            own: None,
+            in_shadow: false,
         }
+    }
+
+    /// See [`Self::in_shadow`].
+    pub(super) fn set_shadow(&mut self, in_shadow: bool) {
+        self.in_shadow = in_shadow;
+    }
+
+    /// What is in the debug registers.
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// The guest's own breakpoints.
+    pub(super) fn own_breakpoints<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+    ) -> Result<OwnBreakpoints, StepperError<V::Error>> {
+        if let Some(own) = self.own {
+            return Ok(own);
+        }
+        let status = vcpu
+            .debug_status()
+            .map_err(StepperError::of("reading debug registers"))?;
+        let own = OwnBreakpoints::new(status);
+        self.own = Some(own);
+        Ok(own)
+    }
+
+    /// The guest may have changed its debug registers.
+    pub(super) fn forget_own_breakpoints(&mut self) {
+        self.own = None;
     }
 
     /// The vCPU has run. `entered` says that it has certainly entered the guest.
@@ -54,6 +100,8 @@ impl Arming {
     pub(super) fn reset(&mut self) {
         let _ = self.control.cancel_injection();
         self.queued = None;
+        self.own = None;
+        self.in_shadow = false;
     }
 
     pub(super) fn is_stepping(&self) -> bool {
@@ -75,7 +123,23 @@ impl Arming {
             let _ = self.control.end_step();
         }
         self.control.drop_owner(DEBUGGER);
-        self.intend_breakpoints::<V>(armed, &armed.hardware)
+        self.own = None;
+        self.in_shadow = false;
+        self.intend_breakpoints::<V>(armed, Slots::free(&armed.hardware))
+    }
+
+    /// The debug registers for a step of the instruction at `pc`.
+    pub(super) fn slots_for_step(
+        &self,
+        debugger: &[HwBreakpoint],
+        own: &OwnBreakpoints,
+        guards: &Guards,
+        pc: u64,
+    ) -> Slots {
+        if !self.has_guards || own.watches_ports() {
+            return Slots::free(debugger);
+        }
+        self.slots.step(debugger, own, guards, pc)
     }
 
     /// Sets what [`arm_step`](Self::arm_step) puts in force.
@@ -83,32 +147,36 @@ impl Arming {
         &mut self,
         mask: bool,
         armed: &Armed,
-        hardware: &[HwBreakpoint],
+        slots: Slots,
     ) -> Result<(), StepperError<V::Error>> {
         self.stepping = true;
         let holds = self.control.holds();
         let held = holds
             .owners(Capability::MaskHwintr)
             .any(|(owner, _)| owner == DEBUGGER);
+        let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
+        let mask = mask || (self.in_shadow && can_mask);
         if mask && !held {
             self.control.hold(DEBUGGER, Capability::MaskHwintr)?;
         } else if held && !mask {
             self.control.drop_owner(DEBUGGER);
         }
-        self.intend_breakpoints::<V>(armed, hardware)
+        self.intend_breakpoints::<V>(armed, slots)
     }
 
     fn intend_breakpoints<V: Vcpu>(
         &mut self,
         armed: &Armed,
-        hardware: &[HwBreakpoint],
+        slots: Slots,
     ) -> Result<(), StepperError<V::Error>> {
         let software = !armed.software.is_empty();
         // Off already where the plan lacks it.
         if software || self.control.get(Capability::BptExit).unwrap_or(false) {
             self.control.set(Capability::BptExit, software)?;
         }
-        Ok(self.control.set_hardware(hardware)?)
+        self.control.set_hardware(&slots.breakpoints())?;
+        self.slots = slots;
+        Ok(())
     }
 
     /// Puts in force what is pending. Registers that are to be written must be written before: the
@@ -255,6 +323,11 @@ impl Arming {
         self.survives_init = armed.is_ok() && back.is_ok();
         registers.restore(cached);
         armed.and(back)
+    }
+
+    /// The exception that is given back with the next entry.
+    pub(super) fn owed(&self) -> Option<Inject> {
+        self.control.intent().inject.or(self.queued)
     }
 
     /// Gives an exception back to the guest with the next entry.

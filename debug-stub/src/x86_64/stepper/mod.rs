@@ -36,6 +36,7 @@ mod debug_exit;
 mod driver;
 mod pending;
 mod registers;
+mod slots;
 mod system_call;
 #[cfg(test)]
 mod tests;
@@ -535,6 +536,16 @@ impl Stepper {
             }
             // No trap: a completed access has moved RIP, or there is more to come.
             (Outcome::Nothing, Phase::Completing { interrupted: false }) => false,
+            (Outcome::Debug(exit), _) if stepping.step.is_int1(exit) => {
+                let order = stepping.order.clone();
+                stepping.step.skip_int1(&mut Context {
+                    arming: &mut self.arming,
+                    registers: &mut self.registers,
+                    vcpu: &mut *vcpu,
+                    memory,
+                })?;
+                return self.start_step(order, false, vcpu, memory);
+            }
             (Outcome::Debug(exit), _) => match self.sort(exit, vcpu, memory)? {
                 Cause::Hit(reason) => {
                     // A watchpoint traps after the access: what the step did is mended all the

@@ -23,6 +23,9 @@ pub(super) struct Registers {
     guest_tf: GuestTf,
     /// The last run ended in a debug exception: no other exception is queued.
     trapped: bool,
+    /// A handler ran inside a step with the debugger's TF in its frame. What POPF, IRET or SYSRET
+    /// loads from now on may be a copy of that.
+    pub(super) tf_may_be_copied: bool,
 }
 
 impl Registers {
@@ -77,6 +80,7 @@ impl Registers {
     /// INIT or a start-up IPI has replaced the registers: RFLAGS after it have no TF.
     pub(super) fn restarted(&mut self) {
         self.forget();
+        self.tf_may_be_copied = false;
         if let GuestTf::Hidden(tf) = &mut self.guest_tf {
             *tf = false;
         }

@@ -56,7 +56,7 @@ pub trait Vcpu {
     /// If the hypervisor refuses.
     fn write_msr(&mut self, index: u32, value: u64) -> Result<(), Self::Error>;
 
-    /// Reads the guest's own DR6 and DR7, whatever the debugger has armed.
+    /// Reads the guest's own debug registers, whatever the debugger has armed.
     ///
     /// # Errors
     /// If the hypervisor refuses.
@@ -113,6 +113,8 @@ pub trait Vcpu {
 /// The guest's own debug registers, as far as a step looks at them (SDM 3B 19.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DebugStatus {
+    /// DR0-DR3.
+    pub dr: [u64; 4],
     /// DR6.
     pub dr6: u64,
     /// DR7.
