@@ -9,6 +9,7 @@ use thiserror::Error;
 use vcpu_caps::GuestDebug;
 use vcpu_caps::kvm::{SetGuestDebugError, set_guest_debug};
 
+use super::interrupts::requested;
 use super::registers::{
     RegistersError, core_from_kvm, ioctl, read_msr, read_registers, special_from_kvm, write_msr,
     write_registers,
@@ -103,6 +104,16 @@ impl Vcpu for KvmVcpu<'_> {
             .get_vcpu_events()
             .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
         Ok(events.exception.pending != 0 || events.exception.injected != 0)
+    }
+
+    /// Of KVM's local APIC. What an 8259A is about to deliver by itself is not known here.
+    fn next_interrupt(&mut self) -> Result<Option<u8>, KvmError> {
+        match self.0.get_lapic() {
+            Ok(lapic) => Ok(requested(&lapic.regs).next_back()),
+            // There is no local APIC in the kernel.
+            Err(error) if error.errno() == libc::EINVAL => Ok(None),
+            Err(error) => Err(ioctl("KVM_GET_LAPIC")(error).into()),
+        }
     }
 
     /// Without a local APIC in the kernel KVM says `KVM_MP_STATE_RUNNABLE`.

@@ -76,6 +76,8 @@ pub(crate) const MAX_INSTRUCTION: usize = 15;
 pub(crate) const DR6_HITS: u64 = 0xf;
 /// DR6.BD: debug-register access under DR7.GD.
 pub(crate) const DR6_BD: u64 = 1 << 13;
+/// Bits of DR6 that a debug exception sets: RTM among them, and reserved ones.
+pub(crate) const DR6_ACTIVE_LOW: u64 = 0xffff_0ff0;
 /// DR6.BS: single step.
 pub(crate) const DR6_BS: u64 = 1 << 14;
 

@@ -1,4 +1,4 @@
-//! Where a handler begins that the next step may enter: the addresses to stop at.
+//! Where a step may lead without a trap: handlers, other tasks, and what some hypervisors run past.
 
 use arrayvec::ArrayVec;
 
@@ -11,7 +11,7 @@ use crate::GuestMemory;
 /// More than there are debug registers.
 const MOST: usize = 12;
 
-/// Linear addresses to stop at, each once, in the order of their importance.
+/// Linear addresses to stop at besides the trap, each once, in the order of their importance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Guards {
     /// The step may well lead there.
@@ -54,6 +54,9 @@ impl StepPlan {
             }
             if let Some(task) = next_task(unit, memory) {
                 guards.need(task.start);
+            }
+            if let Some(at) = unit.untrapped_successor() {
+                guards.need(at);
             }
             let exceptions = Exceptions::of(machine, unit.class(), instruction);
             likely.add(exceptions.likely.iter());

@@ -1,6 +1,7 @@
 //! One instruction of a step: the state before it, and how to find out what it did.
 
 use arrayvec::ArrayVec;
+use iced_x86::{Instruction, Mnemonic};
 
 use super::decode::{Decoded, Successor, decode};
 use super::frame::{self, Expected, Place};
@@ -99,6 +100,29 @@ impl Unit {
         let machine = &self.machine;
         let nested = machine.core.rflags & RFLAGS_NT != 0;
         nested && !machine.real_segments() && !machine.long_mode()
+    }
+
+    /// Where the instruction leads, in linear terms, if some hypervisor runs past that: kvm_pvm does
+    /// not trap IRET, SWAPGS and the like, and takes one more instruction along.
+    pub(super) fn untrapped_successor(&self) -> Option<u64> {
+        let machine = &self.machine;
+        match (self.class(), self.decoded.successor) {
+            (StepClass::InterruptReturn, Successor::Only(target, selector)) => {
+                let wide = machine.long_mode() || machine.real_segments();
+                let base = match selector {
+                    Some(selector) if machine.real_segments() => u64::from(selector) << 4,
+                    _ if wide || selector == Some(machine.special.cs.selector) => {
+                        machine.special.cs.base
+                    }
+                    _ => return None,
+                };
+                Some(base.wrapping_add(target))
+            }
+            (_, Successor::Next) if moves_a_base(&self.decoded.instruction) => {
+                Some(machine.linear(&machine.special.cs, self.next()).0)
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn may_stay(&self) -> bool {
@@ -290,6 +314,18 @@ impl Unit {
         let right = (after.core.r11 & !RFLAGS_TF) | (self.machine.core.rflags & RFLAGS_TF);
         (right != after.core.r11).then_some(right)
     }
+}
+
+/// SWAPGS, RDFSBASE and the like.
+fn moves_a_base(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Swapgs
+            | Mnemonic::Rdfsbase
+            | Mnemonic::Rdgsbase
+            | Mnemonic::Wrfsbase
+            | Mnemonic::Wrgsbase
+    )
 }
 
 /// Returns `true` if addresses in the two segments mean the same.

@@ -34,8 +34,9 @@ pub(super) struct Arming {
     queued: Option<Inject>,
     /// What is in the debug registers.
     slots: Slots,
-    /// The plan has execute breakpoints.
+    /// The plan has execute breakpoints, and watchpoints.
     has_guards: bool,
+    has_watchpoints: bool,
     /// The guest's own breakpoints, if known.
     own: Option<OwnBreakpoints>,
     /// The instruction that was stepped last blocks interrupts until the next one has ended (SDM 3A
@@ -53,9 +54,16 @@ impl Arming {
             queued: None,
             slots: Slots::default(),
             has_guards: plan.has(Capability::HwBreakpoint),
+            has_watchpoints: plan.has(Capability::Watchpoint),
             own: None,
             in_shadow: false,
         }
+    }
+
+    /// Returns `true` if a step with `mask`, or without, lets interrupts in.
+    pub(super) fn lets_interrupts_in(&self, mask: bool) -> bool {
+        let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
+        !(mask || (self.in_shadow && can_mask))
     }
 
     /// See [`Self::in_shadow`].
@@ -139,7 +147,13 @@ impl Arming {
         if !self.has_guards || own.watches_ports() {
             return Slots::free(debugger);
         }
-        self.slots.step(debugger, own, guards, pc)
+        // Where the debugger's do not fire the guest's do not either.
+        let own = if self.has_watchpoints {
+            *own
+        } else {
+            OwnBreakpoints::default()
+        };
+        self.slots.step(debugger, &own, guards, pc)
     }
 
     /// Sets what [`arm_step`](Self::arm_step) puts in force.
@@ -154,8 +168,7 @@ impl Arming {
         let held = holds
             .owners(Capability::MaskHwintr)
             .any(|(owner, _)| owner == DEBUGGER);
-        let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
-        let mask = mask || (self.in_shadow && can_mask);
+        let mask = mask || !self.lets_interrupts_in(mask);
         if mask && !held {
             self.control.hold(DEBUGGER, Capability::MaskHwintr)?;
         } else if held && !mask {

@@ -9,7 +9,7 @@ use super::vcpu::{DebugExit, StepperError, Vcpu};
 use crate::address::{GuestPhysAddr, GuestVirtAddr};
 use crate::host::GuestMemory;
 use crate::order::{Armed, StopReason, WatchAccess};
-use crate::x86_64::bits::{DR6_BD, DR6_BS, DR6_HITS};
+use crate::x86_64::bits::{DR6_ACTIVE_LOW, DR6_BD, DR6_BS, DR6_HITS};
 use crate::x86_64::{RegisterFile, RegisterGroups, translate};
 
 /// #DB's vector.
@@ -122,8 +122,9 @@ pub(super) fn owe_debug_exception<V: Vcpu>(
     let status = vcpu
         .debug_status()
         .map_err(StepperError::of("reading DR6"))?;
-    // The processor clears B0-B3 of an earlier exception, and nothing else (SDM 3B 19.2.3).
-    vcpu.set_dr6(status.dr6 & !DR6_HITS | dr6)
+    // The processor clears B0-B3 of an earlier exception, and sets RTM and what is reserved (SDM 3B
+    // 19.2.3).
+    vcpu.set_dr6(status.dr6 & !DR6_HITS | DR6_ACTIVE_LOW | dr6)
         .map_err(StepperError::of("writing DR6"))?;
     arming.give_back::<V>(Inject::Debug)
 }

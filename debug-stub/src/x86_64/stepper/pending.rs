@@ -66,7 +66,13 @@ impl PendingStep {
             // A fault: it comes before the instruction.
             owe_debug_exception(hits, arming, *vcpu)?;
         }
-        let event = arming.owed().map(vector);
+        let mut event = arming.owed().map(vector);
+        let enabled = before.core.rflags & RFLAGS_IF != 0;
+        if event.is_none() && enabled && arming.lets_interrupts_in(mask) {
+            event = vcpu
+                .next_interrupt()
+                .map_err(StepperError::of("reading pending interrupts"))?;
+        }
         let mut now = before.clone();
         *lent = Lent::lend(plan.system_call(), &mut now, *vcpu, registers)?;
         if let Some(mask) = lent.system_call_mask() {

@@ -75,6 +75,16 @@ pub trait Vcpu {
     /// If the hypervisor refuses.
     fn exception_pending(&mut self) -> Result<bool, Self::Error>;
 
+    /// The vector of the interrupt that enters next, as far as that is known: the highest that is
+    /// requested. Asked for before a step that does not mask interrupts. Its handler is where such a
+    /// step ends; without an answer the handler may run inside the step, and see the debugger's TF.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn next_interrupt(&mut self) -> Result<Option<u8>, Self::Error> {
+        Ok(None)
+    }
+
     /// What the vCPU waits for. May accept a pending INIT or start-up IPI, as
     /// `KVM_GET_MP_STATE` does, and so change registers.
     ///
