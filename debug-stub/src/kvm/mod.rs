@@ -14,6 +14,7 @@
 //! |---|---|
 //! | `KVM_SET_GUEST_DEBUG` | an order that changes the debug state, the first step of a series |
 //! | `KVM_GET_MP_STATE` | before registers are read |
+//! | `KVM_SET_MP_STATE`, `KVM_SET_VCPU_EVENTS` | steps of HLT, a halted vCPU whose RIP the debugger sets |
 //! | `KVM_GET_REGS`, `KVM_GET_SREGS` | registers that did not come with the exit |
 //! | `KVM_SET_REGS` | steps of SYSRET, a single step that is armed or lifted, the debugger's writes |
 //! | `KVM_GET_MSRS`, `KVM_SET_MSRS` | steps of SYSCALL, IA32_KERNEL_GS_BASE |

@@ -1,8 +1,9 @@
 //! A lent `VcpuFd` as the stepper's vCPU.
 
 use kvm_bindings::{
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED,
-    KVM_MP_STATE_UNINITIALIZED,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_SHADOW,
+    kvm_mp_state,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use thiserror::Error;
@@ -126,6 +127,31 @@ impl Vcpu for KvmVcpu<'_> {
             KVM_MP_STATE_SIPI_RECEIVED => RunState::Starting,
             _ => RunState::Runnable,
         })
+    }
+
+    /// Without a local APIC in the kernel KVM knows no other state than `KVM_MP_STATE_RUNNABLE`.
+    fn set_run_state(&mut self, state: RunState) -> Result<bool, KvmError> {
+        let mp_state = match state {
+            RunState::Halted => KVM_MP_STATE_HALTED,
+            _ => KVM_MP_STATE_RUNNABLE,
+        };
+        match self.0.set_mp_state(kvm_mp_state { mp_state }) {
+            Ok(()) => {}
+            Err(error) if error.errno() == libc::EINVAL => return Ok(false),
+            Err(error) => return Err(ioctl("KVM_SET_MP_STATE")(error).into()),
+        }
+        let mut events = self
+            .0
+            .get_vcpu_events()
+            .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+        if events.interrupt.shadow != 0 {
+            events.interrupt.shadow = 0;
+            events.flags = KVM_VCPUEVENT_VALID_SHADOW;
+            self.0
+                .set_vcpu_events(&events)
+                .map_err(ioctl("KVM_SET_VCPU_EVENTS"))?;
+        }
+        Ok(true)
     }
 
     fn set_guest_debug(&mut self, debug: &GuestDebug) -> Result<(), KvmError> {

@@ -176,6 +176,12 @@ impl StepPlan {
         self.first.class()
     }
 
+    /// HLT at a privilege level that may execute it.
+    #[must_use]
+    pub fn halts(&self) -> bool {
+        self.class() == StepClass::Halt && self.first.machine.cpl() == 0
+    }
+
     /// SYSCALL or SYSRET, if the step may execute one.
     #[must_use]
     pub fn system_call(&self) -> Option<StepClass> {

@@ -632,6 +632,13 @@ impl Vcpu for SimulatedVcpu {
         Ok(self.run_state)
     }
 
+    fn set_run_state(&mut self, state: RunState) -> Result<bool, Refused> {
+        self.call("set_run_state")?;
+        self.run_state = state;
+        self.shadow = Shadow::None;
+        Ok(true)
+    }
+
     fn set_guest_debug(&mut self, debug: &GuestDebug) -> Result<(), Refused> {
         self.call("set_guest_debug")?;
         // `kvm_arch_vcpu_ioctl_set_guest_debug`.

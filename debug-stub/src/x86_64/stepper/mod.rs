@@ -486,12 +486,16 @@ impl Stepper {
         let step = PendingStep::arm(order.mask, &self.armed, first, &mut context, &mut lent);
         match step {
             Ok(step) => {
+                let is_done = step.is_done();
                 self.state = State::Stepping(Box::new(Stepping {
                     order,
                     step,
                     attempts: 0,
                     phase: Phase::Entered,
                 }));
+                if is_done {
+                    return self.finish_instruction(vcpu, memory);
+                }
                 Ok(Next::Enter)
             }
             Err(error) => {

@@ -2,7 +2,7 @@
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind, Inject};
 
-use super::arming::Arming;
+use super::arming::{Arming, may_write};
 use super::debug_exit::owe_debug_exception;
 use super::registers::{Registers, has_tf};
 use super::system_call::Lent;
@@ -35,6 +35,8 @@ pub(super) struct PendingStep {
     run_state: RunState,
     /// To be taken back when the step has ended.
     lent: Lent,
+    /// It needs no entry.
+    is_done: bool,
 }
 
 impl PendingStep {
@@ -83,13 +85,28 @@ impl PendingStep {
         let guards = plan.guards(event, *memory);
         let slots = arming.slots_for_step(&hardware, &own, &guards, pc);
         arming.intend_step::<V>(mask, armed, slots)?;
-        arming.arm_step(&now, *vcpu, registers)?;
+        let halts = plan.halts() && event.is_none() && run_state == RunState::Runnable;
+        let is_done = halts && halt(&before, plan.next_rip(), *vcpu, registers)?;
+        if is_done {
+            arming.set_shadow(false);
+            if has_tf(&before) {
+                owe_debug_exception(DR6_BS, arming, *vcpu)?;
+            }
+        } else {
+            arming.arm_step(&now, *vcpu, registers)?;
+        }
         Ok(Self {
             plan,
             before,
             run_state,
             lent: std::mem::take(lent),
+            is_done,
         })
+    }
+
+    /// Returns `true` if the step is done without an entry.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_done
     }
 
     /// Linear address of the instruction.
@@ -278,6 +295,34 @@ fn mend_frame_after_restart(after: &RegisterFile, memory: &impl GuestMemory) -> 
         && u16::from_le_bytes([flags, flags_high]) == RFLAGS_AFTER_RESTART;
     // Bit 8 of the image.
     found && memory.write_memory(GuestPhysAddr(at.wrapping_add(5)), &[flags_high & !1]) == 1
+}
+
+/// Executes HLT: RIP moves on, and the vCPU waits (SDM 2 "HLT"). A single step of it is none on
+/// kvm_pvm, which halts later. Returns `false` if the hypervisor has to do it.
+fn halt<V: Vcpu>(
+    before: &RegisterFile,
+    next_rip: u64,
+    vcpu: &mut V,
+    registers: &mut Registers,
+) -> Result<bool, StepperError<V::Error>> {
+    const CALL: &str = "setting the run state";
+    if !may_write(vcpu, registers)? {
+        return Ok(false);
+    }
+    if !vcpu
+        .set_run_state(RunState::Halted)
+        .map_err(StepperError::of(CALL))?
+    {
+        return Ok(false);
+    }
+    let mut after = before.clone();
+    after.core.rip = next_rip;
+    let written = registers.write(vcpu, RegisterGroups::CORE, &after);
+    if written.is_err() {
+        vcpu.set_run_state(RunState::Runnable)
+            .map_err(StepperError::of(CALL))?;
+    }
+    written.map(|()| true)
 }
 
 /// #DB or #BP.

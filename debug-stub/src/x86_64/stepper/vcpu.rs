@@ -92,6 +92,17 @@ pub trait Vcpu {
     /// If the hypervisor refuses.
     fn run_state(&mut self) -> Result<RunState, Self::Error>;
 
+    /// Puts the vCPU into [`RunState::Halted`] or [`RunState::Runnable`], with no interrupt blocked by
+    /// STI or MOV SS (`KVM_SET_MP_STATE`). Returns `false`, and does nothing, where the hypervisor does
+    /// not know what a vCPU waits for, since the local APIC is the VMM's.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn set_run_state(&mut self, state: RunState) -> Result<bool, Self::Error> {
+        let _ = state;
+        Ok(false)
+    }
+
     /// Replaces the vCPU's debug state (`KVM_SET_GUEST_DEBUG`). A single step is armed for the
     /// instruction at the RIP that the vCPU has now.
     ///
