@@ -21,7 +21,7 @@
 //! | `KVM_GET_DEBUGREGS` | the first step of a series, the guest's own #DB |
 //! | `KVM_SET_DEBUGREGS` | the guest's own #DB |
 //! | `KVM_SET_SREGS`, `KVM_GET_XSAVE`, `KVM_SET_XSAVE` | the debugger reads or writes such registers |
-//! | `KVM_GET_VCPU_EVENTS` | the first step of a series, a step of an access, [`pending_interrupts`] |
+//! | `KVM_GET_VCPU_EVENTS` | the first step of a series, steps of an access or that do not mask, [`pending_interrupts`] |
 //! | `KVM_GET_LAPIC` | steps that do not mask, [`pending_interrupts`] |
 //!
 //! [`Stepper::forget_registers`]: crate::x86_64::stepper::Stepper::forget_registers

@@ -19,6 +19,9 @@ use crate::x86_64::bits::{RFLAGS_IF, RFLAGS_TF};
 use crate::x86_64::stepper::{DebugStatus, RunState, Vcpu};
 use crate::x86_64::{CoreRegisters, RegisterFile, RegisterGroups, SpecialRegisters};
 
+/// The NMI's vector (SDM 3A table 6-1).
+const NMI: u8 = 2;
+
 /// A `VcpuFd`, lent to a [`Stepper`](crate::x86_64::stepper::Stepper) for one call.
 ///
 /// It holds no state: create one wherever a `&mut VcpuFd` is at hand.
@@ -108,7 +111,17 @@ impl Vcpu for KvmVcpu<'_> {
     }
 
     /// Of KVM's local APIC. What an 8259A is about to deliver by itself is not known here.
-    fn next_interrupt(&mut self) -> Result<Option<u8>, KvmError> {
+    fn next_interrupt(&mut self, enabled: bool) -> Result<Option<u8>, KvmError> {
+        let events = self
+            .0
+            .get_vcpu_events()
+            .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+        if events.nmi.pending != 0 && events.nmi.masked == 0 {
+            return Ok(Some(NMI));
+        }
+        if !enabled {
+            return Ok(None);
+        }
         match self.0.get_lapic() {
             Ok(lapic) => Ok(requested(&lapic.regs).next_back()),
             // There is no local APIC in the kernel.

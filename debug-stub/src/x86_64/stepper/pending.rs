@@ -70,9 +70,9 @@ impl PendingStep {
         }
         let mut event = arming.owed().map(vector);
         let enabled = before.core.rflags & RFLAGS_IF != 0;
-        if event.is_none() && enabled && arming.lets_interrupts_in(mask) {
+        if event.is_none() && arming.lets_interrupts_in(mask) {
             event = vcpu
-                .next_interrupt()
+                .next_interrupt(enabled)
                 .map_err(StepperError::of("reading pending interrupts"))?;
         }
         let mut now = before.clone();

@@ -75,13 +75,15 @@ pub trait Vcpu {
     /// If the hypervisor refuses.
     fn exception_pending(&mut self) -> Result<bool, Self::Error>;
 
-    /// The vector of the interrupt that enters next, as far as that is known: the highest that is
-    /// requested. Asked for before a step that does not mask interrupts. Its handler is where such a
-    /// step ends; without an answer the handler may run inside the step, and see the debugger's TF.
+    /// The vector of the event that enters next, as far as that is known: an NMI, or the highest
+    /// interrupt that is requested if `enabled` says that RFLAGS.IF is set. Asked for before a step that
+    /// does not mask interrupts. Its handler is where such a step ends; without an answer the handler
+    /// may run inside the step, and see the debugger's TF.
     ///
     /// # Errors
     /// If the hypervisor refuses.
-    fn next_interrupt(&mut self) -> Result<Option<u8>, Self::Error> {
+    fn next_interrupt(&mut self, enabled: bool) -> Result<Option<u8>, Self::Error> {
+        let _ = enabled;
         Ok(None)
     }
 
