@@ -16,6 +16,9 @@ use std::os::fd::RawFd;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+#[cfg(feature = "event-manager")]
+use event_manager::EventSet;
+
 #[derive(Debug)]
 pub(super) enum Stream {
     Tcp(TcpStream),
@@ -53,6 +56,36 @@ impl Readiness {
             events: libc::POLLRDHUP | input | room,
             revents: 0,
         })
+    }
+
+    /// What epoll has reported of a connection.
+    #[cfg(feature = "event-manager")]
+    pub(super) fn of_event(fd: i32, events: EventSet) -> Self {
+        let bits = [
+            (EventSet::IN, libc::POLLIN),
+            (EventSet::OUT, libc::POLLOUT),
+            (EventSet::ERROR, libc::POLLERR),
+            (EventSet::HANG_UP, libc::POLLHUP),
+            (EventSet::READ_HANG_UP, libc::POLLRDHUP),
+        ];
+        let revents = bits
+            .into_iter()
+            .filter(|(event, _)| events.contains(*event))
+            .fold(0, |all, (_, bit)| all | bit);
+        Self(libc::pollfd {
+            fd,
+            events: 0,
+            revents,
+        })
+    }
+
+    /// What it is waited for, as epoll takes it.
+    #[cfg(feature = "event-manager")]
+    pub(super) fn interest(&self) -> EventSet {
+        let mut interest = EventSet::READ_HANG_UP;
+        interest.set(EventSet::IN, self.0.events & libc::POLLIN != 0);
+        interest.set(EventSet::OUT, self.0.events & libc::POLLOUT != 0);
+        interest
     }
 
     fn has(&self, events: libc::c_short) -> bool {
