@@ -437,7 +437,7 @@ fn the_guest_ends_while_no_debugger_is_attached_and_the_next_one_is_told() {
 }
 
 #[test]
-fn a_vcpu_that_goes_while_a_client_is_attached_takes_nobody_along() {
+fn a_vcpu_that_goes_while_a_client_is_attached_does_not_end_the_session() {
     let (mut client, stream) = pair();
     let guest = counting();
     let all = guest.all.clone();
@@ -457,6 +457,33 @@ fn a_vcpu_that_goes_while_a_client_is_attached_takes_nobody_along() {
     assert!(stop.starts_with('T'), "{stop}");
     send(&mut client, "qC");
     assert!(reply(&mut client).starts_with("QC"));
+    drop(client);
+    server.join().unwrap();
+}
+
+/// `set scheduler-locking`: the client names the vCPUs that run.
+#[test]
+fn of_the_vcpus_that_a_client_names_those_run_that_are_left_and_no_others() {
+    let (mut client, stream) = pair();
+    let guest = Guest::new(3, &[code::INC_RAX, &[0xeb, 0xfb]]);
+    let all = guest.all.clone();
+    let shared = Arc::clone(&guest.shared);
+    let count = |vcpu| {
+        common::registers(&shared.machine.lock().unwrap(), vcpu)
+            .core
+            .rax
+    };
+    let server = serving(session(guest), stream);
+    send(&mut client, "vCont;s:1");
+    assert!(reply(&mut client).starts_with("T05"));
+    all.remove(VcpuId(1)).unwrap();
+    let before = [0, 1, 2].map(count);
+    send(&mut client, "vCont;c:1;c:2");
+    eventually("vCPU 0 runs", || count(0) > before[0] + 10);
+    assert_eq!([1, 2].map(count), before[1..], "no others");
+    client.write_all(b"\x03").unwrap();
+    let stop = reply(&mut client);
+    assert!(stop.starts_with("T02"), "{stop}");
     drop(client);
     server.join().unwrap();
 }
