@@ -172,7 +172,7 @@ impl<H: Host> Session<H> {
     /// has led to: a reset or the guest's end, for instance. `?` and the next resume report it.
     pub fn stopped(&mut self, stops: Vec<Stop>) {
         // Before anything else: no reader may see a breakpoint instruction.
-        self.guest.breakpoints.disarm(&self.guest.host);
+        self.guest.breakpoints.restore_memory(&self.guest.host);
         // An interrupt that is not carried out yet is no longer needed: it would stop a later
         // resume.
         self.actions

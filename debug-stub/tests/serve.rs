@@ -121,7 +121,7 @@ fn session(guest: Guest) -> Session<Guest> {
     Session::new(guest, SessionConfig::new(plan(&[])))
 }
 
-/// Two vCPUs, which count for ever.
+/// Two vCPUs, which count forever.
 fn counting() -> Guest {
     Guest::new(2, &[code::INC_RAX, &[0xeb, 0xfb]])
 }
@@ -411,7 +411,7 @@ fn an_event_fd_ends_the_server_and_without_one_it_serves_on() {
 }
 
 #[test]
-fn the_guest_ends_while_no_debugger_is_attached_and_the_next_one_is_told() {
+fn the_vmm_takes_a_stop_while_no_debugger_is_attached_and_the_next_one_sees_it() {
     let mut server = Forever::new(Guest::new(1, &[code::INC_RAX, code::UD2]));
     server.all.release().unwrap();
     eventually("the VMM is told", || {

@@ -41,7 +41,7 @@ KERNEL = ("--skip", "split::", "--skip", "user::")
 
 
 def _with_all_chips(name):
-    """A program with gdb that takes too long on vmx with chips of ours, too."""
+    """A program with gdb that takes too long on vmx with the emulated chips, too."""
     job = Job(
         f"vmm-reference {name}",
         f"vmm-reference:{name}",
@@ -63,7 +63,7 @@ JOBS = [
     Job("caps", "vmm-reference", ("caps", "--json"), _limits(30, 60, 60)),
     # 0 landings and 0 runs of the handler, or it fails.
     Job("demo", "vmm-reference", ("demo", "--steps", "20000"), _limits(60, 240, 240)),
-    # The same without the host's mask: chips and injection policy of ours.
+    # The same without the host's mask: the emulated chips and their injection policy.
     Job(
         "demo user",
         "vmm-reference",
@@ -147,7 +147,7 @@ USES = {
 
 
 def unlisted(programs):
-    """Tests that somebody has written and the matrix does not know of."""
+    """Tests that the matrix does not know."""
     known = {job.binary for job in JOBS} | WITHOUT_KVM | HOST_ONLY.keys()
     return sorted(name for name in programs if name not in known and ":example:" not in name)
 
@@ -244,7 +244,7 @@ def judge_caps(kvm, caps, update):
         return Row("caps", flavour, "passed", f"written to {path.relative_to(RIGS.parent)}")
     if not path.exists():
         if kvm == "host":
-            # Somebody's own machine: there is nothing to compare with.
+            # A developer's own machine: there is nothing to compare with.
             return Row("caps", flavour, "passed", f"not compared: there is no {path.name}")
         return Row("caps", flavour, "FAILED", f"there is no {path.name}")
     golden = path.read_text(encoding="utf-8")

@@ -164,7 +164,7 @@ def _apt(work):
         "APT::Architecture": "amd64",
         "APT::Architectures": "amd64",
         "APT::Install-Recommends": "false",
-        # Without root there is nobody to become.
+        # Without root there is no user to become.
         "APT::Sandbox::User": "",
         "Acquire::Retries": "2",
     }
@@ -181,7 +181,7 @@ def _apt(work):
             cwd=cwd,
             check=False,
         )
-        # An update that reaches nobody only warns.
+        # An update that reaches no server only warns.
         problems = [line for line in done.stderr.splitlines() if line[:2] in ("E:", "W:")]
         if done.returncode or (arguments[0] == "update" and problems):
             raise RigError(

@@ -165,7 +165,7 @@ impl Vmm {
         self.events.add(Box::new(Rc::clone(&server)));
         let reason = self.events.run()?;
         // The end is still to be reported to an attached debugger.
-        while server.borrow().has_client() && self.events.turn(Some(FAREWELL_MS))? > 0 {}
+        while server.borrow().has_client() && self.events.serve_once(Some(FAREWELL_MS))? > 0 {}
         Ok(reason)
     }
 }

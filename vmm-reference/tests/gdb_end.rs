@@ -15,12 +15,12 @@ use common::{Chips, Setup};
 use vmm_reference::guests::FAULT;
 
 with_all_chips! {
-    gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest,
+    gdb_sees_a_triple_fault_and_may_look_at_the_guest,
     a_triple_fault_is_reported_again_rather_than_run_past,
-    gdb_is_told_of_an_emulation_failure,
+    gdb_sees_an_emulation_failure,
     a_debugger_may_move_a_guest_past_what_kvm_cannot_emulate,
-    gdb_is_told_of_the_guests_exit,
-    a_guest_that_powers_off_in_a_step_is_told_too,
+    gdb_sees_the_guests_exit,
+    a_power_off_in_a_step_is_reported_too,
     a_client_that_does_not_read_does_not_keep_an_ended_machine,
 }
 
@@ -44,7 +44,7 @@ fn without_a_debugger_a_failure_is_explained() {
     assert!(log.contains("at 0xd0000000"), "{log}");
 }
 
-fn gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest(chips: Chips) {
+fn gdb_sees_a_triple_fault_and_may_look_at_the_guest(chips: Chips) {
     let mut vmm = fault("triple").with(chips).paused().start();
     let gdb = vmm.gdb("monitor caps\ncontinue\nx/2xb $pc\ninfo registers cr3\nbt");
     gdb.expect(&[
@@ -74,7 +74,7 @@ fn a_triple_fault_is_reported_again_rather_than_run_past(chips: Chips) {
     }
 }
 
-fn gdb_is_told_of_an_emulation_failure(chips: Chips) {
+fn gdb_sees_an_emulation_failure(chips: Chips) {
     let mut vmm = fault("emulation").with(chips).paused().start();
     let gdb = vmm.gdb("continue\nprintf \"pc=%#lx\\n\", $pc");
     gdb.expect(&["KVM_EXIT_INTERNAL_ERROR", "Program received signal SIGILL"]);
@@ -89,7 +89,7 @@ fn a_debugger_may_move_a_guest_past_what_kvm_cannot_emulate(chips: Chips) {
     assert_eq!(vmm.wait(), 0);
 }
 
-fn gdb_is_told_of_the_guests_exit(chips: Chips) {
+fn gdb_sees_the_guests_exit(chips: Chips) {
     for (cmdline, said, status) in [
         ("poweroff", "exited normally", 0),
         ("reset", "exited normally", 0),
@@ -102,7 +102,7 @@ fn gdb_is_told_of_the_guests_exit(chips: Chips) {
     }
 }
 
-fn a_guest_that_powers_off_in_a_step_is_told_too(chips: Chips) {
+fn a_power_off_in_a_step_is_reported_too(chips: Chips) {
     let mut vmm = fault("poweroff").with(chips).paused().start();
     let gdb = vmm.gdb(
         r#"

@@ -442,9 +442,9 @@ mod tests {
         threads.kick(VcpuId(0));
     }
 
-    /// A vCPU that is built anew: `entered = threads.enter(...)` drops the old one last.
+    /// A vCPU that is built again: `entered = threads.enter(...)` drops the old one last.
     #[test]
-    fn a_vcpu_that_is_built_anew_on_its_thread_can_be_kicked() {
+    fn a_vcpu_that_is_built_again_on_its_thread_can_be_kicked() {
         let threads = VcpuThreads::new(KickSignal::usual().unwrap());
         let (old, new) = (run_page(), run_page());
         let mut entered = threads.enter(VcpuId(0), &old).unwrap();

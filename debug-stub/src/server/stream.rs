@@ -232,8 +232,8 @@ fn ends_a_packet(data: &[u8]) -> bool {
 /// Has TCP acknowledge what has come at once, not after 40 ms (tcp(7), `TCP_QUICKACK`; it is no
 /// lasting setting).
 ///
-/// A client behind a serial line or a proxy sends a packet in pieces, and one that has not turned
-/// Nagle's algorithm off (RFC 896) sends the second only after the first is acknowledged: each
+/// A client behind a serial line or a proxy sends a packet in pieces, and one that uses
+/// Nagle's algorithm (RFC 896) sends the second only after the first is acknowledged: each
 /// packet would take these 40 ms longer.
 fn acknowledge_now(fd: BorrowedFd<'_>) {
     set_tcp_option(fd, libc::TCP_QUICKACK);
@@ -296,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_packet_in_pieces_has_nobody_to_answer_it() {
+    fn only_a_part_of_a_packet_gets_no_reply() {
         for whole in [
             &b"$g#67"[..],
             b"+",

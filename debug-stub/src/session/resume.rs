@@ -84,7 +84,7 @@ impl<H: Host> Session<H> {
             Err((vcpu, text)) => return self.fail_resume(vcpu, &text),
         };
         let Session { guest, .. } = self;
-        if let Err(address) = guest.breakpoints.arm(&guest.host, lifted) {
+        if let Err(address) = guest.breakpoints.write_instructions(&guest.host, lifted) {
             let text = format!("the breakpoint at physical {address} cannot be written: delete it");
             return self.fail_resume(self.guest.current, &text);
         }

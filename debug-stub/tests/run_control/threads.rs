@@ -525,7 +525,7 @@ fn a_waiter_gives_up() {
     assert!(start.elapsed() >= wait);
 }
 
-/// Waits with [`VcpuHandle::wait`], and serves a VMM's own requests meanwhile: it stores in `served` the
+/// Waits with [`VcpuHandle::wait`], and serves a VMM's own requests between orders: it stores in `served` the
 /// newest number in `requested`.
 fn serve_requests(vcpu: &mut VcpuHandle, requested: &AtomicU64, served: &AtomicU64) {
     loop {
