@@ -48,6 +48,7 @@ impl<S> Conversation<S> {
         }
     }
 
+    #[cfg(feature = "event-manager")]
     pub(super) fn client(&self) -> Option<&S> {
         self.client.as_ref()
     }
@@ -156,7 +157,8 @@ impl<S: Read + Write + AsFd> Conversation<S> {
         None
     }
 
-    /// Sends what the socket takes now. A connection that is broken is seen by the loop.
+    /// Sends what the socket takes now. The loop notices a connection that is broken.
+    #[cfg(feature = "event-manager")]
     pub(super) fn send<H: Host>(&mut self, session: &mut Session<H>) {
         if let Some(client) = &mut self.client {
             let _ = send(session, client);

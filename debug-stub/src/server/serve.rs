@@ -10,7 +10,8 @@ use super::stream::{Lent, Readiness};
 use crate::host::Host;
 use crate::session::Session;
 
-/// Serves one client, and returns when it has gone and the guest is released. Blocks the calling thread,
+/// Serves one client, and returns when it has gone and the guest is released. (A guest that has ended or was
+/// killed is not released.) Blocks the calling thread,
 /// which needs nothing else: it waits for the client and for the guest at once, and does not poll.
 ///
 /// The connection is a Unix or TCP stream, however it came to be; it is made non-blocking. To end
