@@ -22,6 +22,7 @@ with_all_chips! {
     gdb_sees_the_guests_exit,
     a_power_off_in_a_step_is_reported_too,
     a_client_that_does_not_read_does_not_keep_an_ended_machine,
+    a_client_that_goes_on_sending_does_not_keep_an_ended_machine,
 }
 
 fn fault(cmdline: &str) -> Setup {
@@ -131,4 +132,25 @@ fn a_client_that_does_not_read_does_not_keep_an_ended_machine(chips: Chips) {
     // It neither reads nor hangs up.
     assert_eq!(vmm.wait(), 0);
     drop(client);
+}
+
+fn a_client_that_goes_on_sending_does_not_keep_an_ended_machine(chips: Chips) {
+    let mut vmm = fault("poweroff").with(chips).paused().start();
+    let mut client = vmm.connect();
+    client.send(common::raw::frame("qC"));
+    client.until("$QC1#c5");
+    let pid = libc::pid_t::try_from(vmm.pid()).unwrap();
+    // SAFETY: `kill` touches no memory, and the child has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    let begun = std::time::Instant::now();
+    // More often than the VMM waits for a client that is silent.
+    while vmm.is_alive() {
+        assert!(
+            begun.elapsed() < common::PATIENCE / 8,
+            "the client keeps it alive"
+        );
+        client.try_send(common::raw::frame("qC"));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(vmm.wait(), 128 + libc::SIGTERM);
 }

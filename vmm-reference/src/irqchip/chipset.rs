@@ -16,16 +16,14 @@ use intr_controller::chipset::Chipset;
 use intr_controller::ioapic::{IoApic, IoApicPins, IoApicVersion, PIN_COUNT};
 use intr_controller::routing::{GsiRouter, RouteError, SourceId};
 use intr_controller::{DestinationFormat, Gsi, GuestTime, InterruptMessage};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
+use nix::poll::{PollFd, PollFlags};
 use vm_device::bus::{MmioAddress, MmioAddressOffset, PioAddress, PioAddressOffset};
 use vm_device::{DeviceMmio, DevicePio};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::IrqchipError;
 use crate::clock::GuestClock;
-use crate::wake::SHORTEST_WAIT;
+use crate::wake::{self, SHORTEST_WAIT};
 
 /// The processors, as the chipset sees them.
 pub(super) trait Processors: Send + Sync {
@@ -203,10 +201,7 @@ impl<P: Processors> SharedChipset<P> {
             polls.push(PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN));
             let fds = events.iter().map(|source| borrow(&source.0));
             polls.extend(fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-            match ppoll(&mut polls, time.map(TimeSpec::from_duration), None) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => tracing::error!(%error, "the interrupt chips cannot wait"),
-            }
+            wake::poll(&mut polls, time, "the interrupt chips cannot wait");
             let readable = |poll: &PollFd<'_>| poll.any().unwrap_or(false);
             if polls.first().is_some_and(readable) {
                 self.pipe.wait();

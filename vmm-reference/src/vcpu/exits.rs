@@ -31,7 +31,7 @@ pub trait Exits {
     fn after_exit(&self, vcpu: VcpuId, cr8: u64);
     /// `KVM_EXIT_HLT`: the vCPU waits from now on, until an interrupt ends HLT.
     fn halted(&self, vcpu: VcpuId);
-    /// Sleeps until something has arrived for the vCPU, or `stop` is set. May return without.
+    /// Sleeps until something has arrived for the vCPU, or `must_stop` is true. May return early.
     fn wait(&self, vcpu: VcpuId, must_stop: &MustStop<'_>);
     /// `KVM_EXIT_X86_RDMSR`; `None` is #GP.
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<u64>;
