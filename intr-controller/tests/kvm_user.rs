@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use intr_controller::kvm::{Observation, UserEntry, UserVcpu};
 use intr_controller::{
-    Acceptance, BlockReasons, Counters, DestinationFormat, Effect, GeneralProtection, GuestTime,
-    LapicConfig, MsiMessage, VectorSet,
+    Acceptance, BlockReasons, Counters, DestinationFormat, Effect, Event, GeneralProtection,
+    GuestTime, LapicConfig, MsiMessage, VectorSet,
 };
 use kvm_bindings::{
     KVM_CAP_X86_SMM, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MAX_CPUID_ENTRIES,
@@ -432,7 +432,11 @@ fn an_ext_int_that_kvm_has_and_the_guest_has_not_is_kept_under_the_mask() {
 
     assert_eq!(guest.prepare(true), UserEntry::Run);
     assert_eq!(guest.events().interrupt.injected, 0);
-    assert!(guest.observe(true).pending.ext_int());
+    let seen = guest.observe(true);
+    assert!(seen.pending.ext_int());
+    let blocked = seen.decision.blocked().expect("it does not enter");
+    assert_eq!(blocked.event, Event::ExtInt);
+    assert!(blocked.reasons.contains(BlockReasons::MASKED));
     assert_eq!(guest.steps(true, STEPS), 0);
     assert_eq!(guest.log(), []);
     assert!(!guest.window());

@@ -1,7 +1,7 @@
 """Debian packages in a folder of their own.
 
 The emulators and the kernel come from two suites, whatever the machine itself runs: apt resolves
-them against an empty package database of ours, dpkg-deb unpacks them, and the programs run with
+them against our empty package database, dpkg-deb unpacks them, and the programs run with
 the unpacked C library. Nothing is installed, no root is needed, and the QEMU of the machine stays
 what it is.
 """
