@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::IrqchipError;
 use crate::clock::GuestClock;
+use crate::devices::InterruptLines;
 use crate::wake::{self, SHORTEST_WAIT};
 
 /// The processors, as the chipset sees them.
@@ -43,7 +44,7 @@ type Messages = ArrayVec<InterruptMessage, { PIN_COUNT as usize }>;
 pub(super) struct SharedChipset<P> {
     chipset: Mutex<Chipset>,
     pub(super) processors: P,
-    clock: Arc<GuestClock>,
+    pub(super) clock: GuestClock,
     /// When the chipset is due, in nanoseconds of guest time; `u64::MAX` is never.
     next: AtomicU64,
     /// Wakes the thread.
@@ -79,7 +80,7 @@ impl Todo {
 }
 
 impl<P: Processors> SharedChipset<P> {
-    pub(super) fn new(processors: P, clock: Arc<GuestClock>) -> Result<Self, SharedChipsetError> {
+    pub(super) fn new(processors: P) -> Result<Self, SharedChipsetError> {
         let chipset = Chipset::new(
             // The 8254 at IOAPIC pin 2, as the ACPI and MP tables say.
             &GsiRouter::pc_entries(),
@@ -90,7 +91,7 @@ impl<P: Processors> SharedChipset<P> {
         Ok(Self {
             chipset: Mutex::new(chipset),
             processors,
-            clock,
+            clock: GuestClock::default(),
             next: AtomicU64::new(u64::MAX),
             pipe: WakePipe::new(Waiting::InALoop)?,
             quit: AtomicBool::new(false),
@@ -277,6 +278,17 @@ impl Drop for ChipsetThread {
             // A panic was printed already.
             let _ = thread.join();
         }
+    }
+}
+
+/// The chips of a machine whose chipset is emulated: [`Chips`](super::chips::Chips) of both modes that have
+/// one.
+#[derive(Debug)]
+pub(super) struct Emulated<P>(pub(super) Arc<SharedChipset<P>>);
+
+impl<P: Processors> InterruptLines for Emulated<P> {
+    fn set_line(&self, gsi: Gsi, source: SourceId, level: bool) {
+        self.0.set_line(gsi, source, level);
     }
 }
 

@@ -17,7 +17,7 @@ pub(super) fn vcpu_thread(mut handle: VcpuHandle, shared: &Shared) {
     let _kickable = Kickable::enter(slot.immediate_exit.byte())
         .inspect_err(|error| tracing::error!(%error, %id, "the vCPU cannot be stopped"));
     let _attached = shared.irqchip.waker(id).map(Waker::attach);
-    if shared.irqchip.user().is_some() {
+    if shared.irqchip.chips().has_local_timers() {
         wake::make_alarm();
     }
     let mut resumed = false;
