@@ -310,7 +310,7 @@ fn current_thread() -> pid_t {
 fn signal_thread(id: pid_t, signal: c_int) -> io::Result<()> {
     // SAFETY: has no precondition.
     let process = unsafe { libc::getpid() };
-    // SAFETY: has no precondition, and takes numbers only.
+    // SAFETY: takes numbers only.
     let sent = unsafe { libc::syscall(libc::SYS_tgkill, process, id, signal) };
     if sent != 0 {
         return Err(io::Error::last_os_error());
