@@ -307,7 +307,7 @@ fn what_is_released_is_neither_masked_nor_armed() {
 }
 
 #[test]
-fn a_hold_of_somebody_else_outlives_the_debuggers() {
+fn a_hold_of_another_owner_outlives_the_debuggers() {
     // sti; nop x6; jmp $
     let mut guest = Guest::new(&[0xfb, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xeb, 0xfe]);
     let snapshot = Owner::new("snapshot");
@@ -480,7 +480,7 @@ fn a_breakpoint_that_the_guest_has_not_enabled_is_no_hit_of_its_own() {
     let fd = guest.vcpu.fd();
     let mut registers = fd.get_debug_regs().unwrap();
     // DR0, not enabled, is where the step ends: some processors set DR6.B0 for it. DR1 is enabled,
-    // so that KVM loads all of them.
+    // so KVM loads all of them.
     registers.db = [CODE + 1, 0xfff0, 0, 0];
     registers.dr7 = 0x408;
     fd.set_debug_regs(&registers).unwrap();
