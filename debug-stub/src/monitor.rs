@@ -51,7 +51,10 @@ pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
 
 fn vmm_command<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
     let mut out = Bounded(String::new());
-    if guest.host.monitor(command.trim(), &mut out) {
+    let known = guest.host.monitor(command.trim(), &mut out);
+    // The command may have reset the machine, or loaded a snapshot.
+    guest.registers.forget();
+    if known {
         return out.0;
     }
     let command: String = command.chars().take(80).collect();

@@ -22,7 +22,7 @@ pub fn pending_interrupts(fd: &VcpuFd, masked: bool) -> Result<Interrupts, Regis
     let lapic = fd.get_lapic().map_err(ioctl("KVM_GET_LAPIC"))?;
     let events = fd.get_vcpu_events().map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
     let regs = fd.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
-    let pending = irr(&lapic.regs);
+    let pending = requested(&lapic.regs).collect();
     let mut why = Vec::new();
     if masked {
         why.push("masked");
@@ -45,17 +45,15 @@ pub fn pending_interrupts(fd: &VcpuFd, masked: bool) -> Result<Interrupts, Regis
     })
 }
 
-/// The vectors whose bit is set, lowest first.
-fn irr(page: &[i8]) -> Vec<u8> {
-    (0..=u8::MAX)
-        .filter(|vector| {
-            let (register, bit) = (usize::from(vector / 32), vector % 32);
-            debug_assert!(register < REGISTERS);
-            let at = IRR + 16 * register + usize::from(bit / 8);
-            let byte = page.get(at).map_or(0, |byte| byte.to_ne_bytes()[0]);
-            byte >> (bit % 8) & 1 == 1
-        })
-        .collect()
+/// The vectors whose bit is set in IRR, lowest first.
+pub(super) fn requested(page: &[i8]) -> impl DoubleEndedIterator<Item = u8> + use<'_> {
+    (0..=u8::MAX).filter(|vector| {
+        let (register, bit) = (usize::from(vector / 32), vector % 32);
+        debug_assert!(register < REGISTERS);
+        let at = IRR + 16 * register + usize::from(bit / 8);
+        let byte = page.get(at).map_or(0, |byte| byte.to_ne_bytes()[0]);
+        byte >> (bit % 8) & 1 == 1
+    })
 }
 
 #[cfg(test)]
@@ -65,13 +63,14 @@ mod tests {
     #[test]
     fn vectors_are_found_at_their_bits_of_the_request_registers() {
         let mut page = [0_i8; 1024];
-        assert_eq!(irr(&page), []);
+        let requested = |page: &[i8]| requested(page).collect::<Vec<_>>();
+        assert_eq!(requested(&page), []);
         // SDM 3A figure 11-20: IRR 31:0 at 0x200, 63:32 at 0x210, ... 255:224 at 0x270.
         page[0x212] = 0b10;
         page[0x273] = i8::MIN;
         page[0x200 - 1] = -1;
         page[0x204] = -1;
         page[0x280] = -1;
-        assert_eq!(irr(&page), [32 + 17, 255]);
+        assert_eq!(requested(&page), [32 + 17, 255]);
     }
 }

@@ -38,12 +38,20 @@ pub const IOCTLS: &[(&str, u64)] = &[
         number(READ, 0x98, size_of::<kvm_mp_state>()),
     ),
     (
+        "KVM_SET_MP_STATE",
+        number(WRITE, 0x99, size_of::<kvm_mp_state>()),
+    ),
+    (
         "KVM_SET_GUEST_DEBUG",
         number(WRITE, 0x9b, size_of::<kvm_guest_debug>()),
     ),
     (
         "KVM_GET_VCPU_EVENTS",
         number(READ, 0x9f, size_of::<kvm_vcpu_events>()),
+    ),
+    (
+        "KVM_SET_VCPU_EVENTS",
+        number(WRITE, 0xa0, size_of::<kvm_vcpu_events>()),
     ),
     (
         "KVM_GET_DEBUGREGS",

@@ -1,14 +1,16 @@
 //! A lent `VcpuFd` as the stepper's vCPU.
 
 use kvm_bindings::{
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED,
-    KVM_MP_STATE_UNINITIALIZED,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_VCPUEVENT_VALID_SHADOW,
+    kvm_mp_state,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use thiserror::Error;
 use vcpu_caps::GuestDebug;
 use vcpu_caps::kvm::{SetGuestDebugError, set_guest_debug};
 
+use super::interrupts::requested;
 use super::registers::{
     RegistersError, core_from_kvm, ioctl, read_msr, read_registers, special_from_kvm, write_msr,
     write_registers,
@@ -79,6 +81,7 @@ impl Vcpu for KvmVcpu<'_> {
             .get_debug_regs()
             .map_err(ioctl("KVM_GET_DEBUGREGS"))?;
         Ok(DebugStatus {
+            dr: registers.db,
             dr6: registers.dr6,
             dr7: registers.dr7,
         })
@@ -104,15 +107,51 @@ impl Vcpu for KvmVcpu<'_> {
         Ok(events.exception.pending != 0 || events.exception.injected != 0)
     }
 
-    /// Without a local APIC in the kernel KVM fails with EINVAL: [`RunState::Runnable`].
+    /// Of KVM's local APIC. What an 8259A is about to deliver by itself is not known here.
+    fn next_interrupt(&mut self) -> Result<Option<u8>, KvmError> {
+        match self.0.get_lapic() {
+            Ok(lapic) => Ok(requested(&lapic.regs).next_back()),
+            // There is no local APIC in the kernel.
+            Err(error) if error.errno() == libc::EINVAL => Ok(None),
+            Err(error) => Err(ioctl("KVM_GET_LAPIC")(error).into()),
+        }
+    }
+
+    /// Without a local APIC in the kernel KVM says `KVM_MP_STATE_RUNNABLE`.
     fn run_state(&mut self) -> Result<RunState, KvmError> {
-        Ok(match self.0.get_mp_state().map(|state| state.mp_state) {
-            Ok(KVM_MP_STATE_HALTED) => RunState::Halted,
-            Ok(KVM_MP_STATE_UNINITIALIZED) => RunState::WaitForInit,
-            Ok(KVM_MP_STATE_INIT_RECEIVED) => RunState::WaitForSipi,
-            Ok(KVM_MP_STATE_SIPI_RECEIVED) => RunState::Starting,
-            Ok(_) | Err(_) => RunState::Runnable,
+        let state = self.0.get_mp_state().map_err(ioctl("KVM_GET_MP_STATE"))?;
+        Ok(match state.mp_state {
+            KVM_MP_STATE_HALTED => RunState::Halted,
+            KVM_MP_STATE_UNINITIALIZED => RunState::WaitForInit,
+            KVM_MP_STATE_INIT_RECEIVED => RunState::WaitForSipi,
+            KVM_MP_STATE_SIPI_RECEIVED => RunState::Starting,
+            _ => RunState::Runnable,
         })
+    }
+
+    /// Without a local APIC in the kernel KVM knows no other state than `KVM_MP_STATE_RUNNABLE`.
+    fn set_run_state(&mut self, state: RunState) -> Result<bool, KvmError> {
+        let mp_state = match state {
+            RunState::Halted => KVM_MP_STATE_HALTED,
+            _ => KVM_MP_STATE_RUNNABLE,
+        };
+        match self.0.set_mp_state(kvm_mp_state { mp_state }) {
+            Ok(()) => {}
+            Err(error) if error.errno() == libc::EINVAL => return Ok(false),
+            Err(error) => return Err(ioctl("KVM_SET_MP_STATE")(error).into()),
+        }
+        let mut events = self
+            .0
+            .get_vcpu_events()
+            .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+        if events.interrupt.shadow != 0 {
+            events.interrupt.shadow = 0;
+            events.flags = KVM_VCPUEVENT_VALID_SHADOW;
+            self.0
+                .set_vcpu_events(&events)
+                .map_err(ioctl("KVM_SET_VCPU_EVENTS"))?;
+        }
+        Ok(true)
     }
 
     fn set_guest_debug(&mut self, debug: &GuestDebug) -> Result<(), KvmError> {

@@ -241,9 +241,10 @@ impl AllStop {
     ) -> Result<Option<Vec<Stop>>, ResumeError> {
         let mut state = self.0.lock();
         let mut effects = state.control.resume(plan)?;
-        let order = state.take_order(vcpu);
+        // Without an order of the plan nothing is taken: a vCPU that leaves is told so on its thread.
+        let ordered = effects.contains(&Effect::Wake(vcpu));
+        let order = ordered.then(|| state.take_order(vcpu)).flatten();
         let Some((Order::Run(order, armed), seat)) = order else {
-            // The plan has no order for it.
             return Ok(self.0.act_and_take(state, effects));
         };
         effects.retain(|effect| *effect != Effect::Wake(vcpu));
@@ -397,17 +398,17 @@ impl State {
 
     fn stopped(&mut self, vcpu: VcpuId, reason: StopReason) -> Result<Vec<Effect>, StopError> {
         let effects = self.control.stopped(vcpu, reason)?;
-        self.must_stop(vcpu);
+        self.request_stop(vcpu);
         Ok(effects)
     }
 
     fn give_back(&mut self, vcpu: VcpuId) -> Result<Vec<Effect>, StopError> {
         let effects = self.control.give_back(vcpu)?;
-        self.must_stop(vcpu);
+        self.request_stop(vcpu);
         Ok(effects)
     }
 
-    fn must_stop(&self, vcpu: VcpuId) {
+    fn request_stop(&self, vcpu: VcpuId) {
         if let Some(seat) = self.seat(vcpu) {
             seat.must_stop.store(true, Ordering::SeqCst);
         }
@@ -446,7 +447,7 @@ impl Shared {
         let mut waiters = 0;
         for effect in effects {
             match effect {
-                Effect::Kick(vcpu) => state.must_stop(*vcpu),
+                Effect::Kick(vcpu) => state.request_stop(*vcpu),
                 Effect::Wake(vcpu) => wake.extend(state.seat(*vcpu).cloned()),
                 Effect::AllStopped => {
                     waiters = state.waiters;

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::kvm_run;
-use libc::{c_int, c_void, pthread_t};
+use libc::{c_int, c_void, pid_t};
 use thiserror::Error;
 use vcpu_caps::VcpuId;
 
@@ -176,7 +176,10 @@ unsafe impl Sync for ImmediateExit {}
 
 #[derive(Debug)]
 struct Thread {
-    handle: pthread_t,
+    /// `gettid`. A thread that has ended is not found; if another has got its id since, that one is
+    /// interrupted once for nothing. A `pthread_t` of a thread that has ended must not be used at all,
+    /// and [`Entered`] may be forgotten.
+    id: pid_t,
     immediate_exit: Arc<ImmediateExit>,
 }
 
@@ -215,9 +218,9 @@ struct Thread {
 /// ```
 ///
 /// # System calls
-/// - `enter`: `mmap` of the vCPU's descriptor, `rt_sigprocmask`. Dropping its result: `munmap`.
-/// - `kick`: `pthread_kill`, which with glibc 2.36 is `rt_sigprocmask`, `getpid`, `tgkill` and
-///   `rt_sigprocmask`. A thread that kicks itself calls `gettid`, `getpid` and `tgkill`.
+/// - `enter`: `mmap` of the vCPU's descriptor, `rt_sigprocmask`, `gettid`. Dropping its result:
+///   `munmap`.
+/// - `kick`: `getpid`, `tgkill`.
 /// - `may_run`: none.
 /// - On return from the signal handler: `rt_sigreturn`.
 /// - `futex` in all but `may_run` when the lock is contended.
@@ -226,7 +229,7 @@ struct Thread {
 #[derive(Debug)]
 pub struct VcpuThreads {
     signal: KickSignal,
-    /// Locked while a thread is signalled; a thread takes itself off before it ends.
+    /// The thread that entered each vCPU last.
     threads: Mutex<BTreeMap<VcpuId, Thread>>,
 }
 
@@ -250,17 +253,14 @@ impl VcpuThreads {
     pub fn enter(&self, vcpu: VcpuId, fd: &impl AsRawFd) -> io::Result<Entered<'_>> {
         let immediate_exit = Arc::new(ImmediateExit::map(fd)?);
         self.signal.unblock()?;
-        // SAFETY: has no precondition.
-        let handle = unsafe { libc::pthread_self() };
         let thread = Thread {
-            handle,
+            id: current_thread(),
             immediate_exit: Arc::clone(&immediate_exit),
         };
         self.lock().insert(vcpu, thread);
         Ok(Entered {
             threads: self,
             vcpu,
-            handle,
             immediate_exit,
             thread_bound: PhantomData,
         })
@@ -280,15 +280,32 @@ impl Kick for VcpuThreads {
         };
         // First the byte: the thread may be on its way to KVM_RUN.
         thread.immediate_exit.byte().store(1, Ordering::SeqCst);
-        // SAFETY: the thread has not ended, because it takes itself off the list before, under this
-        // lock.
-        let error = unsafe { libc::pthread_kill(thread.handle, self.signal.0) };
-        if error != 0 {
-            // Not expected: a standard signal to a thread that lives.
-            let error = io::Error::from_raw_os_error(error);
-            tracing::error!(%vcpu, %error, "a vCPU's thread could not be kicked");
+        if let Err(error) = signal_thread(thread.id, self.signal.0) {
+            if error.raw_os_error() == Some(libc::ESRCH) {
+                tracing::debug!(%vcpu, "a vCPU's thread has ended");
+            } else {
+                // Not expected: a standard signal to a thread of this process.
+                tracing::error!(%vcpu, %error, "a vCPU's thread could not be kicked");
+            }
         }
     }
+}
+
+fn current_thread() -> pid_t {
+    // SAFETY: has no precondition.
+    unsafe { libc::gettid() }
+}
+
+/// `tgkill`, within this process.
+fn signal_thread(id: pid_t, signal: c_int) -> io::Result<()> {
+    // SAFETY: has no precondition.
+    let process = unsafe { libc::getpid() };
+    // SAFETY: takes numbers only.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, process, id, signal) };
+    if sent != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 impl Kick for Arc<VcpuThreads> {
@@ -320,7 +337,6 @@ impl KickSignal {
 pub struct Entered<'a> {
     threads: &'a VcpuThreads,
     vcpu: VcpuId,
-    handle: pthread_t,
     immediate_exit: Arc<ImmediateExit>,
     /// The signal is for this thread: not `Send`.
     thread_bound: PhantomData<*mut ()>,
@@ -346,7 +362,7 @@ impl Drop for Entered<'_> {
         let mut threads = self.threads.lock();
         if threads
             .get(&self.vcpu)
-            .is_some_and(|thread| thread.handle == self.handle)
+            .is_some_and(|thread| Arc::ptr_eq(&thread.immediate_exit, &self.immediate_exit))
         {
             threads.remove(&self.vcpu);
         }
@@ -416,23 +432,27 @@ mod tests {
     fn a_thread_that_was_replaced_does_not_take_its_successor_off() {
         let threads = VcpuThreads::new(KickSignal::usual().unwrap());
         let page = run_page();
-        let before = thread::scope(|scope| {
-            let first = scope.spawn(|| {
-                let first = threads.enter(VcpuId(0), &page).unwrap();
-                let second = thread::scope(|inner| {
-                    inner
-                        .spawn(|| std::mem::forget(threads.enter(VcpuId(0), &page).unwrap()))
-                        .join()
-                });
-                second.unwrap();
-                drop(first);
-            });
-            first.join()
+        let first = threads.enter(VcpuId(0), &page).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| std::mem::forget(threads.enter(VcpuId(0), &page).unwrap()));
         });
-        before.unwrap();
+        drop(first);
         assert_eq!(threads.lock().len(), 1);
-        // Its thread has ended: nobody may signal it.
-        threads.lock().clear();
+        // Its thread has ended without a word.
+        threads.kick(VcpuId(0));
+    }
+
+    /// A vCPU that is built anew: `entered = threads.enter(...)` drops the old one last.
+    #[test]
+    fn a_vcpu_that_is_built_anew_on_its_thread_can_be_kicked() {
+        let threads = VcpuThreads::new(KickSignal::usual().unwrap());
+        let (old, new) = (run_page(), run_page());
+        let mut entered = threads.enter(VcpuId(0), &old).unwrap();
+        let before = Arc::clone(&entered.immediate_exit);
+        entered = threads.enter(VcpuId(0), &new).unwrap();
+        threads.kick(VcpuId(0));
+        assert_eq!(entered.immediate_exit.byte().load(Ordering::SeqCst), 1);
+        assert_eq!(before.byte().load(Ordering::SeqCst), 0);
     }
 
     #[test]
@@ -480,7 +500,8 @@ mod tests {
         let threads = VcpuThreads::new(KickSignal::usual().unwrap());
         let guard = threads.enter(VcpuId(0), &run_page()).unwrap();
         let before = limit(Some(0));
-        // The control: blocked, so that it would have to wait in the queue.
+        let thread = current_thread();
+        // The control: blocked, it would have to wait in the queue.
         let refused = {
             // SAFETY: all zeroes is a valid set.
             let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -488,15 +509,13 @@ mod tests {
             unsafe { libc::sigaddset(&raw mut set, libc::SIGRTMIN() + 1) };
             // SAFETY: as above.
             unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
-            // SAFETY: the calling thread lives.
-            unsafe { libc::pthread_kill(guard.handle, libc::SIGRTMIN() + 1) }
+            signal_thread(thread, libc::SIGRTMIN() + 1)
         };
-        // SAFETY: as above.
-        let sent = unsafe { libc::pthread_kill(guard.handle, threads.signal.0) };
+        let sent = signal_thread(thread, threads.signal.0);
         threads.kick(VcpuId(0));
         limit(Some(before));
-        assert_eq!(refused, libc::EAGAIN);
-        assert_eq!(sent, 0);
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EAGAIN));
+        sent.unwrap();
         assert_eq!(guard.immediate_exit.byte().load(Ordering::SeqCst), 1);
     }
 }

@@ -79,7 +79,8 @@ impl<T: AllStopGuest> GuestControl for T {
                 }
                 // Removed since the session made its plan. The others go on if that is possible.
                 ResumeError::NoVcpu(vcpu) | ResumeError::Leaving(vcpu) => {
-                    let all_continue = plan.vcpus.iter().all(|order| *order == VcpuOrder::Continue);
+                    let goes_on = |order: &VcpuOrder| *order == VcpuOrder::Continue;
+                    let all_continue = plan.vcpus.iter().all(goes_on) && goes_on(&plan.others);
                     match plan.vcpus.get_mut(vcpu.index()) {
                         Some(_) if all_continue => plan.vcpus.clear(),
                         Some(order @ VcpuOrder::Continue) => *order = VcpuOrder::Stay,

@@ -10,6 +10,8 @@ pub(crate) const RFLAGS_IOPL: u64 = 3 << 12;
 pub(crate) const RFLAGS_NT: u64 = 1 << 14;
 /// RFLAGS.RF.
 pub(crate) const RFLAGS_RF: u64 = 1 << 16;
+/// RFLAGS.AC: alignment checks at privilege level 3.
+pub(crate) const RFLAGS_AC: u64 = 1 << 18;
 /// RFLAGS.VM: virtual-8086 mode.
 pub(crate) const RFLAGS_VM: u64 = 1 << 17;
 /// CF, PF, AF, ZF, SF, OF.
@@ -21,8 +23,14 @@ pub(crate) const RFLAGS_RESERVED: u64 = !0x003f_7fd7;
 
 /// CR0.PE: protected mode.
 pub(crate) const CR0_PE: u64 = 1;
+/// CR0.EM: no x87.
+pub(crate) const CR0_EM: u64 = 1 << 2;
+/// CR0.TS: x87 and vector state belong to another task.
+pub(crate) const CR0_TS: u64 = 1 << 3;
 /// CR0.ET, which always reads as 1.
 pub(crate) const CR0_ET: u64 = 1 << 4;
+/// CR0.AM: alignment checks.
+pub(crate) const CR0_AM: u64 = 1 << 18;
 /// CR0.NW.
 pub(crate) const CR0_NW: u64 = 1 << 29;
 /// CR0.CD.
@@ -35,14 +43,20 @@ pub(crate) const CR0_DEFINED: u64 = 0xe005_003f;
 /// CR3: address up to the architecture's 52 bits, PCID, and the LAM bits 62:61 (SDM 3A 2.5).
 pub(crate) const CR3_DEFINED: u64 = 0x600f_ffff_ffff_ffff;
 
+/// CR4.VME: virtual-8086 mode extensions.
+pub(crate) const CR4_VME: u64 = 1;
 /// CR4.PSE: 4 MiB pages.
 pub(crate) const CR4_PSE: u64 = 1 << 4;
 /// CR4.PAE.
 pub(crate) const CR4_PAE: u64 = 1 << 5;
+/// CR4.OSFXSR: SSE is enabled.
+pub(crate) const CR4_OSFXSR: u64 = 1 << 9;
 /// CR4.LA57: 5-level paging.
 pub(crate) const CR4_LA57: u64 = 1 << 12;
 /// CR4.PCIDE.
 pub(crate) const CR4_PCIDE: u64 = 1 << 17;
+/// CR4.CET: shadow stacks and indirect branch tracking.
+pub(crate) const CR4_CET: u64 = 1 << 23;
 /// Defined CR4 bits, up to FRED (SDM 3A 2.5). The hypervisor checks which of them the CPU has.
 pub(crate) const CR4_DEFINED: u64 = 0x1_1bf7_7fff;
 
@@ -55,10 +69,15 @@ pub(crate) const EFER_NXE: u64 = 1 << 11;
 /// SCE LME LMA NXE SVME LMSLE FFXSR TCE MCOMMIT INTWB UAIE AIBRSE (APM 2 3.1.7).
 pub(crate) const EFER_DEFINED: u64 = 0x0036_fd01;
 
+/// The longest instruction, in bytes (SDM 2A 2.3.11).
+pub(crate) const MAX_INSTRUCTION: usize = 15;
+
 /// DR6.B0-B3: which debug-address register hit (SDM 3B 19.2.3).
 pub(crate) const DR6_HITS: u64 = 0xf;
 /// DR6.BD: debug-register access under DR7.GD.
 pub(crate) const DR6_BD: u64 = 1 << 13;
+/// Bits of DR6 that a debug exception sets: RTM among them, and reserved ones.
+pub(crate) const DR6_ACTIVE_LOW: u64 = 0xffff_0ff0;
 /// DR6.BS: single step.
 pub(crate) const DR6_BS: u64 = 1 << 14;
 

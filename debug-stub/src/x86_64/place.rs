@@ -2,12 +2,10 @@
 
 use std::fmt::Write as _;
 
+use super::bits::MAX_INSTRUCTION;
 use super::{RegisterFile, read_virtual};
 use crate::address::GuestVirtAddr;
 use crate::host::GuestMemory;
-
-/// The longest x86 instruction (SDM 2A 2.3.11).
-const MAX_INSTRUCTION: usize = 15;
 
 /// "at 0x1000, next bytes 0f 0b 90".
 pub(crate) fn of(registers: &RegisterFile, memory: &impl GuestMemory) -> String {

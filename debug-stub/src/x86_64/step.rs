@@ -7,16 +7,23 @@
 //! memory as a free run does.
 
 mod decode;
+mod exceptions;
 mod frame;
+mod gate;
+mod guards;
 mod machine;
 mod operand;
 mod unit;
 
 use arrayvec::ArrayVec;
 
+use iced_x86::Mnemonic;
+
+pub(crate) use self::guards::Guards;
 use self::machine::Machine;
 use self::unit::{Outcome, Unit};
 use super::RegisterFile;
+use super::bits::RFLAGS_TF;
 use crate::{GuestMemory, GuestPhysAddr};
 
 /// The class of an instruction, as far as it matters to a step.
@@ -86,6 +93,9 @@ pub struct Settlement {
     pub guest_trap: bool,
     /// R11 as SYSCALL would have stored it, if the present value differs.
     pub r11: Option<u64>,
+    /// A handler was entered and has run inside the step: what it has read of its frame, and copied,
+    /// shows the debugger's TF.
+    pub ran_handler: bool,
     /// Stored RFLAGS images that show the debugger's TF.
     pub mends: ArrayVec<Mend, 4>,
 }
@@ -114,17 +124,22 @@ impl Mends {
     }
 }
 
+/// How many instructions one step may cover: each but the last loads SS, calls a handler or is STI.
+const MOST_INSTRUCTIONS: usize = 4;
+
 /// What the step is about to do. Create one before each step, from the stopped vCPU.
 ///
-/// Not covered, because the hypervisor leaves no trace of it:
-/// - frames on stacks of the interrupt stack table, of privilege levels 1 and 2 and behind task gates,
-///   unless the step ends at the handler's first instruction;
-/// - a handler that runs inside a step and changes the TF that it returns to.
+/// A handler that the instruction calls, by INT n or by a fault, runs free inside the step where the
+/// hypervisor does not emulate: its entry clears TF. What it reads or copies of its frame shows the
+/// debugger's TF, and no later mend finds the copies. The stepper stops at the handler's first
+/// instruction instead; the plan says where that is.
 #[derive(Clone, Debug)]
 pub struct StepPlan {
     first: Unit,
-    /// The instruction that some hypervisors execute in the same step.
-    second: Option<Unit>,
+    /// The instructions that some hypervisors execute in the same step.
+    followers: ArrayVec<Unit, { MOST_INSTRUCTIONS - 1 }>,
+    /// IA32_FMASK leaves TF as it is.
+    system_call_keeps_tf: bool,
 }
 
 impl StepPlan {
@@ -134,14 +149,57 @@ impl StepPlan {
     pub fn new(registers: &RegisterFile, memory: &impl GuestMemory) -> Self {
         let machine = Machine::of(registers);
         let first = Unit::new(machine, memory, false);
-        let second = follower(&first, memory);
-        Self { first, second }
+        let mut followers = ArrayVec::new();
+        let mut next = follower(&first, memory);
+        while let Some(unit) = next.take() {
+            next = follower(&unit, memory);
+            if followers.try_push(unit).is_err() {
+                break;
+            }
+        }
+        Self {
+            first,
+            followers,
+            system_call_keeps_tf: false,
+        }
+    }
+
+    /// IA32_FMASK as the guest has set it. Without it SYSCALL counts as one that clears TF, as every
+    /// operating system has it.
+    pub fn set_system_call_mask(&mut self, fmask: u64) {
+        self.system_call_keeps_tf = fmask & RFLAGS_TF == 0;
     }
 
     /// The class of the instruction.
     #[must_use]
     pub fn class(&self) -> StepClass {
         self.first.class()
+    }
+
+    /// HLT at a privilege level that may execute it.
+    #[must_use]
+    pub fn halts(&self) -> bool {
+        self.class() == StepClass::Halt && self.first.machine.cpl() == 0
+    }
+
+    /// SYSCALL or SYSRET, if the step may execute one.
+    #[must_use]
+    pub fn system_call(&self) -> Option<StepClass> {
+        let classes = self.units().map(Unit::class);
+        classes
+            .into_iter()
+            .find(|class| matches!(class, StepClass::SystemCall | StepClass::SystemReturn))
+    }
+
+    /// Returns `true` if the step may change a debug register of the guest's own.
+    #[must_use]
+    pub fn touches_debug_registers(&self) -> bool {
+        let mut instructions = self.units().map(|unit| &unit.decoded.instruction);
+        instructions.any(exceptions::touches_debug_register)
+    }
+
+    fn units(&self) -> impl Iterator<Item = &Unit> {
+        std::iter::once(&self.first).chain(&self.followers)
     }
 
     /// The instruction's bytes. If it was not decoded, all bytes that could be read.
@@ -179,38 +237,65 @@ impl StepPlan {
                 guest_tf: self.first.machine.tf(),
                 guest_trap: false,
                 r11: None,
+                ran_handler: false,
                 mends: mends.0,
             };
         }
-        let only = self.second.is_none();
-        let mut outcome = self.first.outcome(&after, memory, only, &mut mends);
-        let completed = outcome.is_some_and(|outcome| outcome.completed);
-        self.first
-            .mend_passed_frames(&after, memory, completed, &mut mends);
-        if let (None, Some(second)) = (outcome, &self.second) {
-            outcome = second.outcome(&after, memory, false, &mut mends);
+        if let Some(outcome) = self.switched_task(&after, memory, &mut mends) {
+            return outcome.settlement(mends);
+        }
+        let only = self.followers.is_empty();
+        let mut outcome = None;
+        for unit in self.units() {
+            outcome = unit.outcome(&after, memory, only, &mut mends);
             let completed = outcome.is_some_and(|outcome| outcome.completed);
-            second.mend_passed_frames(&after, memory, completed, &mut mends);
+            unit.mend_passed_frames(&after, memory, completed, &mut mends);
+            if let Some(outcome) = &mut outcome {
+                if unit.class() == StepClass::SystemCall && self.system_call_keeps_tf {
+                    outcome.guest_tf = unit.machine.tf();
+                    outcome.guest_trap = unit.machine.tf();
+                }
+                break;
+            }
         }
-        // Not where the instruction leads: inside a handler.
-        let Outcome {
-            guest_tf,
-            guest_trap,
-            r11,
-            completed: _,
-        } = outcome.unwrap_or(Outcome::HANDLER);
+        // Not where an instruction leads: inside a handler.
+        let settlement = outcome.unwrap_or(Outcome::HANDLER).settlement(mends);
         Settlement {
-            progress: Progress::Done,
-            guest_tf,
-            guest_trap,
-            r11,
-            mends: mends.0,
+            ran_handler: outcome.is_none(),
+            ..settlement
         }
+    }
+
+    /// A task switch has stored RFLAGS in the TSS that it left, and loaded those of the other (SDM
+    /// 3A 8.3).
+    fn switched_task(
+        &self,
+        after: &Machine,
+        memory: &impl GuestMemory,
+        mends: &mut Mends,
+    ) -> Option<Outcome> {
+        let before = &self.first.machine;
+        let task = |machine: &Machine| (machine.special.tr.selector, machine.special.tr.base);
+        let loads_tr = self.first.decoded.instruction.mnemonic() == Mnemonic::Ltr;
+        if task(before) == task(after) || loads_tr || before.long_mode() {
+            return None;
+        }
+        let left = gate::saved_flags(before)?.checked_add(1)?;
+        mends.add(frame::mend(before, memory, left, before.tf()));
+        let entered = gate::saved_flags(after)?.checked_add(1)?;
+        let byte = after.read(memory, entered, 1)?;
+        Some(Outcome {
+            completed: true,
+            guest_tf: byte & 1 != 0,
+            guest_trap: false,
+            r11: None,
+        })
     }
 }
 
-/// The next instruction, if one step may cover both: after MOV SS and POP SS, which block the trap, and
-/// after INT n, whose handler returns with TF set and therefore traps one instruction late.
+/// The next instruction, if one step may cover both. That is so after MOV SS and POP SS, which
+/// block the trap, and after INT n, whose handler returns with TF set and therefore traps one
+/// instruction late.
 fn follower(first: &Unit, memory: &impl GuestMemory) -> Option<Unit> {
     let mut machine = first.machine;
     machine.core.rip = first.next();

@@ -255,11 +255,11 @@ fn a_halted_vcpu_is_kicked_out_of_its_step() {
     let mut guest = Guest::new(&[0xfa, 0xf4, 0xeb, 0xfe]);
     guest.step_to(CODE + 1);
     guest.step_to(CODE + 2);
-    // kvm_pvm forgets that it is halted; elsewhere the next KVM_RUN would block for good.
+    // The next KVM_RUN would block for good.
     guest.stop.store(true, Ordering::Release);
     assert_eq!(guest.step(), StopReason::Interrupted);
     assert_eq!(guest.rip(), CODE + 2);
-    assert_eq!(guest.vcpu.waiting().is_some(), !is_pvm());
+    assert_eq!(guest.vcpu.waiting(), Some("halted"));
 }
 
 #[test]

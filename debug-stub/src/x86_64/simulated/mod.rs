@@ -115,8 +115,7 @@ pub struct SimulatedVcpu {
     /// IA32_LSTAR, IA32_FMASK; the selectors of IA32_STAR are fixed.
     lstar: u64,
     fmask: u64,
-    /// DR0-DR3, DR6 and DR7 of the guest's own.
-    dr: [u64; 4],
+    /// The guest's own debug registers.
     status: DebugStatus,
     /// `KVM_SET_GUEST_DEBUG`, and the linear RIP that it captured.
     debug: GuestDebug,
@@ -224,8 +223,8 @@ impl SimulatedVcpu {
             file,
             lstar: 0,
             fmask: 0,
-            dr: [0; 4],
             status: DebugStatus {
+                dr: [0; 4],
                 dr6: 0xffff_0ff0,
                 dr7: 0x400,
             },
@@ -281,7 +280,7 @@ impl SimulatedVcpu {
 
     /// Sets a debug-address register of the guest's own, and its DR7.
     pub fn set_own_breakpoint(&mut self, slot: usize, address: u64, dr7: u64) {
-        if let Some(register) = self.dr.get_mut(slot) {
+        if let Some(register) = self.status.dr.get_mut(slot) {
             *register = address;
         }
         self.status.dr7 = dr7;
@@ -495,7 +494,7 @@ impl SimulatedVcpu {
                     let [a, b, c, d, ..] = self.debug.debugreg;
                     [a, b, c, d]
                 } else {
-                    self.dr
+                    self.status.dr
                 };
                 for (slot, address) in registers.into_iter().enumerate() {
                     dr6 |= u64::from(address == pc) << slot;
@@ -631,6 +630,13 @@ impl Vcpu for SimulatedVcpu {
         self.call("run_state")?;
         self.accept_init();
         Ok(self.run_state)
+    }
+
+    fn set_run_state(&mut self, state: RunState) -> Result<bool, Refused> {
+        self.call("set_run_state")?;
+        self.run_state = state;
+        self.shadow = Shadow::None;
+        Ok(true)
     }
 
     fn set_guest_debug(&mut self, debug: &GuestDebug) -> Result<(), Refused> {

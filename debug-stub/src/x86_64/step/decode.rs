@@ -5,10 +5,10 @@ use iced_x86::{
 };
 
 use super::StepClass;
-use super::machine::{MAX_INSTRUCTION, Machine, width_mask};
+use super::machine::{Machine, width_mask};
 use super::operand::{self, Popped};
 use crate::GuestMemory;
-use crate::x86_64::bits::{RFLAGS_NT, RFLAGS_TF};
+use crate::x86_64::bits::{MAX_INSTRUCTION, RFLAGS_NT, RFLAGS_TF};
 use crate::x86_64::paging::read_virtual;
 
 /// Where RIP may be after the instruction has completed.
@@ -31,6 +31,8 @@ pub(super) struct Decoded {
     /// RIP after it.
     pub(super) next: u64,
     pub(super) successor: Successor,
+    /// What a far transfer names: a code segment, a gate or a task.
+    pub(super) selector: Option<u16>,
     /// Bytes of the RFLAGS image that PUSHF or POPF moves; 0 otherwise.
     pub(super) image_size: u64,
     /// TF in the image that POPF, IRET or SYSRET is about to load, if it can be read.
@@ -59,6 +61,7 @@ pub(super) fn decode(machine: &Machine, memory: &impl GuestMemory) -> Decoded {
             class: StepClass::Unknown,
             next: machine.core.rip,
             successor: Successor::Anywhere,
+            selector: None,
             image_size: 0,
             loaded_tf: None,
             instruction,
@@ -95,6 +98,7 @@ pub(super) fn decode(machine: &Machine, memory: &impl GuestMemory) -> Decoded {
         class,
         next,
         successor,
+        selector: far_target(machine, memory, &instruction).map(|target| target.selector),
         image_size: image_size(&instruction),
         loaded_tf,
         instruction,
@@ -217,19 +221,14 @@ fn successor(machine: &Machine, memory: &impl GuestMemory, instruction: &Instruc
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
                 near(Some(instruction.near_branch_target()))
             }
-            OpKind::FarBranch16 => far(Some(Popped {
-                ip: u64::from(instruction.far_branch16()),
-                selector: instruction.far_branch_selector(),
-            })),
-            OpKind::FarBranch32 => far(Some(Popped {
-                ip: u64::from(instruction.far_branch32()),
-                selector: instruction.far_branch_selector(),
-            })),
+            OpKind::FarBranch16 | OpKind::FarBranch32 => {
+                far(far_target(machine, memory, instruction))
+            }
             _ => other_branch(instruction),
         },
         FlowControl::IndirectBranch | FlowControl::IndirectCall => {
             if instruction.is_jmp_far_indirect() || instruction.is_call_far_indirect() {
-                far(operand::far_pointer(machine, memory, instruction))
+                far(far_target(machine, memory, instruction))
             } else {
                 near(operand::value(machine, memory, instruction, 0))
             }
@@ -238,12 +237,43 @@ fn successor(machine: &Machine, memory: &impl GuestMemory, instruction: &Instruc
             Code::Retnw | Code::Retnw_imm16 => near(machine.stack_value(memory, 0, 2)),
             Code::Retnd | Code::Retnd_imm16 => near(machine.stack_value(memory, 0, 4)),
             Code::Retnq | Code::Retnq_imm16 => near(machine.stack_value(memory, 0, 8)),
-            Code::Retfw | Code::Retfw_imm16 => far(operand::popped_far(machine, memory, 2)),
-            Code::Retfd | Code::Retfd_imm16 => far(operand::popped_far(machine, memory, 4)),
-            Code::Retfq | Code::Retfq_imm16 => far(operand::popped_far(machine, memory, 8)),
+            Code::Retfw
+            | Code::Retfw_imm16
+            | Code::Retfd
+            | Code::Retfd_imm16
+            | Code::Retfq
+            | Code::Retfq_imm16 => far(far_target(machine, memory, instruction)),
             Code::Sysexitd => Successor::Only(machine.core.rdx & width_mask(32), None),
             Code::Sysexitq => Successor::Only(machine.core.rdx, None),
             _ => Successor::Anywhere,
+        },
+    }
+}
+
+/// What a far JMP, CALL or RET names.
+fn far_target(
+    machine: &Machine,
+    memory: &impl GuestMemory,
+    instruction: &Instruction,
+) -> Option<Popped> {
+    let direct = |ip: u64| {
+        Some(Popped {
+            ip,
+            selector: instruction.far_branch_selector(),
+        })
+    };
+    match instruction.code() {
+        Code::Retfw | Code::Retfw_imm16 => operand::popped_far(machine, memory, 2),
+        Code::Retfd | Code::Retfd_imm16 => operand::popped_far(machine, memory, 4),
+        Code::Retfq | Code::Retfq_imm16 => operand::popped_far(machine, memory, 8),
+        _ if instruction.is_jmp_far_indirect() || instruction.is_call_far_indirect() => {
+            operand::far_pointer(machine, memory, instruction)
+        }
+        _ if instruction.op_count() == 0 => None,
+        _ => match instruction.op0_kind() {
+            OpKind::FarBranch16 => direct(instruction.far_branch16().into()),
+            OpKind::FarBranch32 => direct(instruction.far_branch32().into()),
+            _ => None,
         },
     }
 }

@@ -5,9 +5,6 @@ use super::super::paging::read_virtual;
 use super::super::{CoreRegisters, RegisterFile, Segment, SpecialRegisters};
 use crate::{GuestMemory, GuestVirtAddr};
 
-/// The longest instruction, in bytes (SDM 2 2.3.11).
-pub(super) const MAX_INSTRUCTION: usize = 15;
-
 /// CORE and SPECIAL of a vCPU.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Machine {

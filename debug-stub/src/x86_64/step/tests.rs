@@ -105,6 +105,7 @@ fn clean(guest_tf: bool) -> Settlement {
         guest_tf,
         guest_trap: guest_tf,
         r11: None,
+        ran_handler: false,
         mends: ArrayVec::new(),
     }
 }

@@ -1,14 +1,15 @@
 //! One instruction of a step: the state before it, and how to find out what it did.
 
 use arrayvec::ArrayVec;
+use iced_x86::{Instruction, Mnemonic};
 
 use super::decode::{Decoded, Successor, decode};
 use super::frame::{self, Expected, Place};
 use super::machine::Machine;
-use super::{Mends, StepClass};
+use super::{Mends, Progress, Settlement, StepClass};
 use crate::GuestMemory;
 use crate::x86_64::Segment;
-use crate::x86_64::bits::{RFLAGS_RF, RFLAGS_TF};
+use crate::x86_64::bits::{RFLAGS_NT, RFLAGS_RF, RFLAGS_TF};
 
 /// A place where the instruction may leave a frame.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +51,17 @@ impl Outcome {
         guest_trap: false,
         r11: None,
     };
+
+    pub(super) fn settlement(self, mends: Mends) -> Settlement {
+        Settlement {
+            progress: Progress::Done,
+            guest_tf: self.guest_tf,
+            guest_trap: self.guest_trap,
+            r11: self.r11,
+            ran_handler: false,
+            mends: mends.0,
+        }
+    }
 }
 
 impl Unit {
@@ -81,6 +93,36 @@ impl Unit {
     /// RIP after it.
     pub(super) fn next(&self) -> u64 {
         self.decoded.next
+    }
+
+    /// IRET to the task that the present one interrupted or was called by (SDM 3A 8.3).
+    pub(super) fn returns_to_task(&self) -> bool {
+        let machine = &self.machine;
+        let nested = machine.core.rflags & RFLAGS_NT != 0;
+        nested && !machine.real_segments() && !machine.long_mode()
+    }
+
+    /// Where the instruction leads, in linear terms, if some hypervisor runs past that: kvm_pvm does
+    /// not trap IRET, SWAPGS and the like, and takes one more instruction along.
+    pub(super) fn untrapped_successor(&self) -> Option<u64> {
+        let machine = &self.machine;
+        match (self.class(), self.decoded.successor) {
+            (StepClass::InterruptReturn, Successor::Only(target, selector)) => {
+                let wide = machine.long_mode() || machine.real_segments();
+                let base = match selector {
+                    Some(selector) if machine.real_segments() => u64::from(selector) << 4,
+                    _ if wide || selector == Some(machine.special.cs.selector) => {
+                        machine.special.cs.base
+                    }
+                    _ => return None,
+                };
+                Some(base.wrapping_add(target))
+            }
+            (_, Successor::Next) if moves_a_base(&self.decoded.instruction) => {
+                Some(machine.linear(&machine.special.cs, self.next()).0)
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn may_stay(&self) -> bool {
@@ -272,6 +314,18 @@ impl Unit {
         let right = (after.core.r11 & !RFLAGS_TF) | (self.machine.core.rflags & RFLAGS_TF);
         (right != after.core.r11).then_some(right)
     }
+}
+
+/// SWAPGS, RDFSBASE and the like.
+fn moves_a_base(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Swapgs
+            | Mnemonic::Rdfsbase
+            | Mnemonic::Rdgsbase
+            | Mnemonic::Wrfsbase
+            | Mnemonic::Wrgsbase
+    )
 }
 
 /// Returns `true` if addresses in the two segments mean the same.

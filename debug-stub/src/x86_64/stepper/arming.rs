@@ -5,8 +5,10 @@ use vcpu_caps::{
 };
 
 use super::registers::{Registers, set_tf};
+use super::slots::{OwnBreakpoints, Slots};
 use super::vcpu::{RunState, StepperError, Vcpu};
 use crate::order::Armed;
+use crate::x86_64::step::Guards;
 use crate::x86_64::{RegisterFile, RegisterGroups};
 
 /// The debugger, as an owner of holds on [`Capability::MaskHwintr`]. Others may hold it too: see
@@ -28,6 +30,18 @@ pub(super) struct Arming {
     stepping: bool,
     /// The single step in force was armed by [`Arming::arm_as_reset`].
     survives_init: bool,
+    /// Queued for the guest, and not known to be delivered.
+    queued: Option<Inject>,
+    /// What is in the debug registers.
+    slots: Slots,
+    /// The plan has execute breakpoints, and watchpoints.
+    has_guards: bool,
+    has_watchpoints: bool,
+    /// The guest's own breakpoints, if known.
+    own: Option<OwnBreakpoints>,
+    /// The instruction that was stepped last blocks interrupts until the next one has ended (SDM 3A
+    /// 7.8.3). A hypervisor may have dropped that with the step.
+    in_shadow: bool,
 }
 
 impl Arming {
@@ -37,7 +51,65 @@ impl Arming {
             sync_regs: plan.has(Capability::SyncRegs),
             stepping: false,
             survives_init: false,
+            queued: None,
+            slots: Slots::default(),
+            has_guards: plan.has(Capability::HwBreakpoint),
+            has_watchpoints: plan.has(Capability::Watchpoint),
+            own: None,
+            in_shadow: false,
         }
+    }
+
+    /// Returns `true` if a step with `mask`, or without, lets interrupts in.
+    pub(super) fn lets_interrupts_in(&self, mask: bool) -> bool {
+        let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
+        !(mask || (self.in_shadow && can_mask))
+    }
+
+    /// See [`Self::in_shadow`].
+    pub(super) fn set_shadow(&mut self, in_shadow: bool) {
+        self.in_shadow = in_shadow;
+    }
+
+    /// What is in the debug registers.
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
+    /// The guest's own breakpoints.
+    pub(super) fn own_breakpoints<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+    ) -> Result<OwnBreakpoints, StepperError<V::Error>> {
+        if let Some(own) = self.own {
+            return Ok(own);
+        }
+        let status = vcpu
+            .debug_status()
+            .map_err(StepperError::of("reading debug registers"))?;
+        let own = OwnBreakpoints::new(status);
+        self.own = Some(own);
+        Ok(own)
+    }
+
+    /// The guest may have changed its debug registers.
+    pub(super) fn forget_own_breakpoints(&mut self) {
+        self.own = None;
+    }
+
+    /// The vCPU has run. `entered` says that it has certainly entered the guest.
+    pub(super) fn ran(&mut self, entered: bool) {
+        if entered {
+            self.queued = None;
+        }
+    }
+
+    /// A new guest runs on the vCPU: nothing is owed to it.
+    pub(super) fn reset(&mut self) {
+        let _ = self.control.cancel_injection();
+        self.queued = None;
+        self.own = None;
+        self.in_shadow = false;
     }
 
     pub(super) fn is_stepping(&self) -> bool {
@@ -59,7 +131,29 @@ impl Arming {
             let _ = self.control.end_step();
         }
         self.control.drop_owner(DEBUGGER);
-        self.intend_breakpoints::<V>(armed, &armed.hardware)
+        self.own = None;
+        self.in_shadow = false;
+        self.intend_breakpoints::<V>(armed, Slots::free(&armed.hardware))
+    }
+
+    /// The debug registers for a step of the instruction at `pc`.
+    pub(super) fn slots_for_step(
+        &self,
+        debugger: &[HwBreakpoint],
+        own: &OwnBreakpoints,
+        guards: &Guards,
+        pc: u64,
+    ) -> Slots {
+        if !self.has_guards || own.watches_ports() {
+            return Slots::free(debugger);
+        }
+        // Where the debugger's do not fire the guest's do not either.
+        let own = if self.has_watchpoints {
+            *own
+        } else {
+            OwnBreakpoints::default()
+        };
+        self.slots.step(debugger, &own, guards, pc)
     }
 
     /// Sets what [`arm_step`](Self::arm_step) puts in force.
@@ -67,32 +161,35 @@ impl Arming {
         &mut self,
         mask: bool,
         armed: &Armed,
-        hardware: &[HwBreakpoint],
+        slots: Slots,
     ) -> Result<(), StepperError<V::Error>> {
         self.stepping = true;
         let holds = self.control.holds();
         let held = holds
             .owners(Capability::MaskHwintr)
             .any(|(owner, _)| owner == DEBUGGER);
+        let mask = mask || !self.lets_interrupts_in(mask);
         if mask && !held {
             self.control.hold(DEBUGGER, Capability::MaskHwintr)?;
         } else if held && !mask {
             self.control.drop_owner(DEBUGGER);
         }
-        self.intend_breakpoints::<V>(armed, hardware)
+        self.intend_breakpoints::<V>(armed, slots)
     }
 
     fn intend_breakpoints<V: Vcpu>(
         &mut self,
         armed: &Armed,
-        hardware: &[HwBreakpoint],
+        slots: Slots,
     ) -> Result<(), StepperError<V::Error>> {
         let software = !armed.software.is_empty();
         // Off already where the plan lacks it.
         if software || self.control.get(Capability::BptExit).unwrap_or(false) {
             self.control.set(Capability::BptExit, software)?;
         }
-        Ok(self.control.set_hardware(hardware)?)
+        self.control.set_hardware(&slots.breakpoints())?;
+        self.slots = slots;
+        Ok(())
     }
 
     /// Puts in force what is pending. Registers that are to be written must be written before: the
@@ -112,14 +209,44 @@ impl Arming {
             vcpu.sync_registers(self.stepping);
         }
         vcpu.discard_tf_at_entry();
-        if let Some(wanted) = self.control.pending() {
-            vcpu.set_guest_debug(&wanted)
-                .map_err(StepperError::of("setting the debug state"))?;
-            self.control.applied(&wanted);
-            self.survives_init = false;
+        if self.stepping || !registers.hides_tf() {
+            self.apply(vcpu, registers)?;
+            if !self.stepping {
+                registers.show_tf(vcpu)?;
+            }
+            return Ok(());
         }
-        if !self.stepping {
-            registers.show_tf(vcpu)?;
+        // The write that shows TF drops an exception that is queued already: it is queued after it.
+        if self.queued.is_some() && !exception_pending(vcpu)? {
+            self.queued = None;
+        }
+        let exception = self.control.cancel_injection().or(self.queued.take());
+        let shown = self
+            .apply(vcpu, registers)
+            .and_then(|()| registers.show_tf(vcpu));
+        if let Some(exception) = exception {
+            self.give_back::<V>(exception)?;
+        }
+        shown?;
+        self.apply(vcpu, registers)
+    }
+
+    fn apply<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        registers: &mut Registers,
+    ) -> Result<(), StepperError<V::Error>> {
+        let Some(wanted) = self.control.pending() else {
+            return Ok(());
+        };
+        let exception = self.control.intent().inject;
+        vcpu.set_guest_debug(&wanted)
+            .map_err(StepperError::of("setting the debug state"))?;
+        self.control.applied(&wanted);
+        self.survives_init = false;
+        if exception.is_some() {
+            self.queued = exception;
+            registers.exception_queued();
         }
         Ok(())
     }
@@ -211,6 +338,11 @@ impl Arming {
         armed.and(back)
     }
 
+    /// The exception that is given back with the next entry.
+    pub(super) fn owed(&self) -> Option<Inject> {
+        self.control.intent().inject.or(self.queued)
+    }
+
     /// Gives an exception back to the guest with the next entry.
     pub(super) fn give_back<V: Vcpu>(
         &mut self,
@@ -228,8 +360,10 @@ pub(super) fn may_write<V: Vcpu>(
     if registers.trapped() {
         return Ok(true);
     }
-    let pending = vcpu
-        .exception_pending()
-        .map_err(StepperError::of("reading pending exceptions"))?;
-    Ok(!pending)
+    Ok(!exception_pending(vcpu)?)
+}
+
+fn exception_pending<V: Vcpu>(vcpu: &mut V) -> Result<bool, StepperError<V::Error>> {
+    vcpu.exception_pending()
+        .map_err(StepperError::of("reading pending exceptions"))
 }

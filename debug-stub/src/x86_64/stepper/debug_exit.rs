@@ -4,11 +4,12 @@ use vcpu_caps::{HwBreakpointKind, Inject};
 
 use super::arming::Arming;
 use super::registers::Registers;
+use super::slots::Use;
 use super::vcpu::{DebugExit, StepperError, Vcpu};
 use crate::address::{GuestPhysAddr, GuestVirtAddr};
 use crate::host::GuestMemory;
 use crate::order::{Armed, StopReason, WatchAccess};
-use crate::x86_64::bits::{DR6_BD, DR6_BS, DR6_HITS};
+use crate::x86_64::bits::{DR6_ACTIVE_LOW, DR6_BD, DR6_BS, DR6_HITS};
 use crate::x86_64::{RegisterFile, RegisterGroups, translate};
 
 /// #DB's vector.
@@ -46,21 +47,21 @@ pub(super) fn sort<V: Vcpu>(
         }
         DEBUG_VECTOR => {
             let stepping = arming.is_stepping();
-            if let Some(reason) = hit(exit, arming) {
-                return Ok(Cause::Hit(reason));
-            }
-            let hits = exit.dr6 & DR6_HITS;
-            let mut owed = exit.dr6 & DR6_BD;
-            let debuggers = !arming.control.intent().hardware.is_empty();
-            if !debuggers && hits != 0 {
+            let mut owed = exit.dr6 & DR6_BD | guests_watchpoints(exit, arming);
+            if arming.slots().is_empty() && exit.dr6 & DR6_HITS != 0 {
                 // The guest's own DR0-DR3 were in force, if any. Only those that its DR7 enables
                 // count: QEMU's TCG compares RIP with all four at each single step, and what is in
                 // them may be another guest's, since KVM loads them only for a guest that uses
                 // them.
-                let status = vcpu
-                    .debug_status()
-                    .map_err(StepperError::of("reading DR7"))?;
-                owed |= hits & enabled(status.dr7);
+                let own = arming.own_breakpoints(vcpu)?;
+                // Beside BS an execute breakpoint is the next instruction's, and is looked at before
+                // that is stepped.
+                let counts = if stepping && exit.dr6 & DR6_BS != 0 {
+                    own.watch_bits()
+                } else {
+                    own.enabled_bits()
+                };
+                owed |= exit.dr6 & counts;
             }
             if !stepping {
                 // Only the guest has set TF.
@@ -69,7 +70,11 @@ pub(super) fn sort<V: Vcpu>(
             if owed != 0 {
                 owe_debug_exception(owed, arming, vcpu)?;
             }
-            Ok(if stepping { Cause::Trap } else { Cause::Guest })
+            Ok(match hit(exit, arming) {
+                Some(reason) => Cause::Hit(reason),
+                None if stepping => Cause::Trap,
+                None => Cause::Guest,
+            })
         }
         other => Ok(Cause::Hit(StopReason::InternalError(format!(
             "a debug exit for exception {other}, which is neither #DB nor #BP"
@@ -79,9 +84,8 @@ pub(super) fn sort<V: Vcpu>(
 
 /// The debugger's breakpoint or watchpoint that DR6 names.
 fn hit(exit: &DebugExit, arming: &Arming) -> Option<StopReason> {
-    let hardware = arming.control.intent().hardware;
-    hardware.iter().enumerate().find_map(|(slot, breakpoint)| {
-        if exit.dr6 & DR6_HITS & (1 << slot) == 0 {
+    arming.slots().hit(exit.dr6).find_map(|(breakpoint, of)| {
+        if of != Use::Debugger {
             return None;
         }
         let watched = |access| StopReason::Watchpoint {
@@ -99,10 +103,12 @@ fn hit(exit: &DebugExit, arming: &Arming) -> Option<StopReason> {
     })
 }
 
-/// The bits of DR6 for the breakpoints that L0-L3 or G0-G3 of DR7 enable (SDM 3B 19.2.4).
-fn enabled(dr7: u64) -> u64 {
-    (0..4).fold(0, |bits, slot| {
-        bits | (u64::from(dr7 >> (2 * slot) & 3 != 0) << slot)
+/// DR6.B0-B3 of the guest's own watchpoints that were hit in a register of the debugger's.
+fn guests_watchpoints(exit: &DebugExit, arming: &Arming) -> u64 {
+    let hits = arming.slots().hit(exit.dr6);
+    hits.fold(0, |bits, (_, of)| match of {
+        Use::Guest(slot) => bits | 1 << slot,
+        Use::Debugger | Use::Guard => bits,
     })
 }
 
@@ -116,7 +122,9 @@ pub(super) fn owe_debug_exception<V: Vcpu>(
     let status = vcpu
         .debug_status()
         .map_err(StepperError::of("reading DR6"))?;
-    vcpu.set_dr6(status.dr6 | dr6)
+    // The processor clears B0-B3 of an earlier exception, and sets RTM and what is reserved (SDM 3B
+    // 19.2.3).
+    vcpu.set_dr6(status.dr6 & !DR6_HITS | DR6_ACTIVE_LOW | dr6)
         .map_err(StepperError::of("writing DR6"))?;
     arming.give_back::<V>(Inject::Debug)
 }
@@ -138,26 +146,4 @@ pub(super) fn software_breakpoint_at<V: Vcpu>(
         .ok()
         .map(|found| found.gpa);
     Ok(physical.is_some_and(|gpa| armed.software.contains(&gpa)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::enabled;
-
-    #[test]
-    fn a_breakpoint_is_enabled_locally_or_globally() {
-        for (dr7, bits) in [
-            (0x400, 0),
-            (0x401, 0b0001),
-            (0x402, 0b0001),
-            (0x404, 0b0010),
-            (0x420, 0b0100),
-            (0x440, 0b1000),
-            // Types and lengths of others, LE, GE and GD enable nothing.
-            (0xffff_2700, 0),
-            (0xffff_27ff, 0b1111),
-        ] {
-            assert_eq!(enabled(dr7), bits, "DR7 {dr7:#x}");
-        }
-    }
 }

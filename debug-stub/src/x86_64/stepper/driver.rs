@@ -110,10 +110,12 @@ impl Driver {
     }
 
     /// The vCPU has run, and what it asked for is served. A run that no order asked for, as of a
-    /// VMM that completes an access before it pauses, changes nothing.
+    /// VMM that completes an access before it pauses, ends no order; what it did to the registers, and
+    /// whether the guest has ended, counts all the same.
     pub fn ran<V: Vcpu>(&mut self, outcome: Outcome, vcpu: &mut V, memory: &impl GuestMemory) {
+        let next = self.stepper.ran(outcome, vcpu, memory);
         if matches!(self.next, Some(Next::Enter | Next::Complete)) {
-            self.next = Some(self.stepper.ran(outcome, vcpu, memory));
+            self.next = Some(next);
         }
     }
 }

@@ -36,6 +36,7 @@ mod debug_exit;
 mod driver;
 mod pending;
 mod registers;
+mod slots;
 mod system_call;
 #[cfg(test)]
 mod tests;
@@ -205,6 +206,7 @@ impl Stepper {
         let trapped = matches!(outcome, Outcome::Debug(_));
         let synced = self.arming.syncs() && !matches!(self.state, State::Stopped | State::Over(_));
         self.registers.ran(vcpu, synced, trapped);
+        self.arming.ran(outcome != Outcome::Nothing);
         if outcome == Outcome::Restarted {
             vcpu.discard_tf_at_entry();
             self.registers.restarted();
@@ -252,6 +254,8 @@ impl Stepper {
         let given_up = self.give_up_step(vcpu);
         // The rest is released in any case.
         let disarmed = self.disarm(vcpu);
+        // The VMM may run it by itself.
+        self.registers.forget();
         given_up.and(disarmed)
     }
 
@@ -259,6 +263,7 @@ impl Stepper {
     /// be run again.
     pub fn reset(&mut self) {
         self.registers.restarted();
+        self.arming.reset();
         self.incomplete = false;
         self.state = State::Stopped;
     }
@@ -481,12 +486,16 @@ impl Stepper {
         let step = PendingStep::arm(order.mask, &self.armed, first, &mut context, &mut lent);
         match step {
             Ok(step) => {
+                let is_done = step.is_done();
                 self.state = State::Stepping(Box::new(Stepping {
                     order,
                     step,
                     attempts: 0,
                     phase: Phase::Entered,
                 }));
+                if is_done {
+                    return self.finish_instruction(vcpu, memory);
+                }
                 Ok(Next::Enter)
             }
             Err(error) => {
@@ -531,6 +540,16 @@ impl Stepper {
             }
             // No trap: a completed access has moved RIP, or there is more to come.
             (Outcome::Nothing, Phase::Completing { interrupted: false }) => false,
+            (Outcome::Debug(exit), _) if stepping.step.is_int1(exit) => {
+                let order = stepping.order.clone();
+                stepping.step.skip_int1(&mut Context {
+                    arming: &mut self.arming,
+                    registers: &mut self.registers,
+                    vcpu: &mut *vcpu,
+                    memory,
+                })?;
+                return self.start_step(order, false, vcpu, memory);
+            }
             (Outcome::Debug(exit), _) => match self.sort(exit, vcpu, memory)? {
                 Cause::Hit(reason) => {
                     // A watchpoint traps after the access: what the step did is mended all the

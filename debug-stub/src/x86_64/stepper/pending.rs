@@ -1,20 +1,22 @@
 //! One instruction whose step is armed, and not known to be done.
 
-use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
+use vcpu_caps::{HwBreakpoint, HwBreakpointKind, Inject};
 
-use super::arming::Arming;
+use super::arming::{Arming, may_write};
 use super::debug_exit::owe_debug_exception;
 use super::registers::{Registers, has_tf};
 use super::system_call::Lent;
-use super::vcpu::{RunState, StepperError, Vcpu};
+use super::vcpu::{DebugExit, RunState, StepperError, Vcpu};
 use crate::address::GuestPhysAddr;
 use crate::host::GuestMemory;
 use crate::order::Armed;
-use crate::x86_64::bits::{CR0_PE, DR6_BS};
+use crate::x86_64::bits::{
+    CR0_PE, DR6_BD, DR6_BS, DR6_HITS, MAX_INSTRUCTION, RFLAGS_IF, RFLAGS_RF,
+};
 use crate::x86_64::{Progress, RegisterFile, RegisterGroups, Settlement, StepClass, StepPlan};
 
-/// The longest instruction, in bytes (SDM 2A 2.3.11).
-const LONGEST_INSTRUCTION: u64 = 15;
+/// INT1's opcode.
+const INT1: u8 = 0xf1;
 
 /// What a step works on.
 pub(super) struct Context<'a, V, M> {
@@ -33,6 +35,8 @@ pub(super) struct PendingStep {
     run_state: RunState,
     /// To be taken back when the step has ended.
     lent: Lent,
+    /// It needs no entry.
+    is_done: bool,
 }
 
 impl PendingStep {
@@ -57,24 +61,80 @@ impl PendingStep {
         let before = registers.expedited(*vcpu)?;
         let run_state = registers.run_state();
         let pc = before.linear_pc();
-        let plan = StepPlan::new(&before, *memory);
+        let mut plan = StepPlan::new(&before, *memory);
+        let own = arming.own_breakpoints(*vcpu)?;
+        let hits = own.execute_hits(pc);
+        if hits != 0 && before.core.rflags & RFLAGS_RF == 0 && arming.owed().is_none() {
+            // A fault: it comes before the instruction.
+            owe_debug_exception(hits, arming, *vcpu)?;
+        }
+        let mut event = arming.owed().map(vector);
+        let enabled = before.core.rflags & RFLAGS_IF != 0;
+        if event.is_none() && enabled && arming.lets_interrupts_in(mask) {
+            event = vcpu
+                .next_interrupt()
+                .map_err(StepperError::of("reading pending interrupts"))?;
+        }
         let mut now = before.clone();
-        *lent = Lent::lend(plan.class(), &mut now, *vcpu, registers)?;
+        *lent = Lent::lend(plan.system_call(), &mut now, *vcpu, registers)?;
+        if let Some(mask) = lent.system_call_mask() {
+            plan.set_system_call_mask(mask);
+        }
         let stays = |breakpoint: &&HwBreakpoint| !(first && executes_at(breakpoint, pc));
         let hardware: Vec<HwBreakpoint> = armed.hardware.iter().filter(stays).copied().collect();
-        arming.intend_step::<V>(mask, armed, &hardware)?;
-        arming.arm_step(&now, *vcpu, registers)?;
+        let guards = plan.guards(event, *memory);
+        let slots = arming.slots_for_step(&hardware, &own, &guards, pc);
+        arming.intend_step::<V>(mask, armed, slots)?;
+        let halts = plan.halts() && event.is_none() && run_state == RunState::Runnable;
+        let is_done = halts && halt(&before, plan.next_rip(), *vcpu, registers)?;
+        if is_done {
+            arming.set_shadow(false);
+            if has_tf(&before) {
+                owe_debug_exception(DR6_BS, arming, *vcpu)?;
+            }
+        } else {
+            arming.arm_step(&now, *vcpu, registers)?;
+        }
         Ok(Self {
             plan,
             before,
             run_state,
             lent: std::mem::take(lent),
+            is_done,
         })
+    }
+
+    /// Returns `true` if the step is done without an entry.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_done
     }
 
     /// Linear address of the instruction.
     pub(super) fn pc(&self) -> u64 {
         self.before.linear_pc()
+    }
+
+    /// Returns `true` if this exit is INT1's own #DB. kvm_intel comes back with RIP at the instruction
+    /// and nothing in DR6.
+    pub(super) fn is_int1(&self, exit: &DebugExit) -> bool {
+        let conditions = DR6_BS | DR6_BD | DR6_HITS;
+        exit.exception == 1
+            && exit.dr6 & conditions == 0
+            && exit.pc == self.pc()
+            && self.plan.code().last() == Some(&INT1)
+            && self.plan.class() == StepClass::SoftwareInterrupt
+    }
+
+    /// Moves RIP past the instruction, and owes the guest the #DB of INT1.
+    pub(super) fn skip_int1<V: Vcpu, M>(
+        &self,
+        context: &mut Context<'_, V, M>,
+    ) -> Result<(), StepperError<V::Error>> {
+        let mut after = self.before.clone();
+        after.core.rip = self.plan.next_rip();
+        let registers = &mut context.registers;
+        registers.write(context.vcpu, RegisterGroups::CORE, &after)?;
+        owe_debug_exception(0, context.arming, context.vcpu)
     }
 
     /// What was lent for its duration.
@@ -133,6 +193,12 @@ impl PendingStep {
             return Ok(Progress::NotStarted);
         }
         self.apply(&settlement, after, context)?;
+        let opens = self.before.core.rflags & RFLAGS_IF == 0;
+        context.arming.set_shadow(match self.plan.class() {
+            StepClass::EnableInterrupts => opens,
+            StepClass::LoadStackSegment => true,
+            _ => false,
+        });
         if self.plan.class() == StepClass::Halt {
             // It may be halted now: the next step reads the run state, together with the registers.
             context.registers.forget();
@@ -169,7 +235,14 @@ impl PendingStep {
                 .write(*vcpu, RegisterGroups::CORE, &after)
                 .or_else(|_| registers.write(*vcpu, RegisterGroups::CORE, &after))?;
         }
-        registers.set_guest_tf(settlement.guest_tf);
+        let before = has_tf(&self.before);
+        // A handler that ran inside a step may have copied the TF in its frame.
+        registers.tf_may_be_copied |= settlement.ran_handler && !before;
+        let own = settlement.guest_tf && (before || !registers.tf_may_be_copied);
+        registers.set_guest_tf(own);
+        if settlement.ran_handler || self.plan.touches_debug_registers() {
+            arming.forget_own_breakpoints();
+        }
         Ok(())
     }
 }
@@ -192,9 +265,14 @@ fn is_restarted(before: &RegisterFile, after: &RegisterFile, memory: &impl Guest
     let frame = !has_tf(before)
         && [0, FRAME_AFTER_RESTART].contains(&sp)
         && mend_frame_after_restart(after, memory);
-    let moved = before.special.cs.base != special.cs.base && after.core.rip <= LONGEST_INSTRUCTION;
+    let moved = before.special.cs.base != special.cs.base && is_within_first(after.core.rip);
     let at_start = moved && (after.core.rsp == 0 || before.special.cr0 & CR0_PE != 0);
     at_start || (frame && sp == FRAME_AFTER_RESTART)
+}
+
+/// Returns `true` if one instruction that began at IP 0 may have led to this IP.
+fn is_within_first(ip: u64) -> bool {
+    usize::try_from(ip).is_ok_and(|ip| ip <= MAX_INSTRUCTION)
 }
 
 /// Offset of the first frame on the stack of a vCPU that was restarted, whose SP was 0.
@@ -211,12 +289,48 @@ fn mend_frame_after_restart(after: &RegisterFile, memory: &impl GuestMemory) -> 
         return false;
     }
     let [ip, ip_high, cs, _, flags, flags_high] = frame;
-    let found = u64::from(ip) <= LONGEST_INSTRUCTION
+    let found = is_within_first(u64::from(ip))
         && ip_high == 0
         && cs == 0
         && u16::from_le_bytes([flags, flags_high]) == RFLAGS_AFTER_RESTART;
     // Bit 8 of the image.
     found && memory.write_memory(GuestPhysAddr(at.wrapping_add(5)), &[flags_high & !1]) == 1
+}
+
+/// Executes HLT: RIP moves on, and the vCPU waits (SDM 2 "HLT"). A single step of it is none on
+/// kvm_pvm, which halts later. Returns `false` if the hypervisor has to do it.
+fn halt<V: Vcpu>(
+    before: &RegisterFile,
+    next_rip: u64,
+    vcpu: &mut V,
+    registers: &mut Registers,
+) -> Result<bool, StepperError<V::Error>> {
+    const CALL: &str = "setting the run state";
+    if !may_write(vcpu, registers)? {
+        return Ok(false);
+    }
+    if !vcpu
+        .set_run_state(RunState::Halted)
+        .map_err(StepperError::of(CALL))?
+    {
+        return Ok(false);
+    }
+    let mut after = before.clone();
+    after.core.rip = next_rip;
+    let written = registers.write(vcpu, RegisterGroups::CORE, &after);
+    if written.is_err() {
+        vcpu.set_run_state(RunState::Runnable)
+            .map_err(StepperError::of(CALL))?;
+    }
+    written.map(|()| true)
+}
+
+/// #DB or #BP.
+fn vector(exception: Inject) -> u8 {
+    match exception {
+        Inject::Debug => 1,
+        Inject::Breakpoint => 3,
+    }
 }
 
 /// Returns `true` if the breakpoint is for the instruction at `pc`.

@@ -23,6 +23,9 @@ pub(super) struct Registers {
     guest_tf: GuestTf,
     /// The last run ended in a debug exception: no other exception is queued.
     trapped: bool,
+    /// A handler ran inside a step with the debugger's TF in its frame. What POPF, IRET or SYSRET
+    /// loads from now on may be a copy of that.
+    pub(super) tf_may_be_copied: bool,
 }
 
 impl Registers {
@@ -63,14 +66,21 @@ impl Registers {
         self.trapped
     }
 
+    /// An exception was queued since the last run.
+    pub(super) fn exception_queued(&mut self) {
+        self.trapped = false;
+    }
+
     /// Something else may have changed the registers.
     pub(super) fn forget(&mut self) {
         self.cached = None;
+        self.trapped = false;
     }
 
     /// INIT or a start-up IPI has replaced the registers: RFLAGS after it have no TF.
     pub(super) fn restarted(&mut self) {
-        self.cached = None;
+        self.forget();
+        self.tf_may_be_copied = false;
         if let GuestTf::Hidden(tf) = &mut self.guest_tf {
             *tf = false;
         }
@@ -166,13 +176,18 @@ impl Registers {
         self.guest_tf == GuestTf::InRflags
     }
 
+    /// Returns `true` if a single step hides that the guest has set TF.
+    pub(super) fn hides_tf(&self) -> bool {
+        self.guest_tf == GuestTf::Hidden(true)
+    }
+
     /// The single step is over: RFLAGS show the guest's own TF again.
     ///
     /// The hypervisor has cleared it together with its own: KVM reads RFLAGS while the step still
     /// masks TF (`kvm_arch_vcpu_ioctl_set_guest_debug`). If a call fails, the TF stays hidden, and
     /// the next call tries again.
     pub(super) fn show_tf<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
-        if self.guest_tf == GuestTf::Hidden(true) {
+        if self.hides_tf() {
             self.cached = None;
             let core = RegisterGroups::CORE;
             let mut file = RegisterFile::default();

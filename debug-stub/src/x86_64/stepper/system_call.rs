@@ -21,6 +21,8 @@ const IA32_FMASK: u32 = 0xc000_0084;
 pub(super) enum Lent {
     #[default]
     Nothing,
+    /// Nothing: IA32_FMASK leaves TF alone.
+    NoMask,
     /// IA32_FMASK, and its own value.
     Fmask(u64),
     /// R11, its own value, and the one it has now.
@@ -32,25 +34,25 @@ impl Lent {
     /// [`take_back`](Self::take_back) when it has ended, in whatever way. `now` is what the
     /// registers are, and is kept so.
     pub(super) fn lend<V: Vcpu>(
-        class: StepClass,
+        class: Option<StepClass>,
         now: &mut RegisterFile,
         vcpu: &mut V,
         registers: &mut Registers,
     ) -> Result<Self, StepperError<V::Error>> {
         match class {
-            StepClass::SystemCall => {
+            Some(StepClass::SystemCall) => {
                 let mask = vcpu
                     .read_msr(IA32_FMASK)
                     .map_err(StepperError::of("reading IA32_FMASK"))?;
                 if mask & RFLAGS_TF == 0 {
-                    return Ok(Self::Nothing);
+                    return Ok(Self::NoMask);
                 }
                 vcpu.write_msr(IA32_FMASK, mask & !RFLAGS_TF)
                     .map_err(StepperError::of("writing IA32_FMASK"))?;
                 Ok(Self::Fmask(mask))
             }
             // An exception that waits comes first.
-            StepClass::SystemReturn
+            Some(StepClass::SystemReturn)
                 if now.core.r11 & RFLAGS_TF == 0 && may_write(vcpu, registers)? =>
             {
                 let own = now.core.r11;
@@ -60,6 +62,15 @@ impl Lent {
                 Ok(Self::R11 { own, lent })
             }
             _ => Ok(Self::Nothing),
+        }
+    }
+
+    /// IA32_FMASK as the guest has set it, where SYSCALL is stepped.
+    pub(super) fn system_call_mask(self) -> Option<u64> {
+        match self {
+            Self::NoMask => Some(0),
+            Self::Fmask(mask) => Some(mask),
+            Self::Nothing | Self::R11 { .. } => None,
         }
     }
 
@@ -78,7 +89,7 @@ impl Lent {
         registers: &mut Registers,
     ) -> Result<(), StepperError<V::Error>> {
         match *self {
-            Self::Nothing => {}
+            Self::Nothing | Self::NoMask => {}
             Self::Fmask(mask) => vcpu
                 .write_msr(IA32_FMASK, mask)
                 .map_err(StepperError::of("writing IA32_FMASK back"))?,

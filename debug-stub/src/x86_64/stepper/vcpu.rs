@@ -56,7 +56,7 @@ pub trait Vcpu {
     /// If the hypervisor refuses.
     fn write_msr(&mut self, index: u32, value: u64) -> Result<(), Self::Error>;
 
-    /// Reads the guest's own DR6 and DR7, whatever the debugger has armed.
+    /// Reads the guest's own debug registers, whatever the debugger has armed.
     ///
     /// # Errors
     /// If the hypervisor refuses.
@@ -75,12 +75,33 @@ pub trait Vcpu {
     /// If the hypervisor refuses.
     fn exception_pending(&mut self) -> Result<bool, Self::Error>;
 
+    /// The vector of the interrupt that enters next, as far as that is known: the highest that is
+    /// requested. Asked for before a step that does not mask interrupts. Its handler is where such a
+    /// step ends; without an answer the handler may run inside the step, and see the debugger's TF.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn next_interrupt(&mut self) -> Result<Option<u8>, Self::Error> {
+        Ok(None)
+    }
+
     /// What the vCPU waits for. May accept a pending INIT or start-up IPI, as
     /// `KVM_GET_MP_STATE` does, and so change registers.
     ///
     /// # Errors
     /// If the hypervisor refuses.
     fn run_state(&mut self) -> Result<RunState, Self::Error>;
+
+    /// Puts the vCPU into [`RunState::Halted`] or [`RunState::Runnable`], with no interrupt blocked by
+    /// STI or MOV SS (`KVM_SET_MP_STATE`). Returns `false`, and does nothing, where the hypervisor does
+    /// not know what a vCPU waits for, since the local APIC is the VMM's.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn set_run_state(&mut self, state: RunState) -> Result<bool, Self::Error> {
+        let _ = state;
+        Ok(false)
+    }
 
     /// Replaces the vCPU's debug state (`KVM_SET_GUEST_DEBUG`). A single step is armed for the
     /// instruction at the RIP that the vCPU has now.
@@ -113,6 +134,8 @@ pub trait Vcpu {
 /// The guest's own debug registers, as far as a step looks at them (SDM 3B 19.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DebugStatus {
+    /// DR0-DR3.
+    pub dr: [u64; 4],
     /// DR6.
     pub dr6: u64,
     /// DR7.

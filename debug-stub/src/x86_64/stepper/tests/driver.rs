@@ -54,3 +54,28 @@ fn an_entry_that_was_not_made_is_returned_again() {
     assert_eq!(end, Entry::Stopped(StopReason::Step));
     assert_eq!(vcpu.registers().core.rip, u64::from(CODE) + 1);
 }
+
+/// A VMM with local APICs of its own serves INIT while the debugger holds the vCPU.
+#[test]
+fn a_restart_or_an_end_without_an_order_is_seen() {
+    let mut machine = Machine::new(Habits::AMD, &[0x40; 16]);
+    let mut driver = Driver::new(VcpuId(0), &plan(&[]));
+    let (vcpu, memory) = (&mut machine.vcpu, &machine.memory);
+    for _ in 0..2 {
+        driver.start(&step(true), &Arc::default(), vcpu, memory);
+        run(&mut driver, vcpu, memory, true);
+    }
+    let fresh = SimulatedVcpu::real_mode(Habits::AMD, HANDLER, 0);
+    vcpu.reset(fresh.registers());
+    driver.ran(Outcome::Restarted, vcpu, memory);
+    assert_eq!(run(&mut driver, vcpu, memory, true), Entry::Idle);
+    driver.start(&step(true), &Arc::default(), vcpu, memory);
+    run(&mut driver, vcpu, memory, true);
+    assert_eq!(vcpu.registers().core.rip, u64::from(HANDLER) + 1);
+
+    let fatal = StopReason::TripleFault("by itself".to_owned());
+    driver.ran(Outcome::Fatal(fatal), vcpu, memory);
+    driver.start(&step(true), &Arc::default(), vcpu, memory);
+    let end = run(&mut driver, vcpu, memory, true);
+    assert!(matches!(end, Entry::Stopped(StopReason::TripleFault(_))));
+}

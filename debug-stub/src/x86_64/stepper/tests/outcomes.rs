@@ -337,3 +337,105 @@ fn an_exception_that_waits_at_sysret_is_delivered() {
         assert_eq!(machine.registers().core.r11, 0);
     }
 }
+
+/// `nop`, many times, with TF of the guest's own set, stepped once: its #DB is owed.
+fn owes_a_trap() -> Machine {
+    let mut machine = Machine::new(Habits::AMD, &[0x90; 64]);
+    machine.set(|file| file.core.rflags |= TF);
+    machine.step_to(CODE + 1);
+    machine
+}
+
+/// The #DBs that the guest has got by the end of its third instruction, as a free run has them.
+fn traps_of_a_free_run() -> usize {
+    let mut machine = Machine::new(Habits::AMD, &[0x90; 64]);
+    machine.vcpu.registers_mut().core.rflags |= TF;
+    run_freely_to(&mut machine, CODE + 3)
+}
+
+fn run_freely_to(machine: &mut Machine, end: u16) -> usize {
+    for _ in 0..100 {
+        if machine.vcpu.registers().core.rip == u64::from(end) {
+            break;
+        }
+        machine.vcpu.run(&machine.memory, false, 1);
+    }
+    let delivered = machine.vcpu.delivered().iter();
+    delivered.filter(|vector| **vector == 1).count()
+}
+
+#[test]
+fn a_trap_that_the_guest_is_owed_outlives_a_release() {
+    let mut machine = owes_a_trap();
+    machine.stepper.release(&mut machine.vcpu).unwrap();
+    assert_ne!(machine.vcpu.registers().core.rflags & TF, 0);
+    assert_eq!(run_freely_to(&mut machine, CODE + 3), traps_of_a_free_run());
+}
+
+#[test]
+fn a_trap_that_the_guest_is_owed_comes_before_a_free_run() {
+    let mut machine = owes_a_trap();
+    assert_eq!(start(&mut machine, &VcpuOrder::Continue), Next::Enter);
+    assert_eq!(run_freely_to(&mut machine, CODE + 3), traps_of_a_free_run());
+}
+
+#[test]
+fn a_trap_that_is_owed_outlives_a_release_of_which_any_call_fails() {
+    for call in 0..12 {
+        let mut machine = owes_a_trap();
+        machine.vcpu.fail_call(call);
+        machine.stepper.release(&mut machine.vcpu).unwrap();
+        let traps = run_freely_to(&mut machine, CODE + 3);
+        assert_eq!(traps, traps_of_a_free_run(), "call {call} fails");
+    }
+}
+
+#[test]
+fn a_trap_that_is_queued_outlives_a_stop_before_the_entry() {
+    let mut machine = owes_a_trap();
+    // It is queued, and another vCPU's breakpoint stops this one before it enters.
+    assert_eq!(start(&mut machine, &step(true)), Next::Enter);
+    assert_eq!(
+        interrupt(&mut machine),
+        Next::Stopped(StopReason::Interrupted)
+    );
+    assert_eq!(machine.step(), StopReason::Step);
+    assert_eq!(machine.vcpu.delivered(), [1]);
+}
+
+#[test]
+fn a_trap_that_a_free_run_queued_outlives_a_stop_before_the_entry() {
+    let mut machine = Machine::new(Habits::AMD, &[0x90; 64]);
+    // A breakpoint elsewhere: the guest's own traps leave the guest.
+    machine.arm(vec![HwBreakpoint::execute(0x9000)], &[]);
+    machine.set(|file| file.core.rflags |= TF);
+    let end = machine.run_until(&VcpuOrder::Continue, |entries, _| entries == 1);
+    assert_eq!(end, StopReason::Interrupted);
+    assert!(!machine.vcpu.is_quiet(), "its #DB is queued");
+    machine.arm(Vec::new(), &[]);
+    assert_eq!(machine.step(), StopReason::Step);
+    assert_eq!(machine.vcpu.delivered(), [1]);
+}
+
+#[test]
+fn a_reset_drops_a_trap_that_the_guest_before_it_was_owed() {
+    let mut machine = owes_a_trap();
+    let fresh = SimulatedVcpu::real_mode(Habits::AMD, CODE, STACK);
+    machine.vcpu.reset(fresh.registers());
+    machine.stepper.reset();
+    machine.step_to(CODE + 1);
+    machine.release();
+    assert_eq!(machine.vcpu.delivered(), []);
+}
+
+/// "Leaves no trace of a debugger": the VMM may run the vCPU by itself then.
+#[test]
+fn registers_of_before_a_release_are_not_brought_back() {
+    let mut machine = in_a_series();
+    machine.release();
+    machine.vcpu.run(&machine.memory, false, 5);
+    let rip = machine.vcpu.registers().core.rip;
+    assert_eq!(rip, u64::from(CODE) + 8);
+    machine.step_to(CODE + 9);
+    assert_eq!(machine.registers().core.rax, 9);
+}
