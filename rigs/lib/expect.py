@@ -115,6 +115,7 @@ JOBS = [
         _limits(600, 900, 0),
         left_out={"vmx": "its hundreds of machines take too long in Bochs; --job conformance runs them on host and svm"},
     ),
+    Job("vmm-reference transparent", "vmm-reference:transparent", (*TESTS, "--test-threads=1"), _limits(600, 1800, 3600)),
     Job("vmm-reference kernels", "vmm-reference:kernels", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference command", "vmm-reference:command", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference kvm_missing", "vmm-reference:kvm_missing", TESTS, _limits(60, 120, 120)),
