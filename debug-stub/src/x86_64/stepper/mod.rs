@@ -111,6 +111,8 @@ pub struct Stepper {
     /// An access was served, and the hypervisor has not completed the instruction yet: registers
     /// are not consistent (KVM, api.rst 5 "For KVM_EXIT_IO ...").
     incomplete: bool,
+    /// RIP of a halted vCPU that the debugger has made runnable, by another RIP.
+    left_halt: Option<u64>,
     state: State,
 }
 
@@ -123,6 +125,7 @@ impl Stepper {
             registers: Registers::default(),
             armed: Arc::default(),
             incomplete: false,
+            left_halt: None,
             state: State::Stopped,
         }
     }
@@ -265,6 +268,7 @@ impl Stepper {
         self.registers.restarted();
         self.arming.reset();
         self.incomplete = false;
+        self.left_halt = None;
         self.state = State::Stopped;
     }
 
@@ -283,6 +287,9 @@ impl Stepper {
 
     /// Sets the `groups` from `file`. RFLAGS.TF is the guest's own.
     ///
+    /// A halted vCPU that gets another RIP becomes runnable: the debugger calls a function there, or
+    /// goes on elsewhere. When the RIP is written back, it is halted again.
+    ///
     /// # Errors
     /// If the vCPU refuses.
     pub fn write_registers<V: Vcpu>(
@@ -291,7 +298,40 @@ impl Stepper {
         file: &RegisterFile,
         vcpu: &mut V,
     ) -> Result<(), StepperError<V::Error>> {
+        if groups.contains(RegisterGroups::CORE) {
+            self.halt_or_wake(file.core.rip, vcpu)?;
+        }
         self.registers.write(vcpu, groups, file)
+    }
+
+    /// The vCPU is about to get this RIP from the debugger.
+    fn halt_or_wake<V: Vcpu>(
+        &mut self,
+        rip: u64,
+        vcpu: &mut V,
+    ) -> Result<(), StepperError<V::Error>> {
+        let state = self.run_state(vcpu)?;
+        let halts = state == RunState::Runnable && self.left_halt == Some(rip);
+        if state != RunState::Halted && !halts {
+            return Ok(());
+        }
+        let mut now = RegisterFile::default();
+        self.registers.read(vcpu, RegisterGroups::CORE, &mut now)?;
+        if now.core.rip == rip {
+            return Ok(());
+        }
+        let (wanted, left) = if halts {
+            (RunState::Halted, None)
+        } else {
+            (RunState::Runnable, Some(now.core.rip))
+        };
+        let known = vcpu
+            .set_run_state(wanted)
+            .map_err(StepperError::of("setting the run state"))?;
+        if known {
+            self.left_halt = left;
+        }
+        Ok(())
     }
 
     /// What the vCPU waits for. A vCPU that has just run an instruction is not asked: the hypervisor
