@@ -354,9 +354,13 @@ impl SimulatedVcpu {
     /// interrupt is handed out, and enters with the next entry. Returns `false` if the vCPU takes none.
     pub fn kick_behind_injection(&mut self) -> bool {
         let blocked = self.has(GuestDebugFlags::BLOCKIRQ);
-        if blocked || self.injected.is_some() || !enabled(self.file.core.rflags, self.shadow) {
+        let runs = matches!(self.run_state, RunState::Runnable | RunState::Halted);
+        let open = enabled(self.file.core.rflags, self.shadow) && runs;
+        if blocked || self.injected.is_some() || self.pending.is_empty() || !open {
             return false;
         }
+        // HLT has ended with it.
+        self.run_state = RunState::Runnable;
         self.injected = self.pending.pop_last();
         self.injected.is_some()
     }

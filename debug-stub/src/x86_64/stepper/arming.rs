@@ -378,7 +378,9 @@ pub(super) fn may_write<V: Vcpu>(
     Ok(!pending_events(vcpu)?.exception)
 }
 
-fn pending_events<V: Vcpu>(vcpu: &mut V) -> Result<PendingEvents, StepperError<V::Error>> {
+pub(super) fn pending_events<V: Vcpu>(
+    vcpu: &mut V,
+) -> Result<PendingEvents, StepperError<V::Error>> {
     vcpu.pending_events()
         .map_err(StepperError::of("reading pending events"))
 }

@@ -2,7 +2,7 @@
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind, Inject};
 
-use super::arming::{Arming, may_write};
+use super::arming::{Arming, pending_events};
 use super::debug_exit::owe_debug_exception;
 use super::registers::{Registers, has_tf};
 use super::system_call::Lent;
@@ -311,8 +311,11 @@ fn halt<V: Vcpu>(
     registers: &mut Registers,
 ) -> Result<bool, StepperError<V::Error>> {
     const CALL: &str = "setting the run state";
-    if !may_write(vcpu, registers)? {
-        return Ok(false);
+    if !registers.trapped() {
+        let events = pending_events(vcpu)?;
+        if events.exception || events.interrupt.is_some() {
+            return Ok(false);
+        }
     }
     if !vcpu
         .set_run_state(RunState::Halted)
