@@ -8,6 +8,7 @@
 
 mod decode;
 mod exceptions;
+mod faultless;
 mod frame;
 mod gate;
 mod guards;

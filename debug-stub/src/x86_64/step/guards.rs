@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 use super::exceptions::{self, Exceptions, Vectors};
 use super::machine::Machine;
 use super::unit::Unit;
-use super::{StepClass, StepPlan, gate};
+use super::{StepClass, StepPlan, faultless, gate};
 use crate::GuestMemory;
 
 /// More than there are debug registers.
@@ -57,6 +57,9 @@ impl StepPlan {
             }
             if let Some(at) = unit.untrapped_successor() {
                 guards.need(at);
+            }
+            if faultless::is_faultless(unit, memory) {
+                continue;
             }
             let exceptions = Exceptions::of(machine, unit.class(), instruction);
             likely.add(exceptions.likely.iter());

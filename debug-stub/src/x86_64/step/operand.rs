@@ -125,7 +125,7 @@ fn address(machine: &Machine, instruction: &Instruction) -> Option<GuestVirtAddr
 }
 
 /// A general-purpose register's value, or a segment register's base. Selectors are not read here.
-fn register(machine: &Machine, register: Register) -> Option<u64> {
+pub(super) fn register(machine: &Machine, register: Register) -> Option<u64> {
     let core = &machine.core;
     let special = &machine.special;
     // ES, CS, SS and DS have no base in 64-bit mode (SDM 3A 3.4.4).

@@ -637,6 +637,7 @@ impl Stepper {
             return Ok(self.stop(StopReason::Interrupted));
         };
         let phase = std::mem::replace(&mut stepping.phase, Phase::Entered);
+        let then_free = stepping.then_free;
         let trapped = match (outcome, phase) {
             (Outcome::Nothing, Phase::Entered) => {
                 if stepping.step.has_been_reset(&mut self.registers, vcpu)? {
@@ -673,6 +674,8 @@ impl Stepper {
                 return self.start_step(order, false, vcpu, memory);
             }
             (Outcome::Debug(exit), _) => match self.sort(exit, vcpu, memory)? {
+                // An interrupt that was taken back comes first: see `finish_instruction`.
+                Cause::Hit(StopReason::HardwareBreakpoint) if then_free => true,
                 Cause::Hit(reason) => {
                     // A watchpoint traps after the access: what the step did is mended all the
                     // same.
