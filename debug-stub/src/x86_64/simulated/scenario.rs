@@ -233,7 +233,8 @@ impl Scenario {
     }
 
     fn arrive(&mut self, which: usize) {
-        let waits = (!self.vcpu.pending().is_empty(), self.vcpu.nmi_pending());
+        let waits = !self.vcpu.pending().is_empty() || self.stepper.withheld_interrupt().is_some();
+        let waits = (waits, self.vcpu.nmi_pending());
         let [interrupt, nmi] = &mut self.arrived;
         match which {
             0 if !waits.0 => {
@@ -398,7 +399,8 @@ impl Scenario {
             0 => Outcome::Served,
             1 => Outcome::Nothing,
             2 => Outcome::Halted,
-            3 => Outcome::Restarted,
+            // It would drop an interrupt.
+            3 if self.stepper.withheld_interrupt().is_none() => Outcome::Restarted,
             _ => Outcome::Debug(crate::x86_64::stepper::DebugExit {
                 exception: which.into(),
                 ..Default::default()

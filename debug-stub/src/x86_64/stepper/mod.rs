@@ -180,6 +180,13 @@ impl Stepper {
         self.incomplete
     }
 
+    /// The vector of an interrupt that was taken back because a masked step began while it was being
+    /// delivered. It enters with the first entry that may take it.
+    #[must_use]
+    pub fn withheld_interrupt(&self) -> Option<u8> {
+        self.arming.withheld
+    }
+
     /// Begins an order. One that is still under way is given up.
     ///
     /// The stepper counts what `armed` has as armed by the caller: INT3s are in guest memory.
@@ -219,8 +226,9 @@ impl Stepper {
             // Not known to have run: registers that came with an earlier exit may be stale.
             self.forget_registers(vcpu);
         }
-        let trapped = matches!(outcome, Outcome::Debug(_));
-        let synced = self.arming.syncs() && !matches!(self.state, State::Stopped | State::Over(_));
+        let ordered = !matches!(self.state, State::Stopped | State::Over(_));
+        let trapped = matches!(outcome, Outcome::Debug(_)) && ordered;
+        let synced = self.arming.syncs() && ordered;
         self.registers.ran(vcpu, synced, trapped);
         self.arming.ran(outcome != Outcome::Nothing);
         if outcome == Outcome::Restarted {
@@ -270,12 +278,16 @@ impl Stepper {
     pub fn release<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
         let given_up = self.give_up_step(vcpu);
         // The rest is released in any case.
-        let disarmed = self
-            .disarm(vcpu)
-            .and(self.arming.release_interrupt(vcpu, &mut self.registers));
+        let disarmed = self.disarm(vcpu);
+        let Self {
+            arming, registers, ..
+        } = self;
+        let returned = arming
+            .release_interrupt(vcpu, registers)
+            .or_else(|_| arming.release_interrupt(vcpu, registers));
         // The VMM may run it by itself.
         self.registers.forget();
-        given_up.and(disarmed)
+        given_up.and(disarmed).and(returned)
     }
 
     /// A new guest runs on the vCPU: the VMM has reset its registers. A guest that had ended may
