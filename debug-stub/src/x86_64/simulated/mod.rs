@@ -314,6 +314,12 @@ impl SimulatedVcpu {
         self.pending.iter().copied().collect()
     }
 
+    /// The vector of an interrupt that was handed out, and enters with the next entry.
+    #[must_use]
+    pub fn injected(&self) -> Option<u8> {
+        self.injected
+    }
+
     /// Returns `true` if an NMI waits.
     #[must_use]
     pub fn nmi_pending(&self) -> bool {

@@ -233,7 +233,10 @@ impl Scenario {
     }
 
     fn arrive(&mut self, which: usize) {
-        let waits = !self.vcpu.pending().is_empty() || self.stepper.withheld_interrupt().is_some();
+        // A local APIC makes one of two that it has to take back.
+        let waits = !self.vcpu.pending().is_empty()
+            || self.vcpu.injected().is_some()
+            || self.stepper.withheld_interrupt().is_some();
         let waits = (waits, self.vcpu.nmi_pending());
         let [interrupt, nmi] = &mut self.arrived;
         match which {

@@ -255,7 +255,7 @@ impl Arming {
         self.survives_init = false;
         if exception.is_some() {
             self.queued = exception;
-            registers.exception_queued();
+            registers.event_queued();
         }
         Ok(())
     }

@@ -527,6 +527,7 @@ impl Stepper {
     fn start_free<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Next, StepperError<V::Error>> {
         if self.arming.withheld.is_some() {
             let now = self.registers.expedited(vcpu)?;
+            self.registers.event_queued();
             self.arming.give_interrupt_back(&now, vcpu)?;
         }
         self.arming.intend_free::<V>(&self.armed)?;

@@ -72,6 +72,9 @@ impl PendingStep {
         let enabled = before.core.rflags & RFLAGS_IF != 0;
         if event.is_none() && arming.lets_interrupts_in(mask) {
             event = arming.give_interrupt_back(&before, *vcpu)?;
+            if event.is_some() {
+                registers.event_queued();
+            }
         }
         if event.is_none() && arming.lets_interrupts_in(mask) {
             event = vcpu
