@@ -124,7 +124,15 @@ fn the_names_are_parsed_and_shown() {
         assert_eq!(text.parse(), Ok(time));
         assert_eq!(time.to_string(), shown);
     }
-    for wrong in ["", "-1", "+1", "1us", "1000000001", "Real", "99999999999999999999"] {
+    for wrong in [
+        "",
+        "-1",
+        "+1",
+        "1us",
+        "1000000001",
+        "Real",
+        "99999999999999999999",
+    ] {
         assert_eq!(wrong.parse::<StepTime>(), Err(UnknownStepTime), "{wrong}");
     }
     assert_eq!(DebugTime::Freeze.to_string(), "freeze");

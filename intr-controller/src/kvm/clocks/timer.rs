@@ -222,7 +222,12 @@ mod tests {
         let masked = counting(PERIODIC | 1 << 16, 5000, 17);
         let mut divided = counting(PERIODIC, 5000, 17);
         set_register(&mut divided, DIVIDE, 0b1011);
-        for page in [counting(PERIODIC, 6000, 17), counting(0, 5000, 17), masked, divided] {
+        for page in [
+            counting(PERIODIC, 6000, 17),
+            counting(0, 5000, 17),
+            masked,
+            divided,
+        ] {
             assert_eq!(frozen.thaw(&page, 0, us(0)), None);
         }
     }
