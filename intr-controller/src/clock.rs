@@ -225,8 +225,8 @@ impl GuestClock {
         self.passed.saturating_add(ran)
     }
 
-    /// vCPUs are about to run. If guest time passes already, only a step that becomes a free run
-    /// changes anything.
+    /// vCPUs are about to run. If guest time passes already, a free run makes it pass really, and a step
+    /// changes nothing.
     pub fn start(&mut self, host: Duration, run: ClockRun) {
         let frozen = self.debug_time == DebugTime::Freeze;
         if run == ClockRun::Step {
@@ -246,7 +246,6 @@ impl GuestClock {
                 };
                 self.state = State::Passing { since: host, pace };
             }
-            // A step that takes long is handed to another thread, and may run the guest's handlers.
             State::Passing { .. } if run == ClockRun::Free => self.pass_really(host),
             State::Passing { .. } => {}
         }
@@ -259,6 +258,11 @@ impl GuestClock {
             self.totals.observed = self.totals.observed.saturating_add(1);
             self.pass_really(host);
         }
+    }
+
+    /// Guest time passes at once: the guest has read a host's clock that had run ahead by this much.
+    pub fn catch_up(&mut self, ahead: Duration) {
+        self.passed = self.passed.saturating_add(ahead);
     }
 
     fn pass_really(&mut self, host: Duration) {

@@ -114,6 +114,17 @@ fn what_the_hosts_clock_ran_ahead_is_what_it_ran_while_guest_time_stood_still() 
 }
 
 #[test]
+fn a_clock_that_was_read_ahead_is_caught_up_with() {
+    let mut clock = stopped(DebugTime::Freeze);
+    clock.start(us(1000), ClockRun::Step);
+    clock.observe(us(1001));
+    clock.catch_up(us(850));
+    assert_eq!(now(&clock, 1003), 50 + 850 + 3);
+    clock.stop(us(1004));
+    assert_eq!(now(&clock, 2000), 904);
+}
+
+#[test]
 fn the_names_are_parsed_and_shown() {
     for (text, time, shown) in [
         ("real", StepTime::Real, "real"),
@@ -144,6 +155,7 @@ enum Action {
     Start(ClockRun),
     Observe,
     Stop,
+    CatchUp,
     StepTime(StepTime),
     Read,
 }
@@ -154,6 +166,7 @@ fn action() -> impl Strategy<Value = Action> {
         Just(Action::Start(ClockRun::Step)),
         Just(Action::Observe),
         Just(Action::Stop),
+        Just(Action::CatchUp),
         Just(Action::Read),
         Just(Action::StepTime(StepTime::Real)),
         (0u64..2000).prop_map(|ns| Action::StepTime(StepTime::Fixed(Duration::from_nanos(ns)))),
@@ -177,6 +190,7 @@ proptest! {
                 Action::Start(run) => clock.start(at, run),
                 Action::Observe => clock.observe(at),
                 Action::Stop => clock.stop(at),
+                Action::CatchUp => clock.catch_up(Duration::from_nanos(passes)),
                 Action::StepTime(time) => clock.set_step_time(time),
                 Action::Read => {}
             }

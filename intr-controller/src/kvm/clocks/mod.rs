@@ -61,6 +61,20 @@ pub enum TscControl {
 /// is: 2^44 ticks are more than an hour.
 const FAR: u64 = 1 << 44;
 
+/// Two clocks that are read within this time are read at once.
+const CLOSE_NS: u64 = 100_000;
+/// How often it is tried to read or set two clocks at once, on a busy host.
+const ATTEMPTS: u32 = 10;
+
+/// Clocks that were read one after the other.
+#[derive(Clone, Copy, Debug, Default)]
+struct Readings {
+    tsc: u64,
+    clock_ns: u64,
+    /// The time between the first and the last.
+    apart_ns: u64,
+}
+
 /// The clocks that KVM keeps for a guest. See the [module](self).
 ///
 /// It has descriptors of its own of the vCPUs. Call it from any thread while no vCPU runs.
@@ -127,11 +141,7 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
     /// # Errors
     /// If KVM refuses. The guest goes on with clocks that have run.
     pub fn freeze(&self, at: GuestTime) -> Result<FrozenClocks, CallError> {
-        let tsc = match self.vcpus.first() {
-            Some(first) if self.tsc != TscControl::None => read_msr(first, MSR_TSC)?,
-            _ => 0,
-        };
-        let clock = self.vm.borrow().get_clock();
+        let Readings { tsc, clock_ns, .. } = self.read()?;
         let timers = match self.mode {
             IrqchipMode::User => Vec::new(),
             IrqchipMode::Kernel | IrqchipMode::Split => self
@@ -143,7 +153,7 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
         Ok(FrozenClocks {
             at,
             tsc,
-            clock_ns: clock.map_err(failed("KVM_GET_CLOCK"))?.clock,
+            clock_ns,
             timers,
         })
     }
@@ -156,15 +166,11 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
     pub fn thaw(&self, frozen: &FrozenClocks, now: GuestTime) -> Result<(), CallError> {
         let passed = now.saturating_since(frozen.at);
         let tsc = TscClock::new(self.tsc_hz).with_ticks_at(frozen.at, frozen.tsc);
-        self.set_tsc(tsc.ticks_at(now))?;
+        let target = tsc.ticks_at(now);
+        self.set_tsc(target)?;
         let passed_ns = now.saturating_ns_since(frozen.at);
-        // Without KVM_CLOCK_REALTIME: KVM would add the length of the stop.
-        let clock = kvm_clock_data {
-            clock: frozen.clock_ns.saturating_add(passed_ns),
-            ..Default::default()
-        };
-        let set = self.vm.borrow().set_clock(&clock);
-        set.map_err(failed("KVM_SET_CLOCK"))?;
+        let clock_ns = frozen.clock_ns.saturating_add(passed_ns);
+        self.set_clock(clock_ns, target)?;
         for (vcpu, timer) in self.vcpus.iter().zip(&frozen.timers) {
             if timer.is_armed() {
                 self.thaw_timer(vcpu, timer, passed)?;
@@ -185,6 +191,80 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
             set_reinjection(self.vm.borrow(), true)?;
         }
         Ok(())
+    }
+
+    /// The TSC of the first vCPU. By [`TscControl::Msr`] all get the same value, so it is the greatest: where
+    /// KVM finds the host's TSC unstable, it shows a vCPU's as it was at the last exit.
+    fn read_tsc(&self) -> Result<u64, CallError> {
+        let read = match self.tsc {
+            TscControl::None => 0,
+            TscControl::Offset => 1,
+            TscControl::Msr => self.vcpus.len(),
+        };
+        let mut tsc = 0;
+        for vcpu in self.vcpus.iter().take(read) {
+            tsc = read_msr(vcpu, MSR_TSC)?.max(tsc);
+        }
+        Ok(tsc)
+    }
+
+    /// Reads the TSC and kvmclock, as close to each other as the host's scheduler permits.
+    fn read(&self) -> Result<Readings, CallError> {
+        let mut best: Option<Readings> = None;
+        for _ in 0..ATTEMPTS {
+            let before = self.read_tsc()?;
+            let clock = self.vm.borrow().get_clock();
+            let clock_ns = clock.map_err(failed("KVM_GET_CLOCK"))?.clock;
+            let tsc = self.read_tsc()?;
+            let apart_ns = self.ns(tsc.wrapping_sub(before));
+            if best.as_ref().is_none_or(|best| apart_ns < best.apart_ns) {
+                best = Some(Readings {
+                    tsc,
+                    clock_ns,
+                    apart_ns,
+                });
+            }
+            if apart_ns < CLOSE_NS {
+                break;
+            }
+        }
+        Ok(best.unwrap_or_default())
+    }
+
+    /// Sets kvmclock to what it was when the TSC was `tsc`, and on by what the TSC has run since. A guest that
+    /// compares the two takes its TSC for unstable if they have moved apart.
+    fn set_clock(&self, clock_ns: u64, tsc: u64) -> Result<(), CallError> {
+        let expected = |now: u64| match self.tsc {
+            TscControl::None => clock_ns,
+            TscControl::Offset | TscControl::Msr => {
+                clock_ns.saturating_add(self.ns(now.wrapping_sub(tsc)))
+            }
+        };
+        for _ in 0..ATTEMPTS {
+            // Without KVM_CLOCK_REALTIME: KVM would add the length of the stop.
+            let clock = kvm_clock_data {
+                clock: expected(self.read_tsc()?),
+                ..Default::default()
+            };
+            let set = self.vm.borrow().set_clock(&clock);
+            set.map_err(failed("KVM_SET_CLOCK"))?;
+            if self.tsc == TscControl::None {
+                break;
+            }
+            // The thread may have been kept from running in between.
+            let seen = self.read()?;
+            if seen.clock_ns.abs_diff(expected(seen.tsc)) < 2 * CLOSE_NS {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ticks of the TSC in nanoseconds. A counter that has gone backwards counts as one that has stood still.
+    fn ns(&self, ticks: u64) -> u64 {
+        let ticks = if ticks > u64::MAX / 2 { 0 } else { ticks };
+        let ns = u128::from(ticks) * 1_000_000_000 / u128::from(self.tsc_hz.get());
+        u64::try_from(ns).unwrap_or(u64::MAX)
     }
 
     fn set_tsc(&self, target: u64) -> Result<(), CallError> {
