@@ -83,6 +83,7 @@ JOBS = [
     Job("vcpu-caps leaks", "vcpu-caps:leaks", TESTS, _limits(60, 120, 120)),
     Job("intr-controller lib", "intr-controller:lib", ("kvm::", *TESTS), _limits(60, 120, 120)),
     Job("intr-controller kvm_chips", "intr-controller:kvm_chips", TESTS, _limits(60, 120, 120)),
+    Job("intr-controller kvm_clocks", "intr-controller:kvm_clocks", TESTS, _limits(60, 120, 120)),
     Job("intr-controller kvm_kernel", "intr-controller:kvm_kernel", TESTS, _limits(60, 120, 120)),
     Job("intr-controller kvm_moves", "intr-controller:kvm_moves", TESTS, _limits(60, 120, 120)),
     Job("intr-controller kvm_user", "intr-controller:kvm_user", TESTS, _limits(60, 120, 120)),
