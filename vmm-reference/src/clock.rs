@@ -32,15 +32,26 @@ pub struct GuestClock {
     origin: Instant,
     debug_time: DebugTime,
     state: Mutex<State>,
-    /// A step runs that has not read a clock: KVM's clocks are not set, and time may be capped.
+    /// Something is to be done before the next entry that may read a clock ([`State::before_entry`]).
     unobserved: AtomicBool,
     kvm: OnceLock<Kvm>,
     /// How often KVM's clocks were set back.
     set_back: AtomicU64,
 }
 
+/// What is to be done before the next entry that may read a clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BeforeEntry {
+    Nothing,
+    /// Time begins to pass. Not when the vCPUs' threads are woken: the guest would see how long that takes.
+    Start,
+    /// A step runs that has not read a clock so far: KVM's clocks are not set, and time may be capped.
+    Observe,
+}
+
 #[derive(Debug)]
 struct State {
+    before_entry: BeforeEntry,
     clock: intr_controller::GuestClock,
     /// KVM's clocks at the last stop, until they are set back, and for how long guest time had stood still
     /// then.
@@ -87,6 +98,7 @@ impl GuestClock {
             origin: Instant::now(),
             debug_time,
             state: Mutex::new(State {
+                before_entry: BeforeEntry::Nothing,
                 clock: intr_controller::GuestClock::new(debug_time),
                 frozen: None,
                 steps: RETRY_STEPS,
@@ -140,48 +152,67 @@ impl GuestClock {
                 .is_none_or(|kvm| kvm.clocks.tsc() == TscControl::None)
     }
 
-    /// vCPUs are about to run.
+    /// vCPUs are about to run. Time begins to pass with the first [`Self::before_entry`]; in a step at once.
     pub fn start(&self, run: ClockRun) {
         let mut state = self.lock();
-        let host = self.host();
-        state.clock.start(host, run);
-        let is_step = run == ClockRun::Step;
-        self.unobserved.store(is_step, Ordering::Release);
-        if is_step {
-            state.steps = state.steps.saturating_add(1);
-            return;
-        }
-        self.thaw(&mut state, host);
-        if self.debug_time == DebugTime::Run {
-            if let Some(kvm) = self.kvm.get() {
-                kvm.note(kvm.clocks.drop_ticks());
+        state.before_entry = match run {
+            ClockRun::Free => BeforeEntry::Start,
+            ClockRun::Step => {
+                state.clock.start(self.host(), run);
+                state.steps = state.steps.saturating_add(1);
+                BeforeEntry::Observe
             }
-        }
+        };
+        self.unobserved.store(true, Ordering::Release);
     }
 
-    /// A vCPU is about to step an instruction that may read a clock.
-    pub(crate) fn observe(&self) {
-        if self.unobserved.swap(false, Ordering::AcqRel) {
-            let mut state = self.lock();
-            let host = self.host();
-            state.clock.observe(host);
-            let ahead = state.ahead(host);
-            let again = state.steps < RETRY_STEPS;
-            state.retries = if again { state.retries + 1 } else { 0 };
-            if again && (ahead <= RETRY_AHEAD || state.retries >= RETRIES) {
-                // Once: the next read finds it set back.
-                state.steps = RETRY_STEPS;
-                state.frozen = None;
-                state.clock.catch_up(ahead);
-            } else {
+    /// A vCPU is about to enter the guest, which may read a clock then. Returns `true` if time begins to pass.
+    pub(crate) fn before_entry(&self) -> bool {
+        if !self.unobserved.load(Ordering::Acquire) {
+            return false;
+        }
+        // Other vCPUs wait here until the clocks are set.
+        let mut state = self.lock();
+        let host = self.host();
+        let todo = std::mem::replace(&mut state.before_entry, BeforeEntry::Nothing);
+        match todo {
+            BeforeEntry::Nothing => {}
+            BeforeEntry::Start => {
+                state.clock.start(host, ClockRun::Free);
                 self.thaw(&mut state, host);
+                if self.debug_time == DebugTime::Run {
+                    if let Some(kvm) = self.kvm.get() {
+                        kvm.note(kvm.clocks.drop_ticks());
+                    }
+                }
             }
+            BeforeEntry::Observe => self.observe(&mut state, host),
+        }
+        self.unobserved.store(false, Ordering::Release);
+        todo == BeforeEntry::Start
+    }
+
+    /// The instruction that is stepped may read a clock.
+    fn observe(&self, state: &mut State, host: Duration) {
+        state.clock.observe(host);
+        let ahead = state.ahead(host);
+        let again = state.steps < RETRY_STEPS;
+        state.retries = if again { state.retries + 1 } else { 0 };
+        if again && (ahead <= RETRY_AHEAD || state.retries >= RETRIES) {
+            // Once: the next read finds it set back.
+            state.steps = RETRY_STEPS;
+            state.frozen = None;
+            state.clock.catch_up(ahead);
+        } else {
+            self.thaw(state, host);
         }
     }
 
     /// All vCPUs have stopped.
     pub fn stop(&self) {
         let mut state = self.lock();
+        state.before_entry = BeforeEntry::Nothing;
+        self.unobserved.store(false, Ordering::Release);
         let host = self.host();
         let reading = state.clock.read(host);
         state.clock.stop(host);
@@ -273,7 +304,9 @@ mod tests {
         let clock = GuestClock::new(DebugTime::Freeze);
         assert_eq!(clock.read(), clock.read(), "not started yet");
         clock.start(ClockRun::Free);
-        clock.start(ClockRun::Free);
+        assert_eq!(clock.read(), clock.read(), "no vCPU has entered yet");
+        assert!(clock.before_entry());
+        assert!(!clock.before_entry());
         thread::sleep(Duration::from_millis(2));
         clock.stop();
         let stopped = clock.read();
@@ -282,6 +315,7 @@ mod tests {
         clock.stop();
         assert_eq!(clock.read(), stopped);
         clock.start(ClockRun::Free);
+        assert!(clock.before_entry());
         let running = clock.read();
         assert!(running.running && running.now >= stopped.now);
         assert!(running.stood_still >= Duration::from_millis(2));
@@ -289,9 +323,20 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_that_is_stopped_before_it_has_entered_has_no_time() {
+        let clock = GuestClock::new(DebugTime::Freeze);
+        clock.start(ClockRun::Free);
+        clock.stop();
+        thread::sleep(Duration::from_millis(1));
+        assert!(!clock.before_entry());
+        assert_eq!(clock.read().now, GuestTime::ZERO);
+    }
+
+    #[test]
     fn time_that_runs_does_so_in_a_stop_and_the_guest_is_told() {
         let clock = GuestClock::new(DebugTime::Run);
         clock.start(ClockRun::Free);
+        assert!(clock.before_entry());
         clock.stop();
         let stopped = clock.read();
         thread::sleep(Duration::from_millis(2));

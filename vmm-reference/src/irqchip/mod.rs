@@ -267,7 +267,6 @@ impl Irqchip {
     /// vCPUs are about to run until something stops them.
     pub(crate) fn guest_runs(&self) {
         self.clock.start(ClockRun::Free);
-        self.chips.resumed();
     }
 
     /// A step begins, on the vCPU's own thread.
