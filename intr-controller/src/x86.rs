@@ -11,8 +11,6 @@ pub(crate) const LOCAL_APIC_WINDOW: u64 = 0x1000;
 /// Where the IOAPIC's registers are in a PC (82093AA, 3.0).
 pub(crate) const IOAPIC_ADDRESS: u64 = 0xfec0_0000;
 
-/// IA32_TIME_STAMP_COUNTER.
-pub(crate) const MSR_TSC: u32 = 0x10;
 /// IA32_APIC_BASE.
 pub(crate) const MSR_APIC_BASE: u32 = 0x1b;
 /// IA32_TSC_DEADLINE.

@@ -4,7 +4,8 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "helpers of tests stop the test"
+    clippy::disallowed_methods,
+    reason = "helpers of tests stop the test, and a stop takes its time"
 )]
 
 use std::num::NonZeroU64;

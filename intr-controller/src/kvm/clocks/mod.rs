@@ -35,9 +35,9 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
 
 use self::timer::{FrozenTimer, Thaw};
-use super::calls::{CallError, failed, read_msr, write_msr};
+use super::calls::{CallError, MSR_TSC, failed, read_msr, write_msr};
 use crate::pit::LostTicks;
-use crate::x86::{MSR_TSC, MSR_TSC_DEADLINE};
+use crate::x86::MSR_TSC_DEADLINE;
 use crate::{GuestTime, IrqchipMode, TscClock};
 
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);

@@ -7,8 +7,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::UserVcpu;
 use crate::GuestTime;
-use crate::kvm::calls::{self, CallError};
-use crate::x86::MSR_TSC;
+use crate::kvm::calls::{self, CallError, MSR_TSC};
 
 impl UserVcpu {
     /// The vCPU has just come from the guest, which arms a deadline.
