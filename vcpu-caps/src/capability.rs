@@ -84,6 +84,11 @@ capabilities! {
     PauseExit = "pause_exit",
     /// x86: the guest's time-stamp counter can be shifted while the guest is stopped.
     TscOffset = "tsc_offset",
+    /// x86: a time-stamp counter that the host writes (KVM_SET_MSRS of IA32_TSC) is the one that the
+    /// guest reads.
+    TscWrite = "tsc_write",
+    /// x86: kvmclock can be set while the guest is stopped (`KVM_SET_CLOCK`).
+    ClockSet = "clock_set",
     /// x86: kvmclock can report a stop to the guest (`KVM_KVMCLOCK_CTRL`).
     ClockCtrl = "clock_ctrl",
     /// x86: the local APIC can be in the kernel while IOAPIC and PIC are in userspace.
@@ -105,6 +110,8 @@ impl Capability {
         match self {
             Self::PauseExit
             | Self::TscOffset
+            | Self::TscWrite
+            | Self::ClockSet
             | Self::ClockCtrl
             | Self::SplitIrqchip
             | Self::UserMsrExit
@@ -180,6 +187,8 @@ mod tests {
             [
                 "pause_exit",
                 "tsc_offset",
+                "tsc_write",
+                "clock_set",
                 "clock_ctrl",
                 "split_irqchip",
                 "user_msr_exit",

@@ -6,6 +6,7 @@
 //! [`settle`](StepPlan::settle) then says what to mend. A stepped run leaves the guest's registers and
 //! memory as a free run does.
 
+mod clock;
 mod decode;
 mod exceptions;
 mod faultless;
@@ -215,6 +216,13 @@ impl StepPlan {
     #[must_use]
     pub fn next_rip(&self) -> u64 {
         self.first.next()
+    }
+
+    /// Returns `true` if what the step executes may read a clock, set one, or wait for one. `false` if the
+    /// guest cannot notice in this step that its clocks are wrong.
+    #[must_use]
+    pub fn may_read_clock(&self) -> bool {
+        self.units().any(Unit::may_read_clock)
     }
 
     /// Returns `true` if RIP may be unchanged after a completed step: REP string instructions, jumps to

@@ -114,7 +114,7 @@ pub(super) fn load_stack_segment(
 }
 
 /// The linear address of the memory operand.
-fn address(machine: &Machine, instruction: &Instruction) -> Option<GuestVirtAddr> {
+pub(super) fn address(machine: &Machine, instruction: &Instruction) -> Option<GuestVirtAddr> {
     let index = (0..instruction.op_count())
         .find(|index| matches!(instruction.try_op_kind(*index), Ok(OpKind::Memory)))?;
     let linear = instruction.virtual_address(index, 0, |register_name, _, _| {

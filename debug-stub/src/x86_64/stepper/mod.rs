@@ -173,6 +173,16 @@ impl Stepper {
         self.arming.is_stepping()
     }
 
+    /// Returns `true` if the guest may notice during the next entry that its clocks are wrong: unless one
+    /// instruction that reads no clock is stepped, and no interrupt's handler can run in between.
+    #[must_use]
+    pub fn may_read_clock(&self) -> bool {
+        match &self.state {
+            State::Stepping(stepping) => !self.is_masked() || stepping.step.may_read_clock(),
+            State::Stopped | State::Free { .. } | State::Over(_) => true,
+        }
+    }
+
     /// Returns `true` if the hypervisor has still to complete an access: the registers must be
     /// neither read nor written.
     #[must_use]

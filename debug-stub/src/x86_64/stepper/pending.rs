@@ -40,6 +40,12 @@ pub(super) struct PendingStep {
 }
 
 impl PendingStep {
+    /// Returns `true` if the guest may notice in this step that its clocks are wrong.
+    pub(super) fn may_read_clock(&self) -> bool {
+        // A vCPU that waits is woken by an interrupt.
+        self.run_state != RunState::Runnable || self.plan.may_read_clock()
+    }
+
     /// Plans and arms the step of the instruction at the PC. The `first` of an order is stepped off
     /// a breakpoint, which is no hit of it.
     ///
