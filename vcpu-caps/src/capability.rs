@@ -61,6 +61,9 @@ capabilities! {
     MaskHwintr = "mask_hwintr",
     /// The vCPU can be run for one instruction.
     SingleStep = "single_step",
+    /// The same for code of the user's privilege level (on x86 CPL3). A software KVM may run that
+    /// code in another way than the kernel's.
+    SingleStepUser = "single_step_user",
     /// A breakpoint instruction in guest memory (on x86 INT3) leaves the guest
     /// (bhyve's `VM_CAP_BPT_EXIT`).
     BptExit = "bpt_exit",
@@ -118,6 +121,7 @@ impl Capability {
             | Self::UserTscDeadline => true,
             Self::MaskHwintr
             | Self::SingleStep
+            | Self::SingleStepUser
             | Self::BptExit
             | Self::HwBreakpoint
             | Self::Watchpoint

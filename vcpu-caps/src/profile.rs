@@ -112,6 +112,7 @@ impl Profile {
     pub fn debugger() -> Self {
         const VERIFIED: &[Capability] = &[
             Capability::MaskHwintr,
+            Capability::SingleStepUser,
             Capability::BptExit,
             Capability::HwBreakpoint,
             Capability::Watchpoint,

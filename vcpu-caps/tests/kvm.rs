@@ -55,6 +55,7 @@ fn known(flavour: &str) -> Option<Known> {
     use Capability as C;
     const ALL_BUT_BP: &[Capability] = &[
         C::SingleStep,
+        C::SingleStepUser,
         C::MaskHwintr,
         C::HwBreakpoint,
         C::Watchpoint,
@@ -73,6 +74,7 @@ fn known(flavour: &str) -> Option<Known> {
     ];
     const ALL_BUT_TSC: &[Capability] = &[
         C::SingleStep,
+        C::SingleStepUser,
         C::MaskHwintr,
         C::BptExit,
         C::HwBreakpoint,
@@ -92,6 +94,7 @@ fn known(flavour: &str) -> Option<Known> {
     ];
     const ALL: &[Capability] = &[
         C::SingleStep,
+        C::SingleStepUser,
         C::MaskHwintr,
         C::BptExit,
         C::HwBreakpoint,
@@ -131,6 +134,7 @@ fn known(flavour: &str) -> Option<Known> {
                 C::ClockCtrl,
             ],
             refuted: &[
+                (C::SingleStepUser, "goes to the guest's own vector 1"),
                 (C::BptExit, "INT3"),
                 (C::Watchpoint, "write watchpoint at CPL0 never fired"),
                 (C::TscOffset, "KVM_VCPU_TSC_OFFSET"),

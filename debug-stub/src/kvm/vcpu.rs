@@ -150,6 +150,14 @@ impl Vcpu for KvmVcpu<'_> {
         Ok(())
     }
 
+    fn nmis_blocked(&mut self) -> Result<bool, KvmError> {
+        let events = self
+            .0
+            .get_vcpu_events()
+            .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+        Ok(events.nmi.masked != 0)
+    }
+
     /// Of KVM's local APIC. What an 8259A is about to deliver by itself is not known here.
     fn next_interrupt(&mut self, enabled: bool) -> Result<Option<u8>, KvmError> {
         let events = self

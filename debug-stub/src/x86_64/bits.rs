@@ -68,6 +68,8 @@ pub(crate) const CR4_CET: u64 = 1 << 23;
 /// Defined CR4 bits, up to FRED (SDM 3A 2.5). The hypervisor checks which of them the CPU has.
 pub(crate) const CR4_DEFINED: u64 = 0x1_1bf7_7fff;
 
+/// IA32_EFER.SCE: SYSCALL and SYSRET are enabled.
+pub(crate) const EFER_SCE: u64 = 1;
 /// IA32_EFER.LME: long mode enabled (SDM 4 table 2-2).
 pub(crate) const EFER_LME: u64 = 1 << 8;
 /// IA32_EFER.LMA: long mode active.

@@ -8,6 +8,7 @@
 
 mod clock;
 mod decode;
+mod delivery;
 mod exceptions;
 mod faultless;
 mod frame;
@@ -16,14 +17,17 @@ mod guards;
 mod machine;
 mod operand;
 mod unit;
+mod user_return;
 
 use arrayvec::ArrayVec;
 
 use iced_x86::Mnemonic;
 
+pub(crate) use self::delivery::Delivery;
 pub(crate) use self::guards::Guards;
 use self::machine::Machine;
 use self::unit::{Outcome, Unit};
+pub(crate) use self::user_return::UserReturn;
 use super::RegisterFile;
 use super::bits::RFLAGS_TF;
 use crate::{GuestMemory, GuestPhysAddr};

@@ -99,7 +99,9 @@ impl Claims {
 
     fn finding(&self, capability: Capability) -> Finding {
         match capability {
-            Capability::SingleStep => self.debug_flag(GuestDebugFlags::SINGLESTEP),
+            Capability::SingleStep | Capability::SingleStepUser => {
+                self.debug_flag(GuestDebugFlags::SINGLESTEP)
+            }
             Capability::MaskHwintr => self.debug_flag(GuestDebugFlags::BLOCKIRQ),
             Capability::BptExit => self.debug_flag(GuestDebugFlags::USE_SW_BP),
             Capability::HwBreakpoint | Capability::Watchpoint => {

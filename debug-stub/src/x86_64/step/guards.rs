@@ -27,6 +27,15 @@ impl Guards {
         }
     }
 
+    /// The step leads there: its guard comes before all others.
+    pub(crate) fn need_first(&mut self, address: u64) {
+        self.needed.retain(|other| *other != address);
+        if self.needed.is_full() {
+            self.needed.pop();
+        }
+        let _ = self.needed.try_insert(0, address);
+    }
+
     fn spare(&mut self, address: u64) {
         if !self.needed.contains(&address) && !self.spare.contains(&address) {
             let _ = self.spare.try_push(address);

@@ -40,6 +40,7 @@ mod slots;
 mod system_call;
 #[cfg(test)]
 mod tests;
+mod user_code;
 mod vcpu;
 mod withheld;
 

@@ -6,6 +6,7 @@ use super::arming::{Arming, pending_events};
 use super::debug_exit::owe_debug_exception;
 use super::registers::{Registers, has_tf};
 use super::system_call::Lent;
+use super::user_code::{UserTrap, return_to_user};
 use super::vcpu::{DebugExit, RunState, StepperError, Vcpu};
 use crate::address::GuestPhysAddr;
 use crate::host::GuestMemory;
@@ -35,6 +36,8 @@ pub(super) struct PendingStep {
     run_state: RunState,
     /// To be taken back when the step has ended.
     lent: Lent,
+    /// The step's trap goes to the guest's own handler.
+    user_trap: Option<UserTrap>,
     /// It needs no entry.
     is_done: bool,
 }
@@ -87,6 +90,20 @@ impl PendingStep {
                 .next_interrupt(enabled)
                 .map_err(StepperError::of("reading pending interrupts"))?;
         }
+        let ready = event.is_none() && run_state == RunState::Runnable;
+        let returns = ready && return_to_user(&plan, &before, *vcpu, *memory, arming, registers)?;
+        if returns {
+            arming.set_shadow(false);
+            arming.intend_step::<V>(mask, armed, arming.slots().clone())?;
+            return Ok(Self {
+                plan,
+                before,
+                run_state,
+                lent: Lent::default(),
+                user_trap: None,
+                is_done: true,
+            });
+        }
         let mut now = before.clone();
         *lent = Lent::lend(plan.system_call(), &mut now, *vcpu, registers)?;
         if let Some(mask) = lent.system_call_mask() {
@@ -94,11 +111,17 @@ impl PendingStep {
         }
         let stays = |breakpoint: &&HwBreakpoint| !(first && executes_at(breakpoint, pc));
         let hardware: Vec<HwBreakpoint> = armed.hardware.iter().filter(stays).copied().collect();
-        let guards = plan.guards(event, *memory);
+        let user_trap = UserTrap::of(&plan, *vcpu, *memory, arming)?;
+        let mut guards = plan.guards(event, *memory);
+        if let Some(trap) = &user_trap {
+            guards.need_first(trap.handler());
+        }
         let slots = arming.slots_for_step(&hardware, &own, &guards, pc);
+        if let Some(trap) = &user_trap {
+            trap.check_guarded(&slots)?;
+        }
         arming.intend_step::<V>(mask, armed, slots)?;
-        let halts = plan.halts() && event.is_none() && run_state == RunState::Runnable;
-        let is_done = halts && halt(&before, plan.next_rip(), *vcpu, registers)?;
+        let is_done = plan.halts() && ready && halt(&before, plan.next_rip(), *vcpu, registers)?;
         if is_done {
             arming.set_shadow(false);
             if has_tf(&before) {
@@ -112,6 +135,7 @@ impl PendingStep {
             before,
             run_state,
             lent: std::mem::take(lent),
+            user_trap,
             is_done,
         })
     }
@@ -199,6 +223,16 @@ impl PendingStep {
             context.arming.forget_interrupt();
             return Ok(Progress::Done);
         }
+        let Context {
+            registers,
+            vcpu,
+            memory,
+            ..
+        } = context;
+        let trapped = match &self.user_trap {
+            Some(trap) => trap.take_back(&mut after, *vcpu, *memory, registers)? || trapped,
+            None => trapped,
+        };
         if !trapped && after.core.rip == self.before.core.rip {
             return Ok(Progress::NotStarted);
         }

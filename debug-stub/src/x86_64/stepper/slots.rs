@@ -104,7 +104,8 @@ impl Slots {
         }
     }
 
-    fn guards(&self, address: u64) -> bool {
+    /// Returns `true` if the step stops at this handler.
+    pub(super) fn guards(&self, address: u64) -> bool {
         self.registers
             .iter()
             .any(|(at, of)| *of == Use::Guard && at.address() == address)
