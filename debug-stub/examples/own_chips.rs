@@ -100,7 +100,7 @@ impl Cpu {
             self.fd.get_kvm_run().__bindgen_anon_1.mmio.data = value;
         } else if let Some((address, data)) = written {
             if let Some(at) = lapic.mmio_offset(address) {
-                let _ = lapic.mmio_write(at, &data, now); // no IOAPIC or vCPU to tell of it
+                let _ = lapic.mmio_write(at, &data, now); // no IOAPIC or other vCPU to notify
             }
         }
         outcome

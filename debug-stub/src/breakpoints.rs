@@ -254,7 +254,7 @@ impl<A: Arch> Breakpoints<A> {
     ///
     /// # Errors
     /// The address that cannot be written. Memory is then as it was before the call.
-    pub(crate) fn arm(
+    pub(crate) fn write_instructions(
         &mut self,
         memory: &impl GuestMemory,
         except: Option<GuestPhysAddr>,
@@ -274,7 +274,7 @@ impl<A: Arch> Breakpoints<A> {
                     let _ = memory.write_memory(address, original);
                 }
                 self.originals.truncate(start);
-                self.disarm(memory);
+                self.restore_memory(memory);
                 return Err(address);
             }
             self.written.push(address);
@@ -287,7 +287,7 @@ impl<A: Arch> Breakpoints<A> {
     /// Where the guest has overwritten any byte of the instruction, all of it stays as it is:
     /// guests patch whole instructions, and a byte of the new one may equal a byte of the
     /// breakpoint instruction.
-    pub(crate) fn disarm(&mut self, memory: &impl GuestMemory) {
+    pub(crate) fn restore_memory(&mut self, memory: &impl GuestMemory) {
         if self.written.is_empty() {
             return;
         }

@@ -23,7 +23,8 @@
 //!   its own.
 //! - One plan goes out and one list of stops comes back. A step costs one hand-over each way, and
 //!   its reply carries the registers.
-//! - However a client goes, one [`Action::Release`] follows: nothing is armed, masked or held.
+//! - When a client has gone, at whichever byte, one [`Action::Release`] follows: nothing is armed, masked
+//!   or held. A guest that has ended or was killed is not released.
 //! - Nothing outside [`x86_64`] and `kvm` knows an x86: [`Arch`] is the seam.
 //!
 //! What the host can do is a [`vcpu_caps::Plan`] in [`SessionConfig`].

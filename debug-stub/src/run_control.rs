@@ -121,7 +121,7 @@ mod wake_pipe;
 pub use all_stop::{AddError, AllStop, Kick, VcpuHandle};
 pub use control::{Effect, Order, OrderError, ResumeError, RunControl, StopError, VcpuError};
 #[cfg(all(feature = "threads", feature = "kvm", target_os = "linux"))]
-pub use kvm_kick::{Entered, InstallError, KickSignal, VcpuThreads};
+pub use kvm_kick::{Entered, ImmediateExit, InstallError, KickSignal, VcpuThreads};
 #[cfg(all(feature = "threads", feature = "kvm", target_os = "linux"))]
 pub use syscalls::{CONTROLLER_SYSCALLS, KICK_SYSCALLS, VCPU_SYSCALLS};
 #[cfg(all(feature = "threads", unix))]

@@ -7,11 +7,12 @@
 //! | [`GdbServer`] | `event-manager` | an `EventManager` and a [`Listener`] |
 //!
 //! All three do the same. One thread, one wait, no polling: it wakes up for a client, for bytes, and
-//! for the descriptor that says that all vCPUs have stopped. A reply is one `write`. However a client
-//! goes, the guest is released.
+//! for the descriptor that says that all vCPUs have stopped. A reply is one `write`. When a
+//! client has gone, at whichever byte, the guest is released, unless it has ended or the client has
+//! killed it.
 //!
 //! The VMM's side is [`Host`](crate::Host) and [`GuestControl`]. A VMM that uses
-//! [`AllStop`](crate::run_control::AllStop) implements [`AllStopGuest`], two methods, and gets
+//! [`AllStop`](crate::run_control::AllStop) implements [`AllStopGuest`], three methods, and gets
 //! [`GuestControl`] for it. A server may start before the guest has vCPUs.
 //!
 //! # System calls

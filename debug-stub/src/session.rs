@@ -17,7 +17,7 @@ use crate::order::{Stop, StopReason};
 use crate::request::{ThreadId, classify};
 use crate::stub::Stub;
 
-use stops::Expedited;
+use stops::{Expedited, happens_once, is_of_the_guest};
 
 /// Where the session is. The guest runs, as far as the session knows, in `Attaching`, `Running`
 /// and `Leaving`, and when there is no client.
@@ -113,7 +113,10 @@ impl<H: Host> Session<H> {
     ///
     /// A previous client is taken as gone.
     pub fn attach(&mut self, guest: GuestState) {
-        let guest = if self.state == State::Stopped {
+        // The guest's end, of which the previous client has not been told.
+        let ended =
+            (self.state == State::Stopped && self.has_ended()).then(|| self.last_stop.clone());
+        let guest = if self.state == State::Stopped && ended.is_none() {
             // The previous client is taken as gone, and the guest is released.
             GuestState::Running
         } else {
@@ -126,7 +129,7 @@ impl<H: Host> Session<H> {
             (_, GuestState::Running) => self.interrupt_for_client(),
             (_, GuestState::Stopped) => {
                 self.guest.reset();
-                self.begin(Vec::new());
+                self.begin(ended.into_iter().collect());
             }
         }
     }
@@ -164,23 +167,22 @@ impl<H: Host> Session<H> {
     /// All vCPUs are stopped: the answer to [`Action::Resume`] and [`Action::Interrupt`]. The list
     /// has the vCPUs that stopped for a reason of their own. Stops of vCPUs that do not exist are
     /// ignored.
+    ///
+    /// May also be called while the guest is stopped for the client, for an event that no vCPU's order
+    /// has led to: a reset or the guest's end, for instance. `?` and the next resume report it.
     pub fn stopped(&mut self, stops: Vec<Stop>) {
         // Before anything else: no reader may see a breakpoint instruction.
-        self.guest.breakpoints.disarm(&self.guest.host);
+        self.guest.breakpoints.restore_memory(&self.guest.host);
         // An interrupt that is not carried out yet is no longer needed: it would stop a later
         // resume.
         self.actions
             .retain(|action| !matches!(action, Action::Interrupt));
         match self.state {
-            State::Detached | State::Stopped | State::Ended => {
+            State::Detached | State::Ended => {
                 tracing::warn!(?stops, state = ?self.state, "a stop that was not asked for");
             }
-            State::Leaving { next_client } => {
-                self.release();
-                if next_client {
-                    self.interrupt_for_client();
-                }
-            }
+            State::Stopped => self.take_event(stops),
+            State::Leaving { next_client } => self.stopped_to_leave(stops, next_client),
             State::Attaching => self.begin(stops),
             State::Running { .. } => self.report_stops(stops),
         }
@@ -188,7 +190,7 @@ impl<H: Host> Session<H> {
     }
 
     /// The connection is gone, at whichever byte. The guest is released: at once if it is stopped,
-    /// and once it is otherwise.
+    /// and once it is otherwise. A guest that has ended is not.
     pub fn disconnected(&mut self) {
         match self.state {
             State::Detached => {}
@@ -285,6 +287,7 @@ impl<H: Host> Session<H> {
     fn interrupt_for_client(&mut self) {
         self.guest.reset();
         self.queued.clear();
+        self.last_stop = quiet_stop();
         self.actions.push_back(Action::Interrupt);
         self.state = State::Attaching;
     }
@@ -310,11 +313,64 @@ impl<H: Host> Session<H> {
         self.guest.current = stop.vcpu;
     }
 
-    /// The client has gone: releases the guest without a trace of it.
+    /// Takes stops of a guest that is stopped for the client already: they are reported later.
+    fn take_event(&mut self, stops: Vec<Stop>) {
+        // The event may have changed the registers: a reset does.
+        self.guest.registers.forget();
+        for stop in self.by_urgency(stops) {
+            if is_of_the_guest(&stop.reason) {
+                // What stopped before belongs to a machine that is no more.
+                self.queued.clear();
+                self.note_reason(&stop);
+                self.last_stop = stop;
+                return;
+            }
+            if happens_once(&stop.reason) {
+                self.queue(stop);
+            }
+        }
+    }
+
+    /// The guest is stopped, and its client has gone.
+    fn stopped_to_leave(&mut self, stops: Vec<Stop>, next_client: bool) {
+        let of_the_guest = self
+            .choose(stops)
+            .filter(|stop| is_of_the_guest(&stop.reason));
+        match of_the_guest {
+            Some(end) if matches!(end.reason, StopReason::Exited(_)) => {
+                // There is no guest to release or to interrupt.
+                self.guest.reset();
+                self.queued.clear();
+                self.state = State::Detached;
+                if next_client {
+                    self.begin(vec![end]);
+                }
+            }
+            reset => {
+                self.release();
+                if next_client {
+                    self.interrupt_for_client();
+                    if let Some(reset) = reset {
+                        self.note_reason(&reset);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns `true` if the guest has ended, and the client has not been told yet.
+    fn has_ended(&self) -> bool {
+        matches!(self.last_stop.reason, StopReason::Exited(_))
+    }
+
+    /// The client has gone: releases the guest without a trace of it. A guest that has ended is not
+    /// released.
     fn release(&mut self) {
         self.guest.reset();
         self.queued.clear();
-        self.actions.push_back(Action::Release);
+        if !self.has_ended() {
+            self.actions.push_back(Action::Release);
+        }
         self.state = State::Detached;
     }
 

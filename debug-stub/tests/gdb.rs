@@ -15,14 +15,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::simulated::{Shared, Simulated};
-use common::{frame, machine, plan};
+use common::{LONG, eventually, frame, machine, plan};
 use debug_stub::SessionConfig;
 use debug_stub::server::{GdbServer, Listener};
 use debug_stub::x86_64::simulated::{ENTRY, SimulatedMachine as Machine, code};
@@ -34,6 +33,7 @@ struct Server {
     path: PathBuf,
     shared: Arc<Shared>,
     stop: Arc<AtomicBool>,
+    /// Ends with [`GdbServer::finish`] when `stop` is set.
     thread: Option<JoinHandle<()>>,
     _directory: tempfile::TempDir,
 }
@@ -55,10 +55,11 @@ impl Server {
         let stopping = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             let mut events = EventManager::new().unwrap();
-            events.add_subscriber(server);
+            let id = events.add_subscriber(server);
             while !stopping.load(Ordering::SeqCst) {
                 events.run_with_timeout(10).unwrap();
             }
+            events.remove_subscriber(id).unwrap().finish().unwrap();
         });
         Self {
             path,
@@ -71,24 +72,12 @@ impl Server {
 
     /// Runs GDB with these commands. Returns all that it printed.
     fn gdb(&self, commands: &[&str]) -> String {
-        let attach = format!("target remote {}", self.path.display());
-        let mut gdb = Command::new("gdb");
-        gdb.args(["-nx", "-batch", "-ex", "set confirm off"])
-            .args(["-ex", "set architecture i386:x86-64"])
-            .args(["-ex", &attach]);
-        for command in commands {
-            gdb.args(["-ex", command]);
-        }
-        let output = gdb.output().expect("gdb does not start: install gdb");
-        let text = [output.stdout, output.stderr].concat();
-        String::from_utf8_lossy(&text).into_owned()
+        common::gdb(&self.path.display().to_string(), commands)
     }
 
     fn connect(&self) -> UnixStream {
         let stream = UnixStream::connect(&self.path).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
         stream
     }
 
@@ -111,15 +100,6 @@ fn nops() -> Machine {
     let mut program = vec![code::NOP; 16];
     program.extend([code::INC_RAX, code::SPIN]);
     machine(2, &program)
-}
-
-/// Waits, for something that another thread does.
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Reads until the output ends like this.
@@ -446,4 +426,33 @@ fn the_socket_goes_with_the_server() {
     assert!(Path::new(&path).exists());
     server.stop.store(true, Ordering::SeqCst);
     eventually("the file is gone", || !path.exists());
+}
+
+#[test]
+fn a_server_that_ends_lets_its_client_and_the_guest_go() {
+    for runs in [false, true] {
+        let server = Server::new(machine(1, &[code::SPIN]));
+        let memory = |server: &Server| {
+            server
+                .shared
+                .machine
+                .lock()
+                .unwrap()
+                .memory()
+                .get(0x9000, 1)
+        };
+        let mut stream = server.connect();
+        stream.write_all(&frame(b"Z0,9000,1")).unwrap();
+        expect(&mut stream, "$OK#9a");
+        if runs {
+            stream.write_all(&frame(b"vCont;c")).unwrap();
+            eventually("it runs", || memory(&server) == [0xcc]);
+        }
+        assert_eq!(server.releases(), 0);
+        let shared = Arc::clone(&server.shared);
+        drop(server);
+        assert_eq!(shared.releases.load(Ordering::SeqCst), 1, "runs: {runs}");
+        assert_eq!(shared.machine.lock().unwrap().memory().get(0x9000, 1), [0]);
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
 }

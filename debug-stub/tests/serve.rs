@@ -16,23 +16,16 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{frame, machine, plan};
+use common::{LONG, eventually, frame, gdb, host_with_locked_machine, machine, plan};
 use debug_stub::run_control::{AllStop, Order, Waiting, WakePipe};
 use debug_stub::server::{AllStopGuest, Listener, serve, serve_forever};
 use debug_stub::x86_64::simulated::{ENTRY, SimulatedMachine as Machine, code};
-use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
-use debug_stub::{
-    GuestMemory, GuestPhysAddr, Host, Interrupts, ResumePlan, Session, SessionConfig, Stop,
-    StopReason, VcpuId, VcpuOrder,
-};
-
-const LONG: Duration = Duration::from_secs(20);
+use debug_stub::{Host, ResumePlan, Session, SessionConfig, Stop, StopReason, VcpuId, VcpuOrder};
 
 struct Shared {
     machine: Mutex<Machine>,
@@ -122,66 +115,13 @@ impl AllStopGuest for Guest {
     }
 }
 
-impl GuestMemory for Guest {
-    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
-        self.shared
-            .machine
-            .lock()
-            .unwrap()
-            .read_memory(address, data)
-    }
-
-    fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize {
-        self.shared
-            .machine
-            .lock()
-            .unwrap()
-            .write_memory(address, data)
-    }
-}
-
-impl Host for Guest {
-    type Arch = X86_64;
-    type Error = <Machine as Host>::Error;
-
-    fn vcpu_count(&self) -> u16 {
-        self.shared.machine.lock().unwrap().vcpu_count()
-    }
-
-    fn vcpu_name(&self, vcpu: VcpuId) -> String {
-        self.shared.machine.lock().unwrap().vcpu_name(vcpu)
-    }
-
-    fn read_registers(
-        &mut self,
-        vcpu: VcpuId,
-        groups: RegisterGroups,
-        registers: &mut RegisterFile,
-    ) -> Result<(), Self::Error> {
-        let mut machine = self.shared.machine.lock().unwrap();
-        machine.read_registers(vcpu, groups, registers)
-    }
-
-    fn write_registers(
-        &mut self,
-        vcpu: VcpuId,
-        groups: RegisterGroups,
-        registers: &RegisterFile,
-    ) -> Result<(), Self::Error> {
-        let mut machine = self.shared.machine.lock().unwrap();
-        machine.write_registers(vcpu, groups, registers)
-    }
-
-    fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts {
-        self.shared.machine.lock().unwrap().interrupts(vcpu)
-    }
-}
+host_with_locked_machine!(Guest, |guest| guest.shared.machine.lock().unwrap());
 
 fn session(guest: Guest) -> Session<Guest> {
     Session::new(guest, SessionConfig::new(plan(&[])))
 }
 
-/// Two vCPUs, which count for ever.
+/// Two vCPUs, which count forever.
 fn counting() -> Guest {
     Guest::new(2, &[code::INC_RAX, &[0xeb, 0xfb]])
 }
@@ -223,27 +163,6 @@ fn serving<S: Read + Write + AsFd + Send + 'static>(
         serve(&mut session, stream).unwrap();
         session
     })
-}
-
-fn gdb(address: &str, commands: &[&str]) -> String {
-    let attach = format!("target remote {address}");
-    let mut gdb = Command::new("gdb");
-    gdb.args(["-nx", "-batch", "-ex", "set confirm off"])
-        .args(["-ex", "set architecture i386:x86-64"])
-        .args(["-ex", &attach]);
-    for command in commands {
-        gdb.args(["-ex", command]);
-    }
-    let output = gdb.output().expect("gdb does not start: install gdb");
-    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
-}
-
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < LONG, "never: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 fn count_of(session: &Session<Guest>) -> u64 {
@@ -308,6 +227,17 @@ fn a_client_that_vanishes_leaves_a_guest_that_runs() {
             "case {case}: an INT3 is left"
         );
     }
+}
+
+#[test]
+fn a_client_kills_the_guest_once_and_it_is_not_released() {
+    let (mut client, stream) = pair();
+    let server = serving(session(counting()), stream);
+    send(&mut client, "vKill;1");
+    assert_eq!(reply(&mut client), "OK");
+    let session = server.join().unwrap();
+    assert_eq!(session.host().shared.kills.load(Ordering::SeqCst), 1);
+    assert!(!session.host().all.is_running());
 }
 
 #[test]
@@ -481,7 +411,7 @@ fn an_event_fd_ends_the_server_and_without_one_it_serves_on() {
 }
 
 #[test]
-fn the_guest_ends_while_no_debugger_is_attached_and_the_next_one_is_told() {
+fn the_vmm_takes_a_stop_while_no_debugger_is_attached_and_the_next_one_sees_it() {
     let mut server = Forever::new(Guest::new(1, &[code::INC_RAX, code::UD2]));
     server.all.release().unwrap();
     eventually("the VMM is told", || {
@@ -507,7 +437,7 @@ fn the_guest_ends_while_no_debugger_is_attached_and_the_next_one_is_told() {
 }
 
 #[test]
-fn a_vcpu_that_goes_while_a_client_is_attached_takes_nobody_along() {
+fn a_vcpu_that_goes_while_a_client_is_attached_does_not_end_the_session() {
     let (mut client, stream) = pair();
     let guest = counting();
     let all = guest.all.clone();
@@ -527,6 +457,33 @@ fn a_vcpu_that_goes_while_a_client_is_attached_takes_nobody_along() {
     assert!(stop.starts_with('T'), "{stop}");
     send(&mut client, "qC");
     assert!(reply(&mut client).starts_with("QC"));
+    drop(client);
+    server.join().unwrap();
+}
+
+/// `set scheduler-locking`: the client names the vCPUs that run.
+#[test]
+fn of_the_vcpus_that_a_client_names_those_run_that_are_left_and_no_others() {
+    let (mut client, stream) = pair();
+    let guest = Guest::new(3, &[code::INC_RAX, &[0xeb, 0xfb]]);
+    let all = guest.all.clone();
+    let shared = Arc::clone(&guest.shared);
+    let count = |vcpu| {
+        common::registers(&shared.machine.lock().unwrap(), vcpu)
+            .core
+            .rax
+    };
+    let server = serving(session(guest), stream);
+    send(&mut client, "vCont;s:1");
+    assert!(reply(&mut client).starts_with("T05"));
+    all.remove(VcpuId(1)).unwrap();
+    let before = [0, 1, 2].map(count);
+    send(&mut client, "vCont;c:1;c:2");
+    eventually("vCPU 0 runs", || count(0) > before[0] + 10);
+    assert_eq!([1, 2].map(count), before[1..], "no others");
+    client.write_all(b"\x03").unwrap();
+    let stop = reply(&mut client);
+    assert!(stop.starts_with("T02"), "{stop}");
     drop(client);
     server.join().unwrap();
 }

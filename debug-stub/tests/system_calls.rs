@@ -70,16 +70,49 @@ fn one(order: VcpuOrder) -> ResumePlan {
     }
 }
 
-/// Set for a child process: the call that [`allow_listed`] leaves out.
+/// A list of system calls, and what a child process calls it.
+struct List {
+    name: &'static str,
+    calls: &'static [(&'static str, i64)],
+    /// The tests that see each of its calls, one or the other.
+    tests: &'static [&'static str],
+}
+
+const KICK: List = List {
+    name: "kick",
+    calls: KICK_SYSCALLS,
+    tests: &["the_kick_of_kvm"],
+};
+const CONTROLLER: List = List {
+    name: "controller",
+    calls: CONTROLLER_SYSCALLS,
+    tests: &["run_control"],
+};
+const VCPU: List = List {
+    name: "vcpu",
+    calls: VCPU_SYSCALLS,
+    tests: &["the_kick_of_kvm", "run_control"],
+};
+
+/// Made while a lock is contended: no test can be sure of that. The controller's thread may make it
+/// anyway, as every thread in [`RUNTIME`].
+const NOT_ALWAYS: &[&str] = &["futex"];
+
+/// Set for a child process: the list and its call that [`listed`] leaves out, `vcpu:mmap`.
 const WITHOUT: &str = "SYSTEM_CALLS_WITHOUT";
+
+/// The numbers of a list.
+fn listed(list: &List) -> Vec<libc::c_long> {
+    let without = std::env::var(WITHOUT).unwrap_or_default();
+    let left = |name: &str| without != format!("{}:{name}", list.name);
+    let calls = list.calls.iter().filter(|(name, _)| left(name));
+    calls.map(|(_, number)| *number).collect()
+}
 
 /// From here on the calling thread may make these calls and `sched_yield`, but none of [`RUNTIME`],
 /// which would hide some of the list. The thread ends in [`stay`].
-fn allow_listed(list: &[(&str, i64)]) {
-    let without = std::env::var(WITHOUT).unwrap_or_default();
-    let listed = list.iter().filter(|(name, _)| *name != without);
-    let numbers: Vec<_> = listed.map(|(_, number)| *number).collect();
-    allow_only(&[&numbers, &[libc::SYS_sched_yield]]);
+fn allow_listed(list: &List) {
+    allow_only(&[&listed(list), &[libc::SYS_sched_yield]]);
 }
 
 /// Stays until the process ends: the end of a thread makes calls of the C library's.
@@ -109,7 +142,7 @@ fn run_control() {
         page.set_len(4096).unwrap();
         let (threads, over, served) = (threads.clone(), over.clone(), served.clone());
         thread::spawn(move || {
-            allow_listed(VCPU_SYSCALLS);
+            allow_listed(&VCPU);
             let entered = threads.enter(VcpuId(id), &page).unwrap();
             loop {
                 let order = match vcpu.next_order() {
@@ -140,13 +173,7 @@ fn run_control() {
     let mut step_and_run = step.clone();
     step_and_run.vcpus.push(VcpuOrder::Continue);
     thread::spawn(move || {
-        allow_only(&[
-            RUNTIME,
-            &CONTROLLER_SYSCALLS
-                .iter()
-                .map(|(_, number)| *number)
-                .collect::<Vec<_>>(),
-        ]);
+        allow_only(&[RUNTIME, &listed(&CONTROLLER)]);
         for _ in 0..100 {
             let before = served.load(Ordering::SeqCst);
             all.nudge(VcpuId(0));
@@ -165,6 +192,10 @@ fn run_control() {
         }
         all.remove(VcpuId(0)).unwrap();
         all.remove(VcpuId(1)).unwrap();
+        // The last one closes the descriptors.
+        while controller_over.load(Ordering::SeqCst) < 2 {
+            thread::yield_now();
+        }
         drop(all);
         controller_over.fetch_add(1, Ordering::SeqCst);
     });
@@ -182,7 +213,7 @@ fn the_kick_of_kvm() {
         move || {
             let page: File = tempfile::tempfile().unwrap();
             page.set_len(4096).unwrap();
-            allow_listed(VCPU_SYSCALLS);
+            allow_listed(&VCPU);
             let entered = threads.enter(VcpuId(0), &page).unwrap();
             threads.kick(VcpuId(0));
             ready.fetch_add(1, Ordering::SeqCst);
@@ -197,7 +228,7 @@ fn the_kick_of_kvm() {
     thread::spawn({
         let over = Arc::clone(&over);
         move || {
-            allow_listed(KICK_SYSCALLS);
+            allow_listed(&KICK);
             for _ in 0..100 {
                 threads.kick(VcpuId(0));
             }
@@ -224,20 +255,16 @@ fn a_list_without_one_of_its_calls_is_not_enough() {
         let status = child.stdout(Stdio::null()).stderr(Stdio::null()).status();
         status.unwrap()
     };
-    assert!(ends("the_kick_of_kvm", "none").success());
-    for name in [
-        "getpid",
-        "gettid",
-        "rt_sigprocmask",
-        "rt_sigreturn",
-        "tgkill",
-    ] {
-        let status = ends("the_kick_of_kvm", name);
-        assert_eq!(status.signal(), Some(libc::SIGSYS), "{name}: {status}");
+    for test in ["the_kick_of_kvm", "run_control"] {
+        assert!(ends(test, "none").success(), "{test}");
     }
-    for name in ["close", "mmap", "munmap", "recvfrom", "sendto"] {
-        let status = ends("run_control", name);
-        assert_eq!(status.signal(), Some(libc::SIGSYS), "{name}: {status}");
+    for list in [KICK, CONTROLLER, VCPU] {
+        for (name, _) in list.calls {
+            let without = format!("{}:{name}", list.name);
+            let is_missed = |test: &&str| ends(test, &without).signal() == Some(libc::SIGSYS);
+            let missed = list.tests.iter().any(is_missed);
+            assert!(missed || NOT_ALWAYS.contains(name), "{without}");
+        }
     }
 }
 

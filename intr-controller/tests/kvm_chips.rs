@@ -30,7 +30,7 @@ fn ours(states: &[kvm_pic_state; 2]) -> Pic {
     let [master, slave] = states;
     let state = PicState::from_kvm(master, slave).expect("KVM's state is a chip's");
     let mut pic = Pic::new();
-    pic.restore(&state).expect("and one of ours");
+    pic.restore(&state).expect("and our own");
     pic
 }
 
@@ -40,7 +40,7 @@ fn kvms_8259a_pair_at_power_on_is_ours() {
 }
 
 #[test]
-fn lines_of_kvms_8259a_pair_become_requests_of_ours() {
+fn lines_of_kvms_8259a_pair_become_requests_of_the_emulated_one() {
     let vm = machine();
     for gsi in [4, 12] {
         vm.set_irq_line(gsi, true).expect("KVM_IRQ_LINE");

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use intr_controller::kvm::{Observation, UserEntry, UserVcpu};
 use intr_controller::{
-    Acceptance, BlockReasons, Counters, DestinationFormat, Effect, GeneralProtection, GuestTime,
-    LapicConfig, MsiMessage, VectorSet,
+    Acceptance, BlockReasons, Counters, DestinationFormat, Effect, Event, GeneralProtection,
+    GuestTime, LapicConfig, MsiMessage, VectorSet,
 };
 use kvm_bindings::{
     KVM_CAP_X86_SMM, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MAX_CPUID_ENTRIES,
@@ -178,7 +178,7 @@ impl Guest {
             UserEntry::Run => self.run(),
             UserEntry::Wait => Left::Asleep,
             UserEntry::Acknowledge => Left::Acknowledge,
-            UserEntry::Restarted => panic!("nobody has sent INIT"),
+            UserEntry::Restarted => panic!("no INIT was sent"),
         }
     }
 
@@ -336,7 +336,7 @@ fn what_is_observed_is_under_the_mask_of_now_and_not_of_the_last_entry() {
 }
 
 #[test]
-fn one_that_arrives_again_meanwhile_merges_with_the_one_that_comes_back() {
+fn one_that_arrives_again_merges_with_the_one_that_comes_back() {
     let mut guest = Guest::new(FLAGS_IF);
     guest.open();
     guest.arrive(0x40);
@@ -409,7 +409,7 @@ fn an_smi_that_kvm_has_and_the_guest_has_not_comes_back_under_the_mask() {
 
     assert_eq!(guest.prepare(true), UserEntry::Run);
     assert_eq!(guest.events().smi.pending, 0);
-    // Without SMM there is nobody to take it.
+    // Without SMM no handler takes it.
     assert_eq!(guest.user.lapic().policy().pending().smi(), smm);
     assert_eq!(guest.steps(true, STEPS), 0);
     guest.assert_counters_add_up();
@@ -432,7 +432,11 @@ fn an_ext_int_that_kvm_has_and_the_guest_has_not_is_kept_under_the_mask() {
 
     assert_eq!(guest.prepare(true), UserEntry::Run);
     assert_eq!(guest.events().interrupt.injected, 0);
-    assert!(guest.observe(true).pending.ext_int());
+    let seen = guest.observe(true);
+    assert!(seen.pending.ext_int());
+    let blocked = seen.decision.blocked().expect("it does not enter");
+    assert_eq!(blocked.event, Event::ExtInt);
+    assert!(blocked.reasons.contains(BlockReasons::MASKED));
     assert_eq!(guest.steps(true, STEPS), 0);
     assert_eq!(guest.log(), []);
     assert!(!guest.window());
@@ -505,7 +509,7 @@ fn over_random_masks_and_arrivals_each_vector_is_delivered_once_for_each_accepta
                     in_handler = !in_loop(guest.vcpu.get_regs().unwrap().rip);
                     let lent = guest.events().interrupt;
                     if masked && lent.injected != 0 && guest.irr().contains(vector(lent.nr)) {
-                        // It comes back, and the same has come meanwhile.
+                        // It comes back, and the same vector has arrived since.
                         accepted[usize::from(lent.nr)] -= 1;
                     }
                     guest.kicked(masked);
@@ -609,7 +613,7 @@ fn a_halted_vcpu_is_woken_by_its_deadline_on_any_host() {
 /// HLT; WRMSR; JMP back to HLT.
 const HLT_WRMSR_LOOP: [u8; 5] = [0xf4, 0x0f, 0x30, 0xeb, 0xfb];
 
-/// KVM tells nobody that a guest has written its counter. Forwards, an armed deadline comes when it would
+/// KVM does not report that a guest has written its counter. Forwards, an armed deadline comes when it would
 /// have come without; back, not before the counter has reached it, for which the vCPU sleeps on. (Where
 /// the TSC is unstable, KVM forgets the write at the next entry.)
 #[test]

@@ -184,7 +184,7 @@ fn a_device_interrupt_allocates_nothing_from_its_line_to_its_eoi() {
 }
 
 #[test]
-fn an_ipi_allocates_nothing_whoever_it_is_for() {
+fn an_ipi_allocates_nothing_whatever_its_destination() {
     for x2apic in [false, true] {
         let mut lapics = machine(x2apic);
         let mut ioapic = IoApic::default();
@@ -222,7 +222,7 @@ fn an_ipi_allocates_nothing_whoever_it_is_for() {
         };
         assert_eq!(allocations(work), 0);
         let (all, others, itself) = (64 + 1 + 64, 63 + 1 + 63, 3);
-        // Without LDRs a logical destination names nobody in xAPIC mode.
+        // Without LDRs a logical destination names no vCPU in xAPIC mode.
         let addressed = if x2apic { 2 } else { 1 };
         assert_eq!(taken, all + others + itself + addressed);
     }

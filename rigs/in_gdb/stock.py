@@ -288,7 +288,7 @@ class Stock:
         finally:
             typed.cancel()
         waited = where()
-        # Its own tick: another vCPU's would come, too, if this one slept for ever.
+        # Its own tick: another vCPU's would come, too, if this one slept forever.
         self.go_to_tick(begun, sleeper)
         state = "halted" if "halted" in threads else "not halted"
         return f"{state} at {halted:#x}; the next step ends at {waited}; then the tick comes"

@@ -147,7 +147,7 @@ def _interrupts(boot, lines):
     count, name = found.get("4", (0, "absent"))
     if name != "IO-APIC 4-edge ttyS0" or not count:
         wrong.append(f"COM1's interrupt: {name}, {count} times")
-    # A level-triggered interrupt that nobody raises.
+    # A level-triggered interrupt that no device raises.
     if found.get("9") != (0, "IO-APIC 9-fasteoi acpi"):
         wrong.append(f"ACPI's interrupt: {found.get('9')}")
     return wrong

@@ -9,7 +9,7 @@ from .errors import RigError
 from .paths import CACHE, WORKSPACE
 
 TARGET = "x86_64-unknown-linux-gnu"
-#: The pipeline's jobs have the same, so that neither builds what the other has built.
+#: The pipeline's jobs have the same, so neither builds what the other has built.
 ENVIRONMENT = {
     # There is no C library in a rig. With --target this is not for build scripts.
     "RUSTFLAGS": "-C target-feature=+crt-static",

@@ -41,7 +41,7 @@ KERNEL = ("--skip", "split::", "--skip", "user::")
 
 
 def _with_all_chips(name):
-    """A program with gdb that takes too long on vmx with chips of ours, too."""
+    """A program with gdb that takes too long on vmx with the emulated chips, too."""
     job = Job(
         f"vmm-reference {name}",
         f"vmm-reference:{name}",
@@ -63,7 +63,7 @@ JOBS = [
     Job("caps", "vmm-reference", ("caps", "--json"), _limits(30, 60, 60)),
     # 0 landings and 0 runs of the handler, or it fails.
     Job("demo", "vmm-reference", ("demo", "--steps", "20000"), _limits(60, 240, 240)),
-    # The same without the host's mask: chips and injection policy of ours.
+    # The same without the host's mask: the emulated chips and their injection policy.
     Job(
         "demo user",
         "vmm-reference",
@@ -95,6 +95,16 @@ JOBS = [
         _limits(60, 240, 0),
         smp=True,
         left_out={"vmx": "its vCPUs spin, which starves the one processor of Bochs"},
+    ),
+    Job(
+        "debug-stub examples",
+        "debug-stub:examples",
+        TESTS,
+        _limits(0, 0, 0),
+        left_out=dict.fromkeys(
+            ("host", "svm", "vmx"),
+            "it has cargo build the examples, and there is no cargo in a rig: cargo test runs it on this machine's KVM",
+        ),
     ),
     Job("vmm-reference boot", "vmm-reference:boot", TESTS, _limits(60, 120, 120)),
     # Four at once: the end of a VM waits for the kernel's RCU.
@@ -128,13 +138,8 @@ WITHOUT_KVM = {
     "debug-stub:gdb",
     "debug-stub:serve",
     "debug-stub:log",
+    "debug-stub:system_calls",
     "vmm-reference:lib",
-}
-
-#: Tests that need KVM and run on the developer's machine and in the pipeline's `test` jobs only, and why.
-HOST_ONLY = {
-    "debug-stub:examples": "has cargo build the examples that it runs: there is no cargo in a rig",
-    "debug-stub:system_calls": "its lists are those of the C library that is linked dynamically; the rigs' programs are static",
 }
 
 #: Tests that use an ability which some KVM has not. Where `caps` refutes it they say
@@ -148,8 +153,8 @@ USES = {
 
 
 def unlisted(programs):
-    """Tests that somebody has written and the matrix does not know of."""
-    known = {job.binary for job in JOBS} | WITHOUT_KVM | HOST_ONLY.keys()
+    """Tests that the matrix does not know."""
+    known = {job.binary for job in JOBS} | WITHOUT_KVM
     return sorted(name for name in programs if name not in known and ":example:" not in name)
 
 
@@ -245,7 +250,7 @@ def judge_caps(kvm, caps, update):
         return Row("caps", flavour, "passed", f"written to {path.relative_to(RIGS.parent)}")
     if not path.exists():
         if kvm == "host":
-            # Somebody's own machine: there is nothing to compare with.
+            # A developer's own machine: there is nothing to compare with.
             return Row("caps", flavour, "passed", f"not compared: there is no {path.name}")
         return Row("caps", flavour, "FAILED", f"there is no {path.name}")
     golden = path.read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ class GdbLine:
     """Listens outside; one debugger at a time, as on any serial line.
 
     The rig opens its connection to the stub when the debugger comes and closes it when the
-    debugger goes: a stub stops its guest for as long as somebody is connected.
+    debugger goes: a stub stops its guest for as long as a client is connected.
     """
 
     def __init__(self, address):

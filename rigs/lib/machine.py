@@ -17,7 +17,7 @@ class Line:
     """A pseudo-terminal: `fd` is our end, `name` what an emulator opens."""
 
     def __init__(self):
-        # The far end is kept open, so that reading never fails before the emulator has opened it.
+        # The far end is kept open, so reading never fails before the emulator has opened it.
         self.fd, self.far = pty.openpty()
         tty.setraw(self.far)
         self.name = os.ttyname(self.far)
@@ -35,7 +35,7 @@ class Machine:
     kvm_module: str
     #: Of the rounds that a test makes: the tests themselves look at this variable.
     test_percent: int
-    #: Its processor may sleep for ever in HLT (../README.md, "What an emulator gets wrong").
+    #: Its processor may sleep forever in HLT (../README.md, "Limits of the emulators").
     oversleeps = False
 
     def __init__(self, root, work, cpus, memory):
@@ -72,8 +72,8 @@ class Svm(Machine):
     most_cpus = 8
     #: A step of gdb's takes 20 ms.
     test_percent = 25
-    #: Huge pages in the nested tables and two processors are more than QEMU 10 can do (../README.md, "What an
-    #: emulator gets wrong").
+    #: Huge pages in the nested tables and two processors are more than QEMU 10 can do (../README.md, "Limits of
+    #: the emulators").
     command_line = f"{COMMAND_LINE} transparent_hugepage=never"
     oversleeps = True
 
@@ -136,7 +136,7 @@ class Vmx(Machine):
         environment = {**os.environ, "LTDL_LIBRARY_PATH": str(plugins), "TERM": "vt100"}
         command = packages.program(self.root, "usr/bin/bochs-bin", *arguments)
         # Bochs keeps paths in buffers of fixed size, so they are relative. The terminal is not opened
-        # anew here: it would become that of our session, which would end with it.
+        # again here: it would become that of our session, which would end with it.
         screen = self.screen.far
         return process.start(
             command, cwd=self.work, stdin=screen, stdout=screen, stderr=log, env=environment

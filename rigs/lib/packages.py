@@ -1,7 +1,7 @@
 """Debian packages in a folder of their own.
 
 The emulators and the kernel come from two suites, whatever the machine itself runs: apt resolves
-them against an empty package database of ours, dpkg-deb unpacks them, and the programs run with
+them against our empty package database, dpkg-deb unpacks them, and the programs run with
 the unpacked C library. Nothing is installed, no root is needed, and the QEMU of the machine stays
 what it is.
 """
@@ -164,7 +164,7 @@ def _apt(work):
         "APT::Architecture": "amd64",
         "APT::Architectures": "amd64",
         "APT::Install-Recommends": "false",
-        # Without root there is nobody to become.
+        # Without root there is no user to become.
         "APT::Sandbox::User": "",
         "Acquire::Retries": "2",
     }
@@ -181,7 +181,7 @@ def _apt(work):
             cwd=cwd,
             check=False,
         )
-        # An update that reaches nobody only warns.
+        # An update that reaches no server only warns.
         problems = [line for line in done.stderr.splitlines() if line[:2] in ("E:", "W:")]
         if done.returncode or (arguments[0] == "update" and problems):
             raise RigError(

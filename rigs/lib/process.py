@@ -14,7 +14,7 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 def adopt_orphans():
-    """Makes us the parent of what our children leave behind, so that it can be found and ended.
+    """Makes us the parent of what our children leave behind, so it can be found and ended.
     SIGTERM and SIGHUP end us as Ctrl-C does: through the `finally` clauses."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

@@ -113,7 +113,7 @@ class Rig:
         if any(part.gdb for part in parts):
             self._files |= debugger.files(root)
         (CACHE / "runs").mkdir(parents=True, exist_ok=True)
-        # A folder of its own, so that two runs side by side share nothing.
+        # A folder of its own: two runs side by side share nothing.
         self._work = pathlib.Path(tempfile.mkdtemp(dir=CACHE / "runs", prefix=f"{kind}-{os.getpid()}-"))
         self._mark = f"@rig-{secrets.token_hex(8)}"
         self._gdb = gdb
@@ -214,7 +214,7 @@ class Rig:
                         raise RigError(f"{self.kind} said {item!r}, which makes no sense{self.tail()}")
 
     def _watched(self):
-        # Before that nobody is there to be told of a debugger.
+        # Before that no VMM is there to accept a debugger.
         return self._gdb.watched(self.machine) if self._gdb and self.ready_after is not None else []
 
     def _relay(self, ready):

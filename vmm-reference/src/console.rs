@@ -225,7 +225,7 @@ mod tests {
     fn drain(events: &mut EventLoop, serial: &SerialDevice) -> Vec<u8> {
         let mut all = Vec::new();
         loop {
-            while events.turn(Some(0)).unwrap() > 0 && serial.room() > 0 {}
+            while events.serve_once(Some(0)).unwrap() > 0 && serial.room() > 0 {}
             let before = all.len();
             while let Some(byte) = read_byte(serial) {
                 all.push(byte);
@@ -276,7 +276,7 @@ mod tests {
         drop(writer);
         assert_eq!(drain(&mut events, &serial), b"");
         assert_eq!(
-            events.turn(Some(0)).unwrap(),
+            events.serve_once(Some(0)).unwrap(),
             0,
             "no busy loop on the hang-up"
         );

@@ -86,7 +86,7 @@ impl Host for MachineHost {
 
     fn vcpu_name(&self, vcpu: VcpuId) -> String {
         let kvms = || self.group.vcpu(vcpu).and_then(|mut vcpu| vcpu.waiting());
-        let waiting = self.irqchip.waiting(vcpu).or_else(kvms);
+        let waiting = self.irqchip.chips().waiting(vcpu).or_else(kvms);
         match waiting {
             Some(waiting) => format!("CPU#{} [{waiting}]", vcpu.0),
             None => format!("CPU#{}", vcpu.0),
@@ -101,7 +101,7 @@ impl Host for MachineHost {
     ) -> Result<(), HostError> {
         self.with_vcpu(vcpu, |vcpu| vcpu.read_registers(groups, registers))?;
         if groups.contains(RegisterGroups::SPECIAL) {
-            if let Some(cr8) = self.irqchip.cr8(vcpu) {
+            if let Some(cr8) = self.irqchip.chips().cr8(vcpu) {
                 registers.special.cr8 = cr8.into();
             }
         }
@@ -116,7 +116,7 @@ impl Host for MachineHost {
     ) -> Result<(), HostError> {
         self.with_vcpu(vcpu, |vcpu| vcpu.write_registers(groups, registers))?;
         if groups.contains(RegisterGroups::SPECIAL) {
-            self.irqchip.set_cr8(vcpu, registers.special.cr8);
+            self.irqchip.chips().set_cr8(vcpu, registers.special.cr8);
         }
         Ok(())
     }

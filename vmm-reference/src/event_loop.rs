@@ -87,7 +87,7 @@ impl EventLoop {
             }
             if !self.poll()? {
                 let begun = Instant::now();
-                self.turn(None)?;
+                self.serve_once(None)?;
                 self.quick = begun.elapsed() < self.busy_poll;
             }
         }
@@ -101,7 +101,7 @@ impl EventLoop {
         }
         let begun = Instant::now();
         while begun.elapsed() < self.busy_poll {
-            if self.turn(Some(0))? > 0 {
+            if self.serve_once(Some(0))? > 0 {
                 return Ok(true);
             }
             // The client may need this processor.
@@ -115,7 +115,7 @@ impl EventLoop {
     ///
     /// # Errors
     /// If waiting fails.
-    pub fn turn(&mut self, milliseconds: Option<u16>) -> Result<usize, EventLoopError> {
+    pub fn serve_once(&mut self, milliseconds: Option<u16>) -> Result<usize, EventLoopError> {
         let timeout = milliseconds.map_or(-1, i32::from);
         Ok(self.manager.run_with_timeout(timeout)?)
     }
@@ -152,8 +152,8 @@ mod tests {
         assert_eq!(events.run().unwrap(), ExitReason::PowerOff);
         assert!(asker.join().unwrap());
         // The descriptor is still readable, and the loop does not spin: at most the first wait sees it.
-        events.turn(Some(0)).unwrap();
-        assert_eq!(events.turn(Some(0)).unwrap(), 0);
+        events.serve_once(Some(0)).unwrap();
+        assert_eq!(events.serve_once(Some(0)).unwrap(), 0);
     }
 
     #[test]

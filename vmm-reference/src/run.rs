@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use debug_stub::SessionConfig;
 use debug_stub::kvm::VmMemory;
@@ -29,9 +29,9 @@ use crate::signals::Signals;
 use crate::terminal::RawTerminal;
 use crate::vcpu::{MachineExits, Vcpu, VcpuGroup};
 
-/// How long the VMM waits for a debugger to close its connection after the end was reported to it, in
-/// milliseconds.
-const FAREWELL_MS: u16 = 200;
+/// How long the VMM serves a debugger after the machine's end: the end is still to be reported to it, and
+/// it may close its connection.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 /// Runs a machine to its end. Returns why it ended.
 ///
@@ -164,8 +164,18 @@ impl Vmm {
         let server = Rc::new(RefCell::new(GdbServer::new(listener, self.host, config)));
         self.events.add(Box::new(Rc::clone(&server)));
         let reason = self.events.run()?;
-        // The end is still to be reported to an attached debugger.
-        while server.borrow().has_client() && self.events.turn(Some(FAREWELL_MS))? > 0 {}
+        // One deadline for all of it: a client that goes on sending must not keep the VMM.
+        let deadline = Instant::now() + FAREWELL;
+        while server.borrow().has_client() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                tracing::info!("the debugger has not closed its connection: the VMM ends");
+                break;
+            }
+            // Rounded up: 0 would not wait.
+            let milliseconds = u16::try_from(left.as_millis().saturating_add(1));
+            self.events.serve_once(milliseconds.ok())?;
+        }
         Ok(reason)
     }
 }

@@ -100,7 +100,10 @@ fn addresses_beyond_this_machine_are_refused_without_leave_and_warned_of_with_it
     });
     let log = second.log();
     assert!(log.contains("WARN"), "{log}");
-    assert!(log.contains("whoever connects controls the guest"), "{log}");
+    assert!(
+        log.contains("every client that can connect controls the guest"),
+        "{log}"
+    );
 }
 
 #[test]

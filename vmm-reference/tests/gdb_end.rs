@@ -15,13 +15,14 @@ use common::{Chips, Setup};
 use vmm_reference::guests::FAULT;
 
 with_all_chips! {
-    gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest,
+    gdb_sees_a_triple_fault_and_may_look_at_the_guest,
     a_triple_fault_is_reported_again_rather_than_run_past,
-    gdb_is_told_of_an_emulation_failure,
+    gdb_sees_an_emulation_failure,
     a_debugger_may_move_a_guest_past_what_kvm_cannot_emulate,
-    gdb_is_told_of_the_guests_exit,
-    a_guest_that_powers_off_in_a_step_is_told_too,
+    gdb_sees_the_guests_exit,
+    a_power_off_in_a_step_is_reported_too,
     a_client_that_does_not_read_does_not_keep_an_ended_machine,
+    a_client_that_goes_on_sending_does_not_keep_an_ended_machine,
 }
 
 fn fault(cmdline: &str) -> Setup {
@@ -44,7 +45,7 @@ fn without_a_debugger_a_failure_is_explained() {
     assert!(log.contains("at 0xd0000000"), "{log}");
 }
 
-fn gdb_is_told_of_a_triple_fault_and_may_look_at_the_guest(chips: Chips) {
+fn gdb_sees_a_triple_fault_and_may_look_at_the_guest(chips: Chips) {
     let mut vmm = fault("triple").with(chips).paused().start();
     let gdb = vmm.gdb("monitor caps\ncontinue\nx/2xb $pc\ninfo registers cr3\nbt");
     gdb.expect(&[
@@ -74,7 +75,7 @@ fn a_triple_fault_is_reported_again_rather_than_run_past(chips: Chips) {
     }
 }
 
-fn gdb_is_told_of_an_emulation_failure(chips: Chips) {
+fn gdb_sees_an_emulation_failure(chips: Chips) {
     let mut vmm = fault("emulation").with(chips).paused().start();
     let gdb = vmm.gdb("continue\nprintf \"pc=%#lx\\n\", $pc");
     gdb.expect(&["KVM_EXIT_INTERNAL_ERROR", "Program received signal SIGILL"]);
@@ -89,7 +90,7 @@ fn a_debugger_may_move_a_guest_past_what_kvm_cannot_emulate(chips: Chips) {
     assert_eq!(vmm.wait(), 0);
 }
 
-fn gdb_is_told_of_the_guests_exit(chips: Chips) {
+fn gdb_sees_the_guests_exit(chips: Chips) {
     for (cmdline, said, status) in [
         ("poweroff", "exited normally", 0),
         ("reset", "exited normally", 0),
@@ -102,7 +103,7 @@ fn gdb_is_told_of_the_guests_exit(chips: Chips) {
     }
 }
 
-fn a_guest_that_powers_off_in_a_step_is_told_too(chips: Chips) {
+fn a_power_off_in_a_step_is_reported_too(chips: Chips) {
     let mut vmm = fault("poweroff").with(chips).paused().start();
     let gdb = vmm.gdb(
         r#"
@@ -131,4 +132,25 @@ fn a_client_that_does_not_read_does_not_keep_an_ended_machine(chips: Chips) {
     // It neither reads nor hangs up.
     assert_eq!(vmm.wait(), 0);
     drop(client);
+}
+
+fn a_client_that_goes_on_sending_does_not_keep_an_ended_machine(chips: Chips) {
+    let mut vmm = fault("poweroff").with(chips).paused().start();
+    let mut client = vmm.connect();
+    client.send(common::raw::frame("qC"));
+    client.until("$QC1#c5");
+    let pid = libc::pid_t::try_from(vmm.pid()).unwrap();
+    // SAFETY: `kill` touches no memory, and the child has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    let begun = std::time::Instant::now();
+    // More often than the VMM waits for a client that is silent.
+    while vmm.is_alive() {
+        assert!(
+            begun.elapsed() < common::PATIENCE / 8,
+            "the client keeps it alive"
+        );
+        client.try_send(common::raw::frame("qC"));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(vmm.wait(), 128 + libc::SIGTERM);
 }

@@ -151,7 +151,7 @@ end
 }
 
 #[test]
-fn a_host_that_cannot_mask_gets_chips_of_ours_unless_told_otherwise() {
+fn a_host_that_cannot_mask_gets_the_emulated_chips_unless_others_are_named() {
     let status = "monitor mask status\nmonitor caps";
     let chosen = Setup::new(&TIMER).with(&["--no-host-mask"]).start();
     chosen

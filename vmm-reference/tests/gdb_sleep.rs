@@ -31,7 +31,7 @@ with_all_chips! {
     a_step_of_a_halted_vcpu_lasts_until_ctrl_c,
     a_step_of_a_halted_vcpu_lasts_until_an_interrupt_which_waits_for_the_continue,
     with_an_interrupt_that_waits_a_halt_is_stepped_like_any_instruction,
-    a_halted_vcpu_that_is_started_anew_in_its_step_is_at_its_first_instruction,
+    a_halted_vcpu_that_is_started_again_in_its_step_is_at_its_first_instruction,
     a_step_of_a_vcpu_that_was_never_started_lasts_until_ctrl_c,
     a_vcpu_that_is_started_in_its_step_is_at_its_first_instruction,
 }
@@ -193,7 +193,7 @@ fn a_vcpu_that_is_started_in_its_step_is_at_its_first_instruction(chips: Chips) 
     is_started_in_its_step(&vmm, &ENDS, 1);
 }
 
-fn a_halted_vcpu_that_is_started_anew_in_its_step_is_at_its_first_instruction(chips: Chips) {
+fn a_halted_vcpu_that_is_started_again_in_its_step_is_at_its_first_instruction(chips: Chips) {
     let vmm = halted(chips);
     // KVM goes on in the entry that accepts them; in Bochs the first fetch from a page causes a spurious trap.
     is_started_in_its_step(&vmm, if chips == USER { &ENDS } else { &ENDS[1..] }, 2);

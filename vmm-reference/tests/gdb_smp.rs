@@ -25,7 +25,7 @@ type Client = RemoteClient<UnixStream>;
 with_all_chips! {
     a_processor_that_was_never_started_says_so,
     with_scheduler_locking_only_the_stepped_vcpu_moves,
-    without_scheduler_locking_the_other_vcpu_runs_meanwhile,
+    without_scheduler_locking_the_other_vcpu_runs_too,
     both_vcpus_hit_one_breakpoint_once_at_each_pass,
     a_breakpoint_is_hit_by_every_vcpu_that_passes_while_another_is_stepped,
     five_hundred_random_operations_never_lock_up,
@@ -111,7 +111,7 @@ printf "ap=%ld\n", (long)ap_counter
     assert!((8..=9).contains(&(ap[2] - ap[1])), "{ap:?}");
 }
 
-fn without_scheduler_locking_the_other_vcpu_runs_meanwhile(chips: Chips) {
+fn without_scheduler_locking_the_other_vcpu_runs_too(chips: Chips) {
     let vmm = booted_with(chips);
     let gdb = vmm.gdb(
         r#"

@@ -54,11 +54,11 @@ proptest! {
             } else {
                 prop_assert_eq!(table.remove(point), set.remove(&point));
             }
-            table.arm(&ram, None).unwrap();
+            table.write_instructions(&ram, None).unwrap();
             for at in &table.armed().software {
                 prop_assert_eq!(ram.0.borrow()[usize::try_from(at.0).unwrap()], 0xcc);
             }
-            table.disarm(&ram);
+            table.restore_memory(&ram);
             prop_assert_eq!(*ram.0.borrow(), original);
         }
         for point in set {

@@ -16,7 +16,7 @@ use crate::order::{Armed, ResumePlan, Stop, StopReason, VcpuOrder};
 pub enum Effect {
     /// The vCPU's thread has a new order: if it waits, wake it up.
     Wake(VcpuId),
-    /// The vCPU runs and must stop: make it leave the guest, so that it finds
+    /// The vCPU runs and must stop: make it leave the guest, so it finds
     /// [`RunControl::must_stop`] true.
     Kick(VcpuId),
     /// All vCPUs are stopped: [`RunControl::take_stops`] has a list. Once for each list.

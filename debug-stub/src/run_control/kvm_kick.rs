@@ -122,10 +122,14 @@ fn sigaction(
     Ok(old.sa_sigaction)
 }
 
-/// `immediate_exit` of a vCPU's run structure, mapped a second time: it stays valid whatever becomes
-/// of the VMM's `VcpuFd`.
+/// `immediate_exit` of a vCPU's run structure, mapped a second time, for a VMM with a kick of its own:
+/// any thread and a signal handler may store it, whatever the VMM's `VcpuFd` lends and whatever becomes
+/// of it.
+///
+/// # System calls
+/// `mmap`; `munmap` when dropped.
 #[derive(Debug)]
-struct ImmediateExit {
+pub struct ImmediateExit {
     page: NonNull<c_void>,
 }
 
@@ -133,7 +137,11 @@ struct ImmediateExit {
 const MAPPED: usize = 4096;
 
 impl ImmediateExit {
-    fn map(vcpu: &impl AsRawFd) -> io::Result<Self> {
+    /// Maps the page. `vcpu` is the vCPU's descriptor, a `VcpuFd` for instance.
+    ///
+    /// # Errors
+    /// If it is not a vCPU's, or the process has no room for another mapping.
+    pub fn map(vcpu: &impl AsRawFd) -> io::Result<Self> {
         const { assert!(offset_of!(kvm_run, immediate_exit) < MAPPED) };
         // SAFETY: a new shared mapping, at an address that the kernel chooses.
         let page = unsafe {
@@ -153,7 +161,9 @@ impl ImmediateExit {
         Ok(Self { page })
     }
 
-    fn byte(&self) -> &AtomicU8 {
+    /// The byte. While it is 1, `KVM_RUN` returns `EINTR` at once.
+    #[must_use]
+    pub fn byte(&self) -> &AtomicU8 {
         let byte = self.page.cast::<u8>();
         // SAFETY: within the mapping, as `map` asserts.
         let byte = unsafe { byte.add(offset_of!(kvm_run, immediate_exit)) };
@@ -442,9 +452,9 @@ mod tests {
         threads.kick(VcpuId(0));
     }
 
-    /// A vCPU that is built anew: `entered = threads.enter(...)` drops the old one last.
+    /// A vCPU that is built again: `entered = threads.enter(...)` drops the old one last.
     #[test]
-    fn a_vcpu_that_is_built_anew_on_its_thread_can_be_kicked() {
+    fn a_vcpu_that_is_built_again_on_its_thread_can_be_kicked() {
         let threads = VcpuThreads::new(KickSignal::usual().unwrap());
         let (old, new) = (run_page(), run_page());
         let mut entered = threads.enter(VcpuId(0), &old).unwrap();

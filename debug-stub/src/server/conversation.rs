@@ -1,17 +1,19 @@
-//! Between a session and its connection, whatever loop waits for both.
+//! A session and its client, whatever loop waits for both.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
 
 use super::guest_control::GuestControl;
+use super::stream::{Readiness, has_hung_up, wait};
 use crate::host::{Action, Host};
 use crate::session::Session;
 
 /// Bytes read at a time.
-pub(super) const READ_SIZE: usize = 64 << 10;
+const READ_SIZE: usize = 64 << 10;
 
 /// What a read from the client came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Received {
+enum Received {
     /// Input was served.
     Input,
     /// There was nothing to read, or no room for it.
@@ -22,14 +24,214 @@ pub(super) enum Received {
 
 /// Whether the connection goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Connection {
+enum Connection {
     Open,
     /// The client has gone, or the session has no more to say to it.
     Over,
 }
 
+/// The client of a session, if there is one.
+///
+/// A call after which the client has gone returns the client's connection, for a loop that watches it.
+#[derive(Debug)]
+pub(super) struct Conversation<S> {
+    client: Option<S>,
+    buffer: Vec<u8>,
+}
+
+impl<S> Conversation<S> {
+    /// Without a client.
+    pub(super) fn new() -> Self {
+        Self {
+            client: None,
+            buffer: vec![0; READ_SIZE],
+        }
+    }
+
+    #[cfg(feature = "event-manager")]
+    pub(super) fn client(&self) -> Option<&S> {
+        self.client.as_ref()
+    }
+
+    /// Whether another client has to be turned away.
+    pub(super) fn turns_away(&self) -> bool {
+        if self.client.is_some() {
+            tracing::warn!("a second debugger was turned away: one is attached");
+        }
+        self.client.is_some()
+    }
+
+    /// Ends the connection. The session releases the guest, at once or when it has stopped.
+    pub(super) fn hang_up<H: Host + GuestControl>(
+        &mut self,
+        session: &mut Session<H>,
+    ) -> Option<S> {
+        let gone = self.client.take();
+        if gone.is_some() {
+            tracing::info!("the debugger has gone");
+        }
+        session.disconnected();
+        act(session);
+        gone
+    }
+}
+
+impl<S: Read + Write + AsFd> Conversation<S> {
+    /// A client has connected.
+    pub(super) fn attach<H: Host + GuestControl>(
+        &mut self,
+        session: &mut Session<H>,
+        client: S,
+    ) -> Option<S> {
+        tracing::info!("a debugger has connected");
+        self.client = Some(client);
+        let state = session.host().guest_state();
+        session.attach(state);
+        self.settle(session)
+    }
+
+    /// What to wait for at the connection, beside its end: input only while the session wants some, room
+    /// only while output waits.
+    pub(super) fn readiness<H: Host>(&self, session: &Session<H>) -> Option<Readiness> {
+        let fd = self.client.as_ref()?.as_fd().as_raw_fd();
+        Some(Readiness::of_client(
+            fd,
+            session.input_room() > 0,
+            !session.output().is_empty(),
+        ))
+    }
+
+    /// The guest may have stopped: the session, or the VMM if no debugger is attached, takes the stops.
+    pub(super) fn take_stops<H: Host + GuestControl>(
+        &mut self,
+        session: &mut Session<H>,
+    ) -> Option<S> {
+        let stops = session.host_mut().take_stops()?;
+        if session.is_attached() {
+            session.stopped(stops);
+            self.settle(session)
+        } else {
+            session.host_mut().unattended(stops);
+            None
+        }
+    }
+
+    /// Serves the client after a wait.
+    pub(super) fn serve<H: Host + GuestControl>(
+        &mut self,
+        session: &mut Session<H>,
+        ready: Readiness,
+    ) -> Option<S> {
+        if ready.has_input() {
+            if let (_, Some(gone)) = self.read(session) {
+                return Some(gone);
+            }
+        }
+        if ready.has_room() {
+            if let Some(gone) = self.settle(session) {
+                return Some(gone);
+            }
+        }
+        if ready.has_hung_up() {
+            return self.let_go_if_gone(session);
+        }
+        None
+    }
+
+    /// If the client has gone, serves what it sent before, as far as the session takes it, and ends the
+    /// connection.
+    ///
+    /// The socket is asked, not what a wait has returned: a loop may see the next client first, and what
+    /// epoll reports may belong to an earlier connection whose descriptor number this one has got.
+    pub(super) fn let_go_if_gone<H: Host + GuestControl>(
+        &mut self,
+        session: &mut Session<H>,
+    ) -> Option<S> {
+        while self.client.as_ref().is_some_and(has_hung_up) {
+            match self.read(session) {
+                (_, Some(gone)) => return Some(gone),
+                (Received::Nothing, None) => return self.hang_up(session),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Sends what the socket takes now. The loop notices a connection that is broken.
+    #[cfg(feature = "event-manager")]
+    pub(super) fn send<H: Host>(&mut self, session: &mut Session<H>) {
+        if let Some(client) = &mut self.client {
+            let _ = send(session, client);
+        }
+    }
+
+    /// Waits once, for the guest, the client and `others`, and serves the first two.
+    pub(super) fn wait<H: Host + GuestControl>(
+        &mut self,
+        session: &mut Session<H>,
+        others: &mut [Readiness],
+    ) -> io::Result<()> {
+        let mut all = Vec::with_capacity(others.len() + 2);
+        all.extend_from_slice(others);
+        all.push(Readiness::of_input(session.host().stopped_fd()));
+        all.extend(self.readiness(session));
+        match wait(&mut all) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
+            other => other?,
+        }
+        let mut ready = all.into_iter();
+        for (other, ready) in others.iter_mut().zip(&mut ready) {
+            *other = ready;
+        }
+        if ready.next().is_some_and(|guest| guest.is_ready()) {
+            self.take_stops(session);
+        }
+        if let Some(client) = ready.next() {
+            self.serve(session, client);
+        }
+        Ok(())
+    }
+
+    /// Serves the client until it has gone and the guest is released.
+    pub(super) fn run_until_released<H: Host + GuestControl>(
+        &mut self,
+        session: &mut Session<H>,
+    ) -> io::Result<()> {
+        while self.client.is_some() || session.is_attached() {
+            self.wait(session, &mut [])?;
+        }
+        Ok(())
+    }
+
+    /// Reads once.
+    fn read<H: Host + GuestControl>(&mut self, session: &mut Session<H>) -> (Received, Option<S>) {
+        let Some(client) = &mut self.client else {
+            return (Received::Nothing, None);
+        };
+        let received = receive(session, client, &mut self.buffer);
+        let gone = match received {
+            Received::Nothing => None,
+            Received::Input => self.settle(session),
+            Received::End => self.hang_up(session),
+        };
+        (received, gone)
+    }
+
+    /// Acts on all that the session wants, and sends what it has to say.
+    fn settle<H: Host + GuestControl>(&mut self, session: &mut Session<H>) -> Option<S> {
+        let Some(client) = &mut self.client else {
+            act(session);
+            return None;
+        };
+        match settle(session, client) {
+            Connection::Open => None,
+            Connection::Over => self.hang_up(session),
+        }
+    }
+}
+
 /// Reads once, so one client cannot keep the loop for itself: the loop says when there is more.
-pub(super) fn receive<H: Host + GuestControl>(
+fn receive<H: Host + GuestControl>(
     session: &mut Session<H>,
     stream: &mut impl Read,
     buffer: &mut [u8],
@@ -53,10 +255,7 @@ pub(super) fn receive<H: Host + GuestControl>(
 }
 
 /// Acts on all that the session wants, and sends what it has to say as far as the socket takes it.
-pub(super) fn settle<H: Host + GuestControl>(
-    session: &mut Session<H>,
-    stream: &mut impl Write,
-) -> Connection {
+fn settle<H: Host + GuestControl>(session: &mut Session<H>, stream: &mut impl Write) -> Connection {
     loop {
         act(session);
         match send(session, stream) {
@@ -75,7 +274,7 @@ pub(super) fn settle<H: Host + GuestControl>(
 }
 
 /// Acts on all that the session wants.
-pub(super) fn act<H: Host + GuestControl>(session: &mut Session<H>) {
+fn act<H: Host + GuestControl>(session: &mut Session<H>) {
     while let Some(action) = session.next_action() {
         tracing::debug!(?action, "the session asks for");
         let host = session.host_mut();
@@ -92,26 +291,8 @@ pub(super) fn act<H: Host + GuestControl>(session: &mut Session<H>) {
     }
 }
 
-/// The guest may have stopped: tells the session, or the VMM if no debugger is attached. Returns whether
-/// the session may have something to say or to do.
-pub(super) fn take_stops<H: Host + GuestControl>(session: &mut Session<H>) -> bool {
-    let Some(stops) = session.host_mut().take_stops() else {
-        return false;
-    };
-    if session.is_attached() {
-        session.stopped(stops);
-        true
-    } else {
-        session.host_mut().unattended(stops);
-        false
-    }
-}
-
 /// Sends what the socket takes at once; returns how much that was.
-pub(super) fn send<H: Host>(
-    session: &mut Session<H>,
-    stream: &mut impl Write,
-) -> io::Result<usize> {
+fn send<H: Host>(session: &mut Session<H>, stream: &mut impl Write) -> io::Result<usize> {
     let output = session.output();
     if output.is_empty() {
         return Ok(0);

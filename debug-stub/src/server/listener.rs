@@ -1,4 +1,4 @@
-//! Listening sockets that nobody else can use by accident.
+//! Listening sockets that no other user of the host reaches by accident.
 #![expect(
     unsafe_code,
     reason = "std cannot set the mode of a Unix socket before its path appears"
@@ -25,8 +25,8 @@ use super::stream::Stream;
 /// Why nothing listens.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// Whoever reaches this address controls the guest, and reads all its memory.
-    #[error("{0} is not a loopback address: anyone who reaches it could control the guest")]
+    /// Every client that can connect controls the guest, and reads all its memory.
+    #[error("{0} is not a loopback address: every client that can connect controls the guest")]
     NotLoopback(SocketAddr),
     /// Another process listens there.
     #[error("{0} is in use: another process listens there")]
@@ -73,8 +73,8 @@ pub struct Listener {
 impl Listener {
     /// Listens.
     ///
-    /// A Unix socket has mode 0600 from the moment its path exists. A socket file that nobody
-    /// listens at, left by a process that was killed, is replaced.
+    /// A Unix socket has mode 0600 from the moment its path exists. A socket file without a
+    /// listener, left by a process that was killed, is replaced.
     ///
     /// # Errors
     /// If the address is in use, or is not loopback and `allow_remote` is false.
@@ -91,7 +91,7 @@ impl Listener {
                     }
                     tracing::warn!(
                         address = %at,
-                        "listening beyond this machine: whoever connects controls the guest"
+                        "listening beyond this machine: every client that can connect controls the guest"
                     );
                 }
                 let listener = TcpListener::bind(at).map_err(|error| match error.kind() {
@@ -218,7 +218,7 @@ impl Drop for Listener {
     }
 }
 
-/// Removes what is at the path if it is a socket that nobody listens at.
+/// Removes what is at the path if it is a socket without a listener.
 fn make_way(path: &Path) -> Result<(), ListenError> {
     let address = || ListenAddress::Unix(path.to_owned());
     let io_error = |source| ListenError::Io {
@@ -229,17 +229,17 @@ fn make_way(path: &Path) -> Result<(), ListenError> {
         Ok(file) if !file.file_type().is_socket() => {
             return Err(ListenError::NotASocket(path.to_owned()));
         }
-        // Gone meanwhile.
+        // It has gone since.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(io_error(error)),
         Ok(_) => {}
     }
-    // A datagram socket cannot connect to a stream socket (EPROTOTYPE), but is told whether there
-    // is one: nobody's debugging session is disturbed by being asked.
+    // A datagram socket cannot connect to a stream socket (EPROTOTYPE), but learns whether there
+    // is one. That does not disturb a debugging session there.
     let probe = UnixDatagram::unbound().map_err(io_error)?;
     match probe.connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            tracing::info!(path = %path.display(), "replacing a socket that nobody listens at");
+            tracing::info!(path = %path.display(), "replacing a socket without a listener");
             fs::remove_file(path).map_err(io_error)
         }
         _ => Err(ListenError::InUse(address())),
@@ -262,15 +262,15 @@ impl From<io::Error> for BindError {
 }
 
 /// Binds and listens, with mode 0600 from the start: Linux takes the permissions of the file from
-/// those of the socket (net/unix/af_unix.c, `unix_bind_bsd`), so that they are set before there
-/// is a path. To change the umask for the moment would change it for every thread.
+/// those of the socket (net/unix/af_unix.c, `unix_bind_bsd`), so they are set before there
+/// is a path. The umask is not used: it is one for all threads.
 fn bind_unix(path: &Path) -> Result<UnixListener, BindError> {
     // SAFETY: `socket` takes no pointer.
     let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {
         return Err(io::Error::last_os_error().into());
     }
-    // SAFETY: `fd` was returned by `socket` just now, and nobody else has it.
+    // SAFETY: `fd` was returned by `socket` just now, and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let socket = File::from(socket);
     socket.set_permissions(Permissions::from_mode(0o600))?;

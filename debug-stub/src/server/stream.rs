@@ -16,6 +16,9 @@ use std::os::fd::RawFd;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+#[cfg(feature = "event-manager")]
+use event_manager::EventSet;
+
 #[derive(Debug)]
 pub(super) enum Stream {
     Tcp(TcpStream),
@@ -53,6 +56,36 @@ impl Readiness {
             events: libc::POLLRDHUP | input | room,
             revents: 0,
         })
+    }
+
+    /// What epoll has reported of a connection.
+    #[cfg(feature = "event-manager")]
+    pub(super) fn of_event(fd: i32, events: EventSet) -> Self {
+        let bits = [
+            (EventSet::IN, libc::POLLIN),
+            (EventSet::OUT, libc::POLLOUT),
+            (EventSet::ERROR, libc::POLLERR),
+            (EventSet::HANG_UP, libc::POLLHUP),
+            (EventSet::READ_HANG_UP, libc::POLLRDHUP),
+        ];
+        let revents = bits
+            .into_iter()
+            .filter(|(event, _)| events.contains(*event))
+            .fold(0, |all, (_, bit)| all | bit);
+        Self(libc::pollfd {
+            fd,
+            events: 0,
+            revents,
+        })
+    }
+
+    /// What it is waited for, as epoll takes it.
+    #[cfg(feature = "event-manager")]
+    pub(super) fn interest(&self) -> EventSet {
+        let mut interest = EventSet::READ_HANG_UP;
+        interest.set(EventSet::IN, self.0.events & libc::POLLIN != 0);
+        interest.set(EventSet::OUT, self.0.events & libc::POLLOUT != 0);
+        interest
     }
 
     fn has(&self, events: libc::c_short) -> bool {
@@ -199,8 +232,8 @@ fn ends_a_packet(data: &[u8]) -> bool {
 /// Has TCP acknowledge what has come at once, not after 40 ms (tcp(7), `TCP_QUICKACK`; it is no
 /// lasting setting).
 ///
-/// A client behind a serial line or a proxy sends a packet in pieces, and one that has not turned
-/// Nagle's algorithm off (RFC 896) sends the second only after the first is acknowledged: each
+/// A client behind a serial line or a proxy sends a packet in pieces, and one that uses
+/// Nagle's algorithm (RFC 896) sends the second only after the first is acknowledged: each
 /// packet would take these 40 ms longer.
 fn acknowledge_now(fd: BorrowedFd<'_>) {
     set_tcp_option(fd, libc::TCP_QUICKACK);
@@ -263,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_packet_in_pieces_has_nobody_to_answer_it() {
+    fn only_a_part_of_a_packet_gets_no_reply() {
         for whole in [
             &b"$g#67"[..],
             b"+",

@@ -71,8 +71,9 @@ impl<H: Host> Session<H> {
         };
         self.state = State::Running { interrupted: false };
         self.flush_notices();
-        if matches!(self.last_stop.reason, StopReason::Exited(_)) {
-            // The guest ended as the client came, and the client has not asked why yet.
+        if self.has_ended() {
+            // The guest ended while it was stopped or as the client came, and the client has not asked
+            // yet.
             return self.report(&self.last_stop.clone());
         }
         if let Some(stop) = self.next_queued(&plan) {
@@ -83,7 +84,7 @@ impl<H: Host> Session<H> {
             Err((vcpu, text)) => return self.fail_resume(vcpu, &text),
         };
         let Session { guest, .. } = self;
-        if let Err(address) = guest.breakpoints.arm(&guest.host, lifted) {
+        if let Err(address) = guest.breakpoints.write_instructions(&guest.host, lifted) {
             let text = format!("the breakpoint at physical {address} cannot be written: delete it");
             return self.fail_resume(self.guest.current, &text);
         }

@@ -49,7 +49,22 @@ impl<H: Host> Session<H> {
     }
 
     /// Chooses the stop to report, and queues those of the others that do not happen again.
-    pub(super) fn choose(&mut self, mut stops: Vec<Stop>) -> Option<Stop> {
+    pub(super) fn choose(&mut self, stops: Vec<Stop>) -> Option<Stop> {
+        let mut stops = self.by_urgency(stops).into_iter();
+        let chosen = stops.next()?;
+        if chosen.reason == StopReason::Reset {
+            // Whatever stopped before belongs to a machine that is no more.
+            self.queued.clear();
+            return Some(chosen);
+        }
+        for stop in stops.filter(|stop| happens_once(&stop.reason)) {
+            self.queue(stop);
+        }
+        Some(chosen)
+    }
+
+    /// Returns the stops that count, the one to report first in front.
+    pub(super) fn by_urgency(&mut self, mut stops: Vec<Stop>) -> Vec<Stop> {
         if !self.guest.exists(self.guest.current) {
             // It was unplugged while the guest ran.
             self.guest.current = VcpuId(0);
@@ -63,33 +78,16 @@ impl<H: Host> Session<H> {
         }
         // Of equals the vCPU that the client has selected, then the first.
         stops.sort_by_key(|stop| (urgency(&stop.reason), stop.vcpu != current, stop.vcpu));
-        let mut stops = stops.into_iter();
-        let chosen = stops.next()?;
-        if chosen.reason == StopReason::Reset {
-            // Whatever stopped before belongs to a machine that is no more.
-            self.queued.clear();
-            return Some(chosen);
-        }
-        for stop in stops {
-            match stop.reason {
-                // Trap-like or final: it does not happen again.
-                StopReason::Watchpoint { .. }
-                | StopReason::TripleFault(_)
-                | StopReason::InternalError(_) => self.queued.push_back(stop),
-                // Fault-like: the vCPU is before the instruction, and stops there again.
-                StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint => {}
-                // All-stop: there is one reply to a resume, for whichever vCPU.
-                StopReason::Step
-                | StopReason::Interrupted
-                | StopReason::Reset
-                | StopReason::Exited(_) => {}
-            }
-        }
+        stops
+    }
+
+    /// Keeps a stop for the next resume of its vCPU.
+    pub(super) fn queue(&mut self, stop: Stop) {
+        self.queued.push_back(stop);
         // One of each vCPU at most can be true at a time.
         while self.queued.len() > usize::from(self.guest.host.vcpu_count()) {
             self.queued.pop_front();
         }
-        Some(chosen)
     }
 
     /// Sends the stop reply; the guest is stopped for the client then.
@@ -171,8 +169,24 @@ impl<H: Host> Session<H> {
     }
 }
 
+/// Returns `true` for a vCPU's stop that is lost if it is not reported.
+pub(super) fn happens_once(reason: &StopReason) -> bool {
+    match reason {
+        // Trap-like or final: it does not happen again.
+        StopReason::Watchpoint { .. }
+        | StopReason::TripleFault(_)
+        | StopReason::InternalError(_) => true,
+        // Fault-like: the vCPU is before the instruction, and stops there again.
+        StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint => false,
+        // All-stop: a resume has one reply, which is of one vCPU.
+        StopReason::Step | StopReason::Interrupted | StopReason::Reset | StopReason::Exited(_) => {
+            false
+        }
+    }
+}
+
 /// Returns `true` for a reason that is the guest's, not a vCPU's.
-fn is_of_the_guest(reason: &StopReason) -> bool {
+pub(super) fn is_of_the_guest(reason: &StopReason) -> bool {
     matches!(reason, StopReason::Exited(_) | StopReason::Reset)
 }
 

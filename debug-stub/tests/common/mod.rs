@@ -15,13 +15,80 @@
     reason = "this is the world around the core, and it stops where what must hold does not"
 )]
 
-#[cfg(feature = "server")]
-pub mod simulated;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use debug_stub::x86_64::RegisterFile;
 use debug_stub::x86_64::simulated::{SimulatedMachine as Machine, host_report};
 use debug_stub::{Action, GuestState, Host, ResumePlan, Session, SessionConfig, Stop};
 use vcpu_caps::{Capability, GuestDebug, Plan, Profile, negotiate};
+
+/// How long a test waits for what must happen.
+pub const LONG: Duration = Duration::from_secs(20);
+
+/// Implements `Host` for a type that has the machine behind a lock: `|guest| lock` takes it.
+macro_rules! host_with_locked_machine {
+    ($host:ty, |$guest:ident| $lock:expr) => {
+        impl debug_stub::GuestMemory for $host {
+            fn read_memory(&self, at: debug_stub::GuestPhysAddr, data: &mut [u8]) -> usize {
+                let $guest = self;
+                $lock.read_memory(at, data)
+            }
+
+            fn write_memory(&self, at: debug_stub::GuestPhysAddr, data: &[u8]) -> usize {
+                let $guest = self;
+                $lock.write_memory(at, data)
+            }
+        }
+
+        impl debug_stub::Host for $host {
+            type Arch = debug_stub::x86_64::X86_64;
+            type Error =
+                <debug_stub::x86_64::simulated::SimulatedMachine as debug_stub::Host>::Error;
+
+            fn vcpu_count(&self) -> u16 {
+                let $guest = self;
+                $lock.vcpu_count()
+            }
+
+            fn vcpu_name(&self, vcpu: debug_stub::VcpuId) -> String {
+                let $guest = self;
+                $lock.vcpu_name(vcpu)
+            }
+
+            fn read_registers(
+                &mut self,
+                vcpu: debug_stub::VcpuId,
+                groups: debug_stub::x86_64::RegisterGroups,
+                registers: &mut debug_stub::x86_64::RegisterFile,
+            ) -> Result<(), Self::Error> {
+                let $guest = self;
+                $lock.read_registers(vcpu, groups, registers)
+            }
+
+            fn write_registers(
+                &mut self,
+                vcpu: debug_stub::VcpuId,
+                groups: debug_stub::x86_64::RegisterGroups,
+                registers: &debug_stub::x86_64::RegisterFile,
+            ) -> Result<(), Self::Error> {
+                let $guest = self;
+                $lock.write_registers(vcpu, groups, registers)
+            }
+
+            fn interrupts(&mut self, vcpu: debug_stub::VcpuId) -> debug_stub::Interrupts {
+                let $guest = self;
+                $lock.interrupts(vcpu)
+            }
+        }
+    };
+}
+#[allow(unused_imports, reason = "each test file uses a part of this one")]
+pub(crate) use host_with_locked_machine;
+
+#[cfg(feature = "server")]
+pub mod simulated;
 
 /// How many instructions a vCPU may execute before it counts as spinning.
 const BUDGET: usize = 200;
@@ -212,4 +279,27 @@ pub fn hex(text: impl AsRef<[u8]>) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
+}
+
+/// Runs GDB with these commands. Returns all that it printed.
+pub fn gdb(address: &str, commands: &[&str]) -> String {
+    let attach = format!("target remote {address}");
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-nx", "-batch", "-ex", "set confirm off"])
+        .args(["-ex", "set architecture i386:x86-64"])
+        .args(["-ex", &attach]);
+    for command in commands {
+        gdb.args(["-ex", command]);
+    }
+    let output = gdb.output().expect("gdb does not start: install gdb");
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+/// Waits, for something that another thread does.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < LONG, "never: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }

@@ -9,10 +9,7 @@ use std::time::Duration;
 
 use debug_stub::server::GuestControl;
 use debug_stub::x86_64::simulated::SimulatedMachine as Machine;
-use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
-use debug_stub::{
-    GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, VcpuId, VcpuOrder,
-};
+use debug_stub::{GuestState, Host, ResumePlan, Stop, VcpuOrder};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Run;
@@ -161,47 +158,4 @@ impl GuestControl for Simulated {
     }
 }
 
-impl GuestMemory for Simulated {
-    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
-        lock(&self.shared.machine).read_memory(address, data)
-    }
-
-    fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize {
-        lock(&self.shared.machine).write_memory(address, data)
-    }
-}
-
-impl Host for Simulated {
-    type Arch = X86_64;
-    type Error = <Machine as Host>::Error;
-
-    fn vcpu_count(&self) -> u16 {
-        lock(&self.shared.machine).vcpu_count()
-    }
-
-    fn vcpu_name(&self, vcpu: VcpuId) -> String {
-        lock(&self.shared.machine).vcpu_name(vcpu)
-    }
-
-    fn read_registers(
-        &mut self,
-        vcpu: VcpuId,
-        groups: RegisterGroups,
-        registers: &mut RegisterFile,
-    ) -> Result<(), Self::Error> {
-        lock(&self.shared.machine).read_registers(vcpu, groups, registers)
-    }
-
-    fn write_registers(
-        &mut self,
-        vcpu: VcpuId,
-        groups: RegisterGroups,
-        registers: &RegisterFile,
-    ) -> Result<(), Self::Error> {
-        lock(&self.shared.machine).write_registers(vcpu, groups, registers)
-    }
-
-    fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts {
-        lock(&self.shared.machine).interrupts(vcpu)
-    }
-}
+host_with_locked_machine!(Simulated, |host| lock(&host.shared.machine));

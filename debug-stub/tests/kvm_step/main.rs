@@ -262,6 +262,35 @@ fn a_halted_vcpu_is_kicked_out_of_its_step() {
     assert_eq!(guest.vcpu.waiting(), Some("halted"));
 }
 
+/// `print f(1)` in gdb, on a vCPU that waits.
+#[test]
+fn a_halted_vcpu_runs_where_the_debugger_sends_it_and_is_halted_again_when_it_is_sent_back() {
+    // cli; hlt; jmp $; inc ax; inc ax; jmp $
+    let mut guest = Guest::new(&[0xfa, 0xf4, 0xeb, 0xfe, 0x40, 0x40, 0xeb, 0xfe]);
+    guest.step_to(CODE + 1);
+    guest.step_to(CODE + 2);
+    assert_eq!(guest.vcpu.waiting(), Some("halted"));
+    let before = guest.registers();
+    // The same RIP changes nothing.
+    guest.set(|file| file.core.rcx = 1);
+    assert_eq!(guest.vcpu.waiting(), Some("halted"));
+    guest.set(|file| file.core.rip = CODE + 4);
+    assert_eq!(guest.vcpu.waiting(), None);
+    guest.step_to(CODE + 5);
+    let armed = Armed {
+        hardware: vec![HwBreakpoint::execute(CODE + 6)],
+        ..Armed::default()
+    };
+    let stopped = guest.run(&VcpuOrder::Continue, &armed);
+    assert_eq!(stopped, StopReason::HardwareBreakpoint);
+    assert_eq!(guest.registers().core.rax, before.core.rax + 2);
+    guest.set(|file| *file = before.clone());
+    assert_eq!(guest.vcpu.waiting(), Some("halted"));
+    guest.stop.store(true, Ordering::Release);
+    assert_eq!(guest.step(), StopReason::Interrupted);
+    assert_eq!(guest.registers().core, before.core);
+}
+
 #[test]
 fn a_step_that_yields_is_gone_on_with_and_registers_written_in_between_count() {
     // nop; inc ax; jmp $
@@ -307,7 +336,7 @@ fn what_is_released_is_neither_masked_nor_armed() {
 }
 
 #[test]
-fn a_hold_of_somebody_else_outlives_the_debuggers() {
+fn a_hold_of_another_owner_outlives_the_debuggers() {
     // sti; nop x6; jmp $
     let mut guest = Guest::new(&[0xfb, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0xeb, 0xfe]);
     let snapshot = Owner::new("snapshot");
@@ -480,7 +509,7 @@ fn a_breakpoint_that_the_guest_has_not_enabled_is_no_hit_of_its_own() {
     let fd = guest.vcpu.fd();
     let mut registers = fd.get_debug_regs().unwrap();
     // DR0, not enabled, is where the step ends: some processors set DR6.B0 for it. DR1 is enabled,
-    // so that KVM loads all of them.
+    // so KVM loads all of them.
     registers.db = [CODE + 1, 0xfff0, 0, 0];
     registers.dr7 = 0x408;
     fd.set_debug_regs(&registers).unwrap();

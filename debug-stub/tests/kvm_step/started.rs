@@ -1,4 +1,4 @@
-//! A vCPU that waits in KVM, and is started anew in its step: INIT and the startup IPI come while its
+//! A vCPU that waits in KVM, and is started again in its step: INIT and the startup IPI come while its
 //! thread sleeps in `KVM_RUN`.
 
 use std::hint::spin_loop;
@@ -171,7 +171,7 @@ fn a_vcpu_that_waits_for_init_may_get_it_at_any_time_of_its_step() {
 
 /// From the second step of a series on. Before that an exception that is on its way counts more.
 #[test]
-fn a_vcpu_that_runs_may_be_started_anew_at_any_time_of_a_series_of_steps() {
+fn a_vcpu_that_runs_may_be_started_again_at_any_time_of_a_series_of_steps() {
     for round in 0..ROUNDS {
         let mut guest = waiting(KVM_MP_STATE_RUNNABLE);
         guest.set(|file| file.core.rip = CODE);
@@ -201,9 +201,9 @@ fn a_vcpu_that_runs_may_be_started_anew_at_any_time_of_a_series_of_steps() {
     }
 }
 
-/// And whoever asks meanwhile what it does brings back no register of before.
+/// Reading its registers in between does not bring back stale ones.
 #[test]
-fn a_vcpu_that_is_started_anew_between_its_steps_stops_at_its_first_instruction() {
+fn a_vcpu_that_is_started_again_between_its_steps_stops_at_its_first_instruction() {
     let asks: [fn(&mut Guest); 4] = [
         |_| (),
         |guest| assert_eq!(guest.vcpu.waiting(), None),

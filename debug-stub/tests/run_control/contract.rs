@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use debug_stub::run_control::{AllStop, Effect, Order, RunControl, VcpuHandle};
+use debug_stub::run_control::{AllStop, Effect, Order, ResumeError, RunControl, VcpuHandle};
 use debug_stub::{ResumePlan, StopReason, VcpuId, VcpuOrder};
 
 const VCPU: VcpuId = VcpuId(0);
@@ -65,4 +65,29 @@ fn a_vcpu_whose_order_was_given_back_must_stop_until_it_takes_it_again() {
     assert!(!handle.must_stop());
     handle.report(StopReason::Step);
     assert!(handle.must_stop());
+}
+
+#[test]
+fn the_controller_does_not_run_a_vcpu_that_leaves() {
+    let all = AllStop::new(|_: VcpuId| {}).unwrap();
+    let mut leaving = all.add(VCPU).unwrap();
+    let mut other = all.add(VcpuId(1)).unwrap();
+    all.remove(VCPU).unwrap();
+    let stops = all.resume_here(&one_runs(), VCPU, |_, _, _| panic!("it leaves"));
+    assert_eq!(stops, Err(ResumeError::Leaving(VCPU)));
+    assert!(all.is_stopped());
+
+    let others_run = ResumePlan {
+        others: VcpuOrder::Continue,
+        ..ResumePlan::default()
+    };
+    let stops = all.resume_here(&others_run, VCPU, |_, _, _| panic!("it leaves"));
+    assert_eq!(stops, Ok(None));
+    assert!(matches!(other.next_order(), Order::Run(..)));
+    // Its thread has not left: the order was not taken from it.
+    assert!(all.add(VCPU).is_err());
+    assert_eq!(leaving.next_order(), Order::Leave);
+    all.interrupt();
+    other.report(StopReason::Interrupted);
+    assert_eq!(all.take_stops(), Some(Vec::new()));
 }

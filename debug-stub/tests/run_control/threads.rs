@@ -1,5 +1,6 @@
 //! The adapter with real threads: stops, interrupts, additions and removals at any moment.
 
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -450,6 +451,7 @@ fn the_controller_may_run_a_vcpu_itself() {
     assert_eq!(stops, Ok(Some(vec![])));
 
     // Interrupted, and not done.
+    let runs = rig.guest.runs.load(Ordering::SeqCst);
     let stops = rig
         .all
         .resume_here(&plan(&[CONTINUE, VcpuOrder::Stay]), VcpuId(0), |_, _, _| {
@@ -457,9 +459,8 @@ fn the_controller_may_run_a_vcpu_itself() {
             None
         });
     assert_eq!(stops, Ok(None), "its own thread ends what has begun");
-    let runs = rig.guest.runs.load(Ordering::SeqCst);
     assert_eq!(rig.stops(), []);
-    assert!(rig.guest.runs.load(Ordering::SeqCst) >= runs);
+    assert_eq!(rig.guest.runs.load(Ordering::SeqCst), runs + 1);
 }
 
 #[test]
@@ -524,7 +525,7 @@ fn a_waiter_gives_up() {
     assert!(start.elapsed() >= wait);
 }
 
-/// Waits with [`VcpuHandle::wait`], and serves a VMM's own requests meanwhile: it stores in `served` the
+/// Waits with [`VcpuHandle::wait`], and serves a VMM's own requests between orders: it stores in `served` the
 /// newest number in `requested`.
 fn serve_requests(vcpu: &mut VcpuHandle, requested: &AtomicU64, served: &AtomicU64) {
     loop {
@@ -633,6 +634,32 @@ fn nudges_stay_in_the_pipe_and_start_nothing() {
     for _ in 0..1000 {
         vcpu.wait();
     }
+}
+
+/// A thread with a loop of its own polls the descriptor with others.
+#[test]
+fn the_vcpus_descriptor_is_readable_until_its_wake_up_is_cleared() {
+    let readable = |vcpu: &VcpuHandle| {
+        let mut poll = [PollFd::new(vcpu.as_fd(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, PollTimeout::ZERO).unwrap() == 1
+    };
+    let all = AllStop::new(|_: VcpuId| {}).unwrap();
+    let mut vcpu = all.add(VcpuId(0)).unwrap();
+    assert!(!readable(&vcpu));
+    for cycle in 0..3 {
+        all.resume(&plan(&[step()])).unwrap();
+        all.nudge(VcpuId(0));
+        assert!(readable(&vcpu), "cycle {cycle}");
+        vcpu.clear_wake_up();
+        assert!(!readable(&vcpu), "one call takes all wake-ups");
+        assert!(matches!(vcpu.next_order(), Order::Run(..)));
+        vcpu.report(StopReason::Step);
+        assert_eq!(all.take_stops().map(|stops| stops.len()), Some(1));
+    }
+    all.remove(VcpuId(0)).unwrap();
+    assert!(readable(&vcpu));
+    vcpu.clear_wake_up();
+    assert_eq!(vcpu.next_order(), Order::Leave);
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn a_breakpoint_that_cannot_be_written_at_resume_is_reported_and_nothing_runs() 
 }
 
 #[test]
-fn rom_and_unmapped_addresses_take_a_debug_register_and_the_client_is_told() {
+fn rom_and_unmapped_addresses_take_a_debug_register_with_a_notice() {
     let mut rig = nops(1);
     rig.machine().memory_mut().protect(0x9000..0xa000);
     rig.ask("Z0,9000,1");

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fmt::Write;
 
+use debug_stub::Host;
 use debug_stub::x86_64::simulated::MonitorHook;
 use vcpu_caps::Owner;
 
@@ -13,7 +14,7 @@ thread_local! {
     static COMMANDS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-fn say_or_flood(command: &str, out: &mut dyn Write) -> bool {
+fn say_or_flood(_: &mut Machine, command: &str, out: &mut dyn Write) -> bool {
     COMMANDS.with_borrow_mut(|commands| commands.push(command.into()));
     match command.split_once(' ') {
         Some(("say", text)) => write!(out, "the machine says {text}").is_ok(),
@@ -116,4 +117,27 @@ fn the_vmms_own_commands_are_asked_for_last_and_bounded() {
     let commands = COMMANDS.with_borrow(Clone::clone);
     assert_eq!(commands, ["say  a b", "sing"]);
     assert_eq!(monitor(&mut rig, "flood").len(), 64 << 10);
+}
+
+/// A VMM's `system_reset` or `loadvm`.
+#[test]
+fn registers_are_read_again_after_a_command_of_the_vmms_own() {
+    fn reset(machine: &mut Machine, command: &str, _: &mut dyn Write) -> bool {
+        for vcpu in 0..usize::from(machine.vcpu_count()) {
+            registers_mut(machine, vcpu).core.rip = ENTRY;
+        }
+        command == "reset"
+    }
+    let hook = MonitorHook {
+        run: reset,
+        help: "",
+    };
+    // Also if the command says that it is not one.
+    for command in ["reset", "rest"] {
+        let mut rig = Rig::new(machine(1, &[code::NOP, code::SPIN]).with_monitor(hook));
+        rig.ask("vCont;s:1");
+        assert_eq!(rig.ask("p10"), hex((ENTRY + 1).to_le_bytes()));
+        monitor(&mut rig, command);
+        assert_eq!(rig.ask("p10"), hex(ENTRY.to_le_bytes()), "stale: {command}");
+    }
 }

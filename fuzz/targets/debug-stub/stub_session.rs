@@ -212,9 +212,8 @@ impl Vmm {
                     self.interrupting = true;
                 }
                 Action::Release => {
-                    // A client that came as the guest ended has seen it stopped, and detaches.
                     assert!(
-                        matches!(self.guest, Guest::Stopped | Guest::Ended),
+                        matches!(self.guest, Guest::Stopped),
                         "released: {:?}",
                         self.guest
                     );
@@ -309,7 +308,9 @@ impl Vmm {
         let may = match self.guest {
             Guest::Running(_) => true,
             Guest::Free => self.interrupting,
-            Guest::Stopped | Guest::Ended | Guest::Killed => false,
+            // An event that no vCPU's order has led to.
+            Guest::Stopped => self.session.is_attached(),
+            Guest::Ended | Guest::Killed => false,
         };
         if !may {
             return;

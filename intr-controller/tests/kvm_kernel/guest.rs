@@ -108,7 +108,7 @@ impl Guest {
             .unwrap();
     }
 
-    /// Writes registers of the local APIC. Keeps what is pending, since nothing arrives meanwhile.
+    /// Writes registers of the local APIC. Keeps what is pending, since nothing arrives in that time.
     pub(crate) fn edit_lapic(&self, edit: impl FnOnce(&mut kvm_lapic_state)) {
         let mut page = self.vcpu.get_lapic().unwrap();
         edit(&mut page);

@@ -28,7 +28,7 @@ fn fixed(number: u8) -> Event {
     Event::Fixed(vector(number))
 }
 
-/// What is in service when a handler has run and nobody has written EOI (SDM 3A, "Interrupt
+/// What is in service when a handler has run and has not written EOI (SDM 3A, "Interrupt
 /// Acceptance for Fixed Interrupts": the vector moves from IRR to ISR).
 ///
 /// kvm_pvm deviates: in real mode it delivers without setting the ISR bit, as if at once ended.

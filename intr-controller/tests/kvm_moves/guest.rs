@@ -44,7 +44,7 @@ pub(crate) struct Memory(GuestMemoryMmap);
 
 impl Memory {
     pub(crate) fn new() -> Self {
-        // A guest that blocks for ever ends the test with a message rather than hang it.
+        // A guest that blocks forever ends the test with a message rather than hang it.
         // SAFETY: `alarm` has no preconditions.
         unsafe { libc::alarm(240) };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
@@ -85,7 +85,7 @@ impl Memory {
         };
         // SAFETY:
         // - the range is a mapping of `MEMORY` bytes;
-        // - whoever has this and the VM keeps it until the VM is closed.
+        // - the owner of this and of the VM keeps it until the VM is closed.
         unsafe { vm.set_user_memory_region(region) }.unwrap();
     }
 

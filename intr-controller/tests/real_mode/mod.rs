@@ -44,7 +44,7 @@ impl RealMode {
     /// Gives the VM its memory. `end` is what a vector's handler does when it has written its log: up
     /// to ten bytes of code without an IRET.
     pub(crate) fn new(vm: &VmFd, end: impl Fn(u8) -> &'static [u8]) -> Self {
-        // A guest that blocks for ever ends the test with a message rather than hang it.
+        // A guest that blocks forever ends the test with a message rather than hang it.
         // SAFETY: `alarm` has no preconditions.
         unsafe { libc::alarm(240) };
         // Three pages that the guest does not use: kvm_intel needs them in real mode.
@@ -65,7 +65,7 @@ impl RealMode {
         memory.write_slice(&LOOP_CODE, GuestAddress(LOOP)).unwrap();
         for number in 0..=u8::MAX {
             let address = HANDLERS + HANDLER_SIZE * u64::from(number);
-            // PUSH AX; MOV AL, number; STOSB; POP AX: one instruction writes, so that an NMI which
+            // PUSH AX; MOV AL, number; STOSB; POP AX: one instruction writes, so an NMI which
             // comes in between loses nothing.
             let mut code = vec![0x50, 0xb0, number, 0xaa, 0x58];
             code.extend(end(number));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use crate::entry::{Entering, Permit};
+use crate::entry::{Entering, MustStop, Permit};
 use intr_controller::kvm::{Observation, ObserveError};
 use intr_controller::{Gsi, IrqchipMode, MsiMessage};
 use kvm_ioctls::VcpuFd;
@@ -11,7 +11,6 @@ use vcpu_caps::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chipset::ChipsetThread;
-use super::user::UserChips;
 use super::{IrqchipError, SignalError};
 use crate::clock::GuestClock;
 use crate::devices::InterruptLines;
@@ -19,7 +18,7 @@ use crate::devices::InterruptLines;
 /// The interrupt chips of one mode.
 ///
 /// The default methods are those of a mode in which all chips are KVM's: KVM does their work itself.
-pub(super) trait Chips: InterruptLines + fmt::Debug {
+pub(crate) trait Chips: InterruptLines + fmt::Debug {
     /// Which mode it is.
     fn mode(&self) -> IrqchipMode;
 
@@ -58,8 +57,50 @@ pub(super) trait Chips: InterruptLines + fmt::Debug {
     /// Guest time passes again, and the thread of the chips has to look at it.
     fn resumed(&self) {}
 
-    /// The emulated local APICs.
-    fn user(&self) -> Option<&UserChips> {
+    /// Whether the local APICs are emulated: a vCPU's thread then has an alarm for their timers.
+    fn has_local_timers(&self) -> bool {
+        false
+    }
+
+    /// What the vCPU waits for, in one word, where KVM does not know.
+    fn waiting(&self, _: VcpuId) -> Option<&'static str> {
         None
+    }
+
+    /// CR8, where KVM has only a copy.
+    fn cr8(&self, _: VcpuId) -> Option<u8> {
+        None
+    }
+
+    /// A debugger has written CR8.
+    fn set_cr8(&self, _: VcpuId, _: u64) {}
+
+    /// After each `KVM_RUN`: the guest may have written CR8.
+    fn after_exit(&self, _: VcpuId, _: u64) {}
+
+    /// `KVM_EXIT_HLT`.
+    fn halted(&self, _: VcpuId) {}
+
+    /// Sleeps until something has arrived for a halted vCPU, or `must_stop` is true. May return early.
+    fn wait(&self, _: VcpuId, _: &MustStop<'_>) {}
+
+    /// A read of the local APIC's page. Returns `false` if the address is not in it.
+    fn local_read(&self, _: VcpuId, _: u64, _: &mut [u8]) -> bool {
+        false
+    }
+
+    /// A write to the local APIC's page. Returns `false` if the address is not in it.
+    fn local_write(&self, _: VcpuId, _: u64, _: &[u8]) -> bool {
+        false
+    }
+
+    /// An RDMSR that KVM has left to the VMM; `None` is #GP.
+    fn read_msr(&self, _: VcpuId, _: u32) -> Option<u64> {
+        None
+    }
+
+    /// A WRMSR that KVM has left to the VMM. Returns `false` for #GP.
+    fn write_msr(&self, _: VcpuId, _: &VcpuFd, _: u32, _: u64) -> bool {
+        false
     }
 }

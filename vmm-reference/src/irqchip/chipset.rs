@@ -16,16 +16,15 @@ use intr_controller::chipset::Chipset;
 use intr_controller::ioapic::{IoApic, IoApicPins, IoApicVersion, PIN_COUNT};
 use intr_controller::routing::{GsiRouter, RouteError, SourceId};
 use intr_controller::{DestinationFormat, Gsi, GuestTime, InterruptMessage};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
+use nix::poll::{PollFd, PollFlags};
 use vm_device::bus::{MmioAddress, MmioAddressOffset, PioAddress, PioAddressOffset};
 use vm_device::{DeviceMmio, DevicePio};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::IrqchipError;
 use crate::clock::GuestClock;
-use crate::wake::SHORTEST_WAIT;
+use crate::devices::InterruptLines;
+use crate::wake::{self, SHORTEST_WAIT};
 
 /// The processors, as the chipset sees them.
 pub(super) trait Processors: Send + Sync {
@@ -45,7 +44,7 @@ type Messages = ArrayVec<InterruptMessage, { PIN_COUNT as usize }>;
 pub(super) struct SharedChipset<P> {
     chipset: Mutex<Chipset>,
     pub(super) processors: P,
-    clock: Arc<GuestClock>,
+    pub(super) clock: GuestClock,
     /// When the chipset is due, in nanoseconds of guest time; `u64::MAX` is never.
     next: AtomicU64,
     /// Wakes the thread.
@@ -81,7 +80,7 @@ impl Todo {
 }
 
 impl<P: Processors> SharedChipset<P> {
-    pub(super) fn new(processors: P, clock: Arc<GuestClock>) -> Result<Self, SharedChipsetError> {
+    pub(super) fn new(processors: P) -> Result<Self, SharedChipsetError> {
         let chipset = Chipset::new(
             // The 8254 at IOAPIC pin 2, as the ACPI and MP tables say.
             &GsiRouter::pc_entries(),
@@ -92,7 +91,7 @@ impl<P: Processors> SharedChipset<P> {
         Ok(Self {
             chipset: Mutex::new(chipset),
             processors,
-            clock,
+            clock: GuestClock::default(),
             next: AtomicU64::new(u64::MAX),
             pipe: WakePipe::new(Waiting::InALoop)?,
             quit: AtomicBool::new(false),
@@ -203,10 +202,7 @@ impl<P: Processors> SharedChipset<P> {
             polls.push(PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN));
             let fds = events.iter().map(|source| borrow(&source.0));
             polls.extend(fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-            match ppoll(&mut polls, time.map(TimeSpec::from_duration), None) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => tracing::error!(%error, "the interrupt chips cannot wait"),
-            }
+            wake::poll(&mut polls, time, "the interrupt chips cannot wait");
             let readable = |poll: &PollFd<'_>| poll.any().unwrap_or(false);
             if polls.first().is_some_and(readable) {
                 self.pipe.wait();
@@ -282,6 +278,17 @@ impl Drop for ChipsetThread {
             // A panic was printed already.
             let _ = thread.join();
         }
+    }
+}
+
+/// The chips of a machine whose chipset is emulated: [`Chips`](super::chips::Chips) of both modes that have
+/// one.
+#[derive(Debug)]
+pub(super) struct Emulated<P>(pub(super) Arc<SharedChipset<P>>);
+
+impl<P: Processors> InterruptLines for Emulated<P> {
+    fn set_line(&self, gsi: Gsi, source: SourceId, level: bool) {
+        self.0.set_line(gsi, source, level);
     }
 }
 

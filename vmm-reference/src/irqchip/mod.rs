@@ -36,15 +36,13 @@ use vmm_sys_util::eventfd::EventFd;
 pub(crate) use chipset::ChipsetThread;
 pub use chipset::SharedChipsetError;
 
-use crate::clock::GuestClock;
 use crate::devices::{DeviceError, Devices, InterruptLines, KernelLines};
-use crate::entry::{Entering, MustStop, Permit};
 use crate::layout;
 use crate::wake::Waker;
-use chips::Chips;
-use chipset::{OnTheBus, Processors, SharedChipset};
-use split::{SplitChips, SplitProcessors};
-use user::{UserChips, UserProcessors};
+pub(crate) use chips::Chips;
+use chipset::{Emulated, OnTheBus, Processors, SharedChipset};
+use split::SplitProcessors;
+use user::UserProcessors;
 
 /// The chips could not be created.
 #[derive(Debug, Error)]
@@ -134,7 +132,6 @@ impl Irqchip {
             .map(|_| Waker::new())
             .collect::<io::Result<_>>()
             .map_err(IrqchipError::Wakers)?;
-        let clock = Arc::new(GuestClock::default());
         let chips: Arc<dyn Chips> = match mode {
             IrqchipMode::Kernel => {
                 let irqchip = Arc::new(KernelIrqchip::new(Arc::clone(vm))?);
@@ -143,9 +140,9 @@ impl Irqchip {
             IrqchipMode::Split => {
                 let irqchip = SplitIrqchip::new(Arc::clone(vm))?;
                 let processors = SplitProcessors::new(irqchip, Arc::clone(&wakers));
-                let chipset = Arc::new(SharedChipset::new(processors, Arc::clone(&clock))?);
+                let chipset = Arc::new(SharedChipset::new(processors)?);
                 add_to_bus(&chipset, devices)?;
-                Arc::new(SplitChips { chipset, clock })
+                Arc::new(Emulated(chipset))
             }
             IrqchipMode::User => {
                 leave_apic_msrs(vm)?;
@@ -157,9 +154,9 @@ impl Irqchip {
                     ..LapicConfig::new(id.into(), id == 0, processor.tsc_hz)
                 });
                 let processors = UserProcessors::new(configs, Arc::clone(&wakers))?;
-                let chipset = Arc::new(SharedChipset::new(processors, Arc::clone(&clock))?);
+                let chipset = Arc::new(SharedChipset::new(processors)?);
                 add_to_bus(&chipset, devices)?;
-                Arc::new(UserChips { chipset, clock })
+                Arc::new(Emulated(chipset))
             }
         };
         Ok(Self { chips, wakers })
@@ -201,21 +198,9 @@ impl Irqchip {
         self.chips.observe(vcpu, fd, masked)
     }
 
-    /// What the vCPU waits for, in one word, where KVM does not know.
-    pub(crate) fn waiting(&self, vcpu: VcpuId) -> Option<&'static str> {
-        self.user()?.waiting(vcpu)
-    }
-
-    /// CR8, where KVM has only a copy.
-    pub(crate) fn cr8(&self, vcpu: VcpuId) -> Option<u8> {
-        self.user()?.cr8(vcpu)
-    }
-
-    /// A debugger has written CR8.
-    pub(crate) fn set_cr8(&self, vcpu: VcpuId, value: u64) {
-        if let Some(chips) = self.user() {
-            chips.set_cr8(vcpu, value);
-        }
+    /// What the vCPUs' threads and the debugger ask the chips of this mode.
+    pub(crate) fn chips(&self) -> &dyn Chips {
+        &*self.chips
     }
 
     /// The wake-up of a vCPU.
@@ -245,25 +230,6 @@ impl Irqchip {
     pub(crate) fn guest_stops(&self) {
         if let Some(clock) = self.chips.clock() {
             clock.stop();
-        }
-    }
-
-    pub(crate) fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
-        self.chips.before_entry(vcpu, fd, entering)
-    }
-
-    pub(crate) fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8) {
-        self.chips.end_of_interrupt(fd, vector);
-    }
-
-    /// The chips, if the local APICs are emulated.
-    pub(crate) fn user(&self) -> Option<&UserChips> {
-        self.chips.user()
-    }
-
-    pub(crate) fn wait(&self, vcpu: VcpuId, must_stop: &MustStop<'_>) {
-        if let Some(chips) = self.user() {
-            chips.wait(vcpu, must_stop);
         }
     }
 }

@@ -9,17 +9,15 @@ use intr_controller::kvm::MsiOutcome::Accepted;
 use intr_controller::kvm::{
     Observation, ObserveError, SplitEntry, SplitIrqchip, SplitVcpu, observe_split,
 };
-use intr_controller::routing::SourceId;
 use intr_controller::{Gsi, InterruptMessage, IrqchipMode, MsiMessage};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vcpu_caps::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chips::Chips;
-use super::chipset::{ChipsetThread, Processors, SharedChipset, lock};
+use super::chipset::{ChipsetThread, Emulated, Processors, lock};
 use super::{IrqchipError, SignalError};
 use crate::clock::GuestClock;
-use crate::devices::InterruptLines;
 use crate::entry::{Entering, Permit};
 use crate::wake::Waker;
 
@@ -79,29 +77,17 @@ impl Processors for SplitProcessors {
 }
 
 /// The chips of a machine whose local APICs are KVM's.
-#[derive(Debug)]
-pub(super) struct SplitChips {
-    pub(super) chipset: Arc<SharedChipset<SplitProcessors>>,
-    pub(super) clock: Arc<GuestClock>,
-}
-
-impl InterruptLines for SplitChips {
-    fn set_line(&self, gsi: Gsi, source: SourceId, level: bool) {
-        self.chipset.set_line(gsi, source, level);
-    }
-}
-
-impl Chips for SplitChips {
+impl Chips for Emulated<SplitProcessors> {
     fn mode(&self) -> IrqchipMode {
         IrqchipMode::Split
     }
 
     fn signal_msi(&self, message: MsiMessage) -> Result<bool, SignalError> {
-        Ok(self.chipset.processors.irqchip.signal_msi(message)? == Accepted)
+        Ok(self.0.processors.irqchip.signal_msi(message)? == Accepted)
     }
 
     fn connect(&self, event: &EventFd, gsi: Gsi) -> Result<(), IrqchipError> {
-        self.chipset.connect(event, gsi)
+        self.0.connect(event, gsi)
     }
 
     fn observe(
@@ -110,24 +96,24 @@ impl Chips for SplitChips {
         fd: &VcpuFd,
         masked: bool,
     ) -> Result<Option<Observation>, ObserveError> {
-        self.chipset.advance(self.clock.read().now);
-        observe_split(fd, self.chipset.intr(), masked).map(Some)
+        self.0.advance(self.0.clock.read().now);
+        observe_split(fd, self.0.intr(), masked).map(Some)
     }
 
     fn start(&self) -> io::Result<Option<ChipsetThread>> {
-        ChipsetThread::start(&self.chipset).map(Some)
+        ChipsetThread::start(&self.0).map(Some)
     }
 
     fn clock(&self) -> Option<&GuestClock> {
-        Some(&self.clock)
+        Some(&self.0.clock)
     }
 
     fn resumed(&self) {
-        self.chipset.resumed();
+        self.0.resumed();
     }
 
     fn before_entry(&self, id: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
-        let processors = &self.chipset.processors;
+        let processors = &self.0.processors;
         let (Some(vcpu), Some(waker)) = (
             processors.vcpus.get(id.index()),
             processors.wakers.get(id.index()),
@@ -135,7 +121,7 @@ impl Chips for SplitChips {
             return Permit::Failed(format!("{id} is unknown to the interrupt chips"));
         };
         waker.attend();
-        self.chipset.advance(self.clock.read().now);
+        self.0.advance(self.0.clock.read().now);
         loop {
             let intr = processors.intr.load(Ordering::Acquire);
             let entry = lock(vcpu).prepare(fd, intr, entering.masked);
@@ -143,7 +129,7 @@ impl Chips for SplitChips {
                 Ok(SplitEntry::Run) => return Permit::Enter,
                 Ok(SplitEntry::Acknowledge) => {
                     let injected = self
-                        .chipset
+                        .0
                         .acknowledge(|vector| lock(vcpu).inject_ext_int(fd, vector));
                     if let Err(error) = injected {
                         return Permit::Failed(error.to_string());
@@ -156,7 +142,7 @@ impl Chips for SplitChips {
 
     /// KVM reports more EOIs than a local APIC broadcasts.
     fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8) {
-        if !self.chipset.awaits_eoi(vector) {
+        if !self.0.awaits_eoi(vector) {
             return;
         }
         let broadcast = SplitVcpu::broadcasts_eoi(fd, vector).unwrap_or_else(|error| {
@@ -164,7 +150,7 @@ impl Chips for SplitChips {
             true
         });
         if broadcast {
-            self.chipset.end_of_interrupt(vector);
+            self.0.end_of_interrupt(vector);
         }
     }
 }

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{Observation, ObserveError, UserEntry, UserVcpu};
-use intr_controller::routing::SourceId;
 use intr_controller::{
     Acceptance, DestinationFormat, Destinations, DestinationsError, Effect, Gsi, InterruptMessage,
     IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
@@ -18,10 +17,9 @@ use vcpu_caps::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chips::Chips;
-use super::chipset::{ChipsetThread, Processors, SharedChipset, lock};
+use super::chipset::{ChipsetThread, Emulated, Processors, lock};
 use super::{IrqchipError, SignalError};
 use crate::clock::{ClockReading, GuestClock};
-use crate::devices::InterruptLines;
 use crate::entry::{Entering, MustStop, Permit};
 use crate::wake::{self, Waker};
 
@@ -106,16 +104,9 @@ impl Processors for UserProcessors {
     fn ioapic_changed(&self, _: &IoApic) {}
 }
 
-/// The chips of a machine that has none in the kernel.
-#[derive(Debug)]
-pub(crate) struct UserChips {
-    pub(super) chipset: Arc<SharedChipset<UserProcessors>>,
-    pub(super) clock: Arc<GuestClock>,
-}
-
-impl UserChips {
+impl Emulated<UserProcessors> {
     fn processors(&self) -> &UserProcessors {
-        &self.chipset.processors
+        &self.0.processors
     }
 
     fn vcpu(&self, id: VcpuId) -> Option<&Mutex<UserVcpu>> {
@@ -128,8 +119,8 @@ impl UserChips {
             return Permit::Failed(format!("{id} has no local APIC"));
         };
         waker.attend();
-        let reading = self.clock.read();
-        self.chipset.advance(reading.now);
+        let reading = self.0.clock.read();
+        self.0.advance(reading.now);
         loop {
             let mut locked = lock(vcpu);
             if entering.incomplete && locked.lapic().startup_pending() {
@@ -152,7 +143,7 @@ impl UserChips {
                 Ok(UserEntry::Acknowledge) => {
                     drop(locked);
                     let injected = self
-                        .chipset
+                        .0
                         .acknowledge(|vector| lock(vcpu).inject_ext_int(fd, vector));
                     if let Err(error) = injected {
                         return Permit::Failed(error.to_string());
@@ -163,41 +154,6 @@ impl UserChips {
         }
     }
 
-    pub(crate) fn after_exit(&self, id: VcpuId, cr8: u64) {
-        if let Some(vcpu) = self.vcpu(id) {
-            lock(vcpu).returned(cr8);
-        }
-    }
-
-    pub(crate) fn halted(&self, id: VcpuId) {
-        if let Some(vcpu) = self.vcpu(id) {
-            lock(vcpu).halt();
-        }
-    }
-
-    pub(crate) fn wait(&self, id: VcpuId, must_stop: &MustStop<'_>) {
-        let (Some(vcpu), Some(waker)) = (self.vcpu(id), self.processors().wakers.get(id.index()))
-        else {
-            return;
-        };
-        let ClockReading { now, .. } = self.clock.read();
-        let deadline = lock(vcpu).lapic().next_deadline(now);
-        let left = deadline.map(|at| at.saturating_since(now).max(wake::SHORTEST_WAIT));
-        waker.sleep(must_stop, left);
-    }
-
-    /// What the vCPU waits for, in one word.
-    pub(crate) fn waiting(&self, id: VcpuId) -> Option<&'static str> {
-        let vcpu = lock(self.vcpu(id)?);
-        if vcpu.lapic().waiting_for_sipi() {
-            Some("waits for SIPI")
-        } else if vcpu.is_halted() {
-            Some("halted")
-        } else {
-            None
-        }
-    }
-
     fn observed(
         &self,
         id: VcpuId,
@@ -205,22 +161,11 @@ impl UserChips {
         masked: bool,
     ) -> Option<Result<Observation, ObserveError>> {
         // What is due by now is pending.
-        let ClockReading { now, .. } = self.clock.read();
-        self.chipset.advance(now);
+        let ClockReading { now, .. } = self.0.clock.read();
+        self.0.advance(now);
         let mut vcpu = lock(self.vcpu(id)?);
         vcpu.lapic_mut().advance(now);
         Some(vcpu.observe(fd, masked))
-    }
-
-    pub(super) fn cr8(&self, id: VcpuId) -> Option<u8> {
-        Some(lock(self.vcpu(id)?).lapic().cr8())
-    }
-
-    pub(super) fn set_cr8(&self, id: VcpuId, value: u64) {
-        if let Some(vcpu) = self.vcpu(id) {
-            // KVM has taken it, so it has no reserved bit.
-            let _ = lock(vcpu).lapic_mut().set_cr8(value);
-        }
     }
 
     /// Acts on the local APIC of a vCPU, if the address is in its page.
@@ -230,51 +175,6 @@ impl UserChips {
         Some(act(vcpu.lapic_mut(), offset))
     }
 
-    pub(crate) fn local_read(&self, id: VcpuId, address: u64, data: &mut [u8]) -> bool {
-        let ClockReading { now, .. } = self.clock.read();
-        self.at(id, address, |lapic, offset| {
-            lapic.mmio_read(offset, data, now)
-        })
-        .is_some()
-    }
-
-    pub(crate) fn local_write(&self, id: VcpuId, address: u64, data: &[u8]) -> bool {
-        let ClockReading { now, .. } = self.clock.read();
-        let effect = self.at(id, address, |lapic, offset| {
-            lapic.mmio_write(offset, data, now)
-        });
-        match effect {
-            Some(effect) => {
-                self.apply(id, effect);
-                true
-            }
-            None => false,
-        }
-    }
-
-    pub(crate) fn read_msr(&self, id: VcpuId, index: u32) -> Option<u64> {
-        if !Lapic::owns_msr(index) {
-            return None;
-        }
-        let ClockReading { now, .. } = self.clock.read();
-        lock(self.vcpu(id)?).read_msr(index, now).ok()
-    }
-
-    pub(crate) fn write_msr(&self, id: VcpuId, fd: &VcpuFd, index: u32, value: u64) -> bool {
-        let Some(vcpu) = self.vcpu(id).filter(|_| Lapic::owns_msr(index)) else {
-            return false;
-        };
-        let ClockReading { now, .. } = self.clock.read();
-        let written = lock(vcpu).write_msr(fd, index, value, now);
-        match written {
-            Ok(effect) => {
-                self.apply(id, effect);
-                true
-            }
-            Err(_) => false,
-        }
-    }
-
     /// Does what a register access asks for. No lock is held.
     fn apply(&self, id: VcpuId, effect: Effect) {
         match effect {
@@ -282,7 +182,7 @@ impl UserChips {
             Effect::NotSent { delivery_mode } => {
                 tracing::debug!(vcpu = %id, delivery_mode, "an IPI of a delivery mode that does not exist");
             }
-            Effect::EoiBroadcast(vector) => self.chipset.end_of_interrupt(vector.get()),
+            Effect::EoiBroadcast(vector) => self.0.end_of_interrupt(vector.get()),
             Effect::IdentityChanged => {
                 if let Some(vcpu) = self.vcpu(id) {
                     self.processors().refresh(id.index(), vcpu);
@@ -302,13 +202,8 @@ impl UserChips {
     }
 }
 
-impl InterruptLines for UserChips {
-    fn set_line(&self, gsi: Gsi, source: SourceId, level: bool) {
-        self.chipset.set_line(gsi, source, level);
-    }
-}
-
-impl Chips for UserChips {
+/// The chips of a machine that has none in the kernel.
+impl Chips for Emulated<UserProcessors> {
     fn mode(&self) -> IrqchipMode {
         IrqchipMode::User
     }
@@ -319,7 +214,7 @@ impl Chips for UserChips {
     }
 
     fn connect(&self, event: &EventFd, gsi: Gsi) -> Result<(), IrqchipError> {
-        self.chipset.connect(event, gsi)
+        self.0.connect(event, gsi)
     }
 
     fn observe(
@@ -336,18 +231,108 @@ impl Chips for UserChips {
     }
 
     fn start(&self) -> io::Result<Option<ChipsetThread>> {
-        ChipsetThread::start(&self.chipset).map(Some)
+        ChipsetThread::start(&self.0).map(Some)
     }
 
     fn clock(&self) -> Option<&GuestClock> {
-        Some(&self.clock)
+        Some(&self.0.clock)
     }
 
     fn resumed(&self) {
-        self.chipset.resumed();
+        self.0.resumed();
     }
 
-    fn user(&self) -> Option<&UserChips> {
-        Some(self)
+    fn has_local_timers(&self) -> bool {
+        true
+    }
+
+    fn after_exit(&self, id: VcpuId, cr8: u64) {
+        if let Some(vcpu) = self.vcpu(id) {
+            lock(vcpu).returned(cr8);
+        }
+    }
+
+    fn halted(&self, id: VcpuId) {
+        if let Some(vcpu) = self.vcpu(id) {
+            lock(vcpu).halt();
+        }
+    }
+
+    fn wait(&self, id: VcpuId, must_stop: &MustStop<'_>) {
+        let (Some(vcpu), Some(waker)) = (self.vcpu(id), self.processors().wakers.get(id.index()))
+        else {
+            return;
+        };
+        let ClockReading { now, .. } = self.0.clock.read();
+        let deadline = lock(vcpu).lapic().next_deadline(now);
+        let left = deadline.map(|at| at.saturating_since(now).max(wake::SHORTEST_WAIT));
+        waker.sleep(must_stop, left);
+    }
+
+    fn waiting(&self, id: VcpuId) -> Option<&'static str> {
+        let vcpu = lock(self.vcpu(id)?);
+        if vcpu.lapic().waiting_for_sipi() {
+            Some("waits for SIPI")
+        } else if vcpu.is_halted() {
+            Some("halted")
+        } else {
+            None
+        }
+    }
+
+    fn cr8(&self, id: VcpuId) -> Option<u8> {
+        Some(lock(self.vcpu(id)?).lapic().cr8())
+    }
+
+    fn set_cr8(&self, id: VcpuId, value: u64) {
+        if let Some(vcpu) = self.vcpu(id) {
+            // KVM has taken it, so it has no reserved bit.
+            let _ = lock(vcpu).lapic_mut().set_cr8(value);
+        }
+    }
+
+    fn local_read(&self, id: VcpuId, address: u64, data: &mut [u8]) -> bool {
+        let ClockReading { now, .. } = self.0.clock.read();
+        self.at(id, address, |lapic, offset| {
+            lapic.mmio_read(offset, data, now)
+        })
+        .is_some()
+    }
+
+    fn local_write(&self, id: VcpuId, address: u64, data: &[u8]) -> bool {
+        let ClockReading { now, .. } = self.0.clock.read();
+        let effect = self.at(id, address, |lapic, offset| {
+            lapic.mmio_write(offset, data, now)
+        });
+        match effect {
+            Some(effect) => {
+                self.apply(id, effect);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn read_msr(&self, id: VcpuId, index: u32) -> Option<u64> {
+        if !Lapic::owns_msr(index) {
+            return None;
+        }
+        let ClockReading { now, .. } = self.0.clock.read();
+        lock(self.vcpu(id)?).read_msr(index, now).ok()
+    }
+
+    fn write_msr(&self, id: VcpuId, fd: &VcpuFd, index: u32, value: u64) -> bool {
+        let Some(vcpu) = self.vcpu(id).filter(|_| Lapic::owns_msr(index)) else {
+            return false;
+        };
+        let ClockReading { now, .. } = self.0.clock.read();
+        let written = lock(vcpu).write_msr(fd, index, value, now);
+        match written {
+            Ok(effect) => {
+                self.apply(id, effect);
+                true
+            }
+            Err(_) => false,
+        }
     }
 }

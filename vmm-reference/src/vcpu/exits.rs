@@ -31,7 +31,7 @@ pub trait Exits {
     fn after_exit(&self, vcpu: VcpuId, cr8: u64);
     /// `KVM_EXIT_HLT`: the vCPU waits from now on, until an interrupt ends HLT.
     fn halted(&self, vcpu: VcpuId);
-    /// Sleeps until something has arrived for the vCPU, or `stop` is set. May return without.
+    /// Sleeps until something has arrived for the vCPU, or `must_stop` is true. May return early.
     fn wait(&self, vcpu: VcpuId, must_stop: &MustStop<'_>);
     /// `KVM_EXIT_X86_RDMSR`; `None` is #GP.
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<u64>;
@@ -68,15 +68,13 @@ impl Exits for MachineExits {
     }
 
     fn mmio_read(&self, vcpu: VcpuId, address: u64, data: &mut [u8]) {
-        let chips = self.irqchip.user();
-        if !chips.is_some_and(|chips| chips.local_read(vcpu, address, data)) {
+        if !self.irqchip.chips().local_read(vcpu, address, data) {
             self.devices.mmio_read(address, data);
         }
     }
 
     fn mmio_write(&self, vcpu: VcpuId, address: u64, data: &[u8]) {
-        let chips = self.irqchip.user();
-        if !chips.is_some_and(|chips| chips.local_write(vcpu, address, data)) {
+        if !self.irqchip.chips().local_write(vcpu, address, data) {
             self.devices.mmio_write(address, data);
         }
     }
@@ -86,35 +84,30 @@ impl Exits for MachineExits {
     }
 
     fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
-        self.irqchip.before_entry(vcpu, fd, entering)
+        self.irqchip.chips().before_entry(vcpu, fd, entering)
     }
 
     fn after_exit(&self, vcpu: VcpuId, cr8: u64) {
-        if let Some(chips) = self.irqchip.user() {
-            chips.after_exit(vcpu, cr8);
-        }
+        self.irqchip.chips().after_exit(vcpu, cr8);
     }
 
     fn halted(&self, vcpu: VcpuId) {
-        if let Some(chips) = self.irqchip.user() {
-            chips.halted(vcpu);
-        }
+        self.irqchip.chips().halted(vcpu);
     }
 
     fn wait(&self, vcpu: VcpuId, must_stop: &MustStop<'_>) {
-        self.irqchip.wait(vcpu, must_stop);
+        self.irqchip.chips().wait(vcpu, must_stop);
     }
 
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<u64> {
-        self.irqchip.user()?.read_msr(vcpu, index)
+        self.irqchip.chips().read_msr(vcpu, index)
     }
 
     fn write_msr(&self, vcpu: VcpuId, fd: &VcpuFd, index: u32, value: u64) -> bool {
-        let chips = self.irqchip.user();
-        chips.is_some_and(|chips| chips.write_msr(vcpu, fd, index, value))
+        self.irqchip.chips().write_msr(vcpu, fd, index, value)
     }
 
     fn end_of_interrupt(&self, fd: &VcpuFd, vector: u8) {
-        self.irqchip.end_of_interrupt(fd, vector);
+        self.irqchip.chips().end_of_interrupt(fd, vector);
     }
 }

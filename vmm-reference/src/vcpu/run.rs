@@ -7,7 +7,6 @@ use debug_stub::kvm::{self, KvmError, KvmVcpu};
 use debug_stub::x86_64::stepper::{Next, Outcome, Stepper, StepperError};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{Armed, GuestMemory, StopReason, VcpuId, VcpuOrder};
-use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vcpu_caps::Plan;
 
@@ -64,11 +63,6 @@ impl Vcpu {
     pub fn fd(&mut self) -> &VcpuFd {
         self.stepper.forget_registers(&mut KvmVcpu(&mut self.fd));
         &self.fd
-    }
-
-    /// The run structure, for a signal handler that sets `immediate_exit`.
-    pub(super) fn kvm_run(&mut self) -> *mut kvm_run {
-        self.fd.get_kvm_run()
     }
 
     /// Returns `true` if hardware interrupts are withheld.

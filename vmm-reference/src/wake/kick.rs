@@ -1,35 +1,36 @@
 //! The race-free kick: a signal makes a vCPU leave the guest, or not enter it.
 //!
-//! The thread that wants the stop sets the vCPU's stop flag, and then sends the vCPU's thread a signal.
-//! The handler sets `kvm_run.immediate_exit`. A signal that arrives *before* `KVM_RUN` therefore makes
-//! it return at once; one that arrives during it ends it with `EINTR`. The vCPU thread clears
+//! The thread that wants the stop sets the vCPU's stop flag, and then sends the thread that runs the vCPU
+//! a signal. The handler sets `kvm_run.immediate_exit`. A signal that arrives *before* `KVM_RUN` therefore
+//! makes it return at once; one that arrives during it ends it with `EINTR`. The vCPU thread clears
 //! `immediate_exit` before it looks at the flag, so a kick is either seen in the flag or still
 //! set when `KVM_RUN` is called.
 //!
 //! A [`StepSlice`](super::StepSlice) uses the same handler to bound the time for which another thread
-//! than the vCPU's own runs it: there the signal is a timer's, and the handler sets the flag too.
+//! than the vCPU's own runs it. There the signal may be a timer's, and the handler sets the flag too.
 
 use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use kvm_bindings::kvm_run;
-use libc::{c_int, c_void, pthread_t, siginfo_t};
-use nix::sys::signal::{SigEvent, SigevNotify, Signal};
+use libc::{c_int, c_void, pid_t, siginfo_t};
+use nix::sys::signal::{SigEvent, SigSet, SigevNotify, Signal};
 use nix::sys::timer::Timer;
 use nix::time::ClockId;
-use nix::unistd::gettid;
+use nix::unistd::{getpid, gettid};
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::register_signal_handler;
 
 thread_local! {
-    /// The run structure of the vCPU that this thread runs. Constant-initialised and without a
+    /// `immediate_exit` of the vCPU that this thread runs. Constant-initialised and without a
     /// destructor: a signal handler may touch it.
-    static RUN: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
+    static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
     /// The flag that says that this thread's step slice is over; null for a vCPU's own thread.
     static OVER: Cell<*const AtomicBool> = const { Cell::new(ptr::null()) };
+    /// The thread's id, once it was asked for.
+    static THREAD: Cell<pid_t> = const { Cell::new(0) };
 }
 
 extern "C" fn leave_guest(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
@@ -38,13 +39,10 @@ extern "C" fn leave_guest(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
         // SAFETY: not null, so a `Kickable` of this thread lives that borrows the flag.
         unsafe { &*over }.store(true, Ordering::Release);
     }
-    let run = RUN.get();
-    if !run.is_null() {
-        // SAFETY: `run` is not null, so a `Kickable` of this thread lives, and with it the
-        // mapping; KVM and this thread read the byte, and no reference to it exists.
-        let immediate_exit = unsafe { &raw mut (*run).immediate_exit };
-        // SAFETY: as above; a byte cannot be torn.
-        unsafe { immediate_exit.write_volatile(1) };
+    let immediate_exit = IMMEDIATE_EXIT.get();
+    if !immediate_exit.is_null() {
+        // SAFETY: not null, so a `Kickable` of this thread lives that borrows the byte.
+        unsafe { &*immediate_exit }.store(1, Ordering::SeqCst);
     }
 }
 
@@ -54,28 +52,42 @@ pub(crate) fn install() -> Result<(), errno::Error> {
     register_signal_handler(TIMER_SIGNAL as c_int, leave_guest)
 }
 
-/// While it lives, the calling thread's vCPU can be kicked.
+/// Lets the signals of kicks and timers reach the calling thread. A thread inherits its mask, at last
+/// from what has started the process.
+pub(super) fn unblock() -> io::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(KICK_SIGNAL);
+    signals.add(TIMER_SIGNAL);
+    Ok(signals.thread_unblock()?)
+}
+
+/// While it lives, the vCPU that the calling thread runs can be kicked.
 #[derive(Debug)]
-pub(crate) struct Kickable<'a>(PhantomData<&'a AtomicBool>);
+pub(crate) struct Kickable<'a>(PhantomData<&'a AtomicU8>);
 
 impl<'a> Kickable<'a> {
-    /// For the vCPU's own thread. `run` must stay mapped while the result lives: the caller holds
-    /// the vCPU.
-    pub(crate) fn enter(run: *mut kvm_run) -> Self {
-        RUN.set(run);
-        Self(PhantomData)
+    /// For the vCPU's own thread.
+    ///
+    /// # Errors
+    /// If the signals cannot be unblocked.
+    pub(crate) fn enter(immediate_exit: &'a AtomicU8) -> io::Result<Self> {
+        unblock()?;
+        IMMEDIATE_EXIT.set(immediate_exit);
+        Ok(Self(PhantomData))
     }
 
-    /// For another thread, for as long as its step slice lasts: the signal sets `over`.
-    pub(super) fn for_a_slice(run: *mut kvm_run, over: &'a AtomicBool) -> Self {
+    /// For another thread, which has [unblocked](unblock) the signals, for as long as its step slice
+    /// lasts: a signal sets `over`.
+    pub(super) fn for_a_slice(immediate_exit: &'a AtomicU8, over: &'a AtomicBool) -> Self {
         OVER.set(over);
-        Self::enter(run)
+        IMMEDIATE_EXIT.set(immediate_exit);
+        Self(PhantomData)
     }
 }
 
 impl Drop for Kickable<'_> {
     fn drop(&mut self) {
-        RUN.set(ptr::null_mut());
+        IMMEDIATE_EXIT.set(ptr::null());
         OVER.set(ptr::null());
     }
 }
@@ -97,15 +109,18 @@ pub(super) fn timer_of_this_thread() -> io::Result<Timer> {
     Ok(Timer::new(ClockId::CLOCK_MONOTONIC, to_this_thread)?)
 }
 
-/// A thread that can be kicked.
+/// A thread that can be kicked, by its id: a thread that has ended is not found. (A `pthread_t` of one must
+/// not be used.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct VcpuThread(pthread_t);
+pub(super) struct VcpuThread(pid_t);
 
 impl VcpuThread {
     /// The calling thread.
     pub(super) fn current() -> Self {
-        // SAFETY: has no precondition.
-        Self(unsafe { libc::pthread_self() })
+        if THREAD.get() == 0 {
+            THREAD.set(gettid().as_raw());
+        }
+        Self(THREAD.get())
     }
 
     /// Returns `true` if it is the calling one.
@@ -113,14 +128,66 @@ impl VcpuThread {
         *self == Self::current()
     }
 
-    /// Sends the signal. The thread must not have been joined.
+    /// Sends the signal.
     pub(super) fn kick(&self) {
-        // SAFETY: the handle is that of a thread which has not ended: `Waker` forgets it before, and
-        // signals it under the lock that this takes.
-        let error = unsafe { libc::pthread_kill(self.0, KICK_SIGNAL as c_int) };
-        if error != 0 {
-            let error = io::Error::from_raw_os_error(error);
-            tracing::error!(%error, "a vCPU thread could not be signalled");
+        // SAFETY: `tgkill` has no precondition, and takes numbers only.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_tgkill,
+                getpid().as_raw(),
+                self.0,
+                KICK_SIGNAL as c_int,
+            )
+        };
+        if sent != 0 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() == Some(libc::ESRCH) {
+                tracing::debug!("a vCPU's thread has ended");
+            } else {
+                tracing::error!(%error, "a vCPU thread could not be signalled");
+            }
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Runs `test` on a thread that inherits a mask in which the signals are blocked.
+    pub(in crate::wake) fn with_blocked_signals(test: impl FnOnce() + Send + 'static) {
+        let outer = thread::spawn(|| {
+            let mut signals = SigSet::empty();
+            signals.add(KICK_SIGNAL);
+            signals.add(TIMER_SIGNAL);
+            signals.thread_block().unwrap();
+            thread::spawn(test).join().unwrap();
+        });
+        outer.join().unwrap();
+    }
+
+    #[test]
+    fn a_kick_reaches_a_thread_that_was_started_with_the_signals_blocked() {
+        install().unwrap();
+        with_blocked_signals(|| {
+            let byte = AtomicU8::new(0);
+            let _kickable = Kickable::enter(&byte).unwrap();
+            let this = VcpuThread::current();
+            thread::spawn(move || this.kick());
+            let begun = Instant::now();
+            while byte.load(Ordering::SeqCst) == 0 {
+                assert!(begun.elapsed() < Duration::from_secs(20), "a lost kick");
+                thread::yield_now();
+            }
+        });
+    }
+
+    #[test]
+    fn a_kick_of_a_thread_that_has_ended_does_nothing() {
+        install().unwrap();
+        thread::spawn(VcpuThread::current).join().unwrap().kick();
     }
 }

@@ -1,10 +1,9 @@
 //! A bounded time for which another thread than the vCPU's own runs it.
 
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_run;
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 
@@ -27,6 +26,7 @@ pub(crate) struct StepSlice {
 impl StepSlice {
     /// For the calling thread.
     pub(crate) fn new() -> io::Result<Self> {
+        kick::unblock()?;
         let timer = kick::timer_of_this_thread()?;
         Ok(Self {
             timer,
@@ -34,23 +34,21 @@ impl StepSlice {
         })
     }
 
-    /// Calls `act` with a flag that is set, and the vCPU of `run` kicked, within [`STEP_SLICE`]: sooner
-    /// if the timer was armed for a previous slice. The timer is neither disarmed after each slice nor
+    /// Calls `act` with a flag that is set, and the vCPU of `immediate_exit` kicked, within [`STEP_SLICE`]:
+    /// sooner if the timer was armed for a previous slice, or if another thread kicks this one. The timer is neither disarmed after each slice nor
     /// armed before each: in a virtual machine that is an exit, and costs more than the step. A timer
     /// that expires outside a slice does nothing.
-    ///
-    /// `run` must stay mapped during the call: the caller holds the vCPU.
     ///
     /// # Errors
     /// If the timer cannot be armed; `act` has not been called.
     pub(crate) fn take<T>(
         &mut self,
-        run: *mut kvm_run,
+        immediate_exit: &AtomicU8,
         act: impl FnOnce(&AtomicBool) -> T,
     ) -> io::Result<T> {
         let over = AtomicBool::new(false);
         // Before the clock is read: an expiry from here on sets the flag.
-        let _kickable = Kickable::for_a_slice(run, &over);
+        let _kickable = Kickable::for_a_slice(immediate_exit, &over);
         let now = Instant::now();
         // Armed if there is any doubt. `expires` counts from a clock that was read before the timer was
         // set, so a timer whose `expires` is in the future has not expired yet. Were it the other way
@@ -69,11 +67,11 @@ impl StepSlice {
 mod tests {
     use std::sync::atomic::Ordering;
 
-    use super::super::kick::install;
+    use super::super::kick::{install, tests::with_blocked_signals};
     use super::*;
 
     /// How long a slice lasts that only the timer ends.
-    fn wait_for_the_end(slice: &mut StepSlice, run: *mut kvm_run) -> Duration {
+    fn wait_for_the_end(slice: &mut StepSlice, run: &AtomicU8) -> Duration {
         let start = Instant::now();
         slice
             .take(run, |over| {
@@ -89,8 +87,7 @@ mod tests {
     #[test]
     fn each_slice_ends_wherever_in_the_timers_time_it_begins() {
         install().unwrap();
-        let mut run = Box::new(kvm_run::default());
-        let run = &raw mut *run;
+        let run = &AtomicU8::new(0);
         let mut slice = StepSlice::new().unwrap();
         for late_us in 0..24 {
             // Arms the timer, and ends at once.
@@ -108,8 +105,7 @@ mod tests {
     #[test]
     fn the_timer_is_not_believed_armed_for_longer_than_it_is() {
         install().unwrap();
-        let mut run = Box::new(kvm_run::default());
-        let run = &raw mut *run;
+        let run = &AtomicU8::new(0);
         let mut slice = StepSlice::new().unwrap();
         for _ in 0..1000 {
             slice.expires = None;
@@ -126,11 +122,18 @@ mod tests {
     #[test]
     fn the_timer_kicks_the_vcpu_of_its_slice_and_no_other() {
         install().unwrap();
-        let mut kicked = Box::new(kvm_run::default());
-        let mut other = Box::new(kvm_run::default());
+        let (kicked, other) = (AtomicU8::new(0), AtomicU8::new(0));
         let mut slice = StepSlice::new().unwrap();
-        slice.take(&raw mut *other, |_| ()).unwrap();
-        wait_for_the_end(&mut slice, &raw mut *kicked);
-        assert_eq!((kicked.immediate_exit, other.immediate_exit), (1, 0));
+        slice.take(&other, |_| ()).unwrap();
+        wait_for_the_end(&mut slice, &kicked);
+        assert_eq!((kicked.into_inner(), other.into_inner()), (1, 0));
+    }
+
+    #[test]
+    fn a_slice_ends_on_a_thread_that_was_started_with_the_signals_blocked() {
+        install().unwrap();
+        with_blocked_signals(|| {
+            wait_for_the_end(&mut StepSlice::new().unwrap(), &AtomicU8::new(0));
+        });
     }
 }

@@ -12,9 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use debug_stub::run_control::{Waiting, WakePipe};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
+use nix::poll::{PollFd, PollFlags};
 
 use super::kick::VcpuThread;
 use crate::entry::MustStop;
@@ -22,7 +20,7 @@ use crate::entry::MustStop;
 /// The wake-up of one vCPU.
 #[derive(Debug)]
 pub(crate) struct Waker {
-    /// Its thread, while that lives: locked while it is signalled, and emptied before it ends.
+    /// The thread that runs it: its own, or for a step slice another one.
     thread: Mutex<Option<VcpuThread>>,
     /// Something has arrived that the vCPU has not looked at.
     attention: AtomicBool,
@@ -43,17 +41,22 @@ impl Waker {
         })
     }
 
-    /// The calling thread runs the vCPU for as long as the result lives.
+    /// The calling thread runs the vCPU for as long as the result lives, and the previous one does
+    /// afterwards.
     pub(crate) fn attach(&self) -> Attached<'_> {
-        *self.thread() = Some(VcpuThread::current());
-        Attached(self)
+        let before = self.thread().replace(VcpuThread::current());
+        Attached {
+            waker: self,
+            before,
+        }
     }
 
     fn thread(&self) -> MutexGuard<'_, Option<VcpuThread>> {
         self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something has arrived. The vCPU's own thread is not woken: it looks before it enters.
+    /// Something has arrived. The thread that runs the vCPU does not wake itself: it looks before it
+    /// enters.
     pub(crate) fn wake(&self) {
         if self.attention.swap(true, Ordering::SeqCst) {
             return;
@@ -101,31 +104,34 @@ impl Waker {
     /// Waits for a wake-up, or until this much time has passed. May return early.
     fn wait_for(&self, time: Option<Duration>) {
         let mut poll = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
-        match ppoll(&mut poll, time.map(TimeSpec::from_duration), None) {
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => self.pipe.wait(),
-            Err(error) => tracing::error!(%error, "a halted vCPU cannot sleep"),
+        if super::poll(&mut poll, time, "a halted vCPU cannot sleep") {
+            self.pipe.wait();
         }
     }
 }
 
 /// While it lives, the thread that made it can be woken.
 #[derive(Debug)]
-pub(crate) struct Attached<'a>(&'a Waker);
+pub(crate) struct Attached<'a> {
+    waker: &'a Waker,
+    before: Option<VcpuThread>,
+}
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
-        *self.0.thread() = None;
+        *self.waker.thread() = self.before;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::{AtomicU8, AtomicU32};
+    use std::sync::mpsc::channel;
     use std::thread;
     use std::time::Instant;
 
+    use super::super::kick::Kickable;
     use super::*;
 
     const LONG: Duration = Duration::from_secs(20);
@@ -164,6 +170,41 @@ mod tests {
             }
         }
         sleeper.join().unwrap();
+    }
+
+    /// As in an inline step: the vCPU's own thread waits while another one runs the vCPU.
+    #[test]
+    fn a_wake_up_reaches_the_thread_that_runs_the_vcpu() {
+        super::super::kick::install().unwrap();
+        let waker = Waker::new().unwrap();
+        let byte = AtomicU8::new(0);
+        let wake = |waker: &Waker| {
+            waker.attend();
+            thread::scope(|scope| scope.spawn(|| waker.wake()).join().unwrap());
+            // The signal comes before this thread goes on from a system call.
+            thread::yield_now();
+            byte.swap(0, Ordering::SeqCst)
+        };
+        thread::scope(|scope| {
+            let (attached, is_attached) = channel();
+            let (end, ended) = channel::<()>();
+            scope.spawn({
+                let waker = &waker;
+                move || {
+                    let _own = waker.attach();
+                    attached.send(()).unwrap();
+                    let _ = ended.recv();
+                }
+            });
+            is_attached.recv().unwrap();
+            let _kickable = Kickable::enter(&byte).unwrap();
+            assert_eq!(wake(&waker), 0, "its own thread runs it");
+            let here = waker.attach();
+            assert_eq!(wake(&waker), 1, "this thread runs it");
+            drop(here);
+            assert_eq!(wake(&waker), 0, "its own thread runs it again");
+            drop(end);
+        });
     }
 
     #[test]

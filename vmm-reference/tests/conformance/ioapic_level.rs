@@ -52,7 +52,7 @@ fn a_level_sets_remote_irr_and_tmr() {
 
 #[test]
 fn an_eoi_clears_remote_irr() {
-    with_eois(MODE, || {
+    with_eois(MODE, "left: [Got(65), Got(65)]", || {
         let mut p = level();
         p.line(GSI, true);
         p.window();
@@ -65,7 +65,7 @@ fn an_eoi_clears_remote_irr() {
 
 #[test]
 fn a_level_that_is_still_high_after_eoi_is_delivered_again() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = enabled();
         // Every second run lowers the line.
         p.rte_level(PIN, VECTOR);
@@ -86,7 +86,7 @@ fn a_level_that_is_still_high_after_eoi_is_delivered_again() {
 
 #[test]
 fn a_level_is_delivered_once_until_eoi() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = enabled();
         p.rte_level(PIN, VECTOR);
         p.only_log([VECTOR]);
@@ -106,7 +106,7 @@ fn a_level_is_delivered_once_until_eoi() {
 
 #[test]
 fn a_level_that_fell_before_eoi_is_not_delivered_again() {
-    with_eois(MODE, || {
+    with_eois(MODE, "left: [Got(65), Got(65), Mark(1)]", || {
         let mut p = level();
         p.line(GSI, true);
         p.window();
@@ -130,7 +130,7 @@ fn a_level_that_falls_before_delivery_is_delivered() {
 
 #[test]
 fn a_level_that_is_high_when_unmasked_is_delivered() {
-    with_eois(MODE, || {
+    with_eois(MODE, "left: [Mark(1), Got(65), Got(65)]", || {
         let mut p = level();
         p.rte(PIN, u64::from(VECTOR) | RTE_LEVEL | RTE_MASKED);
         p.line(GSI, true);
@@ -157,7 +157,7 @@ fn a_level_that_falls_while_masked_is_not_delivered() {
 
 #[test]
 fn an_eoi_while_masked_clears_remote_irr_and_delivers_nothing() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = enabled();
         p.rte_level(PIN, VECTOR);
         p.only_log([VECTOR]);
@@ -207,7 +207,7 @@ fn to_become_edge_triggered_clears_remote_irr() {
 
 #[test]
 fn after_that_a_high_level_is_delivered_again() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = enabled();
         p.only_log([VECTOR]);
         let handler = p.on(0x52);
@@ -227,7 +227,7 @@ fn after_that_a_high_level_is_delivered_again() {
 
 #[test]
 fn an_eoi_ends_all_pins_with_the_vector() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = enabled();
         p.only_log([VECTOR]);
         p.rte_level(20, VECTOR);
@@ -249,7 +249,7 @@ fn an_eoi_ends_all_pins_with_the_vector() {
 
 #[test]
 fn an_eoi_of_another_vector_ends_nothing() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = enabled();
         p.only_log([VECTOR]);
         p.rte_level(PIN, VECTOR);

@@ -35,7 +35,7 @@ fn send_to(p: &mut Script, pin: u8, cpu: u8) {
 
 #[test]
 fn a_level_that_is_moved_in_service_ends_at_its_eoi() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         send_to(&mut p, PIN, 1);
@@ -52,7 +52,7 @@ fn a_level_that_is_moved_in_service_ends_at_its_eoi() {
 
 #[test]
 fn it_can_come_again_and_does_so_at_its_new_destination() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         send_to(&mut p, PIN, 1);
@@ -75,7 +75,7 @@ fn it_can_come_again_and_does_so_at_its_new_destination() {
 
 #[test]
 fn a_level_that_is_still_high_at_the_eoi_is_delivered_to_its_new_destination() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         send_to(&mut p, PIN, 1);
         p.eoi();
@@ -91,7 +91,7 @@ fn a_level_that_is_still_high_at_the_eoi_is_delivered_to_its_new_destination() {
 
 #[test]
 fn a_level_that_another_processor_moves_ends_at_its_eoi() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         p.meet();
@@ -107,7 +107,7 @@ fn a_level_that_another_processor_moves_ends_at_its_eoi() {
 
 #[test]
 fn a_level_that_is_moved_twice_ends_at_its_eoi() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         send_to(&mut p, PIN, 9);
@@ -142,7 +142,7 @@ fn a_level_that_is_moved_before_it_is_taken_ends_where_it_went() {
 /// As the image ioapic of kvm-unit-tests does.
 #[test]
 fn one_in_service_and_one_that_waits_are_moved_and_both_end() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.rte_level(21, 0x61);
         p.line(21, true);
@@ -166,7 +166,7 @@ fn one_in_service_and_one_that_waits_are_moved_and_both_end() {
 
 #[test]
 fn a_level_that_is_masked_moved_and_unmasked_in_service_ends_at_its_eoi() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         p.rte(PIN, u64::from(VECTOR) | RTE_LEVEL | RTE_MASKED);
@@ -182,7 +182,7 @@ fn a_level_that_is_masked_moved_and_unmasked_in_service_ends_at_its_eoi() {
 
 #[test]
 fn a_level_whose_destination_becomes_a_logical_one_ends_at_its_eoi() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         // No vCPU has this id.
@@ -201,7 +201,7 @@ fn a_level_whose_destination_becomes_a_logical_one_ends_at_its_eoi() {
 /// An EOI is that of a vector.
 #[test]
 fn a_level_whose_vector_is_changed_in_service_does_not_end_at_the_eoi_of_the_old_one() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         p.rte_level(PIN, 0x51);
@@ -222,7 +222,7 @@ fn a_level_whose_vector_is_changed_in_service_does_not_end_at_the_eoi_of_the_old
 
 #[test]
 fn a_level_that_is_moved_and_whose_vector_is_changed_and_restored_ends_at_its_eoi() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         p.rte(PIN, 0x51 | RTE_LEVEL | 1 << 56);
@@ -237,7 +237,7 @@ fn a_level_that_is_moved_and_whose_vector_is_changed_and_restored_ends_at_its_eo
 
 #[test]
 fn a_level_that_becomes_an_edge_in_service_takes_the_next_edge() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         p.rte(PIN, u64::from(VECTOR) | 1 << 56);
@@ -257,7 +257,7 @@ fn a_level_that_becomes_an_edge_in_service_takes_the_next_edge() {
 /// The level waits at its new destination, and the old one has an edge of the same vector.
 #[test]
 fn once_it_has_ended_its_old_destination_ends_it_no_more() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         send_to(&mut p, PIN, 1);
         p.eoi();

@@ -57,7 +57,7 @@ fn ends(mut p: Program, rename: impl FnOnce(&mut Script)) {
 
 /// The same, from one model and id to another; the destination is the id.
 fn ends_from(before: (u32, u8), after: (u32, u8)) {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let name = |p: &mut Script, (model, id): (u32, u8)| {
             p.lapic_write(DFR, model);
             p.lapic_write(LDR, u32::from(id) << 24);
@@ -91,7 +91,7 @@ fn or_that_is_in_another_cluster_now() {
 /// 0x11 overlaps 0x31, and is not of its cluster.
 #[test]
 fn or_that_goes_from_the_flat_model_to_the_cluster_model() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = two();
         p.lapic_write(LDR, 0x1100_0000);
         send_to(&mut p, 0x31);
@@ -109,7 +109,7 @@ fn or_that_goes_from_the_cluster_model_to_the_flat_model() {
 /// A physical destination, and the id that is compared with it.
 #[test]
 fn or_that_has_another_apic_id_now() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = two();
         p.rte_level(PIN, VECTOR);
         p.line(GSI, true);
@@ -133,7 +133,7 @@ fn or_that_has_another_apic_id_now() {
 
 #[test]
 fn or_that_was_disabled_and_enabled_by_software() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         ends(in_service(), |p| {
             p.lapic_write(SVR, SPURIOUS.into());
             p.enable_lapic();
@@ -145,7 +145,7 @@ fn or_that_was_disabled_and_enabled_by_software() {
 /// x2APIC ID").
 #[test]
 fn or_that_goes_to_x2apic_mode() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = two();
         p.lapic_write(LDR, ANOTHER);
         send_to(&mut p, 4);
@@ -179,7 +179,7 @@ fn a_level_that_waits_ends_at_the_eoi_of_the_processor_that_accepted_it() {
 
 #[test]
 fn the_next_one_goes_to_the_processor_that_has_the_id_now() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         p.lapic_write(LDR, ANOTHER);
@@ -205,7 +205,7 @@ fn the_next_one_goes_to_the_processor_that_has_the_id_now() {
 
 #[test]
 fn a_level_that_is_still_high_at_the_eoi_goes_to_the_entrys_new_destination() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.lapic_write(LDR, ANOTHER);
         send_to(&mut p, 2);
@@ -222,7 +222,7 @@ fn a_level_that_is_still_high_at_the_eoi_goes_to_the_entrys_new_destination() {
 
 #[test]
 fn a_level_whose_entry_and_processor_are_renamed_and_back_ends_at_its_eoi() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         ends(in_service(), |p| {
             p.lapic_write(LDR, ANOTHER);
             send_to(p, 4);
@@ -233,7 +233,7 @@ fn a_level_whose_entry_and_processor_are_renamed_and_back_ends_at_its_eoi() {
 
 #[test]
 fn a_level_whose_destination_becomes_a_physical_one_ends_at_the_eoi_of_a_processor_renamed() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         ends(in_service(), |p| {
             p.rte(PIN, u64::from(VECTOR) | RTE_LEVEL | 1 << 56);
             p.lapic_write(LDR, ANOTHER);
@@ -244,7 +244,7 @@ fn a_level_whose_destination_becomes_a_physical_one_ends_at_the_eoi_of_a_process
 /// An EOI is broadcast if TMR has the vector.
 #[test]
 fn an_edge_of_the_vector_that_another_processor_ends_does_not_end_it() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, STORM, || {
         let mut p = in_service();
         p.line(GSI, false);
         p.meet();

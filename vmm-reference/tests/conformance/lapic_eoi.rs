@@ -32,25 +32,29 @@ fn an_eoi_with_nothing_in_service_is_ignored() {
 
 #[test]
 fn an_eoi_ends_the_highest_in_service() {
-    with_in_service(MODE, || {
-        let mut p = without_eoi();
-        p.self_ipi(0x41);
-        p.window();
-        p.self_ipi(0x51);
-        p.window();
-        p.eoi();
-        let first = p.lapic_read_set(ISR, 0x41);
-        p.eoi();
-        let second = p.lapic_read_set(ISR, 0x41);
-        let log = p.run();
-        assert!(bit(log[first], 0x41) && !bit(log[first], 0x51));
-        assert_eq!(log[second], 0);
-    });
+    with_in_service(
+        MODE,
+        "assertion failed: bit(log[first], 0x41) && !bit(log[first], 0x51)",
+        || {
+            let mut p = without_eoi();
+            p.self_ipi(0x41);
+            p.window();
+            p.self_ipi(0x51);
+            p.window();
+            p.eoi();
+            let first = p.lapic_read_set(ISR, 0x41);
+            p.eoi();
+            let second = p.lapic_read_set(ISR, 0x41);
+            let log = p.run();
+            assert!(bit(log[first], 0x41) && !bit(log[first], 0x51));
+            assert_eq!(log[second], 0);
+        },
+    );
 }
 
 #[test]
 fn an_eoi_lowers_ppr() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, "left: [32, 32, 32, 32]", || {
         let mut p = without_eoi();
         p.lapic_write(TPR, 0x20);
         for vector in [0x41, 0x51, 0x61] {
@@ -69,7 +73,7 @@ fn an_eoi_lowers_ppr() {
 
 #[test]
 fn an_eoi_with_interrupts_enabled_delivers_the_next() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, "left: [Got(82), Got(81), Mark(1), Mark(2)]", || {
         let mut p = without_eoi();
         p.self_ipi(0x52);
         p.window();
@@ -88,7 +92,7 @@ fn an_eoi_with_interrupts_enabled_delivers_the_next() {
 
 #[test]
 fn the_value_written_to_eoi_does_not_matter() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, "assertion failed: bit(log[before], 0x41)", || {
         let mut p = without_eoi();
         p.self_ipi(0x41);
         p.window();
@@ -115,7 +119,7 @@ fn an_eoi_leaves_irr_alone() {
 
 #[test]
 fn a_disabled_apic_takes_eois() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, "what is in service stays", || {
         let mut p = without_eoi();
         p.self_ipi(0x51);
         p.window();
@@ -132,7 +136,7 @@ fn a_disabled_apic_takes_eois() {
 /// In a message the spurious vector is an ordinary vector.
 #[test]
 fn the_spurious_vector_can_be_sent_and_is_in_service() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, "assertion failed: bit(log[isr], SPURIOUS)", || {
         let mut p = without_eoi();
         p.self_ipi(SPURIOUS);
         p.window();

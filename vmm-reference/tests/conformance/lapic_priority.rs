@@ -42,7 +42,7 @@ fn an_interrupt_waits_in_irr_while_if_is_0() {
 
 #[test]
 fn delivery_moves_the_vector_from_irr_to_isr() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, "left: 0", || {
         let mut p = Program::new(MODE);
         p.enable_lapic();
         let handler = p.on(0x51);
@@ -105,7 +105,7 @@ fn ppr_is_tpr_while_nothing_is_in_service() {
 
 #[test]
 fn ppr_is_the_class_in_service_if_that_is_above_tprs() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, "left: 55", || {
         let mut p = without_eoi();
         p.lapic_write(TPR, 0x37);
         p.self_ipi(0x52);
@@ -154,43 +154,51 @@ fn tpr_keeps_eight_bits() {
 
 #[test]
 fn what_is_in_service_holds_back_its_class() {
-    with_in_service(MODE, || {
-        let mut p = without_eoi();
-        p.self_ipi(0x52);
-        p.window();
-        p.self_ipi(0x5f);
-        p.self_ipi(0x41);
-        p.window();
-        p.mark(1);
-        p.eoi();
-        p.window();
-        p.mark(2);
-        p.eoi();
-        p.window();
-        let log = p.run();
-        let expected = [Got(0x52), Mark(1), Got(0x5f), Mark(2), Got(0x41)];
-        assert_eq!(log.events(), expected);
-    });
+    with_in_service(
+        MODE,
+        "left: [Got(82), Got(95), Got(65), Mark(1), Mark(2)]",
+        || {
+            let mut p = without_eoi();
+            p.self_ipi(0x52);
+            p.window();
+            p.self_ipi(0x5f);
+            p.self_ipi(0x41);
+            p.window();
+            p.mark(1);
+            p.eoi();
+            p.window();
+            p.mark(2);
+            p.eoi();
+            p.window();
+            let log = p.run();
+            let expected = [Got(0x52), Mark(1), Got(0x5f), Mark(2), Got(0x41)];
+            assert_eq!(log.events(), expected);
+        },
+    );
 }
 
 #[test]
 fn a_higher_class_interrupts_a_handler() {
-    with_in_service(MODE, || {
-        let mut p = Program::new(MODE);
-        p.enable_lapic();
-        let handler = p.on(0x52);
-        handler.self_ipi(0x61);
-        handler.self_ipi(0x5f);
-        handler.mark(1);
-        handler.window();
-        handler.mark(2);
-        handler.eoi();
-        p.self_ipi(0x52);
-        p.window();
-        let log = p.run();
-        let expected = [Got(0x52), Mark(1), Got(0x61), Mark(2), Got(0x5f)];
-        assert_eq!(log.events(), expected);
-    });
+    with_in_service(
+        MODE,
+        "left: [Got(82), Mark(1), Got(97), Got(95), Mark(2)]",
+        || {
+            let mut p = Program::new(MODE);
+            p.enable_lapic();
+            let handler = p.on(0x52);
+            handler.self_ipi(0x61);
+            handler.self_ipi(0x5f);
+            handler.mark(1);
+            handler.window();
+            handler.mark(2);
+            handler.eoi();
+            p.self_ipi(0x52);
+            p.window();
+            let log = p.run();
+            let expected = [Got(0x52), Mark(1), Got(0x61), Mark(2), Got(0x5f)];
+            assert_eq!(log.events(), expected);
+        },
+    );
 }
 
 #[test]
@@ -220,24 +228,28 @@ fn a_vector_that_is_pending_already_is_merged() {
 
 #[test]
 fn a_vector_in_service_can_be_pending_once_more() {
-    with_in_service(MODE, || {
-        let mut p = without_eoi();
-        p.self_ipi(0x41);
-        p.window();
-        p.self_ipi(0x41);
-        p.self_ipi(0x41);
-        let irr = p.lapic_read_set(IRR, 0x41);
-        let isr = p.lapic_read_set(ISR, 0x41);
-        p.window();
-        p.mark(1);
-        p.eoi();
-        p.window();
-        p.eoi();
-        p.window();
-        let log = p.run();
-        assert!(bit(log[irr], 0x41) && bit(log[isr], 0x41));
-        assert_eq!(log.events(), [Got(0x41), Mark(1), Got(0x41)]);
-    });
+    with_in_service(
+        MODE,
+        "assertion failed: bit(log[irr], 0x41) && bit(log[isr], 0x41)",
+        || {
+            let mut p = without_eoi();
+            p.self_ipi(0x41);
+            p.window();
+            p.self_ipi(0x41);
+            p.self_ipi(0x41);
+            let irr = p.lapic_read_set(IRR, 0x41);
+            let isr = p.lapic_read_set(ISR, 0x41);
+            p.window();
+            p.mark(1);
+            p.eoi();
+            p.window();
+            p.eoi();
+            p.window();
+            let log = p.run();
+            assert!(bit(log[irr], 0x41) && bit(log[isr], 0x41));
+            assert_eq!(log.events(), [Got(0x41), Mark(1), Got(0x41)]);
+        },
+    );
 }
 
 #[test]

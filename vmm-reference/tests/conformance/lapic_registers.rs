@@ -339,7 +339,7 @@ fn accesses_of_any_size_and_alignment_end() {
 
 #[test]
 fn a_read_of_eoi_ends_nothing() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, "assertion failed: bit(log[isr], 0x51)", || {
         let mut p = Program::new(MODE);
         p.only_log([0x51]);
         p.enable_lapic();

@@ -52,7 +52,7 @@ fn a_message_to_no_apic_is_reported_as_lost() {
 }
 
 #[test]
-fn a_message_to_ff_is_for_everybody() {
+fn a_message_to_ff_is_for_every_vcpu() {
     let (_, to) = reached(3, to(0xff), 0x41);
     assert_eq!(to, [0, 1, 2]);
 }

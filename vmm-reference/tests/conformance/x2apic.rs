@@ -318,7 +318,7 @@ fn reserved_bits_of_icr_fault() {
 
 #[test]
 fn an_eoi_ends_what_is_in_service() {
-    with_in_service(MODE, || {
+    with_in_service(MODE, "assertion failed: bit(log[during], 0x51)", || {
         let mut p = Program::new(MODE);
         p.only_log([0x51]);
         p.enable_x2apic();

@@ -42,7 +42,7 @@ fn a_socket_file_left_behind_is_replaced_and_another_file_is_not() {
 }
 
 #[test]
-fn what_has_taken_the_path_meanwhile_is_not_unlinked() {
+fn another_file_at_the_path_is_not_unlinked() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("gdb");
     let listener = Listener::bind(&unix(&path), false).unwrap();

@@ -66,8 +66,9 @@ impl<M: GuestMemory> Walk<'_, M> {
         let table = cr3 & 0xffff_ffe0;
         let entry_address = GuestPhysAddr(table + self.index(30, 0x3) * 8);
         let entry = self.read8(Level::Pdpte, entry_address)?;
-        // Bits 2:1 and 8:5 and everything above the address are reserved (table 4-8).
-        let reserved = 0x1e6 | PAE_HIGH | EXECUTE_DISABLE;
+        // Bits 2:1 and 8:5 and everything above the address are reserved (table 4-8). QEMU's TCG sets
+        // bit 5, Accessed, all the same.
+        let reserved = 0x1c6 | PAE_HIGH | EXECUTE_DISABLE;
         self.check(Level::Pdpte, entry_address, entry, reserved)?;
         self.descend(self.address_in(entry), Level::Pde, Rights::ALL, PAE_HIGH)
     }

@@ -161,7 +161,7 @@ impl SimulatedVcpu {
         self.set_rflags(0);
         self.file.core.rip = 0xfff0;
         self.shadow = Shadow::None;
-        self.queued = None;
+        (self.queued, self.injected) = (None, None);
         self.access = None;
         self.run_state = RunState::WaitForSipi;
     }
@@ -192,6 +192,8 @@ impl SimulatedVcpu {
                 self.advance(1);
             }
             event
+        } else if let Some(vector) = self.injected.take() {
+            Event::exception(vector)
         } else if self.nmi && !blocked && self.shadow == Shadow::None {
             self.nmi = false;
             Event::exception(2)

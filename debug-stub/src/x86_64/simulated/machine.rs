@@ -51,8 +51,8 @@ pub mod code {
 /// The VMM's own `monitor` commands: see [`Host::monitor`] and [`Host::monitor_help`].
 #[derive(Clone, Copy, Debug)]
 pub struct MonitorHook {
-    /// Runs a command.
-    pub run: fn(&str, &mut dyn fmt::Write) -> bool,
+    /// Runs a command. It may change the machine.
+    pub run: fn(&mut SimulatedMachine, &str, &mut dyn fmt::Write) -> bool,
     /// What `monitor help` prints.
     pub help: &'static str,
 }
@@ -335,7 +335,8 @@ impl Host for SimulatedMachine {
     }
 
     fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
-        self.monitor.is_some_and(|hook| (hook.run)(command, out))
+        self.monitor
+            .is_some_and(|hook| (hook.run)(self, command, out))
     }
 
     fn monitor_help(&self) -> &str {

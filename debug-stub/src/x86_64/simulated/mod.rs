@@ -40,7 +40,7 @@ pub use memory::Ram;
 pub use scenario::{Action, Scenario};
 
 use super::bits::{CR0_PE, DR6_BS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_TF};
-use super::stepper::{DebugExit, DebugStatus, Outcome, RunState, Vcpu};
+use super::stepper::{DebugExit, DebugStatus, Outcome, PendingEvents, RunState, Vcpu};
 use super::{CoreRegisters, RegisterFile, RegisterGroups, Segment, SpecialRegisters};
 use crate::host::GuestMemory;
 use crate::order::StopReason;
@@ -123,6 +123,8 @@ pub struct SimulatedVcpu {
     shadow: Shadow,
     /// An exception that is queued and not injected.
     queued: Option<Event>,
+    /// An interrupt that was handed out, and enters with the next entry.
+    injected: Option<u8>,
     pending: BTreeSet<u8>,
     nmi: bool,
     init: bool,
@@ -232,6 +234,7 @@ impl SimulatedVcpu {
             singlestep_rip: 0,
             shadow: Shadow::None,
             queued: None,
+            injected: None,
             pending: BTreeSet::new(),
             nmi: false,
             init: false,
@@ -301,7 +304,8 @@ impl SimulatedVcpu {
     /// Returns `true` if nothing waits to be delivered.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.pending.is_empty() && !self.nmi && self.queued.is_none()
+        let interrupts = self.pending.is_empty() && self.injected.is_none();
+        interrupts && !self.nmi && self.queued.is_none()
     }
 
     /// The vectors of interrupts that wait, lowest first.
@@ -319,7 +323,7 @@ impl SimulatedVcpu {
     /// The VMM resets the vCPU to these registers: nothing waits for it any more. The debug state
     /// stays in force, and SYSCALL's registers stay.
     pub fn reset(&mut self, file: &RegisterFile) {
-        self.queued = None;
+        (self.queued, self.injected) = (None, None);
         self.pending.clear();
         (self.nmi, self.init, self.startup) = (false, false, None);
         self.shadow = Shadow::None;
@@ -344,6 +348,17 @@ impl SimulatedVcpu {
     /// An interrupt of this vector arrives. Arriving twice before it is delivered is once.
     pub fn interrupt(&mut self, vector: u8) {
         self.pending.insert(vector);
+    }
+
+    /// A kick arrives between the injection of the highest interrupt that waits and the entry: the
+    /// interrupt is handed out, and enters with the next entry. Returns `false` if the vCPU takes none.
+    pub fn kick_behind_injection(&mut self) -> bool {
+        let blocked = self.has(GuestDebugFlags::BLOCKIRQ);
+        if blocked || self.injected.is_some() || !enabled(self.file.core.rflags, self.shadow) {
+            return false;
+        }
+        self.injected = self.pending.pop_last();
+        self.injected.is_some()
     }
 
     /// An NMI arrives.
@@ -621,9 +636,24 @@ impl Vcpu for SimulatedVcpu {
         Ok(())
     }
 
-    fn exception_pending(&mut self) -> Result<bool, Refused> {
-        self.call("exception_pending")?;
-        Ok(self.queued.is_some())
+    fn pending_events(&mut self) -> Result<PendingEvents, Refused> {
+        self.call("pending_events")?;
+        Ok(PendingEvents {
+            exception: self.queued.is_some(),
+            interrupt: self.injected,
+        })
+    }
+
+    fn set_injected_interrupt(&mut self, vector: Option<u8>) -> Result<(), Refused> {
+        self.call("set_injected_interrupt")?;
+        self.injected = vector;
+        Ok(())
+    }
+
+    fn requeue_interrupt(&mut self, vector: u8) -> Result<(), Refused> {
+        self.call("requeue_interrupt")?;
+        self.pending.insert(vector);
+        Ok(())
     }
 
     fn run_state(&mut self) -> Result<RunState, Refused> {

@@ -161,6 +161,9 @@ impl Unit {
                 && after.special.cs.selector == self.machine.special.cs.selector
         };
         let next = near(self.decoded.next);
+        if self.class() == StepClass::SystemCall {
+            return self.has_called(after);
+        }
         match self.decoded.successor {
             Successor::Next => {
                 next || (self.class() == StepClass::RepeatString && near(self.machine.core.rip))
@@ -285,6 +288,10 @@ impl Unit {
             }
             StepClass::PopFlags | StepClass::InterruptReturn | StepClass::SystemReturn => {
                 outcome.guest_tf = self.decoded.loaded_tf.unwrap_or(own_tf);
+                if self.class() == StepClass::SystemReturn {
+                    // It traps by the TF that it has loaded (as after the system call's own end).
+                    outcome.guest_trap = outcome.guest_tf;
+                }
             }
             StepClass::SystemCall => {
                 // The kernel's entry runs with the TF that IA32_FMASK leaves: every operating system masks
@@ -304,11 +311,13 @@ impl Unit {
     }
 
     /// SYSCALL has put the next RIP into RCX and RFLAGS, without RF, into R11 (SDM 2 "SYSCALL").
-    fn system_call_r11(&self, after: &Machine) -> Option<u64> {
+    fn has_called(&self, after: &Machine) -> bool {
         let ignored = RFLAGS_TF | RFLAGS_RF;
-        let stored = after.core.rcx == self.next()
-            && (after.core.r11 ^ self.machine.core.rflags) & !ignored == 0;
-        if !stored {
+        after.core.rcx == self.next() && (after.core.r11 ^ self.machine.core.rflags) & !ignored == 0
+    }
+
+    fn system_call_r11(&self, after: &Machine) -> Option<u64> {
+        if !self.has_called(after) {
             return None;
         }
         let right = (after.core.r11 & !RFLAGS_TF) | (self.machine.core.rflags & RFLAGS_TF);

@@ -70,9 +70,12 @@ impl PendingStep {
         }
         let mut event = arming.owed().map(vector);
         let enabled = before.core.rflags & RFLAGS_IF != 0;
-        if event.is_none() && enabled && arming.lets_interrupts_in(mask) {
+        if event.is_none() && arming.lets_interrupts_in(mask) {
+            event = arming.give_interrupt_back(&before, *vcpu)?;
+        }
+        if event.is_none() && arming.lets_interrupts_in(mask) {
             event = vcpu
-                .next_interrupt()
+                .next_interrupt(enabled)
                 .map_err(StepperError::of("reading pending interrupts"))?;
         }
         let mut now = before.clone();
@@ -162,6 +165,7 @@ impl PendingStep {
         self.lent.hide(&mut after);
         if is_restarted(&self.before, &after, context.memory) {
             context.registers.set_guest_tf(false);
+            context.arming.forget_interrupt();
             return Ok(());
         }
         let settlement = self.plan.settle(&after, context.memory);
@@ -183,6 +187,7 @@ impl PendingStep {
         if is_restarted(&self.before, &after, context.memory) {
             // The instruction is no more, and nothing of it is to be mended.
             context.registers.set_guest_tf(false);
+            context.arming.forget_interrupt();
             return Ok(Progress::Done);
         }
         if !trapped && after.core.rip == self.before.core.rip {

@@ -68,21 +68,43 @@ pub trait Vcpu {
     /// If the hypervisor refuses.
     fn set_dr6(&mut self, dr6: u64) -> Result<(), Self::Error>;
 
-    /// Returns `true` if an exception is queued or half delivered (`KVM_GET_VCPU_EVENTS`): a write
-    /// of registers would lose it (KVM, `__set_regs`), and the stepper does without.
+    /// What is queued or half delivered (`KVM_GET_VCPU_EVENTS`).
     ///
     /// # Errors
     /// If the hypervisor refuses.
-    fn exception_pending(&mut self) -> Result<bool, Self::Error>;
+    fn pending_events(&mut self) -> Result<PendingEvents, Self::Error>;
 
-    /// The vector of the interrupt that enters next, as far as that is known: the highest that is
-    /// requested. Asked for before a step that does not mask interrupts. Its handler is where such a
-    /// step ends; without an answer the handler may run inside the step, and see the debugger's TF.
+    /// Sets [`PendingEvents::interrupt`] (`KVM_SET_VCPU_EVENTS`): it enters with the next entry, or does
+    /// not enter. The interrupt controller is left as it is. Called only with `None` where there is
+    /// one, and later, once, with that one.
     ///
     /// # Errors
     /// If the hypervisor refuses.
-    fn next_interrupt(&mut self) -> Result<Option<u8>, Self::Error> {
+    fn set_injected_interrupt(&mut self, vector: Option<u8>) -> Result<(), Self::Error> {
+        let _ = vector;
+        Ok(())
+    }
+
+    /// The vector of the event that enters next, as far as that is known: an NMI, or the highest
+    /// interrupt that is requested if `enabled` says that RFLAGS.IF is set. Asked for before a step that
+    /// does not mask interrupts. Its handler is where such a step ends; without an answer the handler
+    /// may run inside the step, and see the debugger's TF.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn next_interrupt(&mut self, enabled: bool) -> Result<Option<u8>, Self::Error> {
+        let _ = enabled;
         Ok(None)
+    }
+
+    /// Puts an interrupt that was taken back by
+    /// [`set_injected_interrupt`](Self::set_injected_interrupt) back into the interrupt controller, for
+    /// a vCPU that must not take it now and that the debugger leaves.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn requeue_interrupt(&mut self, vector: u8) -> Result<(), Self::Error> {
+        self.set_injected_interrupt(Some(vector))
     }
 
     /// What the vCPU waits for. May accept a pending INIT or start-up IPI, as
@@ -129,6 +151,16 @@ pub trait Vcpu {
 
     /// Nothing goes in with the next entry.
     fn discard_tf_at_entry(&mut self) {}
+}
+
+/// Events that enter with the next entry, whatever is masked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PendingEvents {
+    /// An exception. A write of registers would lose it (KVM, `__set_regs`), and the stepper does
+    /// without.
+    pub exception: bool,
+    /// The vector of an interrupt that the interrupt controller has handed out already.
+    pub interrupt: Option<u8>,
 }
 
 /// The guest's own debug registers, as far as a step looks at them (SDM 3B 19.2).

@@ -237,7 +237,7 @@ enum Action {
     SaveRestore,
 }
 
-/// Few lines, sources and vectors, so that they meet.
+/// Few lines, sources and vectors: they meet.
 fn action() -> impl Strategy<Value = Action> {
     let gsi = || prop_oneof![6 => 0u32..6, 3 => 8u32..12, 2 => 0u32..26];
     let pin = || prop_oneof![6 => 1u8..6, 3 => 8u8..12, 1 => 0u8..24];
@@ -290,7 +290,7 @@ proptest! {
                 Action::Pulse(gsi) => {
                     let answer = chipset.pulse(Gsi(gsi), &mut deliver);
                     prop_assert_eq!(answer.is_err(), NO_ROUTES.contains(&gsi));
-                    // Of a line that somebody holds up a message is the only sign.
+                    // A message is the only sign of a line that another source holds up.
                     if answer.is_ok() && (!model.up(gsi) || gsi == MSI_GSI) {
                         model.rise(gsi);
                     }

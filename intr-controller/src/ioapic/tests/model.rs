@@ -89,7 +89,7 @@ enum Action {
     SaveRestore,
 }
 
-/// Few pins and vectors, so that they meet.
+/// Few pins and vectors: they meet.
 fn action() -> impl Strategy<Value = Action> {
     let pin = || prop_oneof![4 => 0u8..4, 1 => 0u8..24];
     let vector = || prop_oneof![4 => 0x41u8..0x44, 1 => any::<u8>()];

@@ -24,7 +24,7 @@ use super::startup::apply_startup;
 use crate::x86::{MSR_APIC_BASE, MSR_TSC_DEADLINE};
 use crate::{
     Activity, DeadlineWatch, Decision, Effect, Event, GeneralProtection, GuestTime, Lapic,
-    LapicConfig, Pending, Readiness, VectorSet, Windows,
+    LapicConfig, Pending, Readiness, VectorSet, Windows, decide,
 };
 
 /// An ioctl that this kernel does not have.
@@ -240,15 +240,17 @@ impl UserVcpu {
             VectorSet::EMPTY
         };
         let ext_int = pending.ext_int() || self.acknowledged.is_some();
+        let pending = Pending::new(fixed, pending.nmis(), pending.smi(), ext_int);
+        let priority = self.lapic.priority();
         Ok(Observation {
-            pending: Pending::new(fixed, pending.nmis(), pending.smi(), ext_int),
+            pending,
             vcpu: readiness,
-            priority: self.lapic.priority(),
+            priority,
             in_service: *self.lapic.in_service(),
             level_triggered: *self.lapic.level_triggered(),
             apic_enabled: enabled,
             apic_software_enabled: self.lapic.software_enabled(),
-            decision: self.lapic.decide(&readiness),
+            decision: decide(&pending, &readiness, priority),
         })
     }
 

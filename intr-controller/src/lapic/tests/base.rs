@@ -167,7 +167,7 @@ fn an_unchanged_base_is_no_change_of_identity() {
 
 #[test]
 fn an_id_above_255_is_addressed_in_full_before_x2apic_mode() {
-    // As in KVM: otherwise nobody could send it INIT, and vCPU 0x23 would get its interrupts.
+    // As in KVM: otherwise no vCPU could send it INIT, and vCPU 0x23 would get its interrupts.
     let mut lapic = with(|config| config.apic_id = 0x123);
     assert_eq!(read(&mut lapic, ID), 0x2300_0000);
     assert_eq!(lapic.destination().apic_id, 0x123);

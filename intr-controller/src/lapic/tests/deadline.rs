@@ -148,10 +148,10 @@ fn a_pause_brings_the_deadline_nearer_once() {
 /// It was written back, and is honest while the vCPU runs. Then that halts, and the counter is shown as
 /// it stood: it has moved since the looks that were believed, but does no more.
 #[test]
-fn a_counter_that_was_believed_is_not_believed_for_ever() {
+fn a_counter_that_was_believed_is_not_believed_forever() {
     let mut vcpu = Vcpu::armed(1_000_000);
     vcpu.arm(30_000_000, 20_000_000, 1_000_000);
-    // By 19 ms, so that it reads as the time.
+    // By 19 ms: it then reads as the time.
     assert!(!vcpu.look(11_000_000, 11_000_000));
     assert!(!vcpu.look(11_050_000, 11_050_000));
     assert_eq!(vcpu.next(11_050_000), Some(29_950_000));

@@ -166,7 +166,7 @@ impl Vcpu {
         self.real += self.until(ns);
     }
 
-    /// Whether the timer fired meanwhile.
+    /// Whether the timer fired in that time.
     fn play(&mut self, moves: &[Move]) -> bool {
         for next in moves {
             if let Move::Pause(ns) = *next {
@@ -230,7 +230,7 @@ proptest! {
         halted in any::<bool>(),
     ) {
         let vcpu = Vcpu::fired(host, counter, ahead, &moves, halted);
-        // Two looks and what it takes to come to them, and the drift meanwhile.
+        // Two looks and what it takes to come to them, and the drift in that time.
         let bound = 2 * (50_000 + SERVING) + vcpu.real / 2500;
         prop_assert!(vcpu.late() <= bound, "{} ns late", vcpu.late());
     }
@@ -288,7 +288,7 @@ proptest! {
                     // The end of time stands for never, too.
                     prop_assert!(fired == due || ns == u64::MAX);
                 }
-                // Nobody has asked.
+                // No call has asked.
                 _ => watch.compare(&mut lapic, value, at(ns)),
             }
         }

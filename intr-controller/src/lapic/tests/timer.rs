@@ -162,7 +162,7 @@ fn what_expired_while_masked_is_not_delivered_by_unmasking() {
 
 #[test]
 fn an_unmasked_timer_that_was_due_is_not_lost_by_masking_late() {
-    // The expiry at 200 came before the write at 500, though nobody had looked.
+    // The expiry at 200 came before the write at 500, though no call had asked for it.
     let mut lapic = armed(0, 100);
     let _ = write_at(&mut lapic, LVT_TIMER, MASKED | 0xec, 500);
     assert_eq!(take_vector(&mut lapic), Some(0xec));
@@ -178,7 +178,7 @@ fn initial_count_0_stops_the_timer() {
 }
 
 #[test]
-fn a_new_initial_count_starts_anew() {
+fn a_new_initial_count_starts_again() {
     let mut lapic = armed(0, 100);
     let _ = write_at(&mut lapic, TMICT, 50, 150);
     assert_eq!(lapic.next_deadline(at(150)), Some(at(250)));

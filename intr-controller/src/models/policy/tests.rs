@@ -21,7 +21,7 @@ fn the_ranks_of_the_model_are_the_order_of_delivery() {
     assert_eq!(ranks, expected);
 }
 
-/// Few vectors, so that merging and priority ties are common.
+/// Few vectors: merging and priority ties are common.
 fn vector() -> impl Strategy<Value = Vector> {
     prop_oneof![
         Just(0x10),

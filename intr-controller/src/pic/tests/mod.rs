@@ -625,7 +625,7 @@ fn special_fully_nested_a_more_urgent_input_of_the_slave_does() {
 
 #[test]
 fn special_fully_nested_less_urgent_inputs_of_the_master_stay_inhibited() {
-    // KVM and QEMU leave ISR bit 2 out of the order altogether, so that input 3 interrupts.
+    // KVM and QEMU leave ISR bit 2 out of the order altogether, so input 3 interrupts.
     let mut pic = Pic::new();
     initialise(&mut pic, 0x11, 0x11);
     serve(&mut pic, 12);
@@ -715,8 +715,8 @@ fn icw1_clears_mask_requests_service_rotation_special_mask_and_read_choice() {
 }
 
 #[test]
-fn an_input_that_was_up_at_icw1_must_rise_anew() {
-    // KVM forgets the line as well, so that a device's next assertion of it counts as a rise.
+fn an_input_that_was_up_at_icw1_must_rise_again() {
+    // KVM forgets the line as well, so a device's next assertion of it counts as a rise.
     let mut pic = initialised();
     up(&mut pic, 4);
     initialise(&mut pic, 0x11, 0x01);

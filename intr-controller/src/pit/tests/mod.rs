@@ -490,7 +490,7 @@ fn a_deadline_is_the_first_moment_of_the_rise() {
 }
 
 #[test]
-fn a_rise_that_nobody_asked_for_is_a_deadline_in_the_past() {
+fn a_rise_that_no_call_asked_for_is_a_deadline_in_the_past() {
     let mut pit = programmed(0, 2, 100);
     let _ = inp(&mut pit, 150, 0x40);
     assert!(pit.next_deadline().unwrap() <= at(150));

@@ -38,6 +38,15 @@ pub enum GroupError {
     /// A vCPU cannot be run.
     #[error(transparent)]
     Add(#[from] AddError),
+    /// A vCPU cannot be kicked.
+    #[error("the run structure of {vcpu} could not be mapped")]
+    Map {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// No thread for the interrupt chips.
     #[error("the interrupt chips' thread could not be started")]
     Chips(#[source] io::Error),
@@ -91,9 +100,17 @@ impl VcpuGroup {
                         on_stop| {
             vcpu.run(order, armed, (&exits, &memory), must_stop, on_stop)
         };
+        let slot = |vcpu: Vcpu| {
+            let vcpu_id = vcpu.id();
+            Slot::new(vcpu).map_err(|source| GroupError::Map {
+                vcpu: vcpu_id,
+                source,
+            })
+        };
+        let slots = vcpus.into_iter().map(slot).collect::<Result<_, _>>()?;
         let chips = irqchip.start().map_err(GroupError::Chips)?;
         let shared = Arc::new(Shared {
-            slots: vcpus.into_iter().map(Slot::new).collect(),
+            slots,
             irqchip,
             run: Box::new(run),
         });
@@ -140,8 +157,8 @@ impl VcpuGroup {
         let resumed = match self.inline_step(plan) {
             Some(id) => {
                 irqchip.step_begins();
-                self.all.resume_here(plan, id, |order, armed, _| {
-                    let reason = self.step_here(id, order, armed);
+                self.all.resume_here(plan, id, |order, armed, must_stop| {
+                    let reason = self.step_here(id, order, armed, must_stop);
                     if reason.is_none() {
                         irqchip.guest_runs();
                     }

@@ -1,10 +1,11 @@
 //! What the vCPUs' threads and the group share.
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use debug_stub::run_control::Kick;
+use debug_stub::run_control::{ImmediateExit, Kick};
 use debug_stub::{Armed, VcpuId, VcpuOrder};
 
 use crate::entry::MustStop;
@@ -16,16 +17,19 @@ use crate::vcpu::run::{OnStop, RunEnd, Vcpu};
 pub(super) struct Slot {
     /// Held by the thread while the vCPU runs.
     pub(super) vcpu: Mutex<Vcpu>,
+    /// What a kick sets. Not through `vcpu`, of which the thread that is kicked may hold a reference.
+    pub(super) immediate_exit: ImmediateExit,
     /// The last order was a step.
     stepped: AtomicBool,
 }
 
 impl Slot {
-    pub(super) fn new(vcpu: Vcpu) -> Self {
-        Self {
+    pub(super) fn new(mut vcpu: Vcpu) -> io::Result<Self> {
+        Ok(Self {
+            immediate_exit: ImmediateExit::map(vcpu.fd())?,
             vcpu: Mutex::new(vcpu),
             stepped: AtomicBool::new(false),
-        }
+        })
     }
 
     /// Notes that the next order is a step, or is not. Returns whether the last one was.

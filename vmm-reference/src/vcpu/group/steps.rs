@@ -15,8 +15,9 @@ use std::time::Instant;
 use debug_stub::{Armed, ResumePlan, StopReason, VcpuId, VcpuOrder};
 
 use super::{VcpuGroup, lock};
+use crate::entry::MustStop;
 use crate::vcpu::run::{OnStop, RunEnd};
-use crate::wake::{STEP_SLICE, StepSlice};
+use crate::wake::{STEP_SLICE, StepSlice, Waker};
 
 /// Counts consecutive slices that expired before the step was done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,11 +71,12 @@ impl VcpuGroup {
     /// own thread goes on with it.
     pub(super) fn step_here(
         &self,
-        vcpu: VcpuId,
+        id: VcpuId,
         order: &VcpuOrder,
         armed: &Arc<Armed>,
+        must_stop: &MustStop<'_>,
     ) -> Option<StopReason> {
-        let slot = self.shared.slots.get(vcpu.index())?;
+        let slot = self.shared.slots.get(id.index())?;
         let mut lost = self.lost.get();
         let mut slice = self.slice.borrow_mut();
         if slice.is_none() {
@@ -85,21 +87,25 @@ impl VcpuGroup {
                 .ok();
         }
         let mut vcpu = lock(&slot.vcpu);
-        let run = vcpu.kvm_run();
+        let immediate_exit = slot.immediate_exit.byte();
+        // A kick reaches this thread: what has arrived for the vCPU does not wait for the slice's end.
+        let _attached = self.shared.irqchip.waker(id).map(Waker::attach);
         let slice = slice.as_mut()?;
         let start = Instant::now();
         let end = loop {
             let mut expired = false;
-            let end = slice.take(run, |over| {
-                let must_stop = || over.load(Ordering::Acquire);
-                let end = (self.shared.run)(&mut vcpu, order, armed, &must_stop, OnStop::Yield);
+            let end = slice.take(immediate_exit, |over| {
+                let must_end = || over.load(Ordering::Acquire) || must_stop();
+                let end = (self.shared.run)(&mut vcpu, order, armed, &must_end, OnStop::Yield);
                 expired = over.load(Ordering::Acquire);
                 end
             });
-            // The timer may have expired for a previous slice. If it has not expired at all, the vCPU is
-            // halted, and its own thread waits.
-            let again =
-                expired && matches!(end, Ok(RunEnd::Yielded)) && start.elapsed() < STEP_SLICE;
+            // The timer may have expired for a previous slice, or it was a kick. If neither has come, the
+            // vCPU is halted, and its own thread waits.
+            let again = expired
+                && matches!(end, Ok(RunEnd::Yielded))
+                && start.elapsed() < STEP_SLICE
+                && !must_stop();
             if !again {
                 break end;
             }
@@ -109,6 +115,8 @@ impl VcpuGroup {
                 self.lost.set(LostSlices::default());
                 Some(reason)
             }
+            // Its own thread ends the order.
+            Ok(RunEnd::Yielded) if must_stop() => None,
             Ok(RunEnd::Yielded) => {
                 lost.lose();
                 self.lost.set(lost);

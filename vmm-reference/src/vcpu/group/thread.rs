@@ -14,10 +14,10 @@ pub(super) fn vcpu_thread(mut handle: VcpuHandle, shared: &Shared) {
     let Some(slot) = shared.slots.get(id.index()) else {
         return;
     };
-    let run = lock(&slot.vcpu).kvm_run();
-    let _kickable = Kickable::enter(run);
+    let _kickable = Kickable::enter(slot.immediate_exit.byte())
+        .inspect_err(|error| tracing::error!(%error, %id, "the vCPU cannot be stopped"));
     let _attached = shared.irqchip.waker(id).map(Waker::attach);
-    if shared.irqchip.user().is_some() {
+    if shared.irqchip.chips().has_local_timers() {
         wake::make_alarm();
     }
     let mut resumed = false;

@@ -170,7 +170,7 @@ fn sysret_loads_the_guests_tf_from_r11() {
         let mut after = moved(&file, 0x5000);
         after.special.cs.selector = 0x33;
         let settlement = settle(&plan, &after, &memory);
-        assert_eq!((settlement.guest_tf, settlement.guest_trap), (tf, false));
+        assert_eq!((settlement.guest_tf, settlement.guest_trap), (tf, tf));
     }
 }
 
