@@ -10,7 +10,7 @@ const GUESTS: [&str; 7] = [
 /// Where the firmware is linked to: `FIRMWARE` in src/layout.rs.
 const FIRMWARE: &str = "0xfff00";
 /// Where the guests of the differential tests are linked to: `IMAGE` in guests/transparent/macros.inc.
-const TRANSPARENT: &str = "0x10000";
+const TRANSPARENT: &str = "0x8000";
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=guests");

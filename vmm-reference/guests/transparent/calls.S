@@ -213,7 +213,7 @@ GUEST "calls/lcall_and_lret", prot
     lretl
 
 GUEST "calls/lcall_in_real_mode", real
-    lcall $IMAGE >> 4, $1f - IMAGE
+    lcall $0, $1f
     pushfw
     popw %ax
     stosw
@@ -450,8 +450,8 @@ GATE 1, 2f
     pushl $STACK - 0x8000 >> 4          # SS
     pushl $0x8000 - 0x100
     pushl $VM | \flags
-    pushl $IMAGE >> 4
-    pushl $\at - IMAGE
+    pushl $0
+    pushl $\at
     xorl %edi, %edi
     iretl
     .endm
@@ -480,7 +480,7 @@ GATE 0x50, 2f
     .code16
 1:  pushfw
     pushw %cs
-    pushw $3f - IMAGE
+    pushw $3f
     iretw
 3:  pushfw
     popw %ax
@@ -536,13 +536,13 @@ GUEST "calls/real_to_protected_and_back", real
     movl %eax, %cr0
     pushfw
     popw %bx
-    ljmp $CODE16, $1f - IMAGE
+    ljmp $CODE16, $1f
 1:  pushfw
     popw %cx
     movl %cr0, %eax
     andb $0xfe, %al
     movl %eax, %cr0
-    ljmp $IMAGE >> 4, $2f - IMAGE
+    ljmp $0, $2f
 2:  movw %bx, %ax
     stosw
     movw %cx, %ax

@@ -131,7 +131,7 @@ GUEST "flags/iretd_to_the_next_instruction", prot
 GUEST "flags/iretw_in_real_mode", real
     pushfw
     pushw %cs
-    pushw $1f - IMAGE
+    pushw $1f
     iretw
 1:  pushfw
     popw %ax

@@ -1,4 +1,4 @@
-# The guests of the differential tests (tests/transparent/): one flat image at 0x10000 that holds all of
+# The guests of the differential tests (tests/transparent/): one flat image at 0x8000 that holds all of
 # them, with a table of records that says where each begins and what it needs.
 #
 # The host builds the descriptor tables and page tables, and sets the registers of the mode in which a guest
@@ -13,7 +13,7 @@ _start:
     .code16
     movw $DATA >> 4, %ax
     movw %ax, %ds
-    ljmp $IMAGE >> 4, $1f - IMAGE
+    ljmp $0, $1f
 1:  jmpw *0x40
 
     .org 0x20                           # the host finds the table here

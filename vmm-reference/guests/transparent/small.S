@@ -107,11 +107,11 @@ SMALL ports, long
     outb %al, $PRINT
     END
 
-SMALL movsb, long
+SMALL store_and_load, long
     movb %al, (%rdi)
+    pushfq
     movb (%rdi), %al
-    movsb
-    movsb
+    popq %rax
     END
 
 SMALL sti_and_cli, long

@@ -8,7 +8,7 @@
 # The second processor begins at `at`, in real mode, with DS at DATA.
     .macro START_SECOND at
     APIC_ON
-    movw $\at - IMAGE, DATA + 0x40
+    movw $\at, DATA + 0x40
     movl $X2APIC_ICR, %ecx
     movl $1, %edx
     movl $0x4500, %eax
@@ -95,9 +95,9 @@ CPUS 2
     xorl %ecx, %ecx
     ret
     .code16
-1:  movw $IMAGE >> 4, %ax
+1:  movw $0, %ax
     movw %ax, %es
-    movb $0xf9, %es:3b - IMAGE          # stc
+    movb $0xf9, %es:3b          # stc
     movw $1, 0x50
     cli
     hlt

@@ -206,7 +206,7 @@ GATE 6, 1f
 
 GUEST "system/gate_changes_before_the_fault", long
 GATE 6, 1f
-    movl $2f - IMAGE, %eax
+    movl $2f, %eax
     movw %ax, IDT64 + 6 * 16
     ud2
     END

@@ -23,6 +23,8 @@ struct Simulation {
     printed: Vec<u8>,
     next: u8,
     done: bool,
+    /// For messages.
+    name: String,
 }
 
 /// What a run leaves.
@@ -63,6 +65,7 @@ impl Simulation {
             printed: Vec::new(),
             next: 0,
             done: false,
+            name: format!("{} on {}", guest.name, habits.name),
         }
     }
 
@@ -80,12 +83,16 @@ impl Simulation {
                 Outcome::Fatal(StopReason::Exited(0))
             }
             Exit::PortWrite(port, value) => {
-                assert_ne!(port, STRAY, "a vector without a handler");
+                assert_ne!(port, STRAY, "{}: a vector without a handler", self.name);
                 self.printed.push(value);
                 Outcome::Served
             }
             Exit::Interrupted => Outcome::Nothing,
-            other => panic!("{other:?} at {:#x}", self.vcpu.registers().core.rip),
+            other => panic!(
+                "{}: {other:?} at {:#x}",
+                self.name,
+                self.vcpu.registers().core.rip
+            ),
         }
     }
 
@@ -127,7 +134,7 @@ impl Simulation {
         loop {
             let outcome = match next {
                 Next::Stopped(StopReason::Step | StopReason::Exited(0)) => return,
-                Next::Stopped(reason) => panic!("{reason:?}"),
+                Next::Stopped(reason) => panic!("{}: {reason:?}", self.name),
                 Next::Enter => self.run(false),
                 Next::Complete => self.run(true),
             };

@@ -117,7 +117,7 @@ fn step(guest: &Guest, running: &mut Running, way: Way, file: &RegisterFile) -> 
             // A range that a wait is in would not end.
             let waits = guest.waits.iter().map(|wait| wait.at).filter(|at| *at > pc);
             let end = waits.min().unwrap_or(u64::MAX).min(line + 0x10);
-            let range = (way == Way::Range).then(|| line..end);
+            let range = (way == Way::Range).then_some(line..end);
             (VcpuOrder::Step(StepOrder { range, mask }), Vec::new())
         }
     };
