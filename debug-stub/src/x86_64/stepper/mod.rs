@@ -24,7 +24,13 @@
 //!    *without* a trap and would take one more instruction along.
 //! 3. SYSCALL and SYSRET need help to trap at all (`system_call`).
 //! 4. A trap that moved nothing though the instruction must move is spurious: it is stepped again.
-//! 5. A vCPU that waits may be restarted by INIT inside its step, which ends then with its first
+//! 5. A step that may enter a handler has execute breakpoints at its first instruction, in debug
+//!    registers that are free (`slots`): it ends there, and the frame is mended before the guest reads
+//!    it. An instruction that certainly raises nothing has none, because debug registers cost time.
+//! 6. An interrupt that the hypervisor is delivering as a masked step begins is taken back
+//!    (`withheld`).
+//! 7. HLT is carried out where the hypervisor knows what a vCPU waits for.
+//! 8. A vCPU that waits may be restarted by INIT inside its step, which ends then with its first
 //!    instruction there, or before it.
 //!
 //! # Errors
