@@ -4,9 +4,13 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-const GUESTS: [&str; 6] = ["timer", "smp", "sleep", "fault", "reset", "script"];
+const GUESTS: [&str; 7] = [
+    "timer", "smp", "sleep", "fault", "reset", "script", "clocks",
+];
 /// Where the firmware is linked to: `FIRMWARE` in src/layout.rs.
 const FIRMWARE: &str = "0xfff00";
+/// Where the guests of the differential tests are linked to: `IMAGE` in guests/transparent/macros.inc.
+const TRANSPARENT: &str = "0x8000";
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=guests");
@@ -18,9 +22,16 @@ fn main() -> ExitCode {
     let script = format!("-Wl,-T,{}", source.join("link.ld").display());
     let elf = [script.as_str(), "-Wl,-z,max-page-size=0x1000"];
     let flat = [&format!("-Wl,-Ttext={FIRMWARE}"), "-Wl,--oformat=binary"];
+    // Not part of the library: tests/transparent includes it.
+    let image = [&format!("-Wl,-Ttext={TRANSPARENT}"), "-Wl,--oformat=binary"];
     let guests = GUESTS.map(|guest| (guest, "elf", &elf));
-    for (guest, extension, options) in guests.into_iter().chain([("firmware", "bin", &flat)]) {
-        let output = out.join(guest).with_extension(extension);
+    let others = [
+        ("firmware", "bin", &flat),
+        ("transparent/image", "bin", &image),
+    ];
+    for (guest, extension, options) in guests.into_iter().chain(others) {
+        let name = guest.replace('/', "_");
+        let output = out.join(name).with_extension(extension);
         if let Err(problem) = assemble(&source, guest, options, &output) {
             println!("cargo::error=cannot assemble guests/{guest}.S: {problem}");
             println!("cargo::error=a C compiler with binutils is needed (Debian: gcc)");

@@ -586,7 +586,7 @@ fn protocol_of(first: u8, rest: &[u8]) -> &'static str {
     // A handshake record of any version (RFC 8446, 5.1).
     if first == 22 && rest.first() == Some(&3) {
         "TLS"
-    } else if METHODS.iter().any(|method| is(method)) {
+    } else if METHODS.iter().any(is) {
         "HTTP"
     } else {
         "nothing known"

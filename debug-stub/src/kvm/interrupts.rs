@@ -10,6 +10,8 @@ use crate::x86_64::bits::RFLAGS_IF;
 /// Offset of the first IRR register in a local APIC page, 32 vectors each 16 bytes (SDM 3A
 /// table 11-1).
 const IRR: usize = 0x200;
+/// The same of ISR.
+const ISR: usize = 0x100;
 const REGISTERS: usize = 8;
 
 /// Reads the pending interrupts from KVM's local APIC. `masked` is [`Stepper::is_masked`]. Changes nothing.
@@ -43,6 +45,21 @@ pub fn pending_interrupts(fd: &VcpuFd, masked: bool) -> Result<Interrupts, Regis
         nmi_pending: events.nmi.pending != 0,
         blocked: why.join(", "),
     })
+}
+
+/// Moves a vector from ISR to IRR. Returns `false` if it is not in service.
+pub(super) fn move_to_irr(page: &mut [i8], vector: u8) -> bool {
+    let at = 16 * usize::from(vector / 32) + usize::from(vector % 32 / 8);
+    let bit = 1 << (vector % 8);
+    let mut take = |base: usize, set: bool| {
+        let byte = page.get_mut(base + at)?;
+        let [now] = byte.to_ne_bytes();
+        let had = now & bit != 0;
+        let after = if set { now | bit } else { now & !bit };
+        *byte = i8::from_ne_bytes([after]);
+        Some(had)
+    };
+    take(ISR, false) == Some(true) && take(IRR, true).is_some()
 }
 
 /// The vectors whose bit is set in IRR, lowest first.

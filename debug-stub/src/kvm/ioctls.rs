@@ -34,6 +34,10 @@ pub const IOCTLS: &[(&str, u64)] = &[
         number(READ, 0x8e, size_of::<kvm_lapic_state>()),
     ),
     (
+        "KVM_SET_LAPIC",
+        number(WRITE, 0x8f, size_of::<kvm_lapic_state>()),
+    ),
+    (
         "KVM_GET_MP_STATE",
         number(READ, 0x98, size_of::<kvm_mp_state>()),
     ),

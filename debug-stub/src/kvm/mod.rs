@@ -14,7 +14,7 @@
 //! |---|---|
 //! | `KVM_SET_GUEST_DEBUG` | an order that changes the debug state, the first step of a series |
 //! | `KVM_GET_MP_STATE` | before registers are read |
-//! | `KVM_SET_MP_STATE`, `KVM_SET_VCPU_EVENTS` | steps of HLT, a halted vCPU whose RIP the debugger sets |
+//! | `KVM_SET_MP_STATE`, `KVM_SET_VCPU_EVENTS` | steps of HLT, a halted vCPU whose RIP the debugger sets, an interrupt that is being delivered as a masked step begins |
 //! | `KVM_GET_REGS`, `KVM_GET_SREGS` | registers that did not come with the exit |
 //! | `KVM_SET_REGS` | steps of SYSRET, a single step that is armed or lifted, the debugger's writes |
 //! | `KVM_GET_MSRS`, `KVM_SET_MSRS` | steps of SYSCALL, IA32_KERNEL_GS_BASE |
@@ -22,6 +22,7 @@
 //! | `KVM_SET_DEBUGREGS` | the guest's own #DB |
 //! | `KVM_SET_SREGS`, `KVM_GET_XSAVE`, `KVM_SET_XSAVE` | the debugger reads or writes such registers |
 //! | `KVM_GET_VCPU_EVENTS` | the first step of a series, steps of an access or that do not mask, [`pending_interrupts`] |
+//! | `KVM_SET_LAPIC` | such an interrupt, where the debugger leaves while RFLAGS.IF is clear |
 //! | `KVM_GET_LAPIC` | steps that do not mask, [`pending_interrupts`] |
 //!
 //! [`Stepper::forget_registers`]: crate::x86_64::stepper::Stepper::forget_registers

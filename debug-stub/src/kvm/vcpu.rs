@@ -10,13 +10,13 @@ use thiserror::Error;
 use vcpu_caps::GuestDebug;
 use vcpu_caps::kvm::{SetGuestDebugError, set_guest_debug};
 
-use super::interrupts::requested;
+use super::interrupts::{move_to_irr, requested};
 use super::registers::{
     RegistersError, core_from_kvm, ioctl, read_msr, read_registers, special_from_kvm, write_msr,
     write_registers,
 };
 use crate::x86_64::bits::{RFLAGS_IF, RFLAGS_TF};
-use crate::x86_64::stepper::{DebugStatus, RunState, Vcpu};
+use crate::x86_64::stepper::{DebugStatus, PendingEvents, RunState, Vcpu};
 use crate::x86_64::{CoreRegisters, RegisterFile, RegisterGroups, SpecialRegisters};
 
 /// The NMI's vector (SDM 3A table 6-1).
@@ -37,6 +37,12 @@ pub enum KvmError {
     /// `KVM_SET_GUEST_DEBUG`.
     #[error(transparent)]
     SetGuestDebug(#[from] SetGuestDebugError),
+    /// An interrupt of an 8259A was accepted while RFLAGS.IF was set, and IF was cleared by steps: no
+    /// interrupt controller can take it back.
+    #[error(
+        "interrupt {0:#x} is lost: the local APIC does not have it in service; continue a vCPU before you detach from it"
+    )]
+    NotInService(u8),
 }
 
 impl Vcpu for KvmVcpu<'_> {
@@ -102,12 +108,54 @@ impl Vcpu for KvmVcpu<'_> {
         Ok(())
     }
 
-    fn exception_pending(&mut self) -> Result<bool, KvmError> {
+    fn pending_events(&mut self) -> Result<PendingEvents, KvmError> {
         let events = self
             .0
             .get_vcpu_events()
             .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
-        Ok(events.exception.pending != 0 || events.exception.injected != 0)
+        let interrupt = &events.interrupt;
+        let is_hardware = interrupt.injected != 0 && interrupt.soft == 0;
+        Ok(PendingEvents {
+            exception: events.exception.pending != 0 || events.exception.injected != 0,
+            interrupt: is_hardware.then_some(interrupt.nr),
+        })
+    }
+
+    fn set_injected_interrupt(&mut self, vector: Option<u8>) -> Result<(), KvmError> {
+        let mut events = self
+            .0
+            .get_vcpu_events()
+            .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+        events.interrupt.injected = u8::from(vector.is_some());
+        events.interrupt.nr = vector.unwrap_or_default();
+        events.interrupt.soft = 0;
+        // The rest stays as it is: the shadow, NMIs and SMM are not named.
+        events.flags = 0;
+        self.0
+            .set_vcpu_events(&events)
+            .map_err(ioctl("KVM_SET_VCPU_EVENTS"))?;
+        Ok(())
+    }
+
+    /// Moves it from ISR to IRR of KVM's local APIC. An interrupt that a device sends between the two
+    /// calls would be lost (`KVM_SET_LAPIC` writes all of IRR): this is for a debugger that leaves while
+    /// RFLAGS.IF, which was set as the interrupt was accepted, is clear. One of the same vector that is
+    /// requested already becomes one with it.
+    fn requeue_interrupt(&mut self, vector: u8) -> Result<(), KvmError> {
+        let mut lapic = self.0.get_lapic().map_err(ioctl("KVM_GET_LAPIC"))?;
+        if !move_to_irr(&mut lapic.regs, vector) {
+            return Err(KvmError::NotInService(vector));
+        }
+        self.0.set_lapic(&lapic).map_err(ioctl("KVM_SET_LAPIC"))?;
+        Ok(())
+    }
+
+    fn nmis_blocked(&mut self) -> Result<bool, KvmError> {
+        let events = self
+            .0
+            .get_vcpu_events()
+            .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+        Ok(events.nmi.masked != 0)
     }
 
     /// Of KVM's local APIC. What an 8259A is about to deliver by itself is not known here.

@@ -20,6 +20,7 @@ use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::EdgeLine;
 use crate::background::{self, BackgroundWriter, Loss};
 
 /// Bytes of output that may wait for the descriptor.
@@ -70,14 +71,14 @@ pub enum SerialError {
     EventFd(#[source] io::Error),
 }
 
-/// The interrupt line: an eventfd. Each write is an edge.
-struct Interrupt(EventFd);
+/// The interrupt line.
+struct Interrupt(Arc<EdgeLine>);
 
 impl Trigger for Interrupt {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+        self.0.signal()
     }
 }
 
@@ -189,7 +190,7 @@ fn lock(chip: &Mutex<Chip>) -> MutexGuard<'_, Chip> {
 pub struct SerialDevice {
     chip: Arc<Mutex<Chip>>,
     output: Output,
-    interrupt: EventFd,
+    interrupt: Arc<EdgeLine>,
     space: Arc<InputSpace>,
 }
 
@@ -218,14 +219,13 @@ impl SerialDevice {
                 })?,
         };
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(SerialError::EventFd);
-        let interrupt = event()?;
-        let line = interrupt.try_clone().map_err(SerialError::EventFd)?;
+        let interrupt = Arc::new(EdgeLine::new().map_err(SerialError::EventFd)?);
         let space = Arc::new(InputSpace {
             wanted: AtomicBool::new(false),
             event: event()?,
         });
         let chip = Arc::new(Mutex::new(Serial::with_events(
-            Interrupt(line),
+            Interrupt(Arc::clone(&interrupt)),
             Arc::clone(&space),
             output.clone(),
         )));
@@ -240,9 +240,9 @@ impl SerialDevice {
         })
     }
 
-    /// The descriptor that is signalled for each interrupt.
+    /// The line that is signalled for each interrupt.
     #[must_use]
-    pub fn interrupt(&self) -> &EventFd {
+    pub fn interrupt(&self) -> &Arc<EdgeLine> {
         &self.interrupt
     }
 

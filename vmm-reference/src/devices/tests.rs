@@ -216,13 +216,13 @@ fn an_output_that_is_not_read_is_a_busy_transmitter_and_blocks_no_vcpu() {
     assert_eq!(line_status(&devices) & EMPTY, 0);
     // As a driver does: the cause is read, and there is none.
     assert_eq!(read::<1>(&devices, 0x3fa)[0] & 0xf, 1, "IIR: none");
-    let _ = serial.interrupt().read();
+    let _ = serial.interrupt().event().read();
     // A guest that does not look loses what it writes.
     for _ in 0..10 {
         write(&devices, 0x3f8, [b'y']);
     }
     let _ = read::<1>(&devices, 0x3fa);
-    let _ = serial.interrupt().read();
+    let _ = serial.interrupt().event().read();
     let loss = serial.finish(Duration::from_millis(10), false);
     assert_eq!(loss.dropped, 10);
     assert!(loss.unwritten > 0);
@@ -233,7 +233,7 @@ fn an_output_that_is_not_read_is_a_busy_transmitter_and_blocks_no_vcpu() {
     reader.read_exact(&mut seen).unwrap();
     assert!(seen.iter().all(|byte| *byte == b'x'));
     let begun = std::time::Instant::now();
-    while serial.interrupt().read().is_err() {
+    while serial.interrupt().event().read().is_err() {
         assert!(begun.elapsed() < Duration::from_secs(20), "no interrupt");
         std::thread::yield_now();
     }
@@ -286,7 +286,7 @@ fn string_input_reads_the_receiver_again_and_again() {
 #[test]
 fn received_data_raises_the_interrupt_once_it_is_enabled() {
     let (devices, _) = devices();
-    let interrupt = devices.serial().interrupt();
+    let interrupt = devices.serial().interrupt().event();
     devices.serial().input(b"a");
     assert!(interrupt.read().is_err(), "not enabled");
     write(&devices, 0x3f9, [1]);

@@ -16,7 +16,7 @@
 //! REP MOVSB (16-bit), DIV BL, MOVSB, SYSCALL, SYSRET (64-bit). Anything else is #UD.
 //!
 //! # Unsupported
-//! Segment limits, privilege checks, interrupt stacks, debug registers of the guest's own except in
+//! Segment limits, privilege checks, interrupt stacks without a TSS, debug registers of the guest's own except in
 //! DR6, more than one pending exception.
 
 mod execute;
@@ -40,11 +40,15 @@ pub use memory::Ram;
 pub use scenario::{Action, Scenario};
 
 use super::bits::{CR0_PE, DR6_BS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_TF};
-use super::stepper::{DebugExit, DebugStatus, Outcome, RunState, Vcpu};
+use super::stepper::{DebugExit, DebugStatus, Outcome, PendingEvents, RunState, Vcpu};
 use super::{CoreRegisters, RegisterFile, RegisterGroups, Segment, SpecialRegisters};
 use crate::host::GuestMemory;
 use crate::order::StopReason;
 use interrupts::{Access, Event, Shadow};
+
+/// IA32_STAR, and its value: SYSRET loads the selectors 0x33 and 0x2b.
+const IA32_STAR: u32 = 0xc000_0081;
+const STAR: u64 = 0x0023_0010 << 32;
 
 /// What a simulated host is able to do: everything but `absent`.
 #[must_use]
@@ -123,6 +127,8 @@ pub struct SimulatedVcpu {
     shadow: Shadow,
     /// An exception that is queued and not injected.
     queued: Option<Event>,
+    /// An interrupt that was handed out, and enters with the next entry.
+    injected: Option<u8>,
     pending: BTreeSet<u8>,
     nmi: bool,
     init: bool,
@@ -232,6 +238,7 @@ impl SimulatedVcpu {
             singlestep_rip: 0,
             shadow: Shadow::None,
             queued: None,
+            injected: None,
             pending: BTreeSet::new(),
             nmi: false,
             init: false,
@@ -301,13 +308,20 @@ impl SimulatedVcpu {
     /// Returns `true` if nothing waits to be delivered.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.pending.is_empty() && !self.nmi && self.queued.is_none()
+        let interrupts = self.pending.is_empty() && self.injected.is_none();
+        interrupts && !self.nmi && self.queued.is_none()
     }
 
     /// The vectors of interrupts that wait, lowest first.
     #[must_use]
     pub fn pending(&self) -> Vec<u8> {
         self.pending.iter().copied().collect()
+    }
+
+    /// The vector of an interrupt that was handed out, and enters with the next entry.
+    #[must_use]
+    pub fn injected(&self) -> Option<u8> {
+        self.injected
     }
 
     /// Returns `true` if an NMI waits.
@@ -319,7 +333,7 @@ impl SimulatedVcpu {
     /// The VMM resets the vCPU to these registers: nothing waits for it any more. The debug state
     /// stays in force, and SYSCALL's registers stay.
     pub fn reset(&mut self, file: &RegisterFile) {
-        self.queued = None;
+        (self.queued, self.injected) = (None, None);
         self.pending.clear();
         (self.nmi, self.init, self.startup) = (false, false, None);
         self.shadow = Shadow::None;
@@ -344,6 +358,21 @@ impl SimulatedVcpu {
     /// An interrupt of this vector arrives. Arriving twice before it is delivered is once.
     pub fn interrupt(&mut self, vector: u8) {
         self.pending.insert(vector);
+    }
+
+    /// A kick arrives between the injection of the highest interrupt that waits and the entry: the
+    /// interrupt is handed out, and enters with the next entry. Returns `false` if the vCPU takes none.
+    pub fn kick_behind_injection(&mut self) -> bool {
+        let blocked = self.has(GuestDebugFlags::BLOCKIRQ);
+        let runs = matches!(self.run_state, RunState::Runnable | RunState::Halted);
+        let open = enabled(self.file.core.rflags, self.shadow) && runs;
+        if blocked || self.injected.is_some() || self.pending.is_empty() || !open {
+            return false;
+        }
+        // HLT has ended with it.
+        self.run_state = RunState::Runnable;
+        self.injected = self.pending.pop_last();
+        self.injected.is_some()
     }
 
     /// An NMI arrives.
@@ -455,6 +484,12 @@ impl SimulatedVcpu {
         }
     }
 
+    /// User code that the hypervisor runs natively.
+    fn runs_natively(&self) -> bool {
+        let user = !self.is_real() && self.file.special.cs.selector & 3 == 3;
+        user && self.habits.user_traps_reach_the_guest
+    }
+
     fn has(&self, flag: GuestDebugFlags) -> bool {
         self.debug.control.contains(flag)
     }
@@ -486,6 +521,10 @@ impl SimulatedVcpu {
 
     /// A debug exception after an instruction, or before one for an execute breakpoint.
     fn debug_exception(&mut self, dr6: u64, memory: &impl GuestMemory) -> Option<Exit> {
+        if self.runs_natively() {
+            self.status.dr6 |= dr6;
+            return self.deliver(Event::exception(1), memory);
+        }
         if self.has(GuestDebugFlags::SINGLESTEP) || self.has(GuestDebugFlags::USE_HW_BP) {
             let pc = self.linear_pc();
             let mut dr6 = dr6;
@@ -599,9 +638,14 @@ impl Vcpu for SimulatedVcpu {
         Ok(())
     }
 
-    fn read_msr(&mut self, _: u32) -> Result<u64, Refused> {
+    fn read_msr(&mut self, index: u32) -> Result<u64, Refused> {
         self.call("read_msr")?;
-        Ok(self.fmask)
+        Ok(if index == IA32_STAR { STAR } else { self.fmask })
+    }
+
+    fn nmis_blocked(&mut self) -> Result<bool, Refused> {
+        self.call("nmis_blocked")?;
+        Ok(false)
     }
 
     fn write_msr(&mut self, _: u32, value: u64) -> Result<(), Refused> {
@@ -621,9 +665,24 @@ impl Vcpu for SimulatedVcpu {
         Ok(())
     }
 
-    fn exception_pending(&mut self) -> Result<bool, Refused> {
-        self.call("exception_pending")?;
-        Ok(self.queued.is_some())
+    fn pending_events(&mut self) -> Result<PendingEvents, Refused> {
+        self.call("pending_events")?;
+        Ok(PendingEvents {
+            exception: self.queued.is_some(),
+            interrupt: self.injected,
+        })
+    }
+
+    fn set_injected_interrupt(&mut self, vector: Option<u8>) -> Result<(), Refused> {
+        self.call("set_injected_interrupt")?;
+        self.injected = vector;
+        Ok(())
+    }
+
+    fn requeue_interrupt(&mut self, vector: u8) -> Result<(), Refused> {
+        self.call("requeue_interrupt")?;
+        self.pending.insert(vector);
+        Ok(())
     }
 
     fn run_state(&mut self) -> Result<RunState, Refused> {

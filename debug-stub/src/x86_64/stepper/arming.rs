@@ -6,7 +6,7 @@ use vcpu_caps::{
 
 use super::registers::{Registers, set_tf};
 use super::slots::{OwnBreakpoints, Slots};
-use super::vcpu::{RunState, StepperError, Vcpu};
+use super::vcpu::{PendingEvents, RunState, StepperError, Vcpu};
 use crate::order::Armed;
 use crate::x86_64::step::Guards;
 use crate::x86_64::{RegisterFile, RegisterGroups};
@@ -37,11 +37,15 @@ pub(super) struct Arming {
     /// The plan has execute breakpoints, and watchpoints.
     has_guards: bool,
     has_watchpoints: bool,
+    /// The trap of a step of user code goes to the guest's own vector 1.
+    user_traps_reach_the_guest: bool,
     /// The guest's own breakpoints, if known.
     own: Option<OwnBreakpoints>,
     /// The instruction that was stepped last blocks interrupts until the next one has ended (SDM 3A
     /// 7.8.3). A hypervisor may have dropped that with the step.
     in_shadow: bool,
+    /// An interrupt that was taken back from the hypervisor.
+    pub(super) withheld: Option<u8>,
 }
 
 impl Arming {
@@ -55,15 +59,32 @@ impl Arming {
             slots: Slots::default(),
             has_guards: plan.has(Capability::HwBreakpoint),
             has_watchpoints: plan.has(Capability::Watchpoint),
+            user_traps_reach_the_guest: !plan.has(Capability::SingleStepUser),
             own: None,
             in_shadow: false,
+            withheld: None,
         }
+    }
+
+    /// See [`Self::in_shadow`].
+    pub(super) fn is_in_shadow(&self) -> bool {
+        self.in_shadow
     }
 
     /// Returns `true` if a step with `mask`, or without, lets interrupts in.
     pub(super) fn lets_interrupts_in(&self, mask: bool) -> bool {
         let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
         !(mask || (self.in_shadow && can_mask))
+    }
+
+    /// See [`Self::user_traps_reach_the_guest`].
+    pub(super) fn user_traps_reach_the_guest(&self) -> bool {
+        self.user_traps_reach_the_guest
+    }
+
+    /// See [`Self::in_shadow`].
+    pub(super) fn in_shadow(&self) -> bool {
+        self.in_shadow
     }
 
     /// See [`Self::in_shadow`].
@@ -107,6 +128,7 @@ impl Arming {
     /// A new guest runs on the vCPU: nothing is owed to it.
     pub(super) fn reset(&mut self) {
         let _ = self.control.cancel_injection();
+        self.forget_interrupt();
         self.queued = None;
         self.own = None;
         self.in_shadow = false;
@@ -217,7 +239,7 @@ impl Arming {
             return Ok(());
         }
         // The write that shows TF drops an exception that is queued already: it is queued after it.
-        if self.queued.is_some() && !exception_pending(vcpu)? {
+        if self.queued.is_some() && !pending_events(vcpu)?.exception {
             self.queued = None;
         }
         let exception = self.control.cancel_injection().or(self.queued.take());
@@ -246,7 +268,7 @@ impl Arming {
         self.survives_init = false;
         if exception.is_some() {
             self.queued = exception;
-            registers.exception_queued();
+            registers.event_queued();
         }
         Ok(())
     }
@@ -282,8 +304,14 @@ impl Arming {
             return Ok(());
         }
         self.control.step()?;
+        let mut may_write = registers.trapped();
+        if !may_write {
+            let events = pending_events(vcpu)?;
+            may_write = !events.exception;
+            self.withhold_interrupt(events.interrupt, vcpu)?;
+        }
         let runs = matches!(registers.run_state(), RunState::Runnable | RunState::Halted);
-        if V::TF_FOLLOWS_ARMED_RIP && runs && !self.injects() && may_write(vcpu, registers)? {
+        if V::TF_FOLLOWS_ARMED_RIP && runs && !self.injects() && may_write {
             self.arm_as_reset(now, vcpu, registers)
         } else {
             self.arm(vcpu, registers)
@@ -360,10 +388,12 @@ pub(super) fn may_write<V: Vcpu>(
     if registers.trapped() {
         return Ok(true);
     }
-    Ok(!exception_pending(vcpu)?)
+    Ok(!pending_events(vcpu)?.exception)
 }
 
-fn exception_pending<V: Vcpu>(vcpu: &mut V) -> Result<bool, StepperError<V::Error>> {
-    vcpu.exception_pending()
-        .map_err(StepperError::of("reading pending exceptions"))
+pub(super) fn pending_events<V: Vcpu>(
+    vcpu: &mut V,
+) -> Result<PendingEvents, StepperError<V::Error>> {
+    vcpu.pending_events()
+        .map_err(StepperError::of("reading pending events"))
 }

@@ -24,7 +24,13 @@
 //!    *without* a trap and would take one more instruction along.
 //! 3. SYSCALL and SYSRET need help to trap at all (`system_call`).
 //! 4. A trap that moved nothing though the instruction must move is spurious: it is stepped again.
-//! 5. A vCPU that waits may be restarted by INIT inside its step, which ends then with its first
+//! 5. A step that may enter a handler has execute breakpoints at its first instruction, in debug
+//!    registers that are free (`slots`): it ends there, and the frame is mended before the guest reads
+//!    it. An instruction that certainly raises nothing has none, because debug registers cost time.
+//! 6. An interrupt that the hypervisor is delivering as a masked step begins is taken back
+//!    (`withheld`).
+//! 7. HLT is carried out where the hypervisor knows what a vCPU waits for.
+//! 8. A vCPU that waits may be restarted by INIT inside its step, which ends then with its first
 //!    instruction there, or before it.
 //!
 //! # Errors
@@ -40,7 +46,9 @@ mod slots;
 mod system_call;
 #[cfg(test)]
 mod tests;
+mod user_code;
 mod vcpu;
+mod withheld;
 
 use std::sync::Arc;
 
@@ -48,7 +56,9 @@ use vcpu_caps::{Plan, VcpuControl, VcpuId};
 
 pub use arming::DEBUGGER;
 pub use driver::{Driver, Entry};
-pub use vcpu::{DebugExit, DebugStatus, Next, Outcome, RunState, StepperError, Vcpu};
+pub use vcpu::{
+    DebugExit, DebugStatus, Next, Outcome, PendingEvents, RunState, StepperError, Vcpu,
+};
 
 use self::arming::Arming;
 use self::debug_exit::Cause;
@@ -88,6 +98,16 @@ struct Stepping {
     step: PendingStep,
     attempts: u32,
     phase: Phase,
+    /// The order is a free run: it steps until an interrupt may be given back.
+    then_free: bool,
+}
+
+/// What an instruction is to its order.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    is_first: bool,
+    /// See [`Stepping::then_free`].
+    then_free: bool,
 }
 
 /// Where the pending step is.
@@ -111,6 +131,8 @@ pub struct Stepper {
     /// An access was served, and the hypervisor has not completed the instruction yet: registers
     /// are not consistent (KVM, api.rst 5 "For KVM_EXIT_IO ...").
     incomplete: bool,
+    /// RIP of a halted vCPU that the debugger has made runnable, by another RIP.
+    left_halt: Option<u64>,
     state: State,
 }
 
@@ -123,6 +145,7 @@ impl Stepper {
             registers: Registers::default(),
             armed: Arc::default(),
             incomplete: false,
+            left_halt: None,
             state: State::Stopped,
         }
     }
@@ -157,11 +180,28 @@ impl Stepper {
         self.arming.is_stepping()
     }
 
+    /// Returns `true` if the guest may notice during the next entry that its clocks are wrong: unless one
+    /// instruction that reads no clock is stepped, and no interrupt's handler can run in between.
+    #[must_use]
+    pub fn may_read_clock(&self) -> bool {
+        match &self.state {
+            State::Stepping(stepping) => !self.is_masked() || stepping.step.may_read_clock(),
+            State::Stopped | State::Free { .. } | State::Over(_) => true,
+        }
+    }
+
     /// Returns `true` if the hypervisor has still to complete an access: the registers must be
     /// neither read nor written.
     #[must_use]
     pub fn is_incomplete(&self) -> bool {
         self.incomplete
+    }
+
+    /// The vector of an interrupt that was taken back because a masked step began while it was being
+    /// delivered. It enters with the first entry that may take it.
+    #[must_use]
+    pub fn withheld_interrupt(&self) -> Option<u8> {
+        self.arming.withheld
     }
 
     /// Begins an order. One that is still under way is given up.
@@ -183,7 +223,7 @@ impl Stepper {
         self.armed = Arc::clone(armed);
         let started = match order {
             VcpuOrder::Stay => Ok(Next::Stopped(StopReason::Interrupted)),
-            VcpuOrder::Continue => self.start_free(vcpu),
+            VcpuOrder::Continue => self.start_continue(vcpu, memory),
             VcpuOrder::Step(order) => self.start_step(order.clone(), true, vcpu, memory),
         };
         started.unwrap_or_else(|error| self.fail(&error, vcpu, memory))
@@ -203,13 +243,15 @@ impl Stepper {
             // Not known to have run: registers that came with an earlier exit may be stale.
             self.forget_registers(vcpu);
         }
-        let trapped = matches!(outcome, Outcome::Debug(_));
-        let synced = self.arming.syncs() && !matches!(self.state, State::Stopped | State::Over(_));
+        let ordered = !matches!(self.state, State::Stopped | State::Over(_));
+        let trapped = matches!(outcome, Outcome::Debug(_)) && ordered;
+        let synced = self.arming.syncs() && ordered;
         self.registers.ran(vcpu, synced, trapped);
         self.arming.ran(outcome != Outcome::Nothing);
         if outcome == Outcome::Restarted {
             vcpu.discard_tf_at_entry();
             self.registers.restarted();
+            self.arming.forget_interrupt();
         }
         let next = match (&mut self.state, outcome) {
             (State::Over(reason), _) => return Next::Stopped(reason.clone()),
@@ -254,9 +296,15 @@ impl Stepper {
         let given_up = self.give_up_step(vcpu);
         // The rest is released in any case.
         let disarmed = self.disarm(vcpu);
+        let Self {
+            arming, registers, ..
+        } = self;
+        let returned = arming
+            .release_interrupt(vcpu, registers)
+            .or_else(|_| arming.release_interrupt(vcpu, registers));
         // The VMM may run it by itself.
         self.registers.forget();
-        given_up.and(disarmed)
+        given_up.and(disarmed).and(returned)
     }
 
     /// A new guest runs on the vCPU: the VMM has reset its registers. A guest that had ended may
@@ -265,6 +313,7 @@ impl Stepper {
         self.registers.restarted();
         self.arming.reset();
         self.incomplete = false;
+        self.left_halt = None;
         self.state = State::Stopped;
     }
 
@@ -283,6 +332,9 @@ impl Stepper {
 
     /// Sets the `groups` from `file`. RFLAGS.TF is the guest's own.
     ///
+    /// A halted vCPU that gets another RIP becomes runnable: the debugger calls a function there, or
+    /// goes on elsewhere. When the RIP is written back, it is halted again.
+    ///
     /// # Errors
     /// If the vCPU refuses.
     pub fn write_registers<V: Vcpu>(
@@ -291,7 +343,40 @@ impl Stepper {
         file: &RegisterFile,
         vcpu: &mut V,
     ) -> Result<(), StepperError<V::Error>> {
+        if groups.contains(RegisterGroups::CORE) {
+            self.halt_or_wake(file.core.rip, vcpu)?;
+        }
         self.registers.write(vcpu, groups, file)
+    }
+
+    /// The vCPU is about to get this RIP from the debugger.
+    fn halt_or_wake<V: Vcpu>(
+        &mut self,
+        rip: u64,
+        vcpu: &mut V,
+    ) -> Result<(), StepperError<V::Error>> {
+        let state = self.run_state(vcpu)?;
+        let halts = state == RunState::Runnable && self.left_halt == Some(rip);
+        if state != RunState::Halted && !halts {
+            return Ok(());
+        }
+        let mut now = RegisterFile::default();
+        self.registers.read(vcpu, RegisterGroups::CORE, &mut now)?;
+        if now.core.rip == rip {
+            return Ok(());
+        }
+        let (wanted, left) = if halts {
+            (RunState::Halted, None)
+        } else {
+            (RunState::Runnable, Some(now.core.rip))
+        };
+        let known = vcpu
+            .set_run_state(wanted)
+            .map_err(StepperError::of("setting the run state"))?;
+        if known {
+            self.left_halt = left;
+        }
+        Ok(())
     }
 
     /// What the vCPU waits for. A vCPU that has just run an instruction is not asked: the hypervisor
@@ -416,7 +501,52 @@ impl Stepper {
         }
     }
 
+    fn start_continue<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Next, StepperError<V::Error>> {
+        if self.withholds_interrupt(vcpu)? {
+            return self.step_until_free(true, vcpu, memory);
+        }
+        self.start_free(vcpu)
+    }
+
+    /// An interrupt was taken back, and the vCPU may not take it yet.
+    fn withholds_interrupt<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+    ) -> Result<bool, StepperError<V::Error>> {
+        if self.arming.withheld.is_none() {
+            return Ok(false);
+        }
+        let now = self.registers.expedited(vcpu)?;
+        Ok(self.arming.must_wait_for_interrupts(&now))
+    }
+
+    fn step_until_free<V: Vcpu>(
+        &mut self,
+        first: bool,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Next, StepperError<V::Error>> {
+        let order = StepOrder {
+            range: None,
+            mask: true,
+        };
+        let part = Part {
+            is_first: first,
+            then_free: true,
+        };
+        self.start_instruction(order, part, vcpu, memory)
+    }
+
     fn start_free<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Next, StepperError<V::Error>> {
+        if self.arming.withheld.is_some() {
+            let now = self.registers.expedited(vcpu)?;
+            self.registers.event_queued();
+            self.arming.give_interrupt_back(&now, vcpu)?;
+        }
         self.arming.intend_free::<V>(&self.armed)?;
         self.arming.arm(vcpu, &mut self.registers)?;
         self.state = State::Free { interrupted: false };
@@ -476,6 +606,20 @@ impl Stepper {
         vcpu: &mut V,
         memory: &impl GuestMemory,
     ) -> Result<Next, StepperError<V::Error>> {
+        let part = Part {
+            is_first: first,
+            then_free: false,
+        };
+        self.start_instruction(order, part, vcpu, memory)
+    }
+
+    fn start_instruction<V: Vcpu>(
+        &mut self,
+        order: StepOrder,
+        part: Part,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Next, StepperError<V::Error>> {
         let mut lent = Lent::default();
         let mut context = Context {
             arming: &mut self.arming,
@@ -483,7 +627,13 @@ impl Stepper {
             vcpu: &mut *vcpu,
             memory,
         };
-        let step = PendingStep::arm(order.mask, &self.armed, first, &mut context, &mut lent);
+        let step = PendingStep::arm(
+            order.mask,
+            &self.armed,
+            part.is_first,
+            &mut context,
+            &mut lent,
+        );
         match step {
             Ok(step) => {
                 let is_done = step.is_done();
@@ -492,6 +642,7 @@ impl Stepper {
                     step,
                     attempts: 0,
                     phase: Phase::Entered,
+                    then_free: part.then_free,
                 }));
                 if is_done {
                     return self.finish_instruction(vcpu, memory);
@@ -516,11 +667,13 @@ impl Stepper {
             return Ok(self.stop(StopReason::Interrupted));
         };
         let phase = std::mem::replace(&mut stepping.phase, Phase::Entered);
+        let then_free = stepping.then_free;
         let trapped = match (outcome, phase) {
             (Outcome::Nothing, Phase::Entered) => {
                 if stepping.step.has_been_reset(&mut self.registers, vcpu)? {
                     vcpu.discard_tf_at_entry();
                     self.registers.restarted();
+                    self.arming.forget_interrupt();
                     return self.end_step(StopReason::Step, vcpu);
                 }
                 // A signal for something else. TF is as it was, here or in a handler's frame.
@@ -551,6 +704,8 @@ impl Stepper {
                 return self.start_step(order, false, vcpu, memory);
             }
             (Outcome::Debug(exit), _) => match self.sort(exit, vcpu, memory)? {
+                // An interrupt that was taken back comes first: see `finish_instruction`.
+                Cause::Hit(StopReason::HardwareBreakpoint) if then_free => true,
                 Cause::Hit(reason) => {
                     // A watchpoint traps after the access: what the step did is mended all the
                     // same.
@@ -649,7 +804,11 @@ impl Stepper {
             return Ok(self.stop(StopReason::Interrupted));
         };
         take_back(stepping.step.lent(), vcpu, &mut self.registers)?;
-        let order = stepping.order.clone();
+        let (order, then_free) = (stepping.order.clone(), stepping.then_free);
+        if then_free && !self.withholds_interrupt(vcpu)? {
+            // It comes before a breakpoint here.
+            return self.start_free(vcpu);
+        }
         let pc = self.registers.expedited(vcpu)?.linear_pc();
         // A step onto an armed breakpoint is reported as a plain step.
         if self.armed.hardware.iter().any(|at| executes_at(at, pc)) {
@@ -658,6 +817,9 @@ impl Stepper {
         let registers = &mut self.registers;
         if debug_exit::software_breakpoint_at(pc, &self.armed, registers, vcpu, memory)? {
             return Ok(self.stop(StopReason::SoftwareBreakpoint));
+        }
+        if then_free {
+            return self.step_until_free(false, vcpu, memory);
         }
         match &order.range {
             Some(range) if range.contains(&pc) => self.start_step(order, false, vcpu, memory),

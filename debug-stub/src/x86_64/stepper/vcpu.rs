@@ -44,7 +44,7 @@ pub trait Vcpu {
         file: &RegisterFile,
     ) -> Result<(), Self::Error>;
 
-    /// Reads a model-specific register: IA32_FMASK is all that a step needs.
+    /// Reads a model-specific register: IA32_FMASK, and IA32_STAR where user code has no single step.
     ///
     /// # Errors
     /// If the hypervisor refuses.
@@ -68,12 +68,31 @@ pub trait Vcpu {
     /// If the hypervisor refuses.
     fn set_dr6(&mut self, dr6: u64) -> Result<(), Self::Error>;
 
-    /// Returns `true` if an exception is queued or half delivered (`KVM_GET_VCPU_EVENTS`): a write
-    /// of registers would lose it (KVM, `__set_regs`), and the stepper does without.
+    /// What is queued or half delivered (`KVM_GET_VCPU_EVENTS`).
     ///
     /// # Errors
     /// If the hypervisor refuses.
-    fn exception_pending(&mut self) -> Result<bool, Self::Error>;
+    fn pending_events(&mut self) -> Result<PendingEvents, Self::Error>;
+
+    /// Sets [`PendingEvents::interrupt`] (`KVM_SET_VCPU_EVENTS`): it enters with the next entry, or does
+    /// not enter. The interrupt controller is left as it is. Called only with `None` where there is
+    /// one, and later, once, with that one.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn set_injected_interrupt(&mut self, vector: Option<u8>) -> Result<(), Self::Error> {
+        let _ = vector;
+        Ok(())
+    }
+
+    /// Returns `true` if NMIs are blocked until the next IRET (SDM 3A 6.7.1), or if the hypervisor does
+    /// not say. Asked for where the stepper would carry out IRET itself.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn nmis_blocked(&mut self) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
 
     /// The vector of the event that enters next, as far as that is known: an NMI, or the highest
     /// interrupt that is requested if `enabled` says that RFLAGS.IF is set. Asked for before a step that
@@ -85,6 +104,16 @@ pub trait Vcpu {
     fn next_interrupt(&mut self, enabled: bool) -> Result<Option<u8>, Self::Error> {
         let _ = enabled;
         Ok(None)
+    }
+
+    /// Puts an interrupt that was taken back by
+    /// [`set_injected_interrupt`](Self::set_injected_interrupt) back into the interrupt controller, for
+    /// a vCPU that must not take it now and that the debugger leaves.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn requeue_interrupt(&mut self, vector: u8) -> Result<(), Self::Error> {
+        self.set_injected_interrupt(Some(vector))
     }
 
     /// What the vCPU waits for. May accept a pending INIT or start-up IPI, as
@@ -131,6 +160,16 @@ pub trait Vcpu {
 
     /// Nothing goes in with the next entry.
     fn discard_tf_at_entry(&mut self) {}
+}
+
+/// Events that enter with the next entry, whatever is masked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PendingEvents {
+    /// An exception. A write of registers would lose it (KVM, `__set_regs`), and the stepper does
+    /// without.
+    pub exception: bool,
+    /// The vector of an interrupt that the interrupt controller has handed out already.
+    pub interrupt: Option<u8>,
 }
 
 /// The guest's own debug registers, as far as a step looks at them (SDM 3B 19.2).
@@ -187,6 +226,13 @@ pub enum StepperError<E: Error + 'static> {
     /// The plan lacks what the order needs.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The hypervisor delivers the trap of a step of user code to the guest's own vector 1, and the stepper
+    /// could not take it back here.
+    #[error(
+        "this hypervisor cannot step user code here: its trap goes to the guest's vector 1, and {0}; \
+         run to a breakpoint in the kernel instead"
+    )]
+    UserStep(&'static str),
     /// The hypervisor refused a call.
     #[error("{call}: {source}")]
     Vcpu {

@@ -439,3 +439,73 @@ fn registers_of_before_a_release_are_not_brought_back() {
     machine.step_to(CODE + 9);
     assert_eq!(machine.registers().core.rax, 9);
 }
+
+/// A guest that was stopped with an interrupt on its way in: `sti; nop ...`, then `cli; nop; sti`.
+fn stopped_behind_injection(habits: Habits) -> Machine {
+    let code = [
+        0x90, 0x90, 0x90, 0xfa, 0x40, 0x40, 0xfb, 0x90, 0x90, 0xeb, 0xfe,
+    ];
+    let mut machine = Machine::new(habits, &code);
+    machine.vcpu.registers_mut().core.rflags |= IF;
+    machine.vcpu.interrupt(VECTOR);
+    assert!(machine.vcpu.kick_behind_injection());
+    machine
+}
+
+#[test]
+fn an_interrupt_that_is_on_its_way_in_does_not_enter_a_masked_step() {
+    for habits in Habits::ALL {
+        let mut machine = stopped_behind_injection(habits);
+        machine.step_to(CODE + 1);
+        machine.step_to(CODE + 2);
+        assert_eq!(machine.vcpu.delivered(), [], "{}", habits.name);
+        // It enters with the first entry that may take it.
+        assert_eq!(machine.run(&step(false)), StopReason::Step);
+        assert_eq!(machine.vcpu.delivered(), [VECTOR], "{}", habits.name);
+        machine.release();
+    }
+}
+
+#[test]
+fn an_interrupt_that_was_taken_back_waits_until_the_guest_may_take_it() {
+    for habits in Habits::ALL {
+        let mut machine = stopped_behind_injection(habits);
+        for ip in 1..=5 {
+            machine.step_to(CODE + ip);
+        }
+        // IF is clear now.
+        machine.arm(vec![HwBreakpoint::execute(u64::from(CODE) + 8)], &[]);
+        let end = machine.run(&VcpuOrder::Continue);
+        assert_eq!(end, StopReason::HardwareBreakpoint);
+        assert_eq!(machine.vcpu.delivered(), [VECTOR], "{}", habits.name);
+        assert_eq!(machine.registers().core.rcx, 1);
+    }
+}
+
+#[test]
+fn an_interrupt_that_was_taken_back_outlives_a_release() {
+    for (steps, queued) in [(2, vec![]), (5, vec![VECTOR])] {
+        let mut machine = stopped_behind_injection(Habits::AMD);
+        for ip in 1..=steps {
+            machine.step_to(CODE + ip);
+        }
+        machine.release();
+        // With IF clear it must not enter: it is in the interrupt controller again.
+        assert_eq!(machine.vcpu.pending(), queued);
+        machine.vcpu.run(&machine.memory, false, 20);
+        assert_eq!(machine.vcpu.delivered(), [VECTOR]);
+    }
+}
+
+#[test]
+fn init_drops_an_interrupt_that_was_taken_back() {
+    let mut machine = stopped_behind_injection(Habits::INTEL);
+    machine.step_to(CODE + 1);
+    machine.vcpu.init();
+    machine.vcpu.startup(STARTUP_PAGE);
+    assert_eq!(machine.step(), StopReason::Step);
+    machine.release();
+    machine.vcpu.registers_mut().core.rflags |= IF;
+    machine.vcpu.run(&machine.memory, false, 3);
+    assert_eq!(machine.vcpu.delivered(), []);
+}

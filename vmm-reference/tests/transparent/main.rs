@@ -1,0 +1,267 @@
+//! Guests cannot tell that they are debugged: each is run free, stepped, and left by its debugger in the
+//! middle, and must leave the same registers, the same memory and the same output.
+//!
+//! `cargo test -p vmm-reference --test transparent -- --nocapture` prints what differs. GUEST=text runs only
+//! the guests with this text in their names. The guests are in `guests/transparent/`.
+
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "helpers of tests stop the test, as the tests themselves do"
+)]
+
+mod device;
+mod expected;
+mod image;
+mod layout;
+mod machine;
+mod naive;
+mod random;
+mod report;
+mod simulated;
+mod snapshot;
+mod walk;
+mod ways;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use intr_controller::IrqchipMode;
+
+use crate::device::End;
+use crate::image::{Guest, guests};
+use crate::walk::Walk;
+use crate::ways::Way;
+
+/// Machines at once: the end of a VM waits for the kernel's RCU.
+const WORKERS: usize = 4;
+
+/// What differs for one guest: a text for each letter of [`expected`].
+type Found = BTreeMap<char, String>;
+
+/// Runs a guest in all ways.
+fn examine(guest: &Guest, chips: IrqchipMode) -> Found {
+    let mut found = Found::new();
+    let free = ways::free(guest, chips);
+    if free.end != End::Done {
+        found.insert('f', free.end.to_string());
+        return found;
+    }
+    if let Some(text) = report::difference(&free, &ways::free(guest, chips)) {
+        found.insert('f', format!("two free runs differ: {text}"));
+        return found;
+    }
+    let mut walk = Walk::default();
+    let mut steps = 0;
+    for way in [Way::Masked, Way::Unmasked, Way::Range] {
+        let (outcome, count) = ways::stepped(guest, chips, way, |running, registers| {
+            if way == Way::Masked {
+                walk.at(guest, ways::place(&running.memory, registers));
+                let pc = registers.linear_pc();
+                if guest.waits.iter().any(|wait| wait.at == pc) {
+                    walk.skip();
+                }
+            }
+        });
+        if way == Way::Masked {
+            steps = count;
+        }
+        if let Some(mut text) = report::difference(&free, &outcome) {
+            if way == Way::Masked {
+                if let Some(culprit) = report::culprit(guest, chips, &free, &outcome) {
+                    text += &format!(", stored at {culprit}");
+                }
+            }
+            found.insert(way.letter(), text);
+        }
+    }
+    if let Some(text) = walk.wrong() {
+        found.insert('w', text);
+    }
+    let points: Vec<usize> = match std::env::var("DETACH").as_deref() {
+        Ok("all") => (0..steps).collect(),
+        _ => vec![steps / 4, steps / 2, steps * 3 / 4],
+    };
+    for after in points {
+        let outcome = ways::detached(guest, chips, after);
+        if let Some(text) = report::difference(&free, &outcome) {
+            found.insert(
+                Way::Detached.letter(),
+                format!("after {after} steps: {text}"),
+            );
+            break;
+        }
+    }
+    // The first step runs on the vCPU's own thread, and may be over before the stub sees that the client is gone.
+    let at = (steps / 2).max(1);
+    let outcome = ways::killed(guest, chips, at);
+    if let Some(text) = report::difference(&free, &outcome) {
+        found.insert(Way::Killed.letter(), format!("at step {at}: {text}"));
+    }
+    found
+}
+
+/// Runs the guests of a theme, and compares what differs with what is known to.
+fn theme(theme: &str) {
+    let filter = std::env::var("GUEST").unwrap_or_default();
+    // The test's own line has no end yet.
+    println!();
+    let table = expected::table(machine::flavour());
+    let chosen: Vec<Guest> = guests()
+        .into_iter()
+        .filter(|guest| guest.name.split('/').next() == Some(theme) && guest.name.contains(&filter))
+        .filter(|guest| {
+            let why = table
+                .get(guest.name.as_str())
+                .and_then(|known| known.get(&'x'));
+            why.inspect(|why| println!("not run: {} [{why}]", guest.name))
+                .is_none()
+        })
+        .collect();
+    assert!(
+        !chosen.is_empty() || !filter.is_empty(),
+        "there is no guest of {theme}"
+    );
+    let found = for_all(&chosen, |guest| examine(guest, IrqchipMode::Kernel));
+    let none = expected::Known::new();
+    let mut wrong = Vec::new();
+    for (guest, found) in chosen.iter().zip(&found) {
+        let known = table.get(guest.name.as_str()).unwrap_or(&none);
+        for (letter, text) in found {
+            let why = known.get(letter).copied().unwrap_or("NEW");
+            println!("differs: {} {letter} [{why}] {text}", guest.name);
+            // What a KVM cannot do has a name: its own words.
+            let named = *letter != 'f'
+                || why
+                    .strip_prefix("limit ")
+                    .is_some_and(|name| text.contains(name));
+            if !known.contains_key(letter) || !named {
+                wrong.push(format!("{} {letter} {text}", guest.name));
+            }
+        }
+        for (letter, why) in known {
+            if !found.contains_key(letter) && found.get(&'f').is_none() {
+                println!("same: {} {letter} [{why}]", guest.name);
+                wrong.push(format!("{} {letter} no longer differs: {why}", guest.name));
+            }
+        }
+    }
+    let same = found.iter().filter(|found| found.is_empty()).count();
+    println!(
+        "{theme}: {} guests, {same} identical in all ways",
+        chosen.len()
+    );
+    assert!(
+        wrong.is_empty(),
+        "not as expected/{}.txt says:\n{}",
+        machine::flavour(),
+        wrong.join("\n")
+    );
+}
+
+/// Some at a time. The results are in the order of the guests.
+fn for_all<T: Send>(guests: &[Guest], act: impl Fn(&Guest) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(BTreeMap::new());
+    thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                loop {
+                    let place = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(guest) = guests.get(place) else {
+                        break;
+                    };
+                    let result = act(guest);
+                    results.lock().unwrap().insert(place, result);
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap().into_values().collect()
+}
+
+/// A test for each theme, which is the first part of its guests' names.
+macro_rules! themes {
+    ($($theme:ident)*) => {
+        const THEMES: &[&str] = &[$(stringify!($theme)),*];
+        $(
+            #[test]
+            fn $theme() {
+                theme(stringify!($theme));
+            }
+        )*
+    };
+}
+themes!(small fault flags debug calls user interrupts strings memory system smp);
+
+#[test]
+fn every_guest_has_a_test_and_a_name_of_its_own() {
+    let mut names = BTreeSet::new();
+    for guest in guests() {
+        let theme = guest.name.split('/').next().unwrap().to_owned();
+        assert!(
+            theme == "random" || THEMES.contains(&theme.as_str()),
+            "{}",
+            guest.name
+        );
+        assert!(
+            names.insert(guest.name.clone()),
+            "{} is there twice",
+            guest.name
+        );
+    }
+    assert!(names.len() >= 150, "{} guests", names.len());
+    for flavour in ["kvm_pvm", "kvm_amd", "kvm_intel"] {
+        for guest in expected::table(flavour).keys() {
+            assert!(names.contains(*guest), "{flavour}: there is no {guest}");
+        }
+    }
+}
+
+/// Guests that a stepper without a plan does not leave as they are: the harness finds that.
+const NAIVE: [(&str, &[&str]); 3] = [("kvm_pvm", &[]), ("kvm_amd", &[]), ("kvm_intel", &[])];
+
+#[test]
+fn a_stepper_without_a_plan_is_found_out() {
+    let alone: Vec<Guest> = guests()
+        .into_iter()
+        .filter(|guest| {
+            guest.cpus == 1 && guest.waits.is_empty() && !guest.name.starts_with("random/")
+        })
+        .collect();
+    let table = expected::table(machine::flavour());
+    let runs = |guest: &&Guest| {
+        table
+            .get(guest.name.as_str())
+            .is_none_or(|known| !known.contains_key(&'x'))
+    };
+    let alone: Vec<Guest> = alone.iter().filter(runs).cloned().collect();
+    let found = for_all(&alone, |guest| {
+        let free = ways::free(guest, IrqchipMode::Kernel);
+        (free.end == End::Done)
+            .then(|| report::difference(&free, &naive::stepped(guest)))
+            .flatten()
+    });
+    let leaks: BTreeMap<&str, String> = alone
+        .iter()
+        .zip(found)
+        .filter_map(|(guest, found)| Some((guest.name.as_str(), found?)))
+        .collect();
+    println!();
+    for (guest, text) in &leaks {
+        println!("naive: {guest} {text}");
+    }
+    println!("{} of {} guests differ", leaks.len(), alone.len());
+    for guest in NAIVE
+        .iter()
+        .find(|(flavour, _)| *flavour == machine::flavour())
+        .map_or(&[][..], |(_, names)| names)
+    {
+        assert!(leaks.contains_key(guest), "{guest} does not differ");
+    }
+}
