@@ -88,6 +88,8 @@ pub struct ClockReport {
     pub set_back: u64,
     /// The means by which the TSC is set.
     pub tsc: TscControl,
+    /// Whether the guest can be stepped through a read of kvmclock ([`KvmClocks::page_is_stable`]).
+    pub page_is_stable: bool,
 }
 
 impl GuestClock {
@@ -263,6 +265,10 @@ impl GuestClock {
                 .kvm
                 .get()
                 .map_or(TscControl::None, |kvm| kvm.clocks.tsc()),
+            page_is_stable: self
+                .kvm
+                .get()
+                .is_none_or(|kvm| kvm.note(kvm.clocks.page_is_stable()).unwrap_or(true)),
         }
     }
 }

@@ -85,7 +85,13 @@ fn time(irqchip: &Irqchip, out: &mut dyn Write) -> fmt::Result {
                     "runs on: this KVM cannot set it back (monitor caps: tsc_offset)",
             }
         )?;
-        writeln!(out, "kvmclock: set back")?;
+        let note = if report.page_is_stable {
+            ""
+        } else {
+            "; this host's TSC is unstable, so KVM changes the guest's clock page at each entry, and a \
+             guest that is stepped through a read of it reads for ever: step over it"
+        };
+        writeln!(out, "kvmclock: set back{note}")?;
         writeln!(
             out,
             "local APIC timers: {}",

@@ -12,6 +12,7 @@
 //!   exit and [`freeze`](KvmClocks::freeze), a periodic timer may lose that one tick.
 //! - TSC-deadline: written back after the TSC is shifted. Without [`TscControl`] the TSC has passed the
 //!   deadline, and the interrupt comes.
+//! - kvmclock, on a host whose TSC KVM finds unstable: see [`KvmClocks::page_is_stable`].
 //! - The 8254 cannot be set back: `KVM_GET_PIT2` does not tell how much of channel 0's period is left, and
 //!   `KVM_SET_PIT2` begins every count again. It runs on. Ticks of the stop are dropped except for one,
 //!   which is latched, and the next tick comes up to a period early.
@@ -26,8 +27,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd};
 use std::vec::Vec;
 
 use kvm_bindings::{
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clock_data, kvm_device_attr,
-    kvm_reinject_control,
+    KVM_CLOCK_TSC_STABLE, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clock_data,
+    kvm_device_attr, kvm_reinject_control,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::errno;
@@ -134,6 +135,18 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
     #[must_use]
     pub const fn tsc(&self) -> TscControl {
         self.tsc
+    }
+
+    /// Returns `true` if KVM changes the guest's kvmclock page only when a clock is set
+    /// (`KVM_CLOCK_TSC_STABLE`). On a host whose TSC it finds unstable it changes the page at every entry:
+    /// a guest that is stepped through a read of kvmclock finds the page changed, and reads again for ever.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn page_is_stable(&self) -> Result<bool, CallError> {
+        let clock = self.vm.borrow().get_clock();
+        let flags = clock.map_err(failed("KVM_GET_CLOCK"))?.flags;
+        Ok(flags & KVM_CLOCK_TSC_STABLE != 0)
     }
 
     /// Notes the clocks. Call it when the last vCPU has stopped; `at` is guest time.
