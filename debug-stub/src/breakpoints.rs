@@ -21,8 +21,9 @@ use crate::arch::Arch;
 use crate::host::GuestMemory;
 use crate::order::{Armed, WatchAccess};
 
-/// The session writes and restores software breakpoints at each stop. The limit keeps that short.
-const MAX_SOFTWARE: usize = 4096;
+/// The session writes and restores software breakpoints at each stop. The limit keeps that short. It counts
+/// what the client asks for, not addresses in memory: many virtual addresses may be one of those.
+const MAX_POINTS: usize = 4096;
 
 /// What a point stops at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,8 +103,8 @@ pub(crate) enum PointError {
     /// It cannot be in memory, and the host has no debug slots.
     #[error("{0}, and this host has no hardware breakpoints")]
     NotInMemory(&'static str),
-    /// There are [`MAX_SOFTWARE`] breakpoints.
-    #[error("there are {MAX_SOFTWARE} software breakpoints already: delete some")]
+    /// There are [`MAX_POINTS`] breakpoints and watchpoints.
+    #[error("there are {MAX_POINTS} breakpoints already: delete some")]
     TooMany,
     /// Nothing is watched.
     #[error("a watchpoint of no bytes")]
@@ -170,12 +171,13 @@ impl<A: Arch> Breakpoints<A> {
         if self.points.contains_key(&point) {
             return Ok(Placed::AsAsked);
         }
+        // Of any kind: equal slots are shared, so slots alone bound nothing.
+        if self.points.len() >= MAX_POINTS {
+            return Err(PointError::TooMany);
+        }
         let (place, placed) = match point.kind {
             PointKind::Software => match memory_at(point.address).and_then(|gpa| self.room(gpa)) {
                 Ok(gpa) => {
-                    if self.software.len() >= MAX_SOFTWARE {
-                        return Err(PointError::TooMany);
-                    }
                     *self.software.entry(gpa).or_default() += 1;
                     (Place::Memory(gpa), Placed::AsAsked)
                 }

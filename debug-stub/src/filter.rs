@@ -21,6 +21,8 @@ pub(crate) enum Event {
     Nack,
     /// Ctrl-C outside any packet.
     Interrupt,
+    /// A byte between packets that begins none. No debugger sends it.
+    Junk(u8),
     /// A packet whose sum is wrong. It is dropped.
     BadChecksum,
     /// A packet with a correct sum that is longer than advertised. It is dropped.
@@ -46,8 +48,8 @@ pub(crate) struct Receiver {
     body: Vec<u8>,
     sum: u8,
     limit: usize,
-    /// Junk between packets has been logged, and no packet has come since.
-    junk_logged: bool,
+    /// Junk between packets was reported, and no packet has come since.
+    junk_seen: bool,
 }
 
 impl Receiver {
@@ -58,7 +60,7 @@ impl Receiver {
             body: Vec::new(),
             sum: 0,
             limit,
-            junk_logged: false,
+            junk_seen: false,
         }
     }
 
@@ -124,7 +126,7 @@ impl Receiver {
         self.state = State::Body { keep: true };
         self.body.clear();
         self.sum = 0;
-        self.junk_logged = false;
+        self.junk_seen = false;
     }
 
     /// One byte outside a body.
@@ -156,11 +158,9 @@ impl Receiver {
             (_, b'-') => Some(Event::Nack),
             (_, INTERRUPT) => Some(Event::Interrupt),
             _ => {
-                if !self.junk_logged {
-                    self.junk_logged = true;
-                    tracing::warn!(byte, "the client sent bytes that are not a packet: skipped");
-                }
-                None
+                // One event for all of it: a client may send nothing else.
+                let first = !std::mem::replace(&mut self.junk_seen, true);
+                first.then_some(Event::Junk(byte))
             }
         }
     }

@@ -37,8 +37,6 @@ pub(crate) mod errno {
     pub(crate) const EFAULT: u8 = 14;
     /// EINVAL: a packet that makes no sense.
     pub(crate) const EINVAL: u8 = 22;
-    /// EFBIG: too much asked for at once.
-    pub(crate) const EFBIG: u8 = 27;
     /// ENOSPC: no debug slot is free.
     pub(crate) const ENOSPC: u8 = 28;
     /// EBADMSG: a wrong checksum, in a session without acknowledgements.

@@ -5,9 +5,9 @@ use crate::address::{GuestPhysAddr, GuestVirtAddr};
 use crate::arch::{Arch, Mapped};
 use crate::host::GuestMemory;
 
-/// How far `qSearch:memory` and `qCRC` go in one packet. It bounds how long a client can keep the
-/// event loop busy: about a tenth of a second.
-pub(crate) const SCAN_LIMIT: u64 = 64 << 20;
+/// How far a scan goes at once. It bounds how long a client can keep the event loop busy: about ten
+/// milliseconds.
+pub(crate) const SLICE: u64 = 4 << 20;
 
 /// Bytes that a scan reads at a time.
 const SCAN_CHUNK: usize = 64 << 10;
@@ -123,74 +123,102 @@ impl<A: Arch> Space<A> {
         }
         Some(pieces)
     }
+}
 
-    /// Hands `length` bytes to `each`, chunk by chunk, until it returns `false`.
-    ///
-    /// Returns `false` if some byte cannot be read.
-    fn scan(
-        &self,
-        memory: &impl GuestMemory,
-        address: u64,
-        length: u64,
-        mut each: impl FnMut(u64, &[u8]) -> bool,
-    ) -> bool {
-        let mut buffer = vec![0; SCAN_CHUNK];
-        let mut done = 0u64;
-        while done < length {
-            let want = usize::try_from(length - done).map_or(SCAN_CHUNK, |n| n.min(SCAN_CHUNK));
-            let Some(at) = address.checked_add(done) else {
-                return false;
-            };
-            let Some(chunk) = buffer.get_mut(..want) else {
-                return false;
-            };
-            let read = self.read(memory, at, chunk);
-            if !each(at, chunk.get(..read).unwrap_or_default()) {
-                return true;
-            }
-            if read < want {
-                return false;
-            }
-            done += u64::try_from(read).unwrap_or(u64::MAX);
+/// What a scan looks for.
+#[derive(Debug)]
+enum Aim {
+    Search(Matcher),
+    Crc(u32),
+}
+
+/// What a scan has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scanned {
+    /// The first place where the pattern is.
+    Found(u64),
+    /// The pattern is nowhere in the range.
+    NotFound,
+    /// GDB's checksum of the range.
+    Crc(u32),
+    /// Some byte cannot be read.
+    Unreadable,
+}
+
+/// A search or a checksum over a range of any length, which goes on slice by slice. The guest is stopped until
+/// it is over.
+#[derive(Debug)]
+pub(crate) struct Scan<A: Arch> {
+    space: Space<A>,
+    address: u64,
+    length: u64,
+    aim: Aim,
+}
+
+impl<A: Arch> Scan<A> {
+    /// `qSearch:memory`.
+    pub(crate) fn search(space: Space<A>, address: u64, length: u64, pattern: Vec<u8>) -> Self {
+        Self {
+            space,
+            address,
+            length,
+            aim: Aim::Search(Matcher::new(pattern)),
         }
-        true
     }
 
-    /// Returns the first place in the range where `pattern` is; `Err` if memory could not be read
-    /// before one was found.
-    pub(crate) fn search(
-        &self,
-        memory: &impl GuestMemory,
-        address: u64,
-        length: u64,
-        pattern: &[u8],
-    ) -> Result<Option<u64>, ()> {
-        let mut matcher = Matcher::new(pattern);
-        let mut found = None;
-        let whole = self.scan(memory, address, length, |at, chunk| {
-            for (byte, offset) in chunk.iter().zip(0u64..) {
-                if let Some(behind) = matcher.push(*byte) {
-                    found = Some(at.wrapping_add(offset).wrapping_sub(behind));
-                    return false;
+    /// `qCRC`.
+    pub(crate) fn crc(space: Space<A>, address: u64, length: u64) -> Self {
+        Self {
+            space,
+            address,
+            length,
+            aim: Aim::Crc(u32::MAX),
+        }
+    }
+
+    /// Goes on for `slice` bytes. Returns `None` if there is more.
+    pub(crate) fn go_on(&mut self, memory: &impl GuestMemory, slice: u64) -> Option<Scanned> {
+        let mut buffer = vec![0; SCAN_CHUNK];
+        let mut left = slice;
+        while self.length > 0 {
+            if left == 0 {
+                return None;
+            }
+            let want = usize::try_from(self.length.min(left)).unwrap_or(SCAN_CHUNK);
+            let chunk = buffer.get_mut(..want.min(SCAN_CHUNK)).unwrap_or_default();
+            let read = self.space.read(memory, self.address, chunk);
+            let whole = read == chunk.len();
+            let bytes = chunk.get(..read).unwrap_or_default();
+            match &mut self.aim {
+                Aim::Search(matcher) => {
+                    for (byte, offset) in bytes.iter().zip(0u64..) {
+                        if let Some(behind) = matcher.push(*byte) {
+                            let at = self.address.wrapping_add(offset);
+                            return Some(Scanned::Found(at.wrapping_sub(behind)));
+                        }
+                    }
+                }
+                Aim::Crc(crc) => {
+                    for &byte in bytes {
+                        let [_, _, _, top] = crc.to_le_bytes();
+                        let entry = CRC_TABLE.get(usize::from(top ^ byte)).copied();
+                        *crc = (*crc << 8) ^ entry.unwrap_or_default();
+                    }
                 }
             }
-            true
-        });
-        if whole { Ok(found) } else { Err(()) }
-    }
-
-    /// Returns GDB's checksum of the range ("qCRC"); `None` if some byte cannot be read.
-    pub(crate) fn crc(&self, memory: &impl GuestMemory, address: u64, length: u64) -> Option<u32> {
-        let mut crc = u32::MAX;
-        let whole = self.scan(memory, address, length, |_, chunk| {
-            for &byte in chunk {
-                let [_, _, _, top] = crc.to_le_bytes();
-                let entry = CRC_TABLE.get(usize::from(top ^ byte)).copied();
-                crc = (crc << 8) ^ entry.unwrap_or_default();
+            let read = u64::try_from(read).unwrap_or(u64::MAX);
+            self.length -= read;
+            left -= read;
+            match self.address.checked_add(read) {
+                Some(next) if whole => self.address = next,
+                _ if whole && self.length == 0 => {}
+                _ => return Some(Scanned::Unreadable),
             }
-            true
-        });
-        whole.then_some(crc)
+        }
+        Some(match self.aim {
+            Aim::Search(_) => Scanned::NotFound,
+            Aim::Crc(crc) => Scanned::Crc(crc),
+        })
     }
 }
 
@@ -215,23 +243,26 @@ const CRC_TABLE: [u32; 256] = {
 };
 
 /// Knuth, Morris and Pratt's search: its time is linear for any pattern that a client sends.
-struct Matcher<'a> {
-    pattern: &'a [u8],
+#[derive(Debug)]
+struct Matcher {
+    pattern: Vec<u8>,
     /// For each prefix, the length of its longest proper prefix that is also its suffix.
     fallback: Vec<usize>,
     matched: usize,
 }
 
-impl<'a> Matcher<'a> {
-    fn new(pattern: &'a [u8]) -> Self {
+impl Matcher {
+    fn new(pattern: Vec<u8>) -> Self {
         let mut matcher = Self {
             pattern,
             fallback: vec![0],
             matched: 0,
         };
-        for &byte in pattern.iter().skip(1) {
+        let mut at = 1;
+        while let Some(&byte) = matcher.pattern.get(at) {
             matcher.advance(byte);
             matcher.fallback.push(matcher.matched);
+            at += 1;
         }
         matcher.matched = 0;
         matcher

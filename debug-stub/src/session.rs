@@ -13,11 +13,15 @@ use crate::config::SessionConfig;
 use crate::filter::{Event, Receiver, Sender, push_hex_bytes};
 use crate::guest::{Guest, errno};
 use crate::host::{Action, GuestState, Host};
+use crate::memory::Scan;
 use crate::order::{Stop, StopReason};
 use crate::request::{ThreadId, classify};
 use crate::stub::Stub;
 
 use stops::{Expedited, happens_once, is_of_the_guest};
+
+/// Packets that one call serves. It bounds how long a client that sends many at once keeps the caller.
+const BUDGET: u32 = 64;
 
 /// Where the session is. The guest runs, as far as the session knows, in `Attaching`, `Running`
 /// and `Leaving`, and when there is no client.
@@ -42,7 +46,8 @@ enum State {
 ///
 /// Call [`attach`](Self::attach), [`receive`](Self::receive), [`stopped`](Self::stopped) and
 /// [`disconnected`](Self::disconnected) for what happens. After each call carry out
-/// [`next_action`](Self::next_action) until there is none, and send [`output`](Self::output). A
+/// [`next_action`](Self::next_action) until there is none, and send [`output`](Self::output). While
+/// [`has_work`](Self::has_work), call [`work`](Self::work) in the loop's next turn. A
 /// session outlives its connections: after a client has gone, the next one may
 /// [`attach`](Self::attach), and finds everything as if it were the first. It outlives the machine,
 /// too: vCPUs may come and go between stops ([`Host::vcpu_count`]).
@@ -71,7 +76,13 @@ pub struct Session<H: Host> {
     early_interrupt: bool,
     expedited: Expedited,
     closing: bool,
+    /// Bytes that are no packet end the connection.
+    closes_on_junk: bool,
     packet_limit: usize,
+    /// A search or a checksum that is not finished. Later packets wait.
+    scan: Option<Scan<H::Arch>>,
+    /// Packets that this call may still serve.
+    budget: u32,
 }
 
 impl<H: Host> fmt::Debug for Session<H> {
@@ -105,6 +116,9 @@ impl<H: Host> Session<H> {
             expedited: Expedited::default(),
             closing: false,
             packet_limit,
+            closes_on_junk: false,
+            scan: None,
+            budget: BUDGET,
         }
     }
 
@@ -134,12 +148,22 @@ impl<H: Host> Session<H> {
         }
     }
 
+    /// Sets whether a byte that begins no packet ends the connection. The default is to skip it, as on a serial
+    /// line with noise.
+    ///
+    /// Set it where any program of the host can connect, as to a TCP port: a web page can have a browser send
+    /// an HTTP request there whose body holds packets.
+    pub fn close_on_junk(&mut self, close: bool) {
+        self.closes_on_junk = close;
+    }
+
     /// Takes bytes from the client, however they are cut: at most
     /// [`input_room`](Self::input_room). What exceeds that may be dropped.
     pub fn receive(&mut self, bytes: &[u8]) {
         if self.closing || matches!(self.state, State::Detached | State::Ended) {
             return;
         }
+        self.budget = BUDGET;
         let rest = if self.held.is_empty() {
             self.process(bytes)
         } else {
@@ -153,6 +177,23 @@ impl<H: Host> Session<H> {
             );
         }
         self.held.extend(rest.iter().take(room));
+    }
+
+    /// Returns `true` if there is more to do for the client, as far as this is known: call
+    /// [`work`](Self::work) when other events have been served. A search over much memory, and many packets
+    /// at once, take several calls.
+    pub fn has_work(&self) -> bool {
+        (self.scan.is_some() || !self.held.is_empty() && self.budget == 0) && self.is_serving()
+    }
+
+    /// Goes on with what [`has_work`](Self::has_work) is about, for a limited time.
+    pub fn work(&mut self) {
+        if !self.has_work() {
+            return;
+        }
+        self.budget = BUDGET;
+        self.go_on_scanning();
+        self.process_held();
     }
 
     /// Returns how many bytes [`receive`](Self::receive) takes at once: 0 while too much waits, in
@@ -205,6 +246,7 @@ impl<H: Host> Session<H> {
             }
         }
         self.held.clear();
+        self.scan = None;
         self.sender = Sender::default();
         self.closing = false;
     }
@@ -275,6 +317,8 @@ impl<H: Host> Session<H> {
     }
 
     fn fresh_connection(&mut self) {
+        self.scan = None;
+        self.budget = BUDGET;
         self.receiver = Receiver::new(self.packet_limit);
         self.sender = Sender::default();
         self.stub.reset();
@@ -379,6 +423,7 @@ impl<H: Host> Session<H> {
         let mut rest = bytes;
         while !rest.is_empty() && self.may_serve() {
             match self.receiver.next(&mut rest) {
+                Some(Event::Junk(byte)) => self.junk(byte, rest),
                 Some(event) => self.serve(event),
                 None => break,
             }
@@ -401,13 +446,38 @@ impl<H: Host> Session<H> {
     }
 
     fn may_serve(&self) -> bool {
+        self.budget > 0 && self.scan.is_none() && self.is_serving()
+    }
+
+    fn is_serving(&self) -> bool {
         matches!(self.state, State::Stopped | State::Running { .. })
             && !self.closing
             && self.sender.output().len() < self.output_limit()
     }
 
+    /// The client has sent a byte that begins no packet, and then `rest`.
+    fn junk(&mut self, byte: u8, rest: &[u8]) {
+        let looks_like = protocol_of(byte, rest);
+        if self.closes_on_junk {
+            tracing::warn!(
+                byte,
+                looks_like,
+                "the client is no debugger: its connection is closed"
+            );
+            self.closing = true;
+        } else {
+            tracing::warn!(
+                byte,
+                looks_like,
+                "the client sent bytes that are not a packet: skipped"
+            );
+        }
+    }
+
     fn serve(&mut self, event: Event) {
         match event {
+            // `process` has what follows it.
+            Event::Junk(byte) => self.junk(byte, &[]),
             Event::Ack => self.sender.acknowledged(),
             Event::Nack => self.sender.resend(),
             Event::Interrupt => match self.state {
@@ -434,6 +504,7 @@ impl<H: Host> Session<H> {
                 }
             }
             Event::Packet => {
+                self.budget = self.budget.saturating_sub(1);
                 let body = self.receiver.take_body();
                 if self.state == State::Stopped {
                     self.sender.acknowledge();
@@ -491,6 +562,34 @@ impl<H: Host> Session<H> {
                 .threads()
                 .find(|vcpu| crate::guest::tid(*vcpu).get() == id),
         }
+    }
+}
+
+/// Returns the name of the protocol that these bytes are of, if it is a common one.
+fn protocol_of(first: u8, rest: &[u8]) -> &'static str {
+    const METHODS: [&[u8]; 9] = [
+        b"GET ",
+        b"POST ",
+        b"HEAD ",
+        b"PUT ",
+        b"DELETE ",
+        b"OPTIONS ",
+        b"PATCH ",
+        b"CONNECT ",
+        b"PRI ",
+    ];
+    let is = |method: &&[u8]| {
+        method
+            .split_first()
+            .is_some_and(|(&letter, tail)| letter == first && rest.starts_with(tail))
+    };
+    // A handshake record of any version (RFC 8446, 5.1).
+    if first == 22 && rest.first() == Some(&3) {
+        "TLS"
+    } else if METHODS.iter().any(is) {
+        "HTTP"
+    } else {
+        "nothing known"
     }
 }
 

@@ -269,6 +269,39 @@ fn a_blocking_tcp_stream_is_served_too() {
     server.join().unwrap();
 }
 
+/// A browser that a web page has send packets, and a TLS client.
+#[test]
+fn a_tcp_client_that_sends_no_packet_is_cut_off_and_nothing_of_it_is_served() {
+    let kill = String::from_utf8(frame(b"k")).unwrap();
+    let post = format!("POST / HTTP/1.1\r\nHost: localhost\r\n\r\n{kill}");
+    for junk in [
+        post.clone().into_bytes(),
+        [&[22, 3, 1, 2, 0][..], &frame(b"k")].concat(),
+        [&frame(b"qC")[..], b"\n", &frame(b"k")].concat(),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(LONG)).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let server = serving(session(counting()), stream);
+        client.write_all(&junk).unwrap();
+        // The connection ends without the client's help.
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest);
+        let session = server.join().unwrap();
+        let kills = session.host().shared.kills.load(Ordering::SeqCst);
+        assert_eq!(kills, 0, "{}", junk.escape_ascii());
+    }
+    // A Unix socket has a mode: what comes there is skipped as before.
+    let (mut client, stream) = pair();
+    let server = serving(session(counting()), stream);
+    client.write_all(b"noise").unwrap();
+    send(&mut client, "qC");
+    assert_eq!(reply(&mut client), "QC1");
+    drop(client);
+    server.join().unwrap();
+}
+
 #[test]
 fn a_client_that_does_not_read_is_not_waited_for_when_it_goes() {
     let (mut client, stream) = pair();

@@ -85,7 +85,9 @@ pub struct RunArgs {
     /// machine, and Ctrl-A Ctrl-A sends a Ctrl-A.
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = parse_serial)]
     pub serial: SerialOutput,
-    /// Listen for GDB on tcp:127.0.0.1:PORT or unix:PATH.
+    /// Listen for GDB on unix:PATH or tcp:127.0.0.1:PORT. A Unix socket is for this user alone. A TCP port has
+    /// no password: every user and every program of this machine that connects controls the guest and reads
+    /// its memory.
     #[arg(long, value_name = "ADDRESS")]
     pub gdb: Option<ListenAddress>,
     /// Wait for the debugger before the first instruction.
@@ -375,6 +377,17 @@ mod tests {
         for wrong in ["0", "-1", "x", "4294967296"] {
             assert_eq!(steps(&["--steps", wrong]).expect_err(wrong).exit_code(), 2);
         }
+    }
+
+    #[test]
+    fn the_help_says_what_a_tcp_port_risks() {
+        use clap::CommandFactory;
+        let mut command = Cli::command();
+        let run = command.find_subcommand_mut("run").unwrap();
+        let help = run.render_long_help().to_string();
+        let words: Vec<&str> = help.split_whitespace().collect();
+        let text = words.join(" ");
+        assert!(text.contains("A TCP port has no password"), "{text}");
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! From standard input to the serial port.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -14,6 +15,9 @@ use crate::exit::{ExitEvent, ExitReason};
 const PREFIX: u8 = 0x01;
 /// The most that is read at once. The serial port has no more room.
 const CHUNK: usize = 64;
+
+/// How often one event reads. The guest may take input as fast as it is read, and the loop has other events.
+const READS: usize = 16;
 
 /// Finds the console's own commands in what is typed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,6 +62,31 @@ enum Input {
     Closed,
 }
 
+/// The same input, from which a read does not block. epoll's report may be stale when the read comes: another
+/// process that shares the terminal or the pipe may have been quicker. The flag belongs to the open file,
+/// which that process shares too; therefore the file is opened again. Where that is not possible the input
+/// stays as it is.
+fn nonblocking(input: File) -> File {
+    let reopens = input
+        .metadata()
+        .map(|metadata| metadata.file_type())
+        .is_ok_and(|kind| kind.is_fifo() || kind.is_char_device());
+    let again = || {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(format!("/proc/self/fd/{}", input.as_raw_fd()))
+    };
+    match reopens.then(again) {
+        Some(Ok(again)) => again,
+        Some(Err(error)) => {
+            tracing::debug!(%error, "standard input cannot be opened again");
+            input
+        }
+        None => input,
+    }
+}
+
 /// Feeds a serial port from a descriptor, no faster than the guest takes it.
 #[derive(Debug)]
 pub struct Console {
@@ -79,7 +108,8 @@ impl Console {
     pub fn stdin(serial: Arc<SerialDevice>, exit: ExitEvent, terminal: bool) -> io::Result<Self> {
         // A duplicate: reads must bypass the buffer of `io::Stdin`.
         let input = io::stdin().as_fd().try_clone_to_owned()?;
-        Ok(Self::new(File::from(input), serial, exit, terminal))
+        let input = nonblocking(File::from(input));
+        Ok(Self::new(input, serial, exit, terminal))
     }
 
     /// Any descriptor.
@@ -97,7 +127,7 @@ impl Console {
 
     /// Passes on what is there and fits. Returns the next state.
     fn pump(&mut self) -> Input {
-        loop {
+        for _ in 0..READS {
             let mut buffer = [0; CHUNK];
             let room = self.serial.room().min(CHUNK);
             if room == 0 {
@@ -121,6 +151,9 @@ impl Console {
                 return Input::Watched;
             }
         }
+        // There may be more: at the next turn of the loop.
+        let _ = self.serial.space_event().write(1);
+        Input::Waiting
     }
 
     fn pass_on(&mut self, bytes: &[u8]) {
@@ -267,6 +300,38 @@ mod tests {
             None,
             "the end of the input is not the end of the guest"
         );
+    }
+
+    #[test]
+    fn an_input_without_an_end_leaves_the_loop_to_other_events() {
+        let (mut events, serial, _) = setup(File::open("/dev/zero").unwrap(), false);
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let guest = std::thread::spawn({
+            let (serial, stop) = (Arc::clone(&serial), Arc::clone(&stop));
+            move || {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = read_byte(&serial);
+                }
+            }
+        });
+        for _ in 0..100 {
+            events.serve_once(Some(1)).unwrap();
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        guest.join().unwrap();
+        // In loopback the port takes nothing. The input waits, and is not thrown away in a loop.
+        serial.pio_write(PioAddress(0x3f8), 4, &[0x10]);
+        for _ in 0..100 {
+            events.serve_once(Some(0)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_read_of_an_input_that_another_process_has_emptied_does_not_block() {
+        let (reader, _writer) = io::pipe().unwrap();
+        let mut input = nonblocking(File::from(std::os::fd::OwnedFd::from(reader)));
+        let error = input.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

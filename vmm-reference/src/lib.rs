@@ -10,9 +10,11 @@
 //! - [`irqchip`]: the interrupt chips in their three modes; [`clock`]: guest time.
 //! - [`vcpu`] and [`debug`]: the vCPUs' threads, and the machine as a debugger's host.
 //! - [`event_loop`], [`console`], [`signals`], [`terminal`]: what the main thread waits for.
+//! - [`background`]: output to descriptors that may block.
 //! - [`run`] and [`caps`]: the commands.
 //! - [`guests`]: small guest programs, in the executable.
 
+pub mod background;
 pub mod boot;
 pub mod caps;
 pub mod cli;

@@ -16,6 +16,7 @@ use kvm_ioctls::Kvm;
 use vcpu_caps::kvm::{probe, verify, verify_some};
 use vcpu_caps::{Capability, Finding, Mechanism, Plan, Profile, VcpuId, negotiate};
 
+use crate::background::Loss;
 use crate::cli::RunArgs;
 use crate::console::Console;
 use crate::debug::MachineHost;
@@ -26,13 +27,19 @@ use crate::exit::ExitReason;
 use crate::irqchip::{self, TimeConfig};
 use crate::loader::ImageFile;
 use crate::machine::{Machine, MachineConfig};
-use crate::signals::Signals;
+use crate::signals::{self, Signals};
 use crate::terminal::RawTerminal;
 use crate::vcpu::{MachineExits, Vcpu, VcpuGroup};
 
 /// How long the VMM serves a debugger after the machine's end: the end is still to be reported to it, and
 /// it may close its connection.
 const FAREWELL: Duration = Duration::from_millis(200);
+
+/// How long the VMM waits for a reader of the serial output that reads nothing, after the guest has ended by
+/// itself. A signal ends the wait.
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
+/// The same after a signal, and however slowly the reader reads.
+const LAST_OUTPUT_AFTER_SIGNAL: Duration = Duration::from_millis(300);
 
 /// Runs a machine to its end. Returns why it ended.
 ///
@@ -84,6 +91,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         }
         SerialOutput::None | SerialOutput::File(_) => None,
     };
+    let devices = Arc::clone(&machine.devices);
     let mut vmm = Vmm::new(machine, plan)?;
     if let Some(console) = console {
         vmm.events.add(Box::new(console));
@@ -96,7 +104,21 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     if !args.gdb_pause {
         vmm.start();
     }
-    vmm.run()
+    let reason = vmm.run()?;
+    let (limit, while_it_moves) = match reason {
+        ExitReason::Signal(_) => (LAST_OUTPUT_AFTER_SIGNAL, false),
+        _ => (LAST_OUTPUT, true),
+    };
+    let loss = devices.serial().finish(limit, while_it_moves);
+    if loss != Loss::default() {
+        tracing::warn!(
+            dropped = loss.dropped,
+            refused = loss.refused,
+            unwritten = loss.unwritten,
+            "bytes of serial output are lost"
+        );
+    }
+    Ok(reason)
 }
 
 /// A machine with its vCPU threads and its event loop.
@@ -164,13 +186,16 @@ impl Vmm {
     pub fn run(mut self) -> Result<ExitReason, Error> {
         let Some(listener) = self.listener else {
             self.events.add(Box::new(Unattended(self.host)));
-            return Ok(self.events.run()?);
+            let reason = self.events.run()?;
+            signals::end_at_once();
+            return Ok(reason);
         };
         tracing::info!(address = %listener.address(), "waiting for a debugger");
         let config = SessionConfig::new(self.plan);
         let server = Rc::new(RefCell::new(GdbServer::new(listener, self.host, config)));
         self.events.add(Box::new(Rc::clone(&server)));
         let reason = self.events.run()?;
+        signals::end_at_once();
         // One deadline for all of it: a client that goes on sending must not keep the VMM.
         let deadline = Instant::now() + FAREWELL;
         while server.borrow().has_client() {

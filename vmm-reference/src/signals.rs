@@ -9,6 +9,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::signal::create_sigset;
 
 use crate::exit::{ExitEvent, ExitReason};
+use crate::terminal;
 
 /// The signals of a shell, a service manager and a closing terminal.
 const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
@@ -47,6 +48,36 @@ impl Signals {
             exit,
         })
     }
+}
+
+/// From now on these signals end the process at once: the machine has ended, and what is left to do is not worth
+/// a second signal. Restores the terminal first. Only the calling thread takes them.
+pub fn end_at_once() {
+    if let Err(error) = handle(&SIGNALS, exit_now) {
+        tracing::warn!(%error, "a second signal will not end this process at once");
+    }
+}
+
+/// Handles `signals`, and lets them reach the calling thread.
+fn handle(signals: &[libc::c_int], handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
+    let set = create_sigset(signals).map_err(io::Error::from)?;
+    for &signal in signals {
+        terminal::handle(signal, handler, 0)?;
+    }
+    // SAFETY: `set` is an initialised signal set, and the old one is not asked for.
+    let errno =
+        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, ptr::null_mut()) };
+    if errno == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(errno))
+    }
+}
+
+extern "C" fn exit_now(signal: libc::c_int) {
+    terminal::restore();
+    // SAFETY: `_exit` is async-signal-safe, and has no precondition.
+    unsafe { libc::_exit(128 + signal) };
 }
 
 impl MutEventSubscriber for Signals {

@@ -98,18 +98,26 @@ fn restore_on_panic() {
 
 fn restore_on_fatal_signals() -> io::Result<()> {
     for signal in FATAL {
-        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-        // SAFETY: all-zero is a valid sigaction (no flags, an empty mask, SIG_DFL).
-        let action = unsafe { action.assume_init_mut() };
-        let handler: extern "C" fn(libc::c_int) = on_fatal_signal;
-        action.sa_sigaction = handler as libc::sighandler_t;
-        // RESETHAND: the second time the signal has its default effect. ONSTACK: after a stack
-        // overflow the thread's own stack has no room.
-        action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
-        // SAFETY: `action` is initialised, and its handler is async-signal-safe.
-        check(unsafe { libc::sigaction(signal, action, std::ptr::null_mut()) })?;
+        // RESETHAND: the second time the signal has its default effect.
+        handle(signal, on_fatal_signal, libc::SA_RESETHAND)?;
     }
     Ok(())
+}
+
+/// Sets the handler of a signal. It must be async-signal-safe.
+pub(crate) fn handle(
+    signal: libc::c_int,
+    handler: extern "C" fn(libc::c_int),
+    flags: libc::c_int,
+) -> io::Result<()> {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: all-zero is a valid sigaction (no flags, an empty mask, SIG_DFL).
+    let action = unsafe { action.assume_init_mut() };
+    action.sa_sigaction = handler as libc::sighandler_t;
+    // ONSTACK: after a stack overflow the thread's own stack has no room.
+    action.sa_flags = flags | libc::SA_ONSTACK;
+    // SAFETY: `action` is initialised, and the caller's handler is async-signal-safe.
+    check(unsafe { libc::sigaction(signal, action, std::ptr::null_mut()) })
 }
 
 extern "C" fn on_fatal_signal(signal: libc::c_int) {

@@ -117,6 +117,8 @@ fn a_guest_ends_as_its_command_line_says() {
     ] {
         let mut machine = machine(FAULT, cmdline, &serial);
         assert_eq!(run(&mut machine, |_| false), Some(expected), "{cmdline}");
+        let loss = machine.devices.serial().finish(PATIENCE, false);
+        assert_eq!(loss.total(), 0, "{cmdline}");
         let output = std::fs::read_to_string(&serial).unwrap();
         assert!(output.starts_with("fault guest\n"), "{cmdline}: {output}");
     }

@@ -9,6 +9,7 @@
 )]
 
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -186,6 +187,87 @@ fn the_guest_hears_standard_input_and_a_signal_ends_it() {
     // SAFETY: the child has not been waited for, so the id is its own.
     assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+}
+
+/// A pipe that holds one page, so it is full soon.
+fn small_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    // SAFETY: F_SETPIPE_SZ takes a number, and the descriptor is open.
+    let size = unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    assert!(size >= 4096);
+    (reader, writer)
+}
+
+fn signal(child: &std::process::Child, number: i32) {
+    let pid = i32::try_from(child.id()).unwrap();
+    // SAFETY: the child has not been waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(pid, number) }, 0);
+}
+
+#[test]
+fn a_signal_ends_it_in_a_second_under_a_standard_output_that_is_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = guest_file(&directory, FAULT);
+    let (mut reader, writer) = small_pipe();
+    let mut child = command(&[
+        "run",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--cmdline",
+        "echo",
+    ])
+    .stdin(Stdio::piped())
+    .stdout(writer)
+    .spawn()
+    .unwrap();
+    read_until(&mut reader, "fault guest\n");
+    // More than all buffers hold: the guest's transmitter gets busy, and input stops.
+    let mut stdin = child.stdin.take().unwrap();
+    let feeder = std::thread::spawn(move || while stdin.write_all(&[b'x'; 4096]).is_ok() {});
+    let full = Instant::now();
+    let mut before = 0;
+    // The input stops as soon as nothing moves any more.
+    loop {
+        std::thread::sleep(Duration::from_millis(300));
+        let io = std::fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap();
+        let read: u64 = io
+            .lines()
+            .find_map(|line| line.strip_prefix("rchar: "))
+            .unwrap()
+            .parse()
+            .unwrap();
+        if read == before {
+            break;
+        }
+        before = read;
+        assert!(full.elapsed() < PATIENCE, "it reads on and on");
+    }
+    let begun = Instant::now();
+    signal(&child, libc::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+    assert!(
+        begun.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
+    feeder.join().unwrap();
+    drop(reader);
+}
+
+#[test]
+fn all_output_arrives_at_a_reader_that_begins_late() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = guest_file(&directory, FAULT);
+    let kernel = kernel.to_str().unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut child = command(&["run", "--kernel", kernel, "--cmdline", "poweroff"])
+        .stdout(writer)
+        .spawn()
+        .unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let mut output = String::new();
+    reader.read_to_string(&mut output).unwrap();
+    assert_eq!(output, "fault guest\n");
 }
 
 #[test]

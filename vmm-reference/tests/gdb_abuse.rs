@@ -55,6 +55,44 @@ fn garbage_is_logged_and_skipped() {
 }
 
 #[test]
+fn a_web_page_cannot_drive_the_tcp_port() {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    let mut vmm = Setup::new(&TIMER)
+        .without_gdb()
+        .with(&["--gdb", "tcp:127.0.0.1:0"])
+        .start();
+    let mut address = String::new();
+    common::eventually("it listens", || {
+        let log = vmm.log();
+        let found = log.split("address=tcp:").nth(1);
+        address = found
+            .and_then(|rest| rest.split_whitespace().next())
+            .unwrap_or_default()
+            .to_owned();
+        !address.is_empty()
+    });
+    let kill = String::from_utf8(frame("k")).unwrap();
+    let mut browser = TcpStream::connect(&address).unwrap();
+    let request = format!("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n{kill}");
+    browser.write_all(request.as_bytes()).unwrap();
+    let mut reply = Vec::new();
+    let _ = browser.read_to_end(&mut reply);
+    assert_eq!(reply, b"", "nothing of it is answered");
+    common::eventually("it is logged", || {
+        let log = vmm.log();
+        log.contains("the client is no debugger") && log.contains("HTTP")
+    });
+    assert!(vmm.is_alive());
+    let mut debugger = TcpStream::connect(&address).unwrap();
+    debugger.write_all(&frame("qC")).unwrap();
+    let mut first = [0; 8];
+    debugger.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"+$QC1#c5");
+}
+
+#[test]
 fn a_wrong_checksum_is_refused_and_the_packet_asked_for_again() {
     let mut vmm = Setup::new(&TIMER).start();
     {

@@ -154,3 +154,37 @@ fn a_client_that_goes_on_sending_does_not_keep_an_ended_machine(chips: Chips) {
     }
     assert_eq!(vmm.wait(), 128 + libc::SIGTERM);
 }
+
+/// 112 KB of them: without a budget the loop works on them for minutes.
+#[test]
+fn checksums_that_a_client_sends_at_once_do_not_delay_a_signal_or_the_next_client() {
+    let mut vmm = Setup::new(&vmm_reference::guests::TIMER).start();
+    let request = common::raw::frame("qCRC:100000,7000000");
+    let flood = request.repeat((112 << 10) / request.len());
+    {
+        let mut client = vmm.connect();
+        client.try_send(&flood);
+        // Then it goes, and what it has sent with it.
+    }
+    let begun = std::time::Instant::now();
+    vmm.assert_rises("ticks");
+    let mut client = vmm.connect();
+    client.try_send(&flood);
+    // One of them is being served.
+    client.until("+");
+    let pid = libc::pid_t::try_from(vmm.pid()).unwrap();
+    // SAFETY: `kill` touches no memory, and the child has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    let signalled = std::time::Instant::now();
+    assert_eq!(vmm.wait(), 128 + libc::SIGTERM);
+    assert!(
+        signalled.elapsed().as_secs() < 2,
+        "{:?}",
+        signalled.elapsed()
+    );
+    assert!(
+        begun.elapsed() < common::PATIENCE / 8,
+        "{:?}",
+        begun.elapsed()
+    );
+}

@@ -67,3 +67,17 @@ proptest! {
         prop_assert_eq!(&*table.armed(), &Armed::default());
     }
 }
+
+#[test]
+fn addresses_that_are_one_in_memory_count_each() {
+    let mut table = Breakpoints::<X86_64>::default();
+    let mut insert = |address: u64| {
+        let point = Point::breakpoint(PointKind::Software, address);
+        table.insert(point, true, |_| Ok(GuestPhysAddr(0x1000)))
+    };
+    let accepted = (0..100_000).take_while(|&page| insert(page << 12).is_ok());
+    assert_eq!(accepted.count(), 4096);
+    assert_eq!(insert(u64::MAX), Err(PointError::TooMany));
+    // What is there is no new one.
+    assert_eq!(insert(0), Ok(Placed::AsAsked));
+}

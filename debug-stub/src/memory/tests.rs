@@ -29,6 +29,16 @@ impl GuestMemory for Ram {
     }
 }
 
+/// Searches in slices of this many bytes.
+fn search(ram: &Ram, length: u64, pattern: &[u8], slice: u64) -> Scanned {
+    let mut scan = Scan::search(PHYSICAL, 0, length, pattern.to_vec());
+    loop {
+        if let Some(scanned) = scan.go_on(ram, slice) {
+            return scanned;
+        }
+    }
+}
+
 fn naive(text: &[u8], pattern: &[u8]) -> Option<u64> {
     text.windows(pattern.len())
         .position(|window| window == pattern)
@@ -41,7 +51,7 @@ fn a_pattern_that_nearly_matches_everywhere_costs_no_more_than_any_other() {
     let ram = Ram(RefCell::new(vec![b'a'; 1 << 20]));
     let mut pattern = vec![b'a'; 64 << 10];
     pattern.push(b'b');
-    assert_eq!(PHYSICAL.search(&ram, 0, 1 << 20, &pattern), Ok(None));
+    assert_eq!(search(&ram, 1 << 20, &pattern, SLICE), Scanned::NotFound);
 }
 
 #[test]
@@ -52,15 +62,29 @@ fn a_write_beyond_ram_changes_nothing() {
     assert!(PHYSICAL.write(&ram, 14, &[1, 2]));
 }
 
+#[test]
+fn a_range_that_ends_with_the_address_space_ends_there() {
+    // Nothing is there, and nothing wraps.
+    let ram = Ram(RefCell::new(vec![0; 16]));
+    let mut scan = Scan::crc(PHYSICAL, u64::MAX - 8, u64::MAX);
+    assert_eq!(scan.go_on(&ram, SLICE), Some(Scanned::Unreadable));
+    let mut scan = Scan::crc(PHYSICAL, 8, 9);
+    assert_eq!(scan.go_on(&ram, SLICE), Some(Scanned::Unreadable));
+    let mut scan = Scan::crc(PHYSICAL, 8, 0);
+    assert_eq!(scan.go_on(&ram, SLICE), Some(Scanned::Crc(u32::MAX)));
+}
+
 proptest! {
     #[test]
     fn a_search_finds_what_a_naive_one_finds(
         text in proptest::collection::vec(0u8..3, 0..200),
         pattern in proptest::collection::vec(0u8..3, 1..8),
+        slice in 1u64..9,
     ) {
         let length = u64::try_from(text.len()).unwrap();
         let expected = naive(&text, &pattern);
         let ram = Ram(RefCell::new(text));
-        prop_assert_eq!(PHYSICAL.search(&ram, 0, length, &pattern), Ok(expected));
+        let expected = expected.map_or(Scanned::NotFound, Scanned::Found);
+        prop_assert_eq!(search(&ram, length, &pattern, slice), expected);
     }
 }

@@ -31,6 +31,14 @@ pub enum AddressError {
     EmptyPath,
 }
 
+impl ListenAddress {
+    /// Returns `true` for a TCP port, to which every program of this host can connect.
+    #[must_use]
+    pub fn is_tcp(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
+}
+
 impl FromStr for ListenAddress {
     type Err = AddressError;
 

@@ -97,7 +97,8 @@ impl<S: Read + Write + AsFd> Conversation<S> {
         Some(Readiness::of_client(
             fd,
             session.input_room() > 0,
-            !session.output().is_empty(),
+            // With work to do, a socket that has room is the loop's reason to come back at once.
+            !session.output().is_empty() || session.has_work(),
         ))
     }
 
@@ -128,6 +129,7 @@ impl<S: Read + Write + AsFd> Conversation<S> {
             }
         }
         if ready.has_room() {
+            session.work();
             if let Some(gone) = self.settle(session) {
                 return Some(gone);
             }
@@ -138,8 +140,8 @@ impl<S: Read + Write + AsFd> Conversation<S> {
         None
     }
 
-    /// If the client has gone, serves what it sent before, as far as the session takes it, and ends the
-    /// connection.
+    /// If the client has gone, serves what it sent before, as far as the session takes it at once, and ends
+    /// the connection. What needs more than that is dropped.
     ///
     /// The socket is asked, not what a wait has returned: a loop may see the next client first, and what
     /// epoll reports may belong to an earlier connection whose descriptor number this one has got.
@@ -151,6 +153,10 @@ impl<S: Read + Write + AsFd> Conversation<S> {
             match self.read(session) {
                 (_, Some(gone)) => return Some(gone),
                 (Received::Nothing, None) => return self.hang_up(session),
+                _ if session.has_work() => {
+                    tracing::info!("what the debugger has sent before it went is dropped");
+                    return self.hang_up(session);
+                }
                 _ => {}
             }
         }

@@ -38,10 +38,14 @@ impl<H: Host + GuestControl> std::fmt::Debug for GdbServer<H> {
 
 impl<H: Host + GuestControl> GdbServer<H> {
     /// A server that waits for its first client.
+    ///
+    /// On a TCP port a client that sends what is no packet is [cut off](Session::close_on_junk).
     pub fn new(listener: Listener, host: H, config: SessionConfig) -> Self {
+        let mut session = Session::new(host, config);
+        session.close_on_junk(listener.address().is_tcp());
         Self {
             acceptor: Acceptor::new(listener),
-            session: Session::new(host, config),
+            session,
             conversation: Conversation::new(),
             interest: EventSet::empty(),
         }

@@ -14,7 +14,8 @@ use crate::session::Session;
 /// killed is not released.) Blocks the calling thread,
 /// which needs nothing else: it waits for the client and for the guest at once, and does not poll.
 ///
-/// The connection is a Unix or TCP stream, however it came to be; it is made non-blocking. To end
+/// The connection is a Unix or TCP stream, however it came to be; it is made non-blocking. A TCP client that
+/// sends what is no packet is [cut off](Session::close_on_junk). To end
 /// the conversation from another thread, shut the stream down there. The session may serve the next client
 /// afterwards. In between the guest's [stops](GuestControl::stopped_fd) are for the VMM to watch;
 /// [`serve_forever`] does.
@@ -38,6 +39,7 @@ where
     S: Read + Write + AsFd,
 {
     let client = Lent::new(stream)?;
+    session.close_on_junk(client.is_tcp());
     let mut conversation = Conversation::new();
     conversation.attach(session, client);
     let served = conversation.run_until_released(session);
@@ -63,6 +65,7 @@ pub fn serve_forever<H>(
 where
     H: Host + GuestControl,
 {
+    session.close_on_junk(listener.address().is_tcp());
     let mut acceptor = Acceptor::new(listener);
     let mut conversation = Conversation::new();
     let served = loop {

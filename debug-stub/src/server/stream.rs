@@ -144,6 +144,10 @@ impl<S: AsFd> Lent<S> {
         }
         Ok(Self { stream, is_tcp })
     }
+
+    pub(super) fn is_tcp(&self) -> bool {
+        self.is_tcp
+    }
 }
 
 impl<S: Read + AsFd> Read for Lent<S> {

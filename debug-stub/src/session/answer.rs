@@ -9,7 +9,7 @@ use crate::arch::Arch;
 use crate::filter::{push_escaped, push_hex_bytes};
 use crate::guest::{OrderError, errno, tid};
 use crate::host::{Action, Host};
-use crate::memory::SCAN_LIMIT;
+use crate::memory::{SLICE, Scan, Scanned, Space};
 use crate::qemu;
 use crate::request::{Request, ThreadId};
 
@@ -76,8 +76,10 @@ impl<H: Host> Session<H> {
                 address,
                 length,
                 pattern,
-            } => self.answer_search(address, length, &pattern),
-            Request::Crc { address, length } => self.answer_crc(address, length),
+            } => self.begin_scan(|space| Scan::search(space, address, length, pattern)),
+            Request::Crc { address, length } => {
+                self.begin_scan(|space| Scan::crc(space, address, length));
+            }
             Request::Resume(actions) => {
                 let ordered = self.order_all(actions);
                 self.resume_as_ordered(ordered, body);
@@ -214,32 +216,31 @@ impl<H: Host> Session<H> {
         self.reply(&reply);
     }
 
-    fn answer_search(&mut self, address: u64, length: u64, pattern: &[u8]) {
-        if length > SCAN_LIMIT {
-            return self.reply_error(errno::EFBIG);
-        }
-        let space = match self.guest.space() {
-            Ok(space) => space,
-            Err(error) => return self.reply_error(error),
-        };
-        match space.search(&self.guest.host, address, length, pattern) {
-            Ok(Some(found)) => self.reply(format!("1,{found:x}").as_bytes()),
-            Ok(None) => self.reply(b"0"),
-            Err(()) => self.reply_error(errno::EFAULT),
+    fn begin_scan(&mut self, scan: impl FnOnce(Space<H::Arch>) -> Scan<H::Arch>) {
+        match self.guest.space() {
+            Ok(space) => {
+                self.scan = Some(scan(space));
+                self.go_on_scanning();
+            }
+            Err(error) => self.reply_error(error),
         }
     }
 
-    fn answer_crc(&mut self, address: u64, length: u64) {
-        if length > SCAN_LIMIT {
-            return self.reply_error(errno::EFBIG);
-        }
-        let space = match self.guest.space() {
-            Ok(space) => space,
-            Err(error) => return self.reply_error(error),
+    /// Goes on with the search or the checksum, for one slice. It uses up the call's budget.
+    pub(super) fn go_on_scanning(&mut self) {
+        let Some(scan) = &mut self.scan else {
+            return;
         };
-        match space.crc(&self.guest.host, address, length) {
-            Some(crc) => self.reply(format!("C{crc:x}").as_bytes()),
-            None => self.reply_error(errno::EFAULT),
+        self.budget = 0;
+        let Some(scanned) = scan.go_on(&self.guest.host, SLICE) else {
+            return;
+        };
+        self.scan = None;
+        match scanned {
+            Scanned::Found(at) => self.reply(format!("1,{at:x}").as_bytes()),
+            Scanned::NotFound => self.reply(b"0"),
+            Scanned::Crc(crc) => self.reply(format!("C{crc:x}").as_bytes()),
+            Scanned::Unreadable => self.reply_error(errno::EFAULT),
         }
     }
 

@@ -190,7 +190,16 @@ impl<M: Run> Rig<M> {
     pub fn bytes(&mut self, bytes: &[u8]) -> Vec<String> {
         self.session.receive(bytes);
         self.act();
+        self.work();
         self.replies()
+    }
+
+    /// Turns of the VMM's loop, until there is nothing to do.
+    pub fn work(&mut self) {
+        while self.session.has_work() {
+            self.session.work();
+            self.act();
+        }
     }
 
     /// Replies that wait, checked and taken.

@@ -93,7 +93,32 @@ fn a_search_finds_what_lies_across_chunks_and_stops_where_memory_does() {
         rig.ask(format!("qSearch:memory:{ALIAS:x};2000;needle")),
         "E0e"
     );
-    assert_eq!(rig.ask("qSearch:memory:0;ffffffffffff;needle"), "E1b");
+    // As long as it likes: the first hit ends it, or the end of memory.
+    let needle = rig.ask("qSearch:memory:10000;ffffffffffff;needle");
+    assert_eq!(needle, "1,1fffe");
+    assert_eq!(rig.ask("qSearch:memory:20000;ffffffffffff;needle"), "E0e");
+}
+
+#[test]
+fn many_requests_at_once_take_many_turns_and_what_a_gone_client_sent_is_dropped() {
+    let mut rig = spinning(1);
+    rig.session.receive(&frame(b"qCRC:0,10000").repeat(100));
+    let (mut turns, mut replies) = (1, rig.replies().len());
+    while rig.session.has_work() {
+        rig.session.work();
+        turns += 1;
+        replies += rig.replies().len();
+    }
+    assert!(turns >= 100, "{turns}: a checksum is a turn's work");
+    assert_eq!(replies, 100, "nothing is lost");
+    // Cheap ones: not all in one turn either.
+    rig.session.receive(&frame(b"qAttached").repeat(1000));
+    let served = unframe(rig.session.output()).len();
+    assert!((1..=100).contains(&served), "{served}");
+    assert!(rig.session.has_work());
+    rig.session.disconnected();
+    assert!(!rig.session.has_work());
+    assert!(rig.session.output().is_empty());
 }
 
 #[test]

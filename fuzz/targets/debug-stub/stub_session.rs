@@ -153,6 +153,10 @@ impl Vmm {
         for piece in bytes.chunks(piece.max(1)) {
             self.session.receive(piece);
             self.act();
+            while self.session.has_work() {
+                self.session.work();
+                self.act();
+            }
         }
     }
 
@@ -161,6 +165,10 @@ impl Vmm {
         let count = count.min(output.len());
         self.received.extend(&output[..count]);
         self.session.consume_output(count);
+        while self.session.has_work() {
+            self.session.work();
+            self.act();
+        }
         while let Some(used) = packet(&self.received, &mut self.replies) {
             self.received.drain(..used);
         }

@@ -1,11 +1,17 @@
-//! COM1: vm-superio's 16550A, with its interrupt, its output, and back-pressure for its input.
+//! COM1: vm-superio's 16550A, with its interrupt, its output, and back-pressure in both directions.
+//!
+//! vm-superio's transmitter is always empty. This one is busy while the output's buffer is full: the line
+//! status says so, and the interrupt of an empty transmitter comes when there is room again. A guest that
+//! writes to a busy transmitter loses the byte, as on the real chip.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use thiserror::Error;
 use vm_device::DevicePio;
@@ -15,6 +21,24 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::EdgeLine;
+use crate::background::{self, BackgroundWriter, Loss};
+
+/// Bytes of output that may wait for the descriptor.
+const OUTPUT_BUFFER: usize = 64 << 10;
+
+/// Registers and their bits (TL16C550C data sheet, "Accessible Registers").
+const IER: u8 = 1;
+const IIR: u8 = 2;
+const LCR: u8 = 3;
+const MCR: u8 = 4;
+const LSR: u8 = 5;
+const IIR_NONE: u8 = 1;
+const IIR_TRANSMITTER_EMPTY: u8 = 1 << 1;
+const IIR_CAUSE: u8 = 0b1111;
+const LCR_DIVISOR_LATCH: u8 = 1 << 7;
+const MCR_LOOPBACK: u8 = 1 << 4;
+const LSR_HOLDING_EMPTY: u8 = 1 << 5;
+const LSR_TRANSMITTER_EMPTY: u8 = 1 << 6;
 
 /// Where the guest's output goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +63,9 @@ pub enum SerialError {
         #[source]
         source: io::Error,
     },
+    /// Standard output.
+    #[error("cannot write the serial output to standard output")]
+    Stdout(#[source] io::Error),
     /// No descriptor left.
     #[error("cannot create an event descriptor for the serial port")]
     EventFd(#[source] io::Error),
@@ -78,33 +105,91 @@ impl SerialEvents for InputSpace {
     }
 }
 
+/// Where the transmitter's bytes go.
+#[derive(Clone)]
 enum Output {
-    Stdout(io::Stdout),
     Discard,
-    File(File),
+    Background {
+        writer: Arc<BackgroundWriter>,
+        /// Bytes are being dropped, which was logged.
+        dropping: Arc<AtomicBool>,
+    },
 }
 
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+impl Output {
+    fn start(name: &str, sink: impl io::Write + AsFd + Send + 'static) -> io::Result<Self> {
+        Ok(Self::Background {
+            writer: Arc::new(BackgroundWriter::start(name, sink, OUTPUT_BUFFER)?),
+            dropping: Arc::default(),
+        })
+    }
+
+    fn has_room(&self) -> bool {
         match self {
-            Self::Stdout(out) => out.write(bytes),
-            Self::Discard => Ok(bytes.len()),
-            Self::File(file) => file.write(bytes),
+            Self::Discard => true,
+            Self::Background { writer, .. } => writer.has_room(),
         }
+    }
+}
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Self::Background { writer, dropping } = self {
+            if writer.push(bytes) {
+                dropping.store(false, Ordering::Relaxed);
+            } else if !dropping.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "the serial output is not read, and the guest does not wait: dropped"
+                );
+            }
+        }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Stdout(out) => out.flush(),
-            Self::Discard => Ok(()),
-            Self::File(file) => file.flush(),
+        Ok(())
+    }
+}
+
+type Chip = Serial<Interrupt, Arc<InputSpace>, Output>;
+
+/// What happens to the output.
+struct OutputEvents(Weak<Mutex<Chip>>);
+
+impl background::Events for OutputEvents {
+    /// The transmitter is empty again: raises its interrupt, if the guest has enabled it.
+    fn room(&self) {
+        let Some(chip) = self.0.upgrade() else {
+            return;
+        };
+        let mut chip = lock(&chip);
+        // vm-superio raises the interrupts of all conditions that hold when IER is written.
+        let lcr = chip.read(LCR);
+        let raised = chip
+            .write(LCR, lcr & !LCR_DIVISOR_LATCH)
+            .and_then(|()| {
+                let enabled = chip.read(IER);
+                chip.write(IER, enabled)
+            })
+            .and_then(|()| chip.write(LCR, lcr));
+        if let Err(error) = raised {
+            tracing::debug!(%error, "serial port");
         }
     }
+
+    fn failed(&self, error: &io::Error) {
+        tracing::error!(%error, "the serial output cannot be written: it is lost until a write succeeds");
+    }
+}
+
+fn lock(chip: &Mutex<Chip>) -> MutexGuard<'_, Chip> {
+    chip.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// COM1.
 pub struct SerialDevice {
-    chip: Mutex<Serial<Interrupt, Arc<InputSpace>, Output>>,
+    chip: Arc<Mutex<Chip>>,
+    output: Output,
     interrupt: Arc<EdgeLine>,
     space: Arc<InputSpace>,
 }
@@ -116,14 +201,18 @@ impl SerialDevice {
     /// If the output cannot be opened, or no descriptor is left.
     pub fn new(output: &SerialOutput) -> Result<Self, SerialError> {
         let output = match output {
-            SerialOutput::Stdio => Output::Stdout(io::stdout()),
+            SerialOutput::Stdio => io::stdout()
+                .as_fd()
+                .try_clone_to_owned()
+                .and_then(|stdout| Output::start("stdout", File::from(stdout)))
+                .map_err(SerialError::Stdout)?,
             SerialOutput::None => Output::Discard,
             SerialOutput::File(path) => OpenOptions::new()
                 .write(true)
                 .create(true)
                 .truncate(true)
                 .open(path)
-                .map(Output::File)
+                .and_then(|file| Output::start("serial", file))
                 .map_err(|source| SerialError::Output {
                     path: path.clone(),
                     source,
@@ -135,12 +224,17 @@ impl SerialDevice {
             wanted: AtomicBool::new(false),
             event: event()?,
         });
+        let chip = Arc::new(Mutex::new(Serial::with_events(
+            Interrupt(Arc::clone(&interrupt)),
+            Arc::clone(&space),
+            output.clone(),
+        )));
+        if let Output::Background { writer, .. } = &output {
+            writer.set_events(Box::new(OutputEvents(Arc::downgrade(&chip))));
+        }
         Ok(Self {
-            chip: Mutex::new(Serial::with_events(
-                Interrupt(Arc::clone(&interrupt)),
-                Arc::clone(&space),
-                output,
-            )),
+            chip,
+            output,
             interrupt,
             space,
         })
@@ -162,8 +256,8 @@ impl SerialDevice {
     /// signalled when there is room.
     #[must_use]
     pub fn room(&self) -> usize {
-        let chip = self.chip.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = chip.fifo_capacity();
+        let mut chip = lock(&self.chip);
+        let room = free(&mut chip);
         if room == 0 {
             // Under the lock: the guest cannot empty the buffer between the check and the request.
             self.space.wanted.store(true, Ordering::Release);
@@ -172,9 +266,9 @@ impl SerialDevice {
     }
 
     /// Gives the guest input. Returns the number of bytes taken. A port in loopback mode is cut off
-    /// from its line and takes none.
+    /// from its line and takes none: it has no [`room`](Self::room).
     pub fn input(&self, bytes: &[u8]) -> usize {
-        let mut chip = self.chip.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chip = lock(&self.chip);
         match chip.enqueue_raw_bytes(bytes) {
             Ok(taken) => taken,
             Err(error) => {
@@ -185,23 +279,66 @@ impl SerialDevice {
     }
 }
 
+impl SerialDevice {
+    /// Waits until the output has been written, for at most `limit`. With `while_it_moves` the limit begins
+    /// again with each write that succeeds. Returns what was lost so far.
+    pub fn finish(&self, limit: Duration, while_it_moves: bool) -> Loss {
+        match &self.output {
+            Output::Discard => Loss::default(),
+            Output::Background { writer, .. } => writer.finish(limit, while_it_moves),
+        }
+    }
+}
+
+impl SerialDevice {
+    /// Reads a register. A full output is a busy transmitter.
+    fn read(&self, chip: &mut Chip, register: u8) -> u8 {
+        let value = chip.read(register);
+        match register {
+            LSR if !self.output.has_room() => value & !(LSR_HOLDING_EMPTY | LSR_TRANSMITTER_EMPTY),
+            IIR if value & IIR_TRANSMITTER_EMPTY != 0 && !self.output.has_room() => {
+                let value = value & !IIR_TRANSMITTER_EMPTY;
+                if value & IIR_CAUSE == 0 {
+                    value | IIR_NONE
+                } else {
+                    value
+                }
+            }
+            _ => value,
+        }
+    }
+}
+
+/// Returns how much input the chip takes now.
+fn free(chip: &mut Chip) -> usize {
+    if chip.read(MCR) & MCR_LOOPBACK != 0 {
+        0
+    } else {
+        chip.fifo_capacity()
+    }
+}
+
 impl DevicePio for SerialDevice {
     /// An access of several bytes accesses one register after the other, as on the 8-bit ISA bus.
     fn pio_read(&self, _: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
-        let mut chip = self.chip.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chip = lock(&self.chip);
         for (register, byte) in (offset..).zip(data) {
-            *byte = u8::try_from(register).map_or(0xff, |register| chip.read(register));
+            *byte = u8::try_from(register).map_or(0xff, |register| self.read(&mut chip, register));
         }
     }
 
     fn pio_write(&self, _: PioAddress, offset: PioAddressOffset, data: &[u8]) {
-        let mut chip = self.chip.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chip = lock(&self.chip);
         for (register, &byte) in (offset..).zip(data) {
             let Ok(register) = u8::try_from(register) else {
                 return;
             };
             if let Err(error) = chip.write(register, byte) {
                 tracing::debug!(%error, "serial port");
+            }
+            if register == MCR && free(&mut chip) > 0 {
+                // The end of loopback mode.
+                self.space.in_buffer_empty();
             }
         }
     }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::exit::ExitReason;
 
@@ -175,7 +177,100 @@ fn serial_output_arrives_in_the_file_and_string_output_byte_by_byte() {
     devices.io_out(0x3f8, AccessSize::Byte, b"hello world");
     // REP OUTSW: each word goes to THR and IER.
     devices.io_out(0x3f8, AccessSize::Word, b"x\x00y\x00");
+    let loss = devices.serial().finish(Duration::from_secs(20), false);
+    assert_eq!(loss.total(), 0);
     assert_eq!(std::fs::read(&path).unwrap(), b"ahello worldxy");
+}
+
+/// A pipe as the serial output, whose reader is not reading yet.
+fn unread_output() -> (std::io::PipeReader, Devices) {
+    use std::os::fd::AsRawFd;
+
+    let (reader, writer) = std::io::pipe().unwrap();
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let exit = ExitEvent::new().unwrap();
+    let devices = Devices::new(&SerialOutput::File(path.into()), &exit).unwrap();
+    (reader, devices)
+}
+
+fn line_status(devices: &Devices) -> u8 {
+    read::<1>(devices, 0x3fd)[0]
+}
+
+#[test]
+fn an_output_that_is_not_read_is_a_busy_transmitter_and_blocks_no_vcpu() {
+    use std::io::Read;
+
+    const EMPTY: u8 = 0x60;
+    let (mut reader, devices) = unread_output();
+    let serial = devices.serial();
+    assert_eq!(line_status(&devices) & EMPTY, EMPTY);
+    // The interrupt of an empty transmitter.
+    write(&devices, 0x3f9, [2]);
+    let mut written = 0;
+    while line_status(&devices) & EMPTY != 0 {
+        write(&devices, 0x3f8, [b'x']);
+        written += 1;
+        assert!(written < 1 << 20, "there is a limit");
+    }
+    assert_eq!(line_status(&devices) & EMPTY, 0);
+    // As a driver does: the cause is read, and there is none.
+    assert_eq!(read::<1>(&devices, 0x3fa)[0] & 0xf, 1, "IIR: none");
+    let _ = serial.interrupt().event().read();
+    // A guest that does not look loses what it writes.
+    for _ in 0..10 {
+        write(&devices, 0x3f8, [b'y']);
+    }
+    let _ = read::<1>(&devices, 0x3fa);
+    let _ = serial.interrupt().event().read();
+    let loss = serial.finish(Duration::from_millis(10), false);
+    assert_eq!(loss.dropped, 10);
+    assert!(loss.unwritten > 0);
+    // Input arrives all the same.
+    assert_eq!(serial.input(b"abc"), 3);
+    // The reader reads: the transmitter is empty again, and says so.
+    let mut seen = vec![0; written];
+    reader.read_exact(&mut seen).unwrap();
+    assert!(seen.iter().all(|byte| *byte == b'x'));
+    let begun = std::time::Instant::now();
+    while serial.interrupt().event().read().is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "no interrupt");
+        std::thread::yield_now();
+    }
+    assert_eq!(line_status(&devices) & EMPTY, EMPTY);
+    assert_eq!(read::<1>(&devices, 0x3fa)[0] & 0xf, 2, "IIR: empty");
+}
+
+#[test]
+fn the_interrupt_of_a_transmitter_leaves_the_divisor_alone() {
+    let (mut reader, devices) = unread_output();
+    while line_status(&devices) & 0x20 != 0 {
+        write(&devices, 0x3f8, [b'x']);
+    }
+    // The divisor latch is open while the room comes back.
+    write(&devices, 0x3fb, [0x83]);
+    write(&devices, 0x3f9, [0x12]);
+    let mut seen = vec![0; 64 << 10];
+    std::io::Read::read_exact(&mut reader, &mut seen).unwrap();
+    let begun = std::time::Instant::now();
+    while line_status(&devices) & 0x20 == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        std::thread::yield_now();
+    }
+    assert_eq!(read(&devices, 0x3f9), [0x12]);
+    assert_eq!(read(&devices, 0x3fb), [0x83]);
+}
+
+#[test]
+fn a_port_in_loopback_has_no_room_for_input_until_it_leaves_it() {
+    let (devices, _) = devices();
+    let serial = devices.serial();
+    write(&devices, 0x3fc, [0x10]);
+    assert_eq!(serial.room(), 0);
+    assert!(serial.space_event().read().is_err());
+    write(&devices, 0x3fc, [0]);
+    assert_eq!(serial.space_event().read().unwrap(), 1);
+    assert!(serial.room() > 0);
 }
 
 #[test]

@@ -11,8 +11,10 @@ mod thread;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use debug_stub::run_control::{AddError, AllStop, ResumeError};
 use debug_stub::{Armed, GuestMemory, ResumePlan, Stop, VcpuId, VcpuOrder};
@@ -25,6 +27,10 @@ use crate::irqchip::{ChipsetThread, Irqchip};
 use crate::wake::{self, StepSlice};
 use shared::{Shared, Slot, Wakers};
 use steps::LostSlices;
+
+/// How long the end of a group waits for its threads. They leave the guest at once, and never wait for a host
+/// descriptor.
+const LAST_EXIT: Duration = Duration::from_millis(400);
 
 /// The vCPU threads could not be started.
 #[derive(Debug, Error)]
@@ -68,6 +74,8 @@ pub struct VcpuGroup {
     all: AllStop,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Closed when the last thread has ended: each holds the other side.
+    ended: (Option<mpsc::Sender<()>>, mpsc::Receiver<()>),
     /// Ends after the vCPUs' threads, which it serves.
     _chips: Option<ChipsetThread>,
     /// The step slice of the thread that asks for steps; created at the first one.
@@ -119,6 +127,10 @@ impl VcpuGroup {
             all,
             shared: Arc::clone(&shared),
             threads: Vec::new(),
+            ended: {
+                let (alive, ended) = mpsc::channel();
+                (Some(alive), ended)
+            },
             _chips: chips,
             slice: RefCell::default(),
             lost: Cell::default(),
@@ -126,9 +138,13 @@ impl VcpuGroup {
         for id in ids {
             let shared = Arc::clone(&shared);
             let handle = group.all.add(id)?;
+            let alive = group.ended.0.clone();
             let thread = Builder::new()
                 .name(id.to_string())
-                .spawn(move || thread::vcpu_thread(handle, &shared))
+                .spawn(move || {
+                    let _alive = alive;
+                    thread::vcpu_thread(handle, &shared);
+                })
                 .map_err(|source| GroupError::Thread { vcpu: id, source })?;
             group.threads.push(thread);
         }
@@ -227,6 +243,12 @@ impl Drop for VcpuGroup {
         for id in self.all.vcpus() {
             // No error: only this thread removes vCPUs, and one that has panicked is gone.
             let _ = self.all.remove(id);
+        }
+        drop(self.ended.0.take());
+        if self.ended.1.recv_timeout(LAST_EXIT) == Err(RecvTimeoutError::Timeout) {
+            // It keeps what it uses: `Shared` is counted.
+            tracing::error!("a vCPU thread does not end: it is left to the end of the process");
+            return;
         }
         for thread in self.threads.drain(..) {
             // A panic was reported as a stop already.
