@@ -116,3 +116,63 @@ fn system_event(event: u32) -> Outcome {
         other => internal(format!("KVM_EXIT_SYSTEM_EVENT of type {other}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(number: i32) -> Outcome {
+        classify(&Err(kvm_ioctls::Error::new(number)))
+    }
+
+    fn is_fatal(outcome: &Outcome, part: &str) -> bool {
+        matches!(outcome, Outcome::Fatal(StopReason::InternalError(text)) if text.contains(part))
+    }
+
+    #[test]
+    fn accesses_are_served_by_the_vmm_before_the_stepper_is_told() {
+        for exit in [
+            VcpuExit::IoIn(0x60, &mut [0]),
+            VcpuExit::IoOut(0x80, &[0]),
+            VcpuExit::MmioRead(0xfee0_0000, &mut [0; 4]),
+            VcpuExit::MmioWrite(0xfee0_0000, &[0; 4]),
+        ] {
+            // Where the VMM did not serve it, that is an error which names it.
+            assert!(is_fatal(&outcome(&exit), "does not serve"));
+            assert_eq!(classify(&Ok(exit)), Outcome::Served);
+        }
+    }
+
+    #[test]
+    fn what_concerns_neither_the_guest_nor_the_debugger_is_nothing() {
+        for exit in [
+            VcpuExit::Intr,
+            VcpuExit::IrqWindowOpen,
+            VcpuExit::IoapicEoi(0x20),
+        ] {
+            assert_eq!(classify(&Ok(exit)), Outcome::Nothing);
+        }
+        assert_eq!(error(libc::EINTR), Outcome::Nothing);
+        assert_eq!(error(libc::EAGAIN), Outcome::Nothing);
+        assert!(is_fatal(&error(libc::EFAULT), "Bad address"));
+    }
+
+    #[test]
+    fn a_guest_that_ends_says_how() {
+        assert_eq!(classify(&Ok(VcpuExit::Hlt)), Outcome::Halted);
+        assert!(matches!(
+            classify(&Ok(VcpuExit::Shutdown)),
+            Outcome::Fatal(StopReason::TripleFault(_))
+        ));
+        let event = |event| classify(&Ok(VcpuExit::SystemEvent(event, &[])));
+        for ends in [KVM_SYSTEM_EVENT_SHUTDOWN, KVM_SYSTEM_EVENT_RESET] {
+            assert_eq!(event(ends), Outcome::Fatal(StopReason::Exited(0)));
+        }
+        assert!(is_fatal(&event(KVM_SYSTEM_EVENT_CRASH), "crashed"));
+        assert!(is_fatal(&event(77), "77"));
+        let refused = classify(&Ok(VcpuExit::FailEntry(0x8000_0021, 3)));
+        assert!(is_fatal(&refused, "0x80000021"));
+        let unknown = classify(&Ok(VcpuExit::Unsupported(99)));
+        assert!(is_fatal(&unknown, "99"));
+    }
+}

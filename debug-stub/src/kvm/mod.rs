@@ -43,5 +43,5 @@ pub use guest::{KvmGuest, KvmGuestError};
 pub use interrupts::pending_interrupts;
 pub use ioctls::IOCTLS;
 pub use memory::{VmAddressSpace, VmMemory};
-pub use registers::{RegistersError, read_registers, write_registers};
+pub use registers::RegistersError;
 pub use vcpu::{KvmError, KvmVcpu};

@@ -47,7 +47,7 @@ pub(super) fn ioctl(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Re
 ///
 /// # Errors
 /// If KVM refuses.
-pub fn read_registers(
+pub(super) fn read_registers(
     vcpu: &VcpuFd,
     groups: RegisterGroups,
     file: &mut RegisterFile,
@@ -73,7 +73,7 @@ pub fn read_registers(
 ///
 /// # Errors
 /// If KVM refuses, for instance a control register that the architecture forbids.
-pub fn write_registers(
+pub(super) fn write_registers(
     vcpu: &VcpuFd,
     groups: RegisterGroups,
     file: &RegisterFile,
