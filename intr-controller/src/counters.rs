@@ -24,6 +24,12 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// How many wait: what `arrived` is more than the sum of what has become of the others.
+    #[must_use]
+    pub const fn pending(&self) -> u64 {
+        self.arrived.saturating_sub(self.accounted(0))
+    }
+
     /// The sum that `arrived` must equal when this many events wait.
     ///
     /// Holds for saturated counters too: every term is at most the true count, and the sum

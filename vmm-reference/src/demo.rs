@@ -12,15 +12,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use debug_stub::server::{ListenAddress, Listener};
-use intr_controller::IrqchipMode;
+use intr_controller::{Counters, IrqchipMode};
 use thiserror::Error;
-use vcpu_caps::Capability;
 use vcpu_caps::kvm::OpenError;
+use vcpu_caps::{Capability, VcpuId};
 
 use crate::cli::DemoArgs;
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::guests::TIMER;
+use crate::irqchip::Irqchip;
 use crate::machine::{Machine, MachineConfig};
 use crate::remote::{RemoteClient, expedited, register};
 use crate::run::{Vmm, Wanted, plan, tsc_control};
@@ -29,6 +30,8 @@ use crate::run::{Vmm, Wanted, plan, tsc_control};
 const UNMASKED_STEPS: u32 = 2000;
 /// How long the guest runs before the first step, and after the last.
 const FREE_RUN: Duration = Duration::from_millis(100);
+/// The period of the guest's timer.
+const TICK_NS: u64 = 1_000_000;
 /// GDB's number of RIP, in QEMU's order.
 const RIP: u8 = 16;
 /// GDB's number of RSP.
@@ -73,6 +76,10 @@ struct Series {
     handler_runs: u64,
     /// Microseconds for each step.
     step_us: f64,
+    /// How often the timer expired during the steps, by guest time.
+    due: u64,
+    /// What became of these, where the local APIC counts.
+    fate: Option<Counters>,
     /// The timer's interrupt was pending after the last step.
     pending: bool,
     /// After the release the handler was entered before the loop went on.
@@ -103,11 +110,12 @@ pub fn demo(args: DemoArgs, out: &mut impl Write) -> Result<(), Error> {
         tempfile::tempdir().map_err(system("cannot make a directory for the socket"))?;
     let socket = directory.path().join("gdb");
     let exit = machine.exit.clone();
+    let irqchip = machine.irqchip.clone();
     let mut vmm = Vmm::new(machine, plan)?;
     vmm.listen(Listener::bind(&ListenAddress::Unix(socket.clone()), false)?);
     vmm.start();
     let client = thread::spawn(move || {
-        let result = both_series(&socket, args.steps);
+        let result = both_series(&socket, &irqchip, args.steps);
         // In any case: the event loop on the other thread must end.
         exit.request(ExitReason::DebuggerKill);
         result
@@ -145,6 +153,17 @@ fn judge(off: &Series, on: &Series) -> Result<(), DemoError> {
     if !on.pending || !on.delivered_first {
         return not_held("the timer's interrupt was lost while it was masked".to_owned());
     }
+    if let Some(fate) = on.fate {
+        // The first one waits. As in a real local APIC, each further one merges with it.
+        let all = fate.merged + 1;
+        let lost = fate.withdrawn + fate.dropped + fate.spurious + fate.delivered;
+        if fate.arrived.abs_diff(on.due) > 1 || fate.arrived.abs_diff(all) > 1 || lost > 0 {
+            return not_held(format!(
+                "the timer expired {} times, by guest time, and of its interrupts became {fate:?}",
+                on.due
+            ));
+        }
+    }
     if off.landings == 0 && off.handler_runs == 0 {
         return not_held(
             "no interrupt entered without it either: the demo shows nothing".to_owned(),
@@ -159,7 +178,11 @@ struct Places {
     ticks: u64,
 }
 
-fn both_series(socket: &Path, steps: u32) -> Result<(Series, Series), DemoError> {
+fn both_series(
+    socket: &Path,
+    irqchip: &Irqchip,
+    steps: u32,
+) -> Result<(Series, Series), DemoError> {
     let places = Places {
         handler: TIMER
             .function("timer_handler")
@@ -169,9 +192,37 @@ fn both_series(socket: &Path, steps: u32) -> Result<(Series, Series), DemoError>
     // The guest runs already: its timer must tick before it is stopped.
     thread::sleep(FREE_RUN);
     let mut client = RemoteClient::unix(socket)?;
-    let off = series(&mut client, &places, steps.min(UNMASKED_STEPS), false)?;
-    let on = series(&mut client, &places, steps, true)?;
+    let off = steps.min(UNMASKED_STEPS);
+    let off = series(&mut client, &places, irqchip, off, false)?;
+    let on = series(&mut client, &places, irqchip, steps, true)?;
     Ok((off, on))
+}
+
+/// The timer of the guest, which has one vCPU and no other interrupt.
+struct Ticks {
+    due: u64,
+    counters: Option<Counters>,
+}
+
+impl Ticks {
+    fn so_far(irqchip: &Irqchip) -> Self {
+        Self {
+            due: irqchip.clock().report().now.as_ns() / TICK_NS,
+            counters: irqchip.counters(VcpuId(0)),
+        }
+    }
+
+    fn since(&self, before: &Self) -> Option<Counters> {
+        let (after, before) = self.counters.zip(before.counters)?;
+        Some(Counters {
+            arrived: after.arrived - before.arrived,
+            merged: after.merged - before.merged,
+            delivered: after.delivered - before.delivered,
+            withdrawn: after.withdrawn - before.withdrawn,
+            dropped: after.dropped - before.dropped,
+            spurious: after.spurious - before.spurious,
+        })
+    }
 }
 
 type Client = RemoteClient<std::os::unix::net::UnixStream>;
@@ -179,6 +230,7 @@ type Client = RemoteClient<std::os::unix::net::UnixStream>;
 fn series(
     client: &mut Client,
     places: &Places,
+    irqchip: &Irqchip,
     steps: u32,
     mask: bool,
 ) -> Result<Series, DemoError> {
@@ -202,6 +254,7 @@ fn series(
         rip = step(client)?;
     }
     let before = client.read_u64(places.ticks)?;
+    let ticks_before = Ticks::so_far(irqchip);
     let start = Instant::now();
     for _ in 0..steps {
         rip = step(client)?;
@@ -209,6 +262,9 @@ fn series(
     }
     series.step_us = start.elapsed().as_secs_f64() * 1e6 / f64::from(steps);
     series.handler_runs = client.read_u64(places.ticks)? - before;
+    let ticks_after = Ticks::so_far(irqchip);
+    series.due = ticks_after.due - ticks_before.due;
+    series.fate = ticks_after.since(&ticks_before);
     series.pending = client.monitor("mask status")?.contains("pending: 0x20");
     let ticks = client.read_u64(places.ticks)?;
 
@@ -290,6 +346,20 @@ impl fmt::Display for Table {
             &off.handler_runs,
             &on.handler_runs,
         )?;
+        row(
+            "times that the timer expired, by guest time",
+            &off.due,
+            &on.due,
+        )?;
+        if let (Some(off), Some(on)) = (&off.fate, &on.fate) {
+            row("  interrupts that arrived", &off.arrived, &on.arrived)?;
+            row(
+                "  of these, merged into a pending one",
+                &off.merged,
+                &on.merged,
+            )?;
+            row("  of these, delivered", &off.delivered, &on.delivered)?;
+        }
         row(
             "timer interrupt pending after the last step",
             &yes(off.pending),

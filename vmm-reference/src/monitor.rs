@@ -1,14 +1,16 @@
-//! The VMM's own `monitor` commands: `monitor time`.
+//! The VMM's own `monitor` commands: `monitor time`, `monitor irq`.
 
 use std::fmt::{self, Write};
 
 use intr_controller::kvm::TscControl;
-use intr_controller::{DebugTime, IrqchipMode, StepTime};
+use intr_controller::{Counters, DebugTime, IrqchipMode, StepTime};
+use vcpu_caps::VcpuId;
 
 use crate::irqchip::Irqchip;
 
 /// For `monitor help`.
 pub(crate) const HELP: &str = "\
+monitor irq          what became of each interrupt that has arrived at a vCPU
 monitor time         how guest time passes, and what became of timer ticks
 monitor time step real|none|NS
                      how much guest time a step takes: what it took, none, or nanoseconds
@@ -19,6 +21,7 @@ pub(crate) fn run(irqchip: &Irqchip, command: &str, out: &mut dyn Write) -> bool
     let words: Vec<&str> = command.split_whitespace().collect();
     // The client's console shows no more than it has taken.
     let _ = match words.as_slice() {
+        ["irq"] => irq(irqchip, out),
         ["time"] => time(irqchip, out),
         ["time", "step", text] => step_time(irqchip, text, out),
         ["time", "step"] => writeln!(out, "{}", step_line(irqchip.clock().report().step_time)),
@@ -53,6 +56,35 @@ fn step_line(step_time: StepTime) -> String {
             format!("a step takes {step_time}, or longer if it may read a clock")
         }
     }
+}
+
+fn irq(irqchip: &Irqchip, out: &mut dyn Write) -> fmt::Result {
+    let counters = (0..).map_while(|id| irqchip.counters(VcpuId(id)).map(|all| (VcpuId(id), all)));
+    let mut counted = false;
+    for (vcpu, all) in counters {
+        counted = true;
+        let Counters {
+            arrived,
+            merged,
+            delivered,
+            withdrawn,
+            dropped,
+            spurious,
+        } = all;
+        writeln!(
+            out,
+            "{vcpu}: {arrived} arrived; {delivered} delivered, {merged} merged into a pending one, \
+             {} pending, {withdrawn} withdrawn, {dropped} dropped by a reset; {spurious} spurious",
+            all.pending()
+        )?;
+    }
+    if !counted {
+        writeln!(
+            out,
+            "the local APICs are KVM's, which does not count (--irqchip user does)"
+        )?;
+    }
+    Ok(())
 }
 
 fn time(irqchip: &Irqchip, out: &mut dyn Write) -> fmt::Result {

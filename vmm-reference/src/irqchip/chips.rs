@@ -6,7 +6,7 @@ use std::io;
 use crate::entry::{Entering, MustStop, Permit};
 use intr_controller::kvm::{Observation, ObserveError};
 use intr_controller::pit::{LostTicks, TickCounters};
-use intr_controller::{Gsi, IrqchipMode, MsiMessage};
+use intr_controller::{Counters, Gsi, IrqchipMode, MsiMessage};
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
@@ -64,6 +64,11 @@ pub(crate) trait Chips: InterruptLines + fmt::Debug {
 
     /// What the vCPU waits for, in one word, where KVM does not know.
     fn waiting(&self, _: VcpuId) -> Option<&'static str> {
+        None
+    }
+
+    /// What became of each interrupt that has arrived at the vCPU, where its local APIC is emulated.
+    fn counters(&self, _: VcpuId) -> Option<Counters> {
         None
     }
 

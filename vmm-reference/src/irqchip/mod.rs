@@ -24,7 +24,7 @@ use intr_controller::pic::Pic;
 use intr_controller::pit::{LostTicks, Pit, TickCounters};
 use intr_controller::routing::SourceId;
 use intr_controller::{
-    ClockRun, DebugTime, DestinationsError, Gsi, IrqchipMode, LapicConfig, MsiMessage,
+    ClockRun, Counters, DebugTime, DestinationsError, Gsi, IrqchipMode, LapicConfig, MsiMessage,
 };
 use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
@@ -229,6 +229,13 @@ impl Irqchip {
     #[must_use]
     pub fn ticks(&self) -> Option<(LostTicks, TickCounters)> {
         self.chips.ticks()
+    }
+
+    /// What became of each interrupt that has arrived at a vCPU. `None` if its local APIC is KVM's, which does
+    /// not count.
+    #[must_use]
+    pub fn counters(&self, vcpu: VcpuId) -> Option<Counters> {
+        self.chips.counters(vcpu)
     }
 
     /// Takes the clocks over that KVM keeps. `line` is a device's that is connected.

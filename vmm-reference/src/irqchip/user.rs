@@ -10,8 +10,8 @@ use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{Observation, ObserveError, UserEntry, UserVcpu};
 use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::{
-    Acceptance, ClockReading, DestinationFormat, Destinations, DestinationsError, Effect, Gsi,
-    InterruptMessage, IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
+    Acceptance, ClockReading, Counters, DestinationFormat, Destinations, DestinationsError, Effect,
+    Gsi, InterruptMessage, IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
 };
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
@@ -285,6 +285,14 @@ impl Chips for Emulated<UserProcessors> {
         } else {
             None
         }
+    }
+
+    fn counters(&self, id: VcpuId) -> Option<Counters> {
+        let ClockReading { now, .. } = self.0.clock.read();
+        let mut vcpu = lock(self.vcpu(id)?);
+        // The timer is looked at when the vCPU enters.
+        vcpu.lapic_mut().advance(now);
+        Some(*vcpu.lapic().policy().counters())
     }
 
     fn cr8(&self, id: VcpuId) -> Option<u8> {
