@@ -192,6 +192,8 @@ pub enum LostTicks {
     /// at most. KVM's own PIT (--irqchip kernel) delivers them as fast as the guest takes them, except
     /// for those of a stop.
     Reinject,
+    /// All that are lost in a row are delivered later as one. KVM's own PIT: as with `discard`.
+    Coalesce,
     /// They are merged with the next one, as on a real chip.
     Discard,
 }
@@ -200,6 +202,7 @@ impl From<LostTicks> for intr_controller::pit::LostTicks {
     fn from(policy: LostTicks) -> Self {
         match policy {
             LostTicks::Reinject => Self::Reinject,
+            LostTicks::Coalesce => Self::Coalesce,
             LostTicks::Discard => Self::Discard,
         }
     }

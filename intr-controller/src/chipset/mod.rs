@@ -131,7 +131,7 @@ impl Chipset {
 
     /// Sets the policy for ticks that the guest could not be given in time. It is
     /// [`LostTicks::Discard`] at first.
-    pub const fn set_lost_ticks(&mut self, policy: LostTicks) {
+    pub fn set_lost_ticks(&mut self, policy: LostTicks) {
         self.ticks.set_policy(policy);
     }
 
