@@ -271,6 +271,51 @@ class Stock:
         expect(register("cs") == selector and (rflags() ^ flags) & RFLAGS_IF == 0, "CS or IF")
         return f"to {where()}"
 
+    def page_fault(self):
+        """The step of a load that faults ends at the handler, whose frame is as without a debugger."""
+        load = SETTINGS["load"]
+        self.go_to(f"{load:#x}", sort=gdb.BP_HARDWARE_BREAKPOINT)
+        expect(register("cs") == USER_CS, f"no user code: {where()}")
+        self.step_to(symbol("asm_exc_page_fault"), "the load")
+        _, saved, selector, flags = struct.unpack("<4Q", memory(register("rsp"), 32))
+        expect((saved, selector) == (load, USER_CS), f"the frame is of {selector:#x}:{saved:#x}")
+        expect(not flags & RFLAGS_TF, f"TF is in the frame: {flags:#x}")
+        functions = set()
+        for _ in range(min(SETTINGS["steps"], 500)):
+            run("stepi")
+            expect(not rflags() & RFLAGS_TF, f"TF is seen at {where()}")
+            functions.add(name_at(register("rip")))
+        expect("exc_page_fault" in functions or SETTINGS["steps"] < 200, f"{functions}")
+        return f"from {load:#x} to asm_exc_page_fault, and on through {len(functions)} functions"
+
+    def interrupts_off(self):
+        """PUSHF, POP, CLI: what local_irq_save keeps has no TF."""
+        self.go_to("&_raw_spin_lock_irqsave")
+        function = symbol("_raw_spin_lock_irqsave")
+        stack = register("rsp")
+        (caller_at,) = struct.unpack("<Q", memory(stack, 8))
+        steps = 0
+        while register("rip") != caller_at:
+            run("stepi")
+            steps += 1
+            expect(steps < 500, f"{function:#x} does not return: {where()}")
+        kept = register("rax")
+        expect(kept & 2 and not kept & RFLAGS_TF, f"RFLAGS {kept:#x} was kept")
+        return f"RFLAGS {kept:#x} kept, in {steps} steps"
+
+    def context_switch(self):
+        """To another task, by steps."""
+        self.go_to("&__switch_to_asm")
+        before, after, steps = register("rdi"), register("rsi"), 0
+        expect(self.tasks.current() == before, f"current is {self.tasks.current():#x}, not {before:#x}")
+        # A task that has just begun does not return into __schedule.
+        while self.tasks.current() != after or not re.match("__schedule$|finish_task_switch|ret_from_fork", where_name()):
+            run("stepi")
+            steps += 1
+            expect(not rflags() & RFLAGS_TF, f"TF is seen at {where()}")
+            expect(steps < 1000, f"no switch: {where()}")
+        return f"from {self.tasks.comm(before)!r} to {self.tasks.comm(after)!r} in {steps} steps"
+
     def idle(self):
         """STI; HLT: the wake-up is not lost between them, and a masked HLT ends with Ctrl-C."""
         self.go_to("&native_safe_halt")
@@ -387,6 +432,10 @@ def where():
         return f"{pc:#x}"
 
 
+def where_name():
+    return name_at(register("rip"))
+
+
 def main():
     for setting in ["confirm off", "pagination off", "suppress-cli-notifications on", "width 0", "remotetimeout 600"]:
         run(f"set {setting}")
@@ -409,6 +458,9 @@ def main():
         ("steps into a system call", stock.into_system_call),
         ("step over SYSRET", stock.out_of_system_call),
         ("step over IRETQ", stock.interrupt_return),
+        ("step over a load that faults", stock.page_fault),
+        ("steps through local_irq_save", stock.interrupts_off),
+        ("steps through a context switch", stock.context_switch),
         ("steps to sleep", stock.idle),
         ("Ctrl-C", stock.interrupt),
         ("detach", stock.farewell),
