@@ -12,6 +12,10 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use crate::order::StopReason;
 use crate::x86_64::stepper::{DebugExit, Outcome};
 
+/// The VM-instruction error "VM entry with invalid control field(s)" (SDM 3C 30.4). kvm_amd has no such
+/// number.
+const INVALID_CONTROL_FIELDS: u64 = 7;
+
 /// Returns the stepper's outcome for an exit that the VMM does not serve.
 ///
 /// The VMM serves its devices' exits itself and reports [`Outcome::Served`]; hand the others to
@@ -32,10 +36,16 @@ pub fn outcome(exit: &VcpuExit<'_>) -> Outcome {
         VcpuExit::Shutdown => Outcome::Fatal(StopReason::TripleFault(String::new())),
         VcpuExit::InternalError => internal("KVM_EXIT_INTERNAL_ERROR".to_owned()),
         VcpuExit::SystemEvent(event, _) => system_event(*event),
-        VcpuExit::FailEntry(reason, cpu) => internal(format!(
-            "KVM_EXIT_FAIL_ENTRY: the processor refused to enter the guest (reason {reason:#x}, \
-             host CPU {cpu})"
-        )),
+        VcpuExit::FailEntry(reason, cpu) => {
+            let text = format!(
+                "KVM_EXIT_FAIL_ENTRY: the processor refused to enter the guest (reason {reason:#x}, \
+                 host CPU {cpu})"
+            );
+            if *reason == INVALID_CONTROL_FIELDS {
+                return Outcome::NotEntered(text);
+            }
+            internal(text)
+        }
         other => internal(format!(
             "KVM_RUN ended with an exit that the VMM does not serve: {other:?}"
         )),

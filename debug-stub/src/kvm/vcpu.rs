@@ -22,6 +22,9 @@ use crate::x86_64::{CoreRegisters, RegisterFile, RegisterGroups, SpecialRegister
 /// The NMI's vector (SDM 3A table 6-1).
 const NMI: u8 = 2;
 
+/// `KVM_X86_SHADOW_INT_STI` (asm/kvm.h).
+const STI_SHADOW: u8 = 2;
+
 /// A `VcpuFd`, lent to a [`Stepper`](crate::x86_64::stepper::Stepper) for one call.
 ///
 /// It holds no state: create one wherever a `&mut VcpuFd` is at hand.
@@ -213,6 +216,21 @@ impl Vcpu for KvmVcpu<'_> {
                 .map_err(ioctl("KVM_SET_VCPU_EVENTS"))?;
         }
         Ok(true)
+    }
+
+    fn restore_sti_shadow(&mut self) -> Result<(), KvmError> {
+        let mut events = self
+            .0
+            .get_vcpu_events()
+            .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+        if events.interrupt.shadow == 0 {
+            events.interrupt.shadow = STI_SHADOW;
+            events.flags = KVM_VCPUEVENT_VALID_SHADOW;
+            self.0
+                .set_vcpu_events(&events)
+                .map_err(ioctl("KVM_SET_VCPU_EVENTS"))?;
+        }
+        Ok(())
     }
 
     fn set_guest_debug(&mut self, debug: &GuestDebug) -> Result<(), KvmError> {

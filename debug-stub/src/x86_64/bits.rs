@@ -91,6 +91,11 @@ pub(crate) const DR6_ACTIVE_LOW: u64 = 0xffff_0ff0;
 /// DR6.BS: single step.
 pub(crate) const DR6_BS: u64 = 1 << 14;
 
+/// DR7.GD: an access to a debug register raises #DB.
+pub(crate) const DR7_GD: u64 = 1 << 13;
+/// CR4.DE: DR4 and DR5 are undefined.
+pub(crate) const CR4_DE: u64 = 1 << 3;
+
 /// Returns `true` if `address` is canonical for linear addresses of `width` bits (SDM 1 3.3.7.1).
 pub(crate) fn is_canonical(address: u64, width: u32) -> bool {
     // All bits from the sign bit up are equal.

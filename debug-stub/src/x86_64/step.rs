@@ -204,6 +204,17 @@ impl StepPlan {
         instructions.any(exceptions::touches_debug_register)
     }
 
+    /// Returns `true` if the instruction gets as far as the check of DR7.GD: MOV of a debug register that
+    /// raises nothing before (SDM 2 "MOV--Move to/from Debug Registers").
+    #[must_use]
+    pub fn accesses_debug_register(&self) -> bool {
+        self.first.machine.cpl() == 0
+            && exceptions::accesses_debug_register(
+                &self.first.machine,
+                &self.first.decoded.instruction,
+            )
+    }
+
     fn units(&self) -> impl Iterator<Item = &Unit> {
         std::iter::once(&self.first).chain(&self.followers)
     }

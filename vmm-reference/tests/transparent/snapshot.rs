@@ -25,6 +25,10 @@ const RF: u64 = 1 << 16;
 /// Offsets of the local APIC's registers whose value is a time.
 const LAPIC_TIMES: std::ops::Range<usize> = 0x390..0x394;
 
+/// The processor priority follows from the TPR and ISR. KVM computes it when it is asked for; what it has
+/// stored depends on the exits since.
+const LAPIC_PPR: std::ops::Range<usize> = 0xa0..0xa4;
+
 /// x87 and SSE state of an XSAVE area, with MXCSR (SDM 1 10.5.1). Which parts are in their initial state is
 /// the host's business.
 const LEGACY_WORDS: usize = 416 / 4;
@@ -75,6 +79,7 @@ impl Snapshot {
                 .map(|byte| byte.to_ne_bytes()[0])
                 .collect();
             values.lapic[LAPIC_TIMES].fill(0);
+            values.lapic[LAPIC_PPR].fill(0);
         }
         if let Ok(state) = vcpu.get_mp_state() {
             values.add("mp_state", state.mp_state);

@@ -7,10 +7,11 @@ use super::{Exit, SimulatedVcpu};
 use crate::address::GuestVirtAddr;
 use crate::host::GuestMemory;
 use crate::x86_64::bits::{
-    DR6_BS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RESERVED, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM,
+    DR6_BD, DR6_BS, DR7_GD, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RESERVED, RFLAGS_RF, RFLAGS_TF,
+    RFLAGS_VM,
 };
 use crate::x86_64::read_virtual;
-use crate::x86_64::stepper::{DebugExit, RunState};
+use crate::x86_64::stepper::{DebugExit, DebugStatus, RunState};
 
 /// How an instruction ended.
 enum End {
@@ -30,6 +31,7 @@ enum End {
 
 const PAGE: u64 = 0x1000;
 const DIVIDE_ERROR: u8 = 0;
+const DEBUG: u8 = 1;
 const INVALID_OPCODE: u8 = 6;
 
 impl SimulatedVcpu {
@@ -42,22 +44,33 @@ impl SimulatedVcpu {
         })
     }
 
+    /// The exit for an execute breakpoint of the debugger's at the instruction that comes next.
+    pub(super) fn execute_breakpoint(&mut self) -> Option<Exit> {
+        let pc = self.linear_pc();
+        if self.file.core.rflags & RFLAGS_RF != 0 {
+            return None;
+        }
+        let mut slots = self.slots();
+        let (slot, _) = slots
+            .find(|(_, at)| at.kind() == HwBreakpointKind::Execute && at.address() == pc)
+            .filter(|_| !self.runs_natively())?;
+        drop(slots);
+        Some(self.trap_exit(1 << slot))
+    }
+
     /// Executes one instruction.
     pub(super) fn step(&mut self, memory: &impl GuestMemory) -> Option<Exit> {
         let pc = self.linear_pc();
         let native = self.runs_natively();
-        let here = self
-            .slots()
-            .find(|(_, at)| at.kind() == HwBreakpointKind::Execute && at.address() == pc)
-            .filter(|_| !native);
-        if let Some((slot, _)) = here {
-            return Some(self.trap_exit(1 << slot));
+        if let Some(exit) = self.execute_breakpoint() {
+            return Some(exit);
         }
         let stepping = self.has(GuestDebugFlags::SINGLESTEP);
         if stepping && self.habits.spurious_trap && self.touched.insert(pc / PAGE) {
             return Some(self.trap_exit(DR6_BS));
         }
         let tf = self.file.core.rflags & RFLAGS_TF != 0;
+        self.file.core.rflags &= !RFLAGS_RF;
         let emulated = self.habits.emulates && !native;
         let before = std::mem::take(&mut self.shadow);
         let Some(code) = self.fetch(pc, memory) else {
@@ -93,6 +106,8 @@ impl SimulatedVcpu {
                 // The instruction has not completed.
                 if matches!(exit, Exit::Debug(_)) {
                     self.shadow = before;
+                } else {
+                    self.hold_trap(tf);
                 }
                 return Some(exit);
             }
@@ -108,6 +123,11 @@ impl SimulatedVcpu {
             return None;
         }
         self.debug_exception(dr6, memory)
+    }
+
+    /// An exit comes as TF is set, or not.
+    fn hold_trap(&mut self, tf: bool) {
+        self.held_trap = tf && self.habits.holds_traps;
     }
 
     /// Four bytes of code; zeros for those that are not there.
@@ -227,6 +247,7 @@ impl SimulatedVcpu {
                     (None, _) => End::Event(Event::exception(INVALID_OPCODE)),
                 }
             }
+            [0x44, 0x0f, 0x22, 0xc0] => self.set_priority(),
             [0x0f, 0x05, ..] => {
                 core.rcx = core.rip.wrapping_add(2);
                 core.r11 = core.rflags & !(RFLAGS_RF | RFLAGS_VM);
@@ -251,6 +272,7 @@ impl SimulatedVcpu {
 
     /// Instructions that are the same in both modes.
     fn execute_any(&mut self, code: [u8; 4], tf: bool, memory: &impl GuestMemory) -> End {
+        let int1_exits = self.habits.int1_exits && self.is_debugged();
         let core = &mut self.file.core;
         match code {
             [0x90, ..] => End::Next(1),
@@ -276,6 +298,11 @@ impl SimulatedVcpu {
                 self.software_interrupt(3, 1)
             }
             [0xcd, vector, ..] => self.software_interrupt(vector, 2),
+            [0xf1, ..] if int1_exits => End::Exit(self.trap_exit(if tf { DR6_BS } else { 0 })),
+            [0xf1, ..] if self.habits.emulates => End::Exit(Exit::InternalError),
+            [0xf1, ..] => self.software_interrupt(1, 1),
+            [0x0f, 0x21, register, ..] => self.move_debug_register(register, false),
+            [0x0f, 0x23, register, ..] => self.move_debug_register(register, true),
             [0xfa, ..] => {
                 core.rflags &= !RFLAGS_IF;
                 End::Next(1)
@@ -290,6 +317,7 @@ impl SimulatedVcpu {
             [0xf4, ..] => {
                 if !(self.habits.emulates && tf) {
                     self.run_state = RunState::Halted;
+                    self.hold_trap(tf);
                 }
                 End::Next(1)
             }
@@ -325,6 +353,58 @@ impl SimulatedVcpu {
                 End::Event(Event::exception(INVALID_OPCODE))
             }
         }
+    }
+
+    /// MOV between RAX and a debug register; DR4 and DR5 are not there.
+    fn move_debug_register(&mut self, register: u8, write: bool) -> End {
+        let hidden = self.habits.debugger_hides_dr7 && self.has(GuestDebugFlags::USE_HW_BP);
+        if self.status.dr7 & DR7_GD != 0 && !hidden {
+            if self.is_debugged() && !self.habits.debugger_hides_dr7 {
+                return End::Exit(self.trap_exit(DR6_BD));
+            }
+            self.status.dr6 |= DR6_BD;
+            return End::Event(Event::exception(DEBUG));
+        }
+        let DebugStatus { dr, dr6, dr7 } = &mut self.status;
+        let [dr0, dr1, dr2, dr3] = dr;
+        let register = match register {
+            0xc0 => dr0,
+            0xc8 => dr1,
+            0xd0 => dr2,
+            0xd8 => dr3,
+            0xf0 => dr6,
+            0xf8 => dr7,
+            _ => return End::Event(Event::exception(INVALID_OPCODE)),
+        };
+        let rax = &mut self.file.core.rax;
+        if write {
+            *register = *rax;
+        } else {
+            *rax = *register;
+        }
+        End::Next(3)
+    }
+
+    /// Debug exceptions leave the guest.
+    fn is_debugged(&self) -> bool {
+        self.has(GuestDebugFlags::SINGLESTEP) || self.has(GuestDebugFlags::USE_HW_BP)
+    }
+
+    /// MOV CR8,RAX: the TPR.
+    fn set_priority(&mut self) -> End {
+        let before = std::mem::replace(&mut self.file.special.cr8, self.file.core.rax & 0xf);
+        let highest = self
+            .pending
+            .last()
+            .map_or(0, |vector| u64::from(vector >> 4));
+        let lets_in = self.file.special.cr8 < highest && highest <= before;
+        let masked = self.has(GuestDebugFlags::BLOCKIRQ);
+        if !(lets_in && masked && self.habits.keeps_tpr_threshold) {
+            return End::Next(4);
+        }
+        self.advance(4);
+        self.tpr_threshold_is_stale = true;
+        End::Exit(Exit::NotEntered)
     }
 
     fn done(&mut self, act: impl FnOnce(&mut Self) -> Option<()>, length: u64) -> End {

@@ -26,6 +26,20 @@ pub struct Habits {
     pub rep_traps_each: bool,
     /// The first instruction that touches a page traps once before it is executed.
     pub spurious_trap: bool,
+    /// An exit saves the trap of the instruction that it interrupts, and the next entry brings it: for an
+    /// access that has been completed meanwhile, once more.
+    pub holds_traps: bool,
+    /// What STI and MOV SS block ends as a single step is entered.
+    pub step_ends_shadow: bool,
+    /// Where HLT ended in the guest, an execute breakpoint behind it comes before the interrupt that ended it.
+    pub breakpoint_before_wake_up: bool,
+    /// INT1 comes back as a debug exception, with RIP at it.
+    pub int1_exits: bool,
+    /// While the debugger's DR7 is in force, DR7.GD of the guest's own is not looked at.
+    pub debugger_hides_dr7: bool,
+    /// Once a masked step has lowered the TPR below a pending interrupt, no entry succeeds before a call that
+    /// makes the hypervisor look at what is pending.
+    pub keeps_tpr_threshold: bool,
     /// DR6.B0-B3 are set beside BS for debug registers whose address is the next instruction's,
     /// enabled or not.
     pub reports_disabled_breakpoints: bool,
@@ -45,6 +59,12 @@ impl Habits {
         out_moves_rip: false,
         rep_traps_each: true,
         spurious_trap: false,
+        holds_traps: false,
+        step_ends_shadow: false,
+        breakpoint_before_wake_up: false,
+        int1_exits: false,
+        debugger_hides_dr7: false,
+        keeps_tpr_threshold: false,
         reports_disabled_breakpoints: true,
         watchpoints: true,
         sync_regs: true,
@@ -54,6 +74,12 @@ impl Habits {
     pub const INTEL: Self = Self {
         name: "kvm_intel",
         spurious_trap: true,
+        holds_traps: true,
+        step_ends_shadow: true,
+        breakpoint_before_wake_up: true,
+        int1_exits: true,
+        debugger_hides_dr7: true,
+        keeps_tpr_threshold: true,
         reports_disabled_breakpoints: false,
         ..Self::AMD
     };
@@ -67,6 +93,12 @@ impl Habits {
         out_moves_rip: true,
         rep_traps_each: false,
         spurious_trap: false,
+        holds_traps: false,
+        step_ends_shadow: false,
+        breakpoint_before_wake_up: false,
+        int1_exits: false,
+        debugger_hides_dr7: false,
+        keeps_tpr_threshold: false,
         reports_disabled_breakpoints: false,
         watchpoints: false,
         sync_regs: true,

@@ -5,7 +5,7 @@ use vcpu_caps::GuestDebugFlags;
 use super::{Exit, SimulatedVcpu, enabled};
 use crate::address::{GuestPhysAddr, GuestVirtAddr};
 use crate::host::GuestMemory;
-use crate::x86_64::bits::{DR6_BS, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM};
+use crate::x86_64::bits::{DR6_BS, DR7_GD, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF, RFLAGS_VM};
 use crate::x86_64::stepper::RunState;
 use crate::x86_64::{CoreRegisters, Segment, SpecialRegisters, translate};
 
@@ -163,6 +163,7 @@ impl SimulatedVcpu {
         self.shadow = Shadow::None;
         (self.queued, self.injected) = (None, None);
         self.access = None;
+        (self.held_trap, self.tpr_threshold_is_stale) = (false, false);
         self.run_state = RunState::WaitForSipi;
     }
 
@@ -173,7 +174,8 @@ impl SimulatedVcpu {
             RunState::Runnable | RunState::Starting => true,
             RunState::Halted => {
                 let open = enabled(self.file.core.rflags, self.shadow);
-                let wakes = self.nmi || self.queued.is_some() || (open && !self.pending.is_empty());
+                let wakes =
+                    self.nmi || self.queued.is_some() || (open && self.deliverable().is_some());
                 if wakes {
                     self.run_state = RunState::Runnable;
                 }
@@ -198,7 +200,9 @@ impl SimulatedVcpu {
             self.nmi = false;
             Event::exception(2)
         } else if !blocked && enabled(self.file.core.rflags, self.shadow) {
-            Event::exception(self.pending.pop_last()?)
+            let vector = self.deliverable()?;
+            self.pending.remove(&vector);
+            Event::exception(vector)
         } else {
             return None;
         };
@@ -231,6 +235,10 @@ impl SimulatedVcpu {
             self.enter_long_mode_handler(event, image, memory)
         };
         self.shadow = Shadow::None;
+        self.held_trap = false;
+        if event.vector == 1 {
+            self.status.dr7 &= !DR7_GD;
+        }
         if entered.is_none() {
             return Some(Exit::Shutdown);
         }

@@ -12,11 +12,11 @@
 //!
 //! # Instructions
 //! NOP, JMP rel8, INC AX/BX/CX (16-bit) or INC RAX (64-bit), MOV \[BX or RDI\],AL and back, PUSHF,
-//! POPF, PUSH AX, POP AX, INT3, INT n, IRET, STI, CLI, HLT, MOV SS,AX, IN AL,n, OUT n,AL,
+//! POPF, PUSH AX, POP AX, INT1, INT3, INT n, MOV RAX,DRn and back, MOV CR8,RAX (64-bit), IRET, STI, CLI, HLT, MOV SS,AX, IN AL,n, OUT n,AL,
 //! REP MOVSB (16-bit), DIV BL, MOVSB, SYSCALL, SYSRET (64-bit). Anything else is #UD.
 //!
 //! # Unsupported
-//! Segment limits, privilege checks, interrupt stacks without a TSS, debug registers of the guest's own except in
+//! Segment limits, privilege checks, interrupt stacks without a TSS, breakpoints of the guest's own except in
 //! DR6, more than one pending exception.
 
 mod execute;
@@ -92,6 +92,8 @@ pub enum Exit {
     Interrupted,
     /// The vCPU sleeps: KVM would not come back before something arrives.
     Sleeps,
+    /// The processor refuses to enter.
+    NotEntered,
     /// Triple fault.
     Shutdown,
     /// The hypervisor cannot go on.
@@ -136,6 +138,10 @@ pub struct SimulatedVcpu {
     run_state: RunState,
     /// An access that was handed out, and is completed with the next entry.
     access: Option<Access>,
+    /// A trap that an exit has saved.
+    held_trap: bool,
+    /// The processor refuses to enter, until the hypervisor looks at what is pending.
+    tpr_threshold_is_stale: bool,
     /// Pages of code that were touched.
     touched: BTreeSet<u64>,
     /// DR6.B0-B3 of the watchpoints that the instruction under way has hit.
@@ -245,6 +251,8 @@ impl SimulatedVcpu {
             startup: None,
             run_state: RunState::Runnable,
             access: None,
+            held_trap: false,
+            tpr_threshold_is_stale: false,
             touched: BTreeSet::new(),
             watch_hits: 0,
             sync_on: false,
@@ -338,6 +346,7 @@ impl SimulatedVcpu {
         (self.nmi, self.init, self.startup) = (false, false, None);
         self.shadow = Shadow::None;
         self.access = None;
+        (self.held_trap, self.tpr_threshold_is_stale) = (false, false);
         // What is to go in with the next entry does: the stepper has to discard it.
         self.run_state = RunState::Runnable;
         self.file = file.clone();
@@ -366,13 +375,21 @@ impl SimulatedVcpu {
         let blocked = self.has(GuestDebugFlags::BLOCKIRQ);
         let runs = matches!(self.run_state, RunState::Runnable | RunState::Halted);
         let open = enabled(self.file.core.rflags, self.shadow) && runs;
-        if blocked || self.injected.is_some() || self.pending.is_empty() || !open {
+        let highest = self.deliverable();
+        if blocked || self.injected.is_some() || highest.is_none() || !open {
             return false;
         }
         // HLT has ended with it.
         self.run_state = RunState::Runnable;
-        self.injected = self.pending.pop_last();
-        self.injected.is_some()
+        self.injected = highest;
+        self.injected
+            .is_some_and(|vector| self.pending.remove(&vector))
+    }
+
+    /// The highest interrupt that waits, if the TPR lets it in.
+    fn deliverable(&self) -> Option<u8> {
+        let highest = self.pending.last().copied()?;
+        (u64::from(highest >> 4) > self.file.special.cr8).then_some(highest)
     }
 
     /// An NMI arrives.
@@ -429,6 +446,7 @@ impl SimulatedVcpu {
         if let (true, Some(core)) = (std::mem::take(&mut self.tf_at_entry), self.synced) {
             // A write of registers: drops what is queued and not injected.
             self.queued = None;
+            self.tpr_threshold_is_stale = false;
             self.file.core = core;
             self.file.core.rflags |= RFLAGS_TF;
         }
@@ -454,17 +472,37 @@ impl SimulatedVcpu {
                 Exit::Sleeps
             };
         }
+        if self.tpr_threshold_is_stale {
+            return Exit::NotEntered;
+        }
+        if self.habits.step_ends_shadow && self.has(GuestDebugFlags::SINGLESTEP) {
+            self.shadow = Shadow::None;
+        }
+        let mut halted_in_guest = false;
         for _ in 0..budget {
             self.accept_init();
             if !self.wakes() {
                 return Exit::Sleeps;
             }
+            if halted_in_guest && self.habits.breakpoint_before_wake_up {
+                if let Some(exit) = self.execute_breakpoint() {
+                    return exit;
+                }
+            }
+            halted_in_guest = false;
             if let Some(exit) = self.enter_event(memory) {
                 return exit;
+            }
+            if std::mem::take(&mut self.held_trap) {
+                match self.debug_exception(DR6_BS, memory) {
+                    Some(exit) => return exit,
+                    None => continue,
+                }
             }
             if let Some(exit) = self.step(memory) {
                 return exit;
             }
+            halted_in_guest |= self.run_state == RunState::Halted;
         }
         Exit::Interrupted
     }
@@ -479,6 +517,7 @@ impl SimulatedVcpu {
             | Exit::MemoryRead(_)
             | Exit::MemoryWrite(..) => Outcome::Served,
             Exit::Interrupted | Exit::Sleeps => Outcome::Nothing,
+            Exit::NotEntered => Outcome::NotEntered("a stale TPR threshold".to_owned()),
             Exit::Shutdown => Outcome::Fatal(StopReason::TripleFault(String::new())),
             Exit::InternalError => Outcome::Fatal(StopReason::InternalError(String::new())),
         }
@@ -626,6 +665,7 @@ impl Vcpu for SimulatedVcpu {
         if groups.contains(RegisterGroups::CORE) {
             // `__set_regs`.
             self.queued = None;
+            self.tpr_threshold_is_stale = false;
             self.file.core = file.core;
             self.set_rflags(file.core.rflags);
         }
@@ -698,6 +738,12 @@ impl Vcpu for SimulatedVcpu {
         Ok(true)
     }
 
+    fn restore_sti_shadow(&mut self) -> Result<(), Refused> {
+        self.call("restore_sti_shadow")?;
+        self.shadow = Shadow::Sti;
+        Ok(())
+    }
+
     fn set_guest_debug(&mut self, debug: &GuestDebug) -> Result<(), Refused> {
         self.call("set_guest_debug")?;
         // `kvm_arch_vcpu_ioctl_set_guest_debug`.
@@ -707,6 +753,7 @@ impl Vcpu for SimulatedVcpu {
         if debug.control.contains(GuestDebugFlags::INJECT_BP) {
             self.queued = Some(Event::exception(3));
         }
+        self.tpr_threshold_is_stale = false;
         let rflags = self.shown_rflags();
         self.debug = debug.lasting();
         self.singlestep_rip = self.linear_pc();

@@ -429,6 +429,9 @@ impl Scenario {
     /// If something does not hold.
     pub fn finish(mut self) {
         self.release();
+        // As `Stepper::release` says, before the VMM runs it without the stepper.
+        self.run_order(&VcpuOrder::Continue, &Arc::default(), Some(5));
+        self.release();
         while self.to_come.is_some() {
             self.one_entry_later();
         }

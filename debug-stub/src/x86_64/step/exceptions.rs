@@ -6,7 +6,7 @@ use iced_x86::{CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind, Registe
 use super::StepClass;
 use super::machine::Machine;
 use crate::x86_64::bits::{
-    CR0_AM, CR0_EM, CR0_PG, CR0_TS, CR4_CET, CR4_OSFXSR, RFLAGS_AC, is_canonical,
+    CR0_AM, CR0_EM, CR0_PG, CR0_TS, CR4_CET, CR4_DE, CR4_OSFXSR, RFLAGS_AC, is_canonical,
 };
 
 pub(super) const DIVIDE: u8 = 0;
@@ -173,6 +173,16 @@ impl Exceptions {
 
 pub(super) fn touches_debug_register(instruction: &Instruction) -> bool {
     instruction.op0_register().is_dr() || instruction.op1_register().is_dr()
+}
+
+/// An access to a debug register that CR4.DE leaves defined.
+pub(super) fn accesses_debug_register(machine: &Machine, instruction: &Instruction) -> bool {
+    let undefined = machine.special.cr4 & CR4_DE != 0;
+    [instruction.op0_register(), instruction.op1_register()]
+        .into_iter()
+        .any(|register| {
+            register.is_dr() && !(undefined && matches!(register, Register::DR4 | Register::DR5))
+        })
 }
 
 /// Segment registers are loaded through descriptors.

@@ -4,6 +4,7 @@ use vcpu_caps::{
     Capability, GuestDebugFlags, HwBreakpoint, Inject, Owner, Plan, VcpuControl, VcpuId,
 };
 
+use super::held_trap::HeldTrap;
 use super::registers::{Registers, set_tf};
 use super::slots::{OwnBreakpoints, Slots};
 use super::vcpu::{PendingEvents, RunState, StepperError, Vcpu};
@@ -18,6 +19,17 @@ pub const DEBUGGER: Owner = Owner::new("debugger");
 /// The linear RIP at which a hypervisor's reset of the vCPU sets RFLAGS: CS is that of INIT already
 /// (SDM 3A table 9-1), and RIP still 0 (KVM, `kvm_vcpu_reset`).
 const LINEAR_RIP_OF_RESET: u64 = 0xffff_0000;
+
+/// What an instruction blocks until the next one has ended (SDM 3A 7.8.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Shadow {
+    #[default]
+    None,
+    /// STI: interrupts.
+    Sti,
+    /// MOV SS, POP SS: interrupts and traps.
+    MovSs,
+}
 
 /// The debug state of one vCPU, and how its single step is armed.
 #[derive(Debug)]
@@ -41,9 +53,11 @@ pub(super) struct Arming {
     user_traps_reach_the_guest: bool,
     /// The guest's own breakpoints, if known.
     own: Option<OwnBreakpoints>,
-    /// The instruction that was stepped last blocks interrupts until the next one has ended (SDM 3A
-    /// 7.8.3). A hypervisor may have dropped that with the step.
-    in_shadow: bool,
+    /// What the instruction that was stepped last blocks until the next one has ended. A hypervisor may
+    /// have dropped that with the step.
+    shadow: Shadow,
+    /// The trap of a step that ended may be pending still: see `held_trap`.
+    pub(super) held_trap: HeldTrap,
     /// An interrupt that was taken back from the hypervisor.
     pub(super) withheld: Option<u8>,
 }
@@ -61,20 +75,31 @@ impl Arming {
             has_watchpoints: plan.has(Capability::Watchpoint),
             user_traps_reach_the_guest: !plan.has(Capability::SingleStepUser),
             own: None,
-            in_shadow: false,
+            shadow: Shadow::None,
+            held_trap: HeldTrap::default(),
             withheld: None,
         }
     }
 
-    /// See [`Self::in_shadow`].
+    /// Returns `true` if the instruction that was stepped last blocks interrupts.
     pub(super) fn is_in_shadow(&self) -> bool {
-        self.in_shadow
+        self.shadow != Shadow::None
+    }
+
+    /// See [`Self::shadow`].
+    pub(super) fn shadow(&self) -> Shadow {
+        self.shadow
     }
 
     /// Returns `true` if a step with `mask`, or without, lets interrupts in.
     pub(super) fn lets_interrupts_in(&self, mask: bool) -> bool {
         let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
-        !(mask || (self.in_shadow && can_mask))
+        !(mask || (self.is_in_shadow() && can_mask))
+    }
+
+    /// The plan has execute breakpoints.
+    pub(super) fn has_guards(&self) -> bool {
+        self.has_guards
     }
 
     /// See [`Self::user_traps_reach_the_guest`].
@@ -82,14 +107,9 @@ impl Arming {
         self.user_traps_reach_the_guest
     }
 
-    /// See [`Self::in_shadow`].
-    pub(super) fn in_shadow(&self) -> bool {
-        self.in_shadow
-    }
-
-    /// See [`Self::in_shadow`].
-    pub(super) fn set_shadow(&mut self, in_shadow: bool) {
-        self.in_shadow = in_shadow;
+    /// See [`Self::shadow`].
+    pub(super) fn set_shadow(&mut self, shadow: Shadow) {
+        self.shadow = shadow;
     }
 
     /// What is in the debug registers.
@@ -123,6 +143,9 @@ impl Arming {
         if entered {
             self.queued = None;
         }
+        if self.stepping {
+            self.held_trap.stepped();
+        }
     }
 
     /// A new guest runs on the vCPU: nothing is owed to it.
@@ -131,7 +154,7 @@ impl Arming {
         self.forget_interrupt();
         self.queued = None;
         self.own = None;
-        self.in_shadow = false;
+        self.shadow = Shadow::None;
     }
 
     pub(super) fn is_stepping(&self) -> bool {
@@ -154,7 +177,6 @@ impl Arming {
         }
         self.control.drop_owner(DEBUGGER);
         self.own = None;
-        self.in_shadow = false;
         self.intend_breakpoints::<V>(armed, Slots::free(&armed.hardware))
     }
 

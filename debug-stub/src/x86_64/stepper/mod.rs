@@ -29,6 +29,7 @@
 //!    it. An instruction that certainly raises nothing has none, because debug registers cost time.
 //! 6. An interrupt that the hypervisor is delivering as a masked step begins is taken back
 //!    (`withheld`).
+//!    A trap that the hypervisor holds at the end of a step is taken before a free run (`held_trap`).
 //! 7. HLT is carried out where the hypervisor knows what a vCPU waits for.
 //! 8. A vCPU that waits may be restarted by INIT inside its step, which ends then with its first
 //!    instruction there, or before it.
@@ -40,6 +41,7 @@
 mod arming;
 mod debug_exit;
 mod driver;
+mod held_trap;
 mod pending;
 mod registers;
 mod slots;
@@ -60,18 +62,16 @@ pub use vcpu::{
     DebugExit, DebugStatus, Next, Outcome, PendingEvents, RunState, StepperError, Vcpu,
 };
 
-use self::arming::Arming;
+use self::arming::{Arming, Shadow};
 use self::debug_exit::Cause;
 use self::pending::{Context, PendingStep, executes_at};
 use self::registers::Registers;
 use self::system_call::Lent;
+use super::bits::{RFLAGS_IF, RFLAGS_TF};
 use super::place;
 use crate::host::GuestMemory;
 use crate::order::{Armed, StepOrder, StopReason, VcpuOrder};
-use crate::x86_64::{Progress, RegisterFile, RegisterGroups};
-
-#[cfg(doc)]
-use super::StepPlan;
+use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepPlan};
 
 /// How often an instruction may be started without getting anywhere. One spurious trap for each
 /// page that it touches has been seen (an EPT violation in Bochs); an instruction touches fewer
@@ -85,6 +85,9 @@ enum State {
     Stopped,
     /// [`VcpuOrder::Continue`]. `interrupted`: an access is completed, to stop then.
     Free { interrupted: bool },
+    /// [`VcpuOrder::Continue`], and the trap of an earlier step is taken first. `resumes`: RFLAGS.RF is to be
+    /// set again afterwards.
+    TakingTrap { resumes: bool },
     /// [`VcpuOrder::Step`].
     Stepping(Box<Stepping>),
     /// The guest has ended, and why. Every order ends with the same.
@@ -97,6 +100,8 @@ struct Stepping {
     order: StepOrder,
     step: PendingStep,
     attempts: u32,
+    /// The hypervisor could not enter, and one more entry is tried.
+    refused: bool,
     phase: Phase,
     /// The order is a free run: it steps until an interrupt may be given back.
     then_free: bool,
@@ -186,6 +191,8 @@ impl Stepper {
     pub fn may_read_clock(&self) -> bool {
         match &self.state {
             State::Stepping(stepping) => !self.is_masked() || stepping.step.may_read_clock(),
+            // Nothing is executed.
+            State::TakingTrap { .. } => false,
             State::Stopped | State::Free { .. } | State::Over(_) => true,
         }
     }
@@ -261,6 +268,7 @@ impl Stepper {
                 return self.stop(StopReason::InternalError(text));
             }
             (State::Free { .. }, outcome) => self.ran_free(&outcome, vcpu, memory),
+            (State::TakingTrap { .. }, outcome) => self.ran_taking_trap(&outcome, vcpu, memory),
             (State::Stepping(_), outcome) => self.ran_step(&outcome, vcpu, memory),
         };
         next.unwrap_or_else(|error| self.fail(&error, vcpu, memory))
@@ -282,6 +290,16 @@ impl Stepper {
                 Ok(Next::Complete)
             }
             State::Stepping(_) => self.interrupt_step(vcpu, memory),
+            State::TakingTrap { .. } if incomplete => Ok(Next::Complete),
+            State::TakingTrap { .. } => {
+                // As for a step: reading the registers may accept INIT.
+                vcpu.discard_tf_at_entry();
+                self.registers.forget();
+                match self.end_taking_trap(vcpu) {
+                    Ok(()) => return self.stop(StopReason::Interrupted),
+                    Err(error) => Err(error),
+                }
+            }
             State::Stopped | State::Free { .. } => return self.stop(StopReason::Interrupted),
         };
         next.unwrap_or_else(|error| self.fail(&error, vcpu, memory))
@@ -289,6 +307,9 @@ impl Stepper {
 
     /// Leaves no trace of a debugger: nothing armed, nothing held by it, the guest's own TF
     /// restored. The vCPU is stopped, and its last access is completed.
+    ///
+    /// Let the vCPU go on by [`VcpuOrder::Continue`]: a trap that the hypervisor holds from the last step (seen
+    /// in Bochs) is taken at the begin of that order.
     ///
     /// # Errors
     /// If the vCPU refuses, also a second time. Call it again.
@@ -302,9 +323,12 @@ impl Stepper {
         let returned = arming
             .release_interrupt(vcpu, registers)
             .or_else(|_| arming.release_interrupt(vcpu, registers));
+        let shadowed = self
+            .restore_shadow(vcpu)
+            .or_else(|_| self.restore_shadow(vcpu));
         // The VMM may run it by itself.
         self.registers.forget();
-        given_up.and(disarmed).and(returned)
+        given_up.and(disarmed).and(returned).and(shadowed)
     }
 
     /// A new guest runs on the vCPU: the VMM has reset its registers. A guest that had ended may
@@ -445,6 +469,11 @@ impl Stepper {
 
     /// Takes back what the pending step was lent, if there is one. It is not gone on with.
     fn give_up_step<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
+        if let State::TakingTrap { .. } = self.state {
+            vcpu.discard_tf_at_entry();
+            self.end_taking_trap(vcpu)
+                .or_else(|_| self.end_taking_trap(vcpu))?;
+        }
         match std::mem::replace(&mut self.state, State::Stopped) {
             State::Stepping(mut stepping) => {
                 vcpu.discard_tf_at_entry();
@@ -455,7 +484,7 @@ impl Stepper {
                 self.state = State::Over(reason);
                 Ok(())
             }
-            State::Stopped | State::Free { .. } => Ok(()),
+            State::Stopped | State::Free { .. } | State::TakingTrap { .. } => Ok(()),
         }
     }
 
@@ -506,10 +535,24 @@ impl Stepper {
         vcpu: &mut V,
         memory: &impl GuestMemory,
     ) -> Result<Next, StepperError<V::Error>> {
-        if self.withholds_interrupt(vcpu)? {
+        if self.withholds_interrupt(vcpu)? || self.halts_behind_sti(vcpu, memory)? {
             return self.step_until_free(true, vcpu, memory);
         }
         self.start_free(vcpu)
+    }
+
+    /// Returns `true` for HLT behind a stepped STI. It is carried out, as in a step: Bochs takes a breakpoint
+    /// behind HLT before the interrupt that ends it.
+    fn halts_behind_sti<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<bool, StepperError<V::Error>> {
+        if self.arming.shadow() != Shadow::Sti {
+            return Ok(false);
+        }
+        let now = self.registers.expedited(vcpu)?;
+        Ok(StepPlan::new(&now, memory).halts())
     }
 
     /// An interrupt was taken back, and the vCPU may not take it yet.
@@ -542,6 +585,11 @@ impl Stepper {
     }
 
     fn start_free<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Next, StepperError<V::Error>> {
+        if self.take_held_trap(vcpu)? {
+            return Ok(Next::Enter);
+        }
+        self.restore_shadow(vcpu)?;
+        self.arming.set_shadow(Shadow::None);
         if self.arming.withheld.is_some() {
             let now = self.registers.expedited(vcpu)?;
             self.registers.event_queued();
@@ -551,6 +599,22 @@ impl Stepper {
         self.arming.arm(vcpu, &mut self.registers)?;
         self.state = State::Free { interrupted: false };
         Ok(Next::Enter)
+    }
+
+    /// The instruction behind a stepped STI is not interrupted, as without a debugger: HLT would wait for
+    /// what was taken before it. kvm_intel drops that while a single step is armed (`vmx_vcpu_run`).
+    fn restore_shadow<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
+        if self.arming.shadow() != Shadow::Sti || self.arming.owed().is_some() {
+            return Ok(());
+        }
+        let now = self.registers.expedited(vcpu)?;
+        let runs = self.registers.run_state() == RunState::Runnable;
+        // With TF the processor wants to see the trap of STI pending (SDM 3C 26.3.1.5).
+        if runs && now.core.rflags & (RFLAGS_IF | RFLAGS_TF) == RFLAGS_IF {
+            vcpu.restore_sti_shadow()
+                .map_err(StepperError::of("blocking interrupts behind STI"))?;
+        }
+        Ok(())
     }
 
     fn ran_free<V: Vcpu>(
@@ -578,6 +642,10 @@ impl Stepper {
                 Ok(Next::Complete)
             }
             Outcome::Nothing if interrupted => Ok(self.stop(StopReason::Interrupted)),
+            Outcome::NotEntered(text) => {
+                let reason = StopReason::InternalError(text.clone());
+                Ok(self.end(reason, vcpu, memory))
+            }
             _ => Ok(Next::Enter),
         }
     }
@@ -641,6 +709,7 @@ impl Stepper {
                     order,
                     step,
                     attempts: 0,
+                    refused: false,
                     phase: Phase::Entered,
                     then_free: part.then_free,
                 }));
@@ -715,6 +784,16 @@ impl Stepper {
                 Cause::Guest => return self.retry_step(vcpu, memory),
                 Cause::Trap => true,
             },
+            (Outcome::NotEntered(text), _) if stepping.refused => {
+                let reason = StopReason::InternalError(text.clone());
+                return Ok(self.end(reason, vcpu, memory));
+            }
+            (Outcome::NotEntered(_), _) => {
+                stepping.refused = true;
+                // If the instruction is done, its trap has not come yet.
+                self.arming.held_trap.noticed();
+                false
+            }
             // A userspace local APIC: HLT is the instruction's end.
             (Outcome::Halted, _) => true,
             // The instruction is no more, and nothing of it is to be mended.
@@ -723,7 +802,12 @@ impl Stepper {
         };
         match self.settle(trapped, vcpu, memory)? {
             Progress::Done => self.finish_instruction(vcpu, memory),
-            Progress::NotStarted => self.retry_step(vcpu, memory),
+            Progress::NotStarted => {
+                if trapped {
+                    self.arming.held_trap.noticed();
+                }
+                self.retry_step(vcpu, memory)
+            }
         }
     }
 

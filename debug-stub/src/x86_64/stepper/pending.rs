@@ -2,7 +2,7 @@
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind, Inject};
 
-use super::arming::{Arming, pending_events};
+use super::arming::{Arming, Shadow, pending_events};
 use super::debug_exit::owe_debug_exception;
 use super::registers::{Registers, has_tf};
 use super::system_call::Lent;
@@ -72,10 +72,17 @@ impl PendingStep {
         let pc = before.linear_pc();
         let mut plan = StepPlan::new(&before, *memory);
         let own = arming.own_breakpoints(*vcpu)?;
-        let hits = own.execute_hits(pc);
-        if hits != 0 && before.core.rflags & RFLAGS_RF == 0 && arming.owed().is_none() {
-            // A fault: it comes before the instruction.
-            owe_debug_exception(hits, arming, *vcpu)?;
+        // Faults: they come before the instruction.
+        let mut faults = 0;
+        if before.core.rflags & RFLAGS_RF == 0 {
+            faults |= own.execute_hits(pc);
+        }
+        if own.detects_accesses() && plan.accesses_debug_register() {
+            // kvm_intel looks at DR7 as it is in force, which is the debugger's (`handle_dr`).
+            faults |= DR6_BD;
+        }
+        if faults != 0 && arming.owed().is_none() {
+            owe_debug_exception(faults, arming, *vcpu)?;
         }
         let mut event = arming.owed().map(vector);
         let enabled = before.core.rflags & RFLAGS_IF != 0;
@@ -93,7 +100,7 @@ impl PendingStep {
         let ready = event.is_none() && run_state == RunState::Runnable;
         let returns = ready && return_to_user(&plan, &before, *vcpu, *memory, arming, registers)?;
         if returns {
-            arming.set_shadow(false);
+            arming.set_shadow(Shadow::None);
             arming.intend_step::<V>(mask, armed, arming.slots().clone())?;
             return Ok(Self {
                 plan,
@@ -123,7 +130,7 @@ impl PendingStep {
         arming.intend_step::<V>(mask, armed, slots)?;
         let is_done = plan.halts() && ready && halt(&before, plan.next_rip(), *vcpu, registers)?;
         if is_done {
-            arming.set_shadow(false);
+            arming.set_shadow(Shadow::None);
             if has_tf(&before) {
                 owe_debug_exception(DR6_BS, arming, *vcpu)?;
             }
@@ -150,10 +157,10 @@ impl PendingStep {
         self.before.linear_pc()
     }
 
-    /// Returns `true` if this exit is INT1's own #DB. kvm_intel comes back with RIP at the instruction
-    /// and nothing in DR6.
+    /// Returns `true` if this exit is INT1's own #DB. kvm_intel comes back with RIP at the instruction,
+    /// as after a spurious trap. In both cases INT1 is still to be carried out.
     pub(super) fn is_int1(&self, exit: &DebugExit) -> bool {
-        let conditions = DR6_BS | DR6_BD | DR6_HITS;
+        let conditions = DR6_BD | DR6_HITS;
         exit.exception == 1
             && exit.dr6 & conditions == 0
             && exit.pc == self.pc()
@@ -243,9 +250,9 @@ impl PendingStep {
         self.apply(&settlement, after, context)?;
         let opens = self.before.core.rflags & RFLAGS_IF == 0;
         context.arming.set_shadow(match self.plan.class() {
-            StepClass::EnableInterrupts => opens,
-            StepClass::LoadStackSegment => true,
-            _ => false,
+            StepClass::EnableInterrupts if opens => Shadow::Sti,
+            StepClass::LoadStackSegment => Shadow::MovSs,
+            _ => Shadow::None,
         });
         if self.plan.class() == StepClass::Halt {
             // It may be halted now: the next step reads the run state, together with the registers.

@@ -4,6 +4,7 @@
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use super::vcpu::DebugStatus;
+use crate::x86_64::bits::DR7_GD;
 use crate::x86_64::step::Guards;
 
 /// Debug-address registers of a processor.
@@ -37,6 +38,14 @@ impl Slots {
     pub(super) fn free(debugger: &[HwBreakpoint]) -> Self {
         Self {
             registers: debugger.iter().map(|at| (*at, Use::Debugger)).collect(),
+            unguarded: 0,
+        }
+    }
+
+    /// The vCPU goes no further than where it is.
+    pub(super) fn nowhere(pc: u64) -> Self {
+        Self {
+            registers: vec![(HwBreakpoint::execute(pc), Use::Guard)],
             unguarded: 0,
         }
     }
@@ -175,6 +184,11 @@ impl OwnBreakpoints {
                 Some((slot, at))
             })
             .collect()
+    }
+
+    /// Returns `true` if each access to a debug register raises #DB (DR7.GD).
+    pub(super) fn detects_accesses(&self) -> bool {
+        self.0.dr7 & DR7_GD != 0
     }
 
     /// Returns `true` if the guest watches I/O ports, which no debug register of the debugger can.

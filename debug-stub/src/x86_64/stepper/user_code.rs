@@ -142,7 +142,7 @@ pub(super) fn return_to_user<V: Vcpu>(
         // Whether it traps at once depends on the hypervisor.
         return Ok(false);
     }
-    if arming.in_shadow() {
+    if arming.is_in_shadow() {
         // What blocks interrupts ends with the instruction.
         vcpu.set_run_state(RunState::Runnable)
             .map_err(StepperError::of("setting the run state"))?;

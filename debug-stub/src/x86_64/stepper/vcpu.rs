@@ -134,6 +134,15 @@ pub trait Vcpu {
         Ok(false)
     }
 
+    /// Blocks interrupts until the next instruction has ended, as STI did (`KVM_SET_VCPU_EVENTS`). A
+    /// hypervisor that keeps that through a step (kvm_amd) needs nothing here.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn restore_sti_shadow(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
     /// Replaces the vCPU's debug state (`KVM_SET_GUEST_DEBUG`). A single step is armed for the
     /// instruction at the RIP that the vCPU has now.
     ///
@@ -264,6 +273,14 @@ pub enum Outcome {
     Halted,
     /// INIT or a start-up IPI has replaced the registers. Only where the VMM does this.
     Restarted,
+    /// The hypervisor could not enter the guest again, and says why. What was executed before counts; one more
+    /// entry is tried in a step, after a call that makes the hypervisor look at what is pending.
+    ///
+    /// kvm_intel without APICv, which `KVM_GUESTDBG_BLOCKIRQ` turns off, comes to that when a masked step lowers
+    /// the TPR: it compares the priority with one that it has not updated while interrupts were withheld
+    /// (`handle_tpr_below_threshold`), and keeps a TPR threshold above the TPR, with which no entry succeeds
+    /// (SDM 3C 26.2.1.1).
+    NotEntered(String),
     /// The guest cannot go on, or has ended. A text in it is completed with the vCPU's place.
     Fatal(StopReason),
 }

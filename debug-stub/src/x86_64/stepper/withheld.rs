@@ -6,7 +6,7 @@
 //! take it: not masked, RFLAGS.IF set, no exception before it. A free run that may not take it yet
 //! begins with masked steps.
 
-use super::arming::Arming;
+use super::arming::{Arming, Shadow};
 use super::registers::Registers;
 use super::vcpu::{RunState, StepperError, Vcpu};
 use crate::x86_64::RegisterFile;
@@ -62,11 +62,18 @@ impl Arming {
             return Ok(());
         };
         let now = registers.expedited(vcpu)?;
-        if self.give_interrupt_back(&now, vcpu)?.is_none() {
-            vcpu.requeue_interrupt(vector)
-                .map_err(StepperError::of("giving an interrupt back"))?;
-            self.withheld = None;
+        if self.give_interrupt_back(&now, vcpu)?.is_some() {
+            return Ok(());
         }
+        if let Err(error) = vcpu.requeue_interrupt(vector) {
+            // Better one instruction early than never.
+            self.set_shadow(Shadow::None);
+            return match self.give_interrupt_back(&now, vcpu)? {
+                Some(_) => Ok(()),
+                None => Err(StepperError::of("giving an interrupt back")(error)),
+            };
+        }
+        self.withheld = None;
         Ok(())
     }
 

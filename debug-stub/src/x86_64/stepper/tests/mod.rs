@@ -4,6 +4,7 @@ mod driver;
 mod failures;
 mod habits;
 mod interleavings;
+mod kvm_intel;
 mod oracle;
 mod outcomes;
 mod user_code;
