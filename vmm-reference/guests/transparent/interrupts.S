@@ -361,7 +361,7 @@ GATE 2, 1f, ist=2
 1:  COUNT_NMI
 
 GUEST "interrupts/nmi_and_interrupt", long
-GATE 2, 1f, ist=2
+GATE 2, 1f, ist=1                       # it may enter the interrupt's handler
 GATE 0x41, 2f, ist=2
     APIC_ON
     RAISE_VECTOR 0x41
