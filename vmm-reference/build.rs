@@ -4,7 +4,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-const GUESTS: [&str; 6] = ["timer", "smp", "sleep", "fault", "reset", "script"];
+const GUESTS: [&str; 7] = [
+    "timer", "smp", "sleep", "fault", "reset", "script", "clocks",
+];
 /// Where the firmware is linked to: `FIRMWARE` in src/layout.rs.
 const FIRMWARE: &str = "0xfff00";
 /// Where the guests of the differential tests are linked to: `IMAGE` in guests/transparent/macros.inc.

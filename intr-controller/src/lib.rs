@@ -31,6 +31,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod chipset;
+mod clock;
 mod counters;
 mod decision;
 mod destinations;
@@ -58,6 +59,9 @@ mod time;
 mod vector_set;
 mod x86;
 
+pub use clock::{
+    ClockReading, ClockRun, ClockTotals, DebugTime, GuestClock, StepTime, UnknownStepTime,
+};
 pub use counters::Counters;
 pub use decision::{BlockReasons, Blocked, Decision, Windows, decide};
 pub use destinations::{

@@ -61,6 +61,9 @@ capabilities! {
     MaskHwintr = "mask_hwintr",
     /// The vCPU can be run for one instruction.
     SingleStep = "single_step",
+    /// The same for code of the user's privilege level (on x86 CPL3). A software KVM may run that
+    /// code in another way than the kernel's.
+    SingleStepUser = "single_step_user",
     /// A breakpoint instruction in guest memory (on x86 INT3) leaves the guest
     /// (bhyve's `VM_CAP_BPT_EXIT`).
     BptExit = "bpt_exit",
@@ -84,6 +87,11 @@ capabilities! {
     PauseExit = "pause_exit",
     /// x86: the guest's time-stamp counter can be shifted while the guest is stopped.
     TscOffset = "tsc_offset",
+    /// x86: a time-stamp counter that the host writes (KVM_SET_MSRS of IA32_TSC) is the one that the
+    /// guest reads.
+    TscWrite = "tsc_write",
+    /// x86: kvmclock can be set while the guest is stopped (`KVM_SET_CLOCK`).
+    ClockSet = "clock_set",
     /// x86: kvmclock can report a stop to the guest (`KVM_KVMCLOCK_CTRL`).
     ClockCtrl = "clock_ctrl",
     /// x86: the local APIC can be in the kernel while IOAPIC and PIC are in userspace.
@@ -105,12 +113,15 @@ impl Capability {
         match self {
             Self::PauseExit
             | Self::TscOffset
+            | Self::TscWrite
+            | Self::ClockSet
             | Self::ClockCtrl
             | Self::SplitIrqchip
             | Self::UserMsrExit
             | Self::UserTscDeadline => true,
             Self::MaskHwintr
             | Self::SingleStep
+            | Self::SingleStepUser
             | Self::BptExit
             | Self::HwBreakpoint
             | Self::Watchpoint
@@ -180,6 +191,8 @@ mod tests {
             [
                 "pause_exit",
                 "tsc_offset",
+                "tsc_write",
+                "clock_set",
                 "clock_ctrl",
                 "split_irqchip",
                 "user_msr_exit",

@@ -68,6 +68,10 @@ impl Mechanism {
     pub const HARDWARE_SLOT: Self =
         Self::new("hardware_slot", RestsOn::Ability(Capability::HwBreakpoint));
 
+    /// For `tsc_offset`: the counter itself is written. It reaches all vCPUs as one value, and costs more
+    /// calls.
+    pub const TSC_WRITE: Self = Self::new("tsc_write", RestsOn::Ability(Capability::TscWrite));
+
     /// A mechanism of an embedder. `name` is stable and snake_case: tables and saved plans show
     /// it.
     #[must_use]

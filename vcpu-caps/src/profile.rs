@@ -112,15 +112,19 @@ impl Profile {
     pub fn debugger() -> Self {
         const VERIFIED: &[Capability] = &[
             Capability::MaskHwintr,
+            Capability::SingleStepUser,
             Capability::BptExit,
             Capability::HwBreakpoint,
             Capability::Watchpoint,
             Capability::InjectBp,
             Capability::InjectDb,
             Capability::SyncRegs,
+            // They hide the length of a stop from the guest.
+            Capability::TscOffset,
+            Capability::ClockSet,
         ];
-        // These hide the length of a stop from the guest. A claim is enough.
-        const CLAIMED: &[Capability] = &[Capability::TscOffset, Capability::ClockCtrl];
+        // It tells the guest of a stop. A claim is enough.
+        const CLAIMED: &[Capability] = &[Capability::ClockCtrl];
         let required = [Capability::SingleStep, Capability::ImmediateExit]
             .map(|c| (c, Requirement::Required(Minimum::Verified)));
         let verified = VERIFIED

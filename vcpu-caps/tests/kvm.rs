@@ -55,6 +55,7 @@ fn known(flavour: &str) -> Option<Known> {
     use Capability as C;
     const ALL_BUT_BP: &[Capability] = &[
         C::SingleStep,
+        C::SingleStepUser,
         C::MaskHwintr,
         C::HwBreakpoint,
         C::Watchpoint,
@@ -63,6 +64,8 @@ fn known(flavour: &str) -> Option<Known> {
         C::SyncRegs,
         C::HaltExit,
         C::TscOffset,
+        C::TscWrite,
+        C::ClockSet,
         C::ClockCtrl,
         C::UserIrqchip,
         C::SplitIrqchip,
@@ -71,6 +74,7 @@ fn known(flavour: &str) -> Option<Known> {
     ];
     const ALL_BUT_TSC: &[Capability] = &[
         C::SingleStep,
+        C::SingleStepUser,
         C::MaskHwintr,
         C::BptExit,
         C::HwBreakpoint,
@@ -80,6 +84,8 @@ fn known(flavour: &str) -> Option<Known> {
         C::ImmediateExit,
         C::SyncRegs,
         C::HaltExit,
+        C::TscWrite,
+        C::ClockSet,
         C::ClockCtrl,
         C::UserIrqchip,
         C::SplitIrqchip,
@@ -88,6 +94,7 @@ fn known(flavour: &str) -> Option<Known> {
     ];
     const ALL: &[Capability] = &[
         C::SingleStep,
+        C::SingleStepUser,
         C::MaskHwintr,
         C::BptExit,
         C::HwBreakpoint,
@@ -98,6 +105,8 @@ fn known(flavour: &str) -> Option<Known> {
         C::SyncRegs,
         C::HaltExit,
         C::TscOffset,
+        C::TscWrite,
+        C::ClockSet,
         C::ClockCtrl,
         C::UserIrqchip,
         C::SplitIrqchip,
@@ -121,12 +130,15 @@ fn known(flavour: &str) -> Option<Known> {
                 C::SplitIrqchip,
                 C::UserMsrExit,
                 C::UserTscDeadline,
+                C::ClockSet,
                 C::ClockCtrl,
             ],
             refuted: &[
+                (C::SingleStepUser, "goes to the guest's own vector 1"),
                 (C::BptExit, "INT3"),
                 (C::Watchpoint, "write watchpoint at CPL0 never fired"),
                 (C::TscOffset, "KVM_VCPU_TSC_OFFSET"),
+                (C::TscWrite, "was written to IA32_TSC"),
             ],
         }),
         // QEMU's emulation of AMD-V does not intercept #BP, and has no NRIP save: kvm_amd then moves

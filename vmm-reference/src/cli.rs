@@ -72,6 +72,12 @@ pub struct RunArgs {
     /// a host that cannot mask interrupts it is `user`, which can.
     #[arg(long, value_enum)]
     pub irqchip: Option<Irqchip>,
+    /// Whether guest time passes while the debugger has stopped the guest. `monitor time` shows it.
+    #[arg(long, value_enum, default_value = "freeze")]
+    pub debug_time: DebugTime,
+    /// What becomes of ticks of the PIT (8254) that the guest could not be given in time.
+    #[arg(long, value_enum, default_value = "reinject")]
+    pub lost_ticks: LostTicks,
     /// Do not use the host's own mask for interrupts, as on a host that has none.
     #[arg(long, requires = "gdb")]
     pub no_host_mask: bool,
@@ -155,6 +161,44 @@ impl From<Irqchip> for IrqchipMode {
             Irqchip::Kernel => Self::Kernel,
             Irqchip::Split => Self::Split,
             Irqchip::User => Self::User,
+        }
+    }
+}
+
+/// Whether guest time passes while the guest is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DebugTime {
+    /// All clocks and timers stand still, where this KVM can set them back (caps: tsc_offset).
+    Freeze,
+    /// Time passes. Guests that use kvmclock are told of each stop, for their watchdogs.
+    Run,
+}
+
+impl From<DebugTime> for intr_controller::DebugTime {
+    fn from(time: DebugTime) -> Self {
+        match time {
+            DebugTime::Freeze => Self::Freeze,
+            DebugTime::Run => Self::Run,
+        }
+    }
+}
+
+/// What becomes of ticks that come late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LostTicks {
+    /// They are delivered later, so that a guest which counts ticks keeps its time: at twice their rate
+    /// at most. KVM's own PIT (--irqchip kernel) delivers them as fast as the guest takes them, except
+    /// for those of a stop.
+    Reinject,
+    /// They are merged with the next one, as on a real chip.
+    Discard,
+}
+
+impl From<LostTicks> for intr_controller::pit::LostTicks {
+    fn from(policy: LostTicks) -> Self {
+        match policy {
+            LostTicks::Reinject => Self::Reinject,
+            LostTicks::Discard => Self::Discard,
         }
     }
 }
@@ -304,6 +348,17 @@ mod tests {
         for wrong in ["", "1234", ":1234", "tcp:1234", "tcp:host:1", "unix:"] {
             assert_eq!(gdb(wrong).expect_err(wrong).exit_code(), 2, "{wrong}");
         }
+    }
+
+    #[test]
+    fn time_stands_still_and_ticks_are_reinjected_by_default() {
+        let time = |arguments: &[&str]| run(arguments).map(|run| (run.debug_time, run.lost_ticks));
+        assert_eq!(time(&[]).unwrap(), (DebugTime::Freeze, LostTicks::Reinject));
+        assert_eq!(
+            time(&["--debug-time", "run", "--lost-ticks", "discard"]).unwrap(),
+            (DebugTime::Run, LostTicks::Discard)
+        );
+        assert_eq!(time(&["--lost-ticks", "delay"]).unwrap_err().exit_code(), 2);
     }
 
     #[test]

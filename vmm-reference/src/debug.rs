@@ -1,5 +1,6 @@
 //! The machine as a debugger's session sees it.
 
+use std::fmt;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 
@@ -15,6 +16,7 @@ use thiserror::Error;
 use crate::exit::{ExitEvent, ExitReason};
 use crate::irqchip::Irqchip;
 use crate::memory::GuestRam;
+use crate::monitor;
 use crate::vcpu::{Vcpu, VcpuGroup};
 
 /// The machine's vCPUs and memory, with or without a debugger's session.
@@ -152,6 +154,14 @@ impl Host for MachineHost {
                 }
             }
         }
+    }
+
+    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
+        monitor::run(&self.irqchip, command, out)
+    }
+
+    fn monitor_help(&self) -> &str {
+        monitor::HELP
     }
 }
 

@@ -23,7 +23,7 @@ use crate::exit::ExitReason;
 use crate::guests::TIMER;
 use crate::machine::{Machine, MachineConfig};
 use crate::remote::{RemoteClient, expedited, register};
-use crate::run::{Vmm, Wanted, plan};
+use crate::run::{Vmm, Wanted, plan, tsc_control};
 
 /// Steps with the mask off, at most.
 const UNMASKED_STEPS: u32 = 2000;
@@ -96,6 +96,7 @@ pub fn demo(args: DemoArgs, out: &mut impl Write) -> Result<(), Error> {
     let mut config = MachineConfig::new(TIMER.image());
     config.irqchip = irqchip;
     config.tsc_deadline = plan.has(Capability::UserTscDeadline);
+    config.time.tsc = tsc_control(&plan);
     let machine = Machine::new(&config)?;
     let system = |what| move |source: io::Error| Error::System { what, source };
     let directory =

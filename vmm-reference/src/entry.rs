@@ -7,6 +7,8 @@ pub struct Entering {
     pub masked: bool,
     /// One instruction is to be run, not the guest.
     pub stepping: bool,
+    /// The guest may notice that its clocks are wrong.
+    pub reads_clock: bool,
     /// KVM must still complete an access: the registers must not be replaced.
     pub incomplete: bool,
 }

@@ -23,6 +23,13 @@ pub static TIMER: Guest = Guest {
     elf: include_bytes!(concat!(env!("OUT_DIR"), "/timer.elf")),
 };
 
+/// Reads TSC and kvmclock in a loop (`tsc`, `clock`, `max_tsc`, `max_clock`, `backwards`, `iterations`), beside
+/// a local-APIC timer at 1 kHz (`ticks`) and the 8254 at 100 Hz (`pit_ticks`). Prints "clocks guest".
+pub static CLOCKS: Guest = Guest {
+    name: "clocks",
+    elf: include_bytes!(concat!(env!("OUT_DIR"), "/clocks.elf")),
+};
+
 /// Two processors in one function (`shared_work`), each with a counter (`bsp_counter`,
 /// `ap_counter`). Prints "smp guest" and, from the second, "second cpu".
 pub static SMP: Guest = Guest {
@@ -113,7 +120,7 @@ mod tests {
 
     #[test]
     fn every_guest_is_a_pvh_kernel_that_starts_at_1_mib() {
-        for guest in [TIMER, SMP, SLEEP, FAULT, RESET, SCRIPT] {
+        for guest in [TIMER, CLOCKS, SMP, SLEEP, FAULT, RESET, SCRIPT] {
             let Ok(Kernel::Pvh { entry, .. }) = Kernel::parse(guest.elf) else {
                 panic!("{} is not a PVH kernel", guest.name);
             };
@@ -137,6 +144,19 @@ mod tests {
                     "loop_end",
                     "work",
                 ][..],
+            ),
+            (
+                CLOCKS,
+                &[
+                    "tsc",
+                    "clock",
+                    "max_tsc",
+                    "max_clock",
+                    "backwards",
+                    "iterations",
+                    "ticks",
+                    "pit_ticks",
+                ],
             ),
             (SMP, &["shared_work", "bsp_counter", "ap_counter"]),
             (

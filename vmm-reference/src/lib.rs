@@ -32,6 +32,7 @@ pub mod layout;
 pub mod loader;
 pub mod machine;
 pub mod memory;
+mod monitor;
 pub mod remote;
 pub mod run;
 pub mod signals;

@@ -3,6 +3,8 @@
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
+use intr_controller::kvm::{CallError, KvmClocks, TscControl};
+use intr_controller::pit::LostTicks;
 use intr_controller::{IrqchipMode, MsiMessage};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use thiserror::Error;
@@ -15,7 +17,7 @@ use crate::devices::{DeviceError, Devices, Firmware, SERIAL_IRQ, SerialOutput, T
 use crate::error::with_causes;
 use crate::exit::ExitEvent;
 use crate::exit_status::ExitStatus;
-use crate::irqchip::{Irqchip, IrqchipError, Processor};
+use crate::irqchip::{Irqchip, IrqchipError, Processor, TimeConfig};
 use crate::layout;
 use crate::loader::{self, ImageFile, LoadError};
 use crate::memory::{GuestRam, MemoryError, MemoryLayout};
@@ -44,6 +46,8 @@ pub struct MachineConfig {
     pub testdev: bool,
     /// Whether the vCPUs have x2APIC mode.
     pub x2apic: bool,
+    /// How time passes for the guest.
+    pub time: TimeConfig,
 }
 
 impl MachineConfig {
@@ -61,6 +65,10 @@ impl MachineConfig {
             tsc_deadline: false,
             testdev: false,
             x2apic: true,
+            time: TimeConfig {
+                lost_ticks: LostTicks::Reinject,
+                ..TimeConfig::default()
+            },
         }
     }
 }
@@ -100,6 +108,9 @@ pub enum MachineError {
     /// KVM does not tell how fast the guest's TSC is, which a local APIC in userspace must know.
     #[error("KVM_GET_TSC_KHZ returned {0}; use --irqchip kernel")]
     TscFrequency(u32),
+    /// The guest's clocks.
+    #[error("the guest's clocks cannot be taken over")]
+    Clocks(#[source] CallError),
     /// The devices.
     #[error(transparent)]
     Devices(#[from] DeviceError),
@@ -123,6 +134,7 @@ impl MachineError {
             | Self::Ioctl { .. }
             | Self::Irqchip(_)
             | Self::TscFrequency(_)
+            | Self::Clocks(_)
             | Self::Setup(_)
             | Self::Memory(MemoryError::Map { .. }) => ExitStatus::HostCannot,
             Self::Cpus { .. }
@@ -204,21 +216,23 @@ impl Machine {
         // frequency of its TSC.
         let ours = mode == IrqchipMode::User;
         let mut vcpus = Vec::new();
-        let mut tsc_hz = NonZeroU64::MIN;
+        let mut tsc_hz = None;
         if ours {
             vcpus = create_vcpus(&vm, config.cpus)?;
-            tsc_hz = tsc_frequency(&vcpus)?;
+            tsc_hz = Some(tsc_frequency(&vcpus)?);
         }
         let processor = Processor {
             apic: cpuid.apic(),
-            tsc_hz,
+            tsc_hz: tsc_hz.unwrap_or(NonZeroU64::MIN),
             physical_address_bits: cpuid.physical_address_bits(),
         };
-        let irqchip = Irqchip::new(mode, &vm, config.cpus, processor, &mut devices)?;
+        let irqchip = Irqchip::new(mode, &vm, config.cpus, processor, config.time, &mut devices)?;
         if !ours {
             vcpus = create_vcpus(&vm, config.cpus)?;
         }
-        irqchip.connect(devices.serial().interrupt(), SERIAL_IRQ)?;
+        let line = devices.serial().interrupt();
+        irqchip.connect(line.event(), SERIAL_IRQ)?;
+        irqchip.take_clocks(kvm_clocks(&vm, &vcpus, config, tsc_hz)?, Arc::clone(line));
         if config.testdev {
             let machine = TestMachine {
                 lines: Arc::new(irqchip.clone()),
@@ -292,6 +306,26 @@ fn tsc_frequency(vcpus: &[VcpuFd]) -> Result<NonZeroU64, MachineError> {
         None => 0,
     };
     NonZeroU64::new(1000 * u64::from(khz)).ok_or(MachineError::TscFrequency(khz))
+}
+
+fn kvm_clocks(
+    vm: &Arc<VmFd>,
+    vcpus: &[VcpuFd],
+    config: &MachineConfig,
+    tsc_hz: Option<NonZeroU64>,
+) -> Result<KvmClocks<Arc<VmFd>>, MachineError> {
+    let TimeConfig {
+        debug_time: _,
+        tsc,
+        lost_ticks,
+    } = config.time;
+    let tsc_hz = match tsc_hz {
+        Some(hz) => hz,
+        None if tsc == TscControl::None => NonZeroU64::MIN,
+        None => tsc_frequency(vcpus)?,
+    };
+    let vm = Arc::clone(vm);
+    KvmClocks::new(vm, vcpus, tsc, tsc_hz, config.irqchip, lost_ticks).map_err(MachineError::Clocks)
 }
 
 fn ioctl(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {

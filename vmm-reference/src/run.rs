@@ -11,9 +11,10 @@ use debug_stub::kvm::VmMemory;
 use debug_stub::server::{GdbServer, GuestControl, Listener};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use intr_controller::IrqchipMode;
+use intr_controller::kvm::TscControl;
 use kvm_ioctls::Kvm;
 use vcpu_caps::kvm::{probe, verify, verify_some};
-use vcpu_caps::{Capability, Finding, Plan, Profile, VcpuId, negotiate};
+use vcpu_caps::{Capability, Finding, Mechanism, Plan, Profile, VcpuId, negotiate};
 
 use crate::cli::RunArgs;
 use crate::console::Console;
@@ -22,7 +23,7 @@ use crate::devices::SerialOutput;
 use crate::error::Error;
 use crate::event_loop::EventLoop;
 use crate::exit::ExitReason;
-use crate::irqchip;
+use crate::irqchip::{self, TimeConfig};
 use crate::loader::ImageFile;
 use crate::machine::{Machine, MachineConfig};
 use crate::signals::Signals;
@@ -51,6 +52,11 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         tsc_deadline: false,
         testdev: args.testdev,
         x2apic: !args.no_x2apic,
+        time: TimeConfig {
+            debug_time: args.debug_time.into(),
+            tsc: TscControl::None,
+            lost_ticks: args.lost_ticks.into(),
+        },
     };
     // Before the machine, to report early that an address is in use.
     let listener = args
@@ -66,6 +72,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     let (plan, irqchip) = plan(&vcpu_caps::kvm::open()?, wanted)?;
     config.irqchip = irqchip;
     config.tsc_deadline = plan.has(Capability::UserTscDeadline);
+    config.time.tsc = tsc_control(&plan);
     let machine = Machine::new(&config)?;
     // Restored when this function returns, after the vCPUs have stopped.
     let mut console = None;
@@ -231,6 +238,16 @@ pub fn plan(kvm: &Kvm, wanted: Wanted) -> Result<(Plan, IrqchipMode), Error> {
         }
     }
     Ok((plan, mode))
+}
+
+/// The means by which the plan sets a guest's TSC.
+#[must_use]
+pub fn tsc_control(plan: &Plan) -> TscControl {
+    match plan.mechanism(Capability::TscOffset) {
+        Some(mechanism) if *mechanism == Mechanism::HOST => TscControl::Offset,
+        Some(mechanism) if *mechanism == Mechanism::TSC_WRITE => TscControl::Msr,
+        _ => TscControl::None,
+    }
 }
 
 /// Standard input for the serial port; a terminal is put into raw mode.

@@ -102,11 +102,13 @@ impl<G: KvmGuest> Host for G {
     fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts {
         let pending = |stepper: &mut Stepper, fd: &mut KvmVcpu<'_>| {
             let masked = stepper.is_masked();
-            pending_interrupts(fd.0, masked).unwrap_or_else(|error| Interrupts {
+            let mut all = pending_interrupts(fd.0, masked).unwrap_or_else(|error| Interrupts {
                 masked,
                 blocked: format!("not known: {error}"),
                 ..Interrupts::default()
-            })
+            });
+            all.pending.extend(stepper.withheld_interrupt());
+            all
         };
         with(self, vcpu, pending).unwrap_or_default()
     }

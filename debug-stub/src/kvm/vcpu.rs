@@ -139,7 +139,8 @@ impl Vcpu for KvmVcpu<'_> {
 
     /// Moves it from ISR to IRR of KVM's local APIC. An interrupt that a device sends between the two
     /// calls would be lost (`KVM_SET_LAPIC` writes all of IRR): this is for a debugger that leaves while
-    /// RFLAGS.IF, which was set as the interrupt was accepted, is clear.
+    /// RFLAGS.IF, which was set as the interrupt was accepted, is clear. One of the same vector that is
+    /// requested already becomes one with it.
     fn requeue_interrupt(&mut self, vector: u8) -> Result<(), KvmError> {
         let mut lapic = self.0.get_lapic().map_err(ioctl("KVM_GET_LAPIC"))?;
         if !move_to_irr(&mut lapic.regs, vector) {
@@ -147,6 +148,14 @@ impl Vcpu for KvmVcpu<'_> {
         }
         self.0.set_lapic(&lapic).map_err(ioctl("KVM_SET_LAPIC"))?;
         Ok(())
+    }
+
+    fn nmis_blocked(&mut self) -> Result<bool, KvmError> {
+        let events = self
+            .0
+            .get_vcpu_events()
+            .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+        Ok(events.nmi.masked != 0)
     }
 
     /// Of KVM's local APIC. What an 8259A is about to deliver by itself is not known here.

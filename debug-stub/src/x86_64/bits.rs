@@ -29,6 +29,8 @@ pub(crate) const CR0_EM: u64 = 1 << 2;
 pub(crate) const CR0_TS: u64 = 1 << 3;
 /// CR0.ET, which always reads as 1.
 pub(crate) const CR0_ET: u64 = 1 << 4;
+/// CR0.WP: the supervisor may not write read-only pages.
+pub(crate) const CR0_WP: u64 = 1 << 16;
 /// CR0.AM: alignment checks.
 pub(crate) const CR0_AM: u64 = 1 << 18;
 /// CR0.NW.
@@ -55,11 +57,19 @@ pub(crate) const CR4_OSFXSR: u64 = 1 << 9;
 pub(crate) const CR4_LA57: u64 = 1 << 12;
 /// CR4.PCIDE.
 pub(crate) const CR4_PCIDE: u64 = 1 << 17;
+/// CR4.SMEP: the supervisor may not execute user pages.
+pub(crate) const CR4_SMEP: u64 = 1 << 20;
+/// CR4.SMAP: the supervisor may not touch user pages while RFLAGS.AC is clear.
+pub(crate) const CR4_SMAP: u64 = 1 << 21;
+/// CR4.PKE: protection keys.
+pub(crate) const CR4_PKE: u64 = 1 << 22;
 /// CR4.CET: shadow stacks and indirect branch tracking.
 pub(crate) const CR4_CET: u64 = 1 << 23;
 /// Defined CR4 bits, up to FRED (SDM 3A 2.5). The hypervisor checks which of them the CPU has.
 pub(crate) const CR4_DEFINED: u64 = 0x1_1bf7_7fff;
 
+/// IA32_EFER.SCE: SYSCALL and SYSRET are enabled.
+pub(crate) const EFER_SCE: u64 = 1;
 /// IA32_EFER.LME: long mode enabled (SDM 4 table 2-2).
 pub(crate) const EFER_LME: u64 = 1 << 8;
 /// IA32_EFER.LMA: long mode active.

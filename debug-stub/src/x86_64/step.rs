@@ -6,22 +6,28 @@
 //! [`settle`](StepPlan::settle) then says what to mend. A stepped run leaves the guest's registers and
 //! memory as a free run does.
 
+mod clock;
 mod decode;
+mod delivery;
 mod exceptions;
+mod faultless;
 mod frame;
 mod gate;
 mod guards;
 mod machine;
 mod operand;
 mod unit;
+mod user_return;
 
 use arrayvec::ArrayVec;
 
 use iced_x86::Mnemonic;
 
+pub(crate) use self::delivery::Delivery;
 pub(crate) use self::guards::Guards;
 use self::machine::Machine;
 use self::unit::{Outcome, Unit};
+pub(crate) use self::user_return::UserReturn;
 use super::RegisterFile;
 use super::bits::RFLAGS_TF;
 use crate::{GuestMemory, GuestPhysAddr};
@@ -214,6 +220,13 @@ impl StepPlan {
     #[must_use]
     pub fn next_rip(&self) -> u64 {
         self.first.next()
+    }
+
+    /// Returns `true` if what the step executes may read a clock, set one, or wait for one. `false` if the
+    /// guest cannot notice in this step that its clocks are wrong.
+    #[must_use]
+    pub fn may_read_clock(&self) -> bool {
+        self.units().any(Unit::may_read_clock)
     }
 
     /// Returns `true` if RIP may be unchanged after a completed step: REP string instructions, jumps to

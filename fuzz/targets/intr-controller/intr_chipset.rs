@@ -125,6 +125,7 @@ fuzz_target!(|data: &[u8]| {
         let (mut again, mut then) = (input.clone(), now);
         let did = step(&mut input, &mut chipset, &mut now);
         assert_eq!(step(&mut again, &mut other, &mut then), did);
-        assert_eq!(chipset, other);
+        // The counters of lost ticks are not part of a state.
+        assert_eq!(chipset.save(), other.save());
     }
 });

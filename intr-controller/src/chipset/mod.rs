@@ -13,7 +13,7 @@ use crate::ioapic::{
     IoApic, IoApicPin, IoApicPins, IoApicRestoreError, IoApicState, IoApicVersion, IoApicWrite,
 };
 use crate::pic::{Pic, PicRestoreError, PicState};
-use crate::pit::{Pit, PitRestoreError, PitState};
+use crate::pit::{LostTicks, Pit, PitRestoreError, PitState, TickCounters, TickQueue};
 use crate::routing::{
     GsiRouter, LineChange, NoRoute, RouteEntry, RouteError, RoutingState, SourceId, Targets,
 };
@@ -30,6 +30,7 @@ pub struct Chipset {
     pic: Pic,
     ioapic: IoApic,
     pit: Pit,
+    ticks: TickQueue,
 }
 
 /// What a guest's access to the chipset did, apart from the messages.
@@ -59,7 +60,8 @@ pub struct ChipsetState {
     pub pic: PicState,
     /// The IOAPIC.
     pub ioapic: IoApicState,
-    /// The 8254.
+    /// The 8254. Ticks that are owed are in its [`rises`](PitState::rises). The policy for lost ticks and
+    /// the counters are the VMM's, and not saved.
     pub pit: PitState,
 }
 
@@ -98,6 +100,7 @@ impl Chipset {
             pic: Pic::new(),
             ioapic: IoApic::new(version, format),
             pit: Pit::new(),
+            ticks: TickQueue::new(LostTicks::default()),
         })
     }
 
@@ -112,6 +115,30 @@ impl Chipset {
     #[must_use]
     pub fn intr(&self) -> bool {
         self.pic.intr()
+    }
+
+    /// The number of the 8254's ticks of each fate.
+    #[must_use]
+    pub const fn tick_counters(&self) -> TickCounters {
+        self.ticks.counters()
+    }
+
+    /// The policy for ticks that the guest could not be given in time.
+    #[must_use]
+    pub const fn lost_ticks(&self) -> LostTicks {
+        self.ticks.policy()
+    }
+
+    /// Sets the policy for ticks that the guest could not be given in time. It is
+    /// [`LostTicks::Discard`] at first.
+    pub const fn set_lost_ticks(&mut self, policy: LostTicks) {
+        self.ticks.set_policy(policy);
+    }
+
+    /// The message that [`Self::advance`] has just delivered found its predecessor still pending in each
+    /// local APIC that it was for. The guest has not seen this tick.
+    pub fn tick_was_lost(&mut self) {
+        self.ticks.lost();
     }
 
     /// The processor's two INTA cycles, for an ExtINT that is injected now: its vector.
@@ -232,7 +259,11 @@ impl Chipset {
         deliver: impl FnMut(InterruptMessage),
     ) -> bool {
         if claims(&Pit::PORTS, port) {
+            let program = self.timer_program();
             self.pit.write(now, port, data);
+            if self.timer_program() != program {
+                self.ticks.forget();
+            }
             // The output may have risen with the write.
             self.advance(now, deliver);
             return true;
@@ -270,18 +301,37 @@ impl Chipset {
         }
     }
 
+    /// The control word and the count of the 8254's channel 0.
+    const fn timer_program(&self) -> (u8, u32) {
+        let [channel_0, ..] = self.pit.save().channels;
+        (channel_0.control, channel_0.reload)
+    }
+
     /// Brings the 8254 up to `now`. If its output rose since the last time, once or often, one interrupt
-    /// is sent. Ticks that a late host has missed are not made up for: they would come at once and keep
-    /// the guest in its handler.
+    /// at most is sent: more of them at once would merge, or keep the guest in its handler. The
+    /// [policy](Self::set_lost_ticks) says what becomes of the others.
+    ///
+    /// A caller that learns that the message of the tick has merged with one that is pending calls
+    /// [`Self::tick_was_lost`]. What merges in the 8259A is noticed here.
     pub fn advance(&mut self, now: GuestTime, mut deliver: impl FnMut(InterruptMessage)) {
         let irq0 = self.pit.irq0(now);
         let Ok(timer) = SourceId::new(Self::TIMER_SOURCE) else {
             return;
         };
-        if irq0.rises > 0 {
+        if self.ticks.take(now, irq0.rises, self.pit.irq0_period()) {
+            let targets = self.router.targets(TIMER_GSI).unwrap_or_default();
+            let merges = targets.pic.is_some_and(|pin| self.pic.is_requested(pin));
+            let mut sent = false;
+            let mut deliver = |message| {
+                sent = true;
+                deliver(message);
+            };
             // A line without a route goes nowhere.
             let _ = self.set_line(TIMER_GSI, timer, false, &mut deliver);
             let _ = self.set_line(TIMER_GSI, timer, true, &mut deliver);
+            if merges && !sent {
+                self.ticks.lost();
+            }
         }
         let _ = self.set_line(TIMER_GSI, timer, irq0.level, &mut deliver);
     }
@@ -290,7 +340,8 @@ impl Chipset {
     /// that waits for it needs a minimum.
     #[must_use]
     pub fn next_deadline(&self) -> Option<GuestTime> {
-        self.pit.next_deadline()
+        let (rise, owed) = (self.pit.next_deadline(), self.ticks.next());
+        rise.into_iter().chain(owed).min()
     }
 
     /// The state as plain data.
@@ -301,12 +352,15 @@ impl Chipset {
             pic,
             ioapic,
             pit,
+            ticks,
         } = self;
+        let mut pit = pit.save();
+        pit.rises = pit.rises.saturating_add(ticks.counters().owed);
         ChipsetState {
             routing: router.save(),
             pic: pic.save(),
             ioapic: ioapic.save(),
-            pit: pit.save(),
+            pit,
         }
     }
 
@@ -326,6 +380,7 @@ impl Chipset {
         restored.pic.restore(pic)?;
         restored.ioapic.restore(ioapic)?;
         restored.pit.restore(pit)?;
+        restored.ticks = TickQueue::new(self.ticks.policy());
         *self = restored;
         Ok(())
     }

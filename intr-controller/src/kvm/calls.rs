@@ -11,6 +11,9 @@ use vmm_sys_util::ioctl_iow_nr;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 
+/// IA32_TIME_STAMP_COUNTER.
+pub(super) const MSR_TSC: u32 = 0x10;
+
 /// `EEXIST`, from `KVM_INTERRUPT` while one waits already.
 const EEXIST: c_int = 17;
 

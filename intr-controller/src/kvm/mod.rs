@@ -14,6 +14,7 @@
 
 mod calls;
 mod chip;
+mod clocks;
 mod convert;
 mod lapic;
 mod observe;
@@ -25,6 +26,7 @@ mod user;
 
 pub use calls::CallError;
 pub use chip::{CreateError, IrqfdError, KernelIrqchip, LineError, MsiError, MsiOutcome};
+pub use clocks::{FrozenClocks, KvmClocks, TscControl};
 pub use convert::{FromKvmError, IoApicFromKvm, KvmLapic, ToKvmError, X2ApicFormat};
 pub use observe::{Observation, ObserveError, observe, observe_split};
 pub use split::{SplitEntry, SplitIrqchip, SplitVcpu};

@@ -1,7 +1,9 @@
 //! The meaning of register bits, for the adapter that reads and writes KVM's register page.
 
 use super::base::{ApicBase, ApicMode};
-use super::registers::{Command, Lvt, LvtEntry, Spurious, TimerMode, version};
+use super::registers::{
+    Command, Lvt, LvtEntry, Spurious, TimerMode, divide_shift, low_byte, version,
+};
 use super::timer::Timer;
 use super::{Lapic, LapicConfig, LapicState};
 use crate::GuestTime;
@@ -65,6 +67,16 @@ pub(crate) const fn writable_lvt(entry: LvtEntry, value: u32) -> u32 {
 pub(crate) fn writable_command(low: u32, high: u32, x2apic: bool) -> u64 {
     let high = if x2apic { high } else { high & 0xff00_0000 };
     (u64::from(high) << 32 | u64::from(low)) & Command::WRITABLE
+}
+
+/// How the timer counts, by its entry in the local vector table.
+pub(crate) fn timer_mode(entry: u32) -> TimerMode {
+    Lvt(entry).timer_mode()
+}
+
+/// Counts of the bus clock in one count of the timer, as a power of two.
+pub(crate) const fn timer_shift(divide: u32) -> u32 {
+    divide_shift(low_byte(divide))
 }
 
 /// When a timer expires that reads `count` now. A periodic one that reads 0 is about to reload.

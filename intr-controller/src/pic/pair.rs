@@ -122,6 +122,16 @@ impl Pic {
         chip.state.lines >> (pin.get() % INPUTS) & 1 != 0
     }
 
+    /// Whether an edge of this input is latched, and not masked: a further edge would merge with it.
+    #[must_use]
+    pub const fn is_requested(&self, pin: PicPin) -> bool {
+        let chip = match pin.get() / INPUTS {
+            0 => &self.master,
+            _ => &self.slave,
+        };
+        (chip.irr() & !chip.state.imr) >> (pin.get() % INPUTS) & 1 != 0
+    }
+
     /// The two INTA cycles. Call it when the interrupt is injected, not before: it cannot be taken
     /// back. Without a request the result is a spurious vector, as on the chips.
     pub fn acknowledge(&mut self) -> Acknowledge {

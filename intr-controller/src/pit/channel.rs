@@ -169,6 +169,11 @@ impl PitChannelState {
         self.phase = remainder(position, self.cycle);
     }
 
+    /// The ticks of a cycle, if it counts in a periodic mode.
+    pub(super) fn cycle_length(&self) -> Option<u64> {
+        (self.periodic() && self.running && self.cycle > 1).then(|| self.cycle.into())
+    }
+
     /// In how many ticks OUT rises next, if nothing is written.
     pub(super) fn next_rise(&self) -> Option<u64> {
         if self.terminal && self.mode() != Mode::InterruptOnTerminalCount {

@@ -1,5 +1,7 @@
 //! Ports and time.
 
+use core::time::Duration;
+
 use super::clock::PitTicks;
 use super::state::{PitChannelState, PitRestoreError, PitState};
 use crate::GuestTime;
@@ -111,6 +113,15 @@ impl Pit {
             channel_0.next_rise()?
         };
         PitTicks(self.state.at.0.checked_add(ticks)?).time()
+    }
+
+    /// How long channel 0's output takes from one rise to the next, while it counts in a periodic mode
+    /// (2 or 3).
+    #[must_use]
+    pub fn irq0_period(&self) -> Option<Duration> {
+        let [channel_0, ..] = &self.state.channels;
+        let period = PitTicks(channel_0.cycle_length()?).time()?;
+        Some(Duration::from_nanos(period.as_ns()))
     }
 
     /// What the speaker's membrane is driven with.

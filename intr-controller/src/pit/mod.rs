@@ -15,18 +15,19 @@
 //!   KVM's timer knows only terminal counts.
 //! - **At power-on** nothing counts and outputs are high; 0x43 reads 0xff.
 //! - **Short periods**: two ticks are as low as it goes, which is 600,000 interrupts a second. What
-//!   was missed is [counted](Irq0::rises); whether to deliver it all, or one, or none faster than
-//!   some rate (KVM: 200 µs, `min_timer_period_us`) is the caller's policy.
+//!   was missed is [counted](Irq0::rises); what becomes of it is the policy of a [`TickQueue`].
 //! - **Accesses wider than a byte** are split by the bus into bytes at ascending ports; bytes beside
 //!   the ports read 0xff.
 
 mod channel;
 mod chip;
 mod clock;
+mod lost;
 mod state;
 
 pub use chip::{Irq0, Pit};
 pub use clock::PitTicks;
+pub use lost::{LostTicks, TickCounters, TickQueue, UnknownLostTicks};
 pub use state::{PitChannelState, PitRestoreError, PitState};
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ pub fn mechanisms() -> MechanismSet {
             ],
         )
         .offer(Capability::BptExit, Mechanism::HARDWARE_SLOT)
+        .offer(Capability::TscOffset, Mechanism::TSC_WRITE)
         // With a local APIC in the kernel, HLT waits inside KVM_RUN.
         .with_ladder(
             Capability::HaltExit,
@@ -78,6 +79,14 @@ mod tests {
             assert_eq!(usable(Capability::HaltExit, irqchip), []);
         }
         assert_eq!(usable(Capability::HaltExit, USER), [Mechanism::HOST]);
+    }
+
+    #[test]
+    fn the_counter_is_written_only_if_it_has_no_offset() {
+        assert_eq!(
+            usable(Capability::TscOffset, KERNEL),
+            [Mechanism::HOST, Mechanism::TSC_WRITE]
+        );
     }
 
     #[test]

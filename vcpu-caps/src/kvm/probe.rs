@@ -7,7 +7,7 @@ use std::path::Path;
 use std::string::String;
 
 use kvm_bindings::{
-    KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_KVMCLOCK_CTRL, KVM_CAP_SET_GUEST_DEBUG,
+    KVM_CAP_ADJUST_CLOCK, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_KVMCLOCK_CTRL, KVM_CAP_SET_GUEST_DEBUG,
     KVM_CAP_SET_GUEST_DEBUG2, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_SYNC_REGS, KVM_CAP_VCPU_ATTRIBUTES,
     KVM_CAP_X86_USER_SPACE_MSR,
 };
@@ -59,6 +59,7 @@ struct Claims {
     immediate_exit: u32,
     vcpu_attributes: u32,
     kvmclock_ctrl: u32,
+    adjust_clock: u32,
     split_irqchip: u32,
     user_space_msr: u32,
 }
@@ -76,6 +77,7 @@ impl Claims {
             immediate_exit: ask(KVM_CAP_IMMEDIATE_EXIT),
             vcpu_attributes: ask(KVM_CAP_VCPU_ATTRIBUTES),
             kvmclock_ctrl: ask(KVM_CAP_KVMCLOCK_CTRL),
+            adjust_clock: ask(KVM_CAP_ADJUST_CLOCK),
             split_irqchip: ask(KVM_CAP_SPLIT_IRQCHIP),
             user_space_msr: ask(KVM_CAP_X86_USER_SPACE_MSR),
         }
@@ -97,7 +99,9 @@ impl Claims {
 
     fn finding(&self, capability: Capability) -> Finding {
         match capability {
-            Capability::SingleStep => self.debug_flag(GuestDebugFlags::SINGLESTEP),
+            Capability::SingleStep | Capability::SingleStepUser => {
+                self.debug_flag(GuestDebugFlags::SINGLESTEP)
+            }
             Capability::MaskHwintr => self.debug_flag(GuestDebugFlags::BLOCKIRQ),
             Capability::BptExit => self.debug_flag(GuestDebugFlags::USE_SW_BP),
             Capability::HwBreakpoint | Capability::Watchpoint => {
@@ -114,6 +118,9 @@ impl Claims {
                 self.sync_regs
             )),
             Capability::TscOffset => extension("KVM_CAP_VCPU_ATTRIBUTES", self.vcpu_attributes),
+            // Every KVM takes it.
+            Capability::TscWrite => Finding::claimed("KVM_SET_MSRS"),
+            Capability::ClockSet => extension("KVM_CAP_ADJUST_CLOCK", self.adjust_clock),
             Capability::ClockCtrl => extension("KVM_CAP_KVMCLOCK_CTRL", self.kvmclock_ctrl),
             Capability::SplitIrqchip => extension("KVM_CAP_SPLIT_IRQCHIP", self.split_irqchip),
             // KVM does not report whether it asks the filter for this MSR.

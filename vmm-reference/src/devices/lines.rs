@@ -1,12 +1,15 @@
 //! Interrupt lines, as a device sees them: it sets a level, and does not know the chips.
 
 use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use intr_controller::Gsi;
 use intr_controller::kvm::KernelIrqchip;
 use intr_controller::routing::{GsiRouter, LineChange, SourceId};
 use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// pc-testdev, as a source of the lines.
 #[expect(
@@ -25,6 +28,58 @@ pub const TESTDEV_SOURCE: SourceId = match SourceId::new(0) {
 pub trait InterruptLines: Send + Sync {
     /// A source sets its level of a line. A line without a route ignores it.
     fn set_line(&self, gsi: Gsi, source: SourceId, level: bool);
+}
+
+/// The interrupt line of a device that signals by an eventfd. Each write is an edge.
+#[derive(Debug)]
+pub struct EdgeLine {
+    event: EventFd,
+    /// It was signalled since [`Self::begin_to_watch`].
+    signalled: AtomicBool,
+}
+
+impl EdgeLine {
+    /// A line that is connected to nothing.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            signalled: AtomicBool::new(false),
+        })
+    }
+
+    /// The descriptor.
+    #[must_use]
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// An edge.
+    ///
+    /// # Errors
+    /// If the descriptor's counter is full.
+    pub fn signal(&self) -> io::Result<()> {
+        // Before the edge: whoever loses the edge sees the flag.
+        self.signalled.store(true, Ordering::SeqCst);
+        self.event.write(1)
+    }
+
+    /// The guest has stopped.
+    pub(crate) fn begin_to_watch(&self) {
+        self.signalled.store(false, Ordering::SeqCst);
+    }
+
+    /// Signals again if there was an edge since [`Self::begin_to_watch`]. It may have been lost while
+    /// local APICs were written. If it was not, both are one: no vCPU has run since.
+    pub(crate) fn signal_again(&self) {
+        if self.signalled.swap(false, Ordering::SeqCst) {
+            if let Err(error) = self.event.write(1) {
+                tracing::debug!(%error, "an interrupt line");
+            }
+        }
+    }
 }
 
 /// The lines of a machine whose chips are KVM's.

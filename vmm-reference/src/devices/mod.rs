@@ -44,7 +44,7 @@ use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_device::{DeviceMmio, DevicePio};
 
 use control::Resets;
-pub use lines::{InterruptLines, KernelLines};
+pub use lines::{EdgeLine, InterruptLines, KernelLines};
 pub use serial::{SerialDevice, SerialError, SerialOutput};
 pub use testdev::{DEBUG_EXIT_PORT, Firmware, TestMachine};
 

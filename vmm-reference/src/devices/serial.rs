@@ -14,6 +14,8 @@ use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::EdgeLine;
+
 /// Where the guest's output goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SerialOutput {
@@ -42,14 +44,14 @@ pub enum SerialError {
     EventFd(#[source] io::Error),
 }
 
-/// The interrupt line: an eventfd. Each write is an edge.
-struct Interrupt(EventFd);
+/// The interrupt line.
+struct Interrupt(Arc<EdgeLine>);
 
 impl Trigger for Interrupt {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+        self.0.signal()
     }
 }
 
@@ -103,7 +105,7 @@ impl Write for Output {
 /// COM1.
 pub struct SerialDevice {
     chip: Mutex<Serial<Interrupt, Arc<InputSpace>, Output>>,
-    interrupt: EventFd,
+    interrupt: Arc<EdgeLine>,
     space: Arc<InputSpace>,
 }
 
@@ -128,15 +130,14 @@ impl SerialDevice {
                 })?,
         };
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(SerialError::EventFd);
-        let interrupt = event()?;
-        let line = interrupt.try_clone().map_err(SerialError::EventFd)?;
+        let interrupt = Arc::new(EdgeLine::new().map_err(SerialError::EventFd)?);
         let space = Arc::new(InputSpace {
             wanted: AtomicBool::new(false),
             event: event()?,
         });
         Ok(Self {
             chip: Mutex::new(Serial::with_events(
-                Interrupt(line),
+                Interrupt(Arc::clone(&interrupt)),
                 Arc::clone(&space),
                 output,
             )),
@@ -145,9 +146,9 @@ impl SerialDevice {
         })
     }
 
-    /// The descriptor that is signalled for each interrupt.
+    /// The line that is signalled for each interrupt.
     #[must_use]
-    pub fn interrupt(&self) -> &EventFd {
+    pub fn interrupt(&self) -> &Arc<EdgeLine> {
         &self.interrupt
     }
 

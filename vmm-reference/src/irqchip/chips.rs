@@ -5,6 +5,7 @@ use std::io;
 
 use crate::entry::{Entering, MustStop, Permit};
 use intr_controller::kvm::{Observation, ObserveError};
+use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::{Gsi, IrqchipMode, MsiMessage};
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
@@ -12,7 +13,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::chipset::ChipsetThread;
 use super::{IrqchipError, SignalError};
-use crate::clock::GuestClock;
 use crate::devices::InterruptLines;
 
 /// The interrupt chips of one mode.
@@ -49,8 +49,8 @@ pub(crate) trait Chips: InterruptLines + fmt::Debug {
         Ok(None)
     }
 
-    /// The clock of the emulated timers.
-    fn clock(&self) -> Option<&GuestClock> {
+    /// What became of the emulated 8254's ticks, and by which policy.
+    fn ticks(&self) -> Option<(LostTicks, TickCounters)> {
         None
     }
 

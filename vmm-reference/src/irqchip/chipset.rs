@@ -14,6 +14,7 @@ use arrayvec::ArrayVec;
 use debug_stub::run_control::{Waiting, WakePipe};
 use intr_controller::chipset::Chipset;
 use intr_controller::ioapic::{IoApic, IoApicPins, IoApicVersion, PIN_COUNT};
+use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::routing::{GsiRouter, RouteError, SourceId};
 use intr_controller::{DestinationFormat, Gsi, GuestTime, InterruptMessage};
 use nix::poll::{PollFd, PollFlags};
@@ -28,8 +29,9 @@ use crate::wake::{self, SHORTEST_WAIT};
 
 /// The processors, as the chipset sees them.
 pub(super) trait Processors: Send + Sync {
-    /// Delivers a message. No lock is held.
-    fn deliver(&self, message: &InterruptMessage);
+    /// Delivers a message. No lock is held. Returns `true` if it is known to have merged with one that is
+    /// pending, in each local APIC that it was for.
+    fn deliver(&self, message: &InterruptMessage) -> bool;
     /// INTR is at this level. The chipset's lock is held, so levels come in their order.
     fn intr(&self, level: bool);
     /// Entries of the IOAPIC were written, or interrupts of its pins have ended. The chipset's lock is
@@ -44,7 +46,7 @@ type Messages = ArrayVec<InterruptMessage, { PIN_COUNT as usize }>;
 pub(super) struct SharedChipset<P> {
     chipset: Mutex<Chipset>,
     pub(super) processors: P,
-    pub(super) clock: GuestClock,
+    pub(super) clock: Arc<GuestClock>,
     /// When the chipset is due, in nanoseconds of guest time; `u64::MAX` is never.
     next: AtomicU64,
     /// Wakes the thread.
@@ -80,18 +82,23 @@ impl Todo {
 }
 
 impl<P: Processors> SharedChipset<P> {
-    pub(super) fn new(processors: P) -> Result<Self, SharedChipsetError> {
-        let chipset = Chipset::new(
+    pub(super) fn new(
+        processors: P,
+        clock: Arc<GuestClock>,
+        lost_ticks: LostTicks,
+    ) -> Result<Self, SharedChipsetError> {
+        let mut chipset = Chipset::new(
             // The 8254 at IOAPIC pin 2, as the ACPI and MP tables say.
             &GsiRouter::pc_entries(),
             IoApicVersion::V20,
             DestinationFormat::default(),
         )?;
+        chipset.set_lost_ticks(lost_ticks);
         processors.ioapic_changed(chipset.ioapic());
         Ok(Self {
             chipset: Mutex::new(chipset),
             processors,
-            clock: GuestClock::default(),
+            clock,
             next: AtomicU64::new(u64::MAX),
             pipe: WakePipe::new(Waiting::InALoop)?,
             quit: AtomicBool::new(false),
@@ -101,6 +108,11 @@ impl<P: Processors> SharedChipset<P> {
 
     /// Acts on the chipset, then does what follows from it.
     fn with<T>(&self, act: impl FnOnce(&mut Chipset, &mut Todo) -> T) -> T {
+        self.delivering(act).0
+    }
+
+    /// As [`Self::with`]. Also returns `true` if messages were delivered and all of them have merged.
+    fn delivering<T>(&self, act: impl FnOnce(&mut Chipset, &mut Todo) -> T) -> (T, bool) {
         let mut todo = Todo::default();
         let mut chipset = lock(&self.chipset);
         let intr = chipset.intr();
@@ -117,10 +129,11 @@ impl<P: Processors> SharedChipset<P> {
         if earlier {
             self.pipe.wake();
         }
+        let mut merged = !todo.messages.is_empty();
         for message in &todo.messages {
-            self.processors.deliver(message);
+            merged &= self.processors.deliver(message);
         }
-        answer
+        (answer, merged)
     }
 
     pub(super) fn set_line(&self, gsi: Gsi, source: SourceId, level: bool) {
@@ -166,8 +179,19 @@ impl<P: Processors> SharedChipset<P> {
     /// chipset's thread.
     pub(super) fn advance(&self, now: GuestTime) {
         if now.as_ns() >= self.next.load(Ordering::Acquire) {
-            self.with(|chipset, todo| chipset.advance(now, todo.deliver()));
+            // Nothing but a tick is delivered here.
+            let ((), merged) =
+                self.delivering(|chipset, todo| chipset.advance(now, todo.deliver()));
+            if merged {
+                self.with(|chipset, _| chipset.tick_was_lost());
+            }
         }
+    }
+
+    /// The policy for lost ticks, and the number of ticks of each fate.
+    pub(super) fn ticks(&self) -> (LostTicks, TickCounters) {
+        let chipset = lock(&self.chipset);
+        (chipset.lost_ticks(), chipset.tick_counters())
     }
 
     /// Guest time passes again.

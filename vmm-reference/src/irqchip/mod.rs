@@ -17,12 +17,15 @@ use std::sync::Arc;
 
 use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{
-    CallError, CreateError, KernelIrqchip, Observation, ObserveError, SplitIrqchip,
+    CallError, CreateError, KernelIrqchip, KvmClocks, Observation, ObserveError, SplitIrqchip,
+    TscControl,
 };
 use intr_controller::pic::Pic;
-use intr_controller::pit::Pit;
+use intr_controller::pit::{LostTicks, Pit, TickCounters};
 use intr_controller::routing::SourceId;
-use intr_controller::{DestinationsError, Gsi, IrqchipMode, LapicConfig, MsiMessage};
+use intr_controller::{
+    ClockRun, DebugTime, DestinationsError, Gsi, IrqchipMode, LapicConfig, MsiMessage,
+};
 use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
     kvm_enable_cap,
@@ -36,7 +39,8 @@ use vmm_sys_util::eventfd::EventFd;
 pub(crate) use chipset::ChipsetThread;
 pub use chipset::SharedChipsetError;
 
-use crate::devices::{DeviceError, Devices, InterruptLines, KernelLines};
+use crate::clock::GuestClock;
+use crate::devices::{DeviceError, Devices, EdgeLine, InterruptLines, KernelLines};
 use crate::layout;
 use crate::wake::Waker;
 pub(crate) use chips::Chips;
@@ -109,11 +113,25 @@ pub struct Processor {
     pub physical_address_bits: u8,
 }
 
+/// How time passes for the guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TimeConfig {
+    /// Whether it passes while a debugger has stopped the guest.
+    pub debug_time: DebugTime,
+    /// The means by which this host sets a guest's TSC, as verified
+    /// ([`vcpu_caps::Capability::TscOffset`]).
+    pub tsc: TscControl,
+    /// What becomes of ticks of the 8254 that the guest could not be given in time.
+    pub lost_ticks: LostTicks,
+}
+
 /// The chips of a machine. Clones are the same chips.
 #[derive(Clone, Debug)]
 pub struct Irqchip {
     chips: Arc<dyn Chips>,
     wakers: Arc<[Waker]>,
+    clock: Arc<GuestClock>,
+    lost_ticks: LostTicks,
 }
 
 impl Irqchip {
@@ -126,12 +144,14 @@ impl Irqchip {
         vm: &Arc<VmFd>,
         cpus: u16,
         processor: Processor,
+        time: TimeConfig,
         devices: &mut Devices,
     ) -> Result<Self, IrqchipError> {
         let wakers: Arc<[Waker]> = (0..cpus)
             .map(|_| Waker::new())
             .collect::<io::Result<_>>()
             .map_err(IrqchipError::Wakers)?;
+        let clock = Arc::new(GuestClock::new(time.debug_time));
         let chips: Arc<dyn Chips> = match mode {
             IrqchipMode::Kernel => {
                 let irqchip = Arc::new(KernelIrqchip::new(Arc::clone(vm))?);
@@ -140,7 +160,8 @@ impl Irqchip {
             IrqchipMode::Split => {
                 let irqchip = SplitIrqchip::new(Arc::clone(vm))?;
                 let processors = SplitProcessors::new(irqchip, Arc::clone(&wakers));
-                let chipset = Arc::new(SharedChipset::new(processors)?);
+                let chipset = SharedChipset::new(processors, Arc::clone(&clock), time.lost_ticks)?;
+                let chipset = Arc::new(chipset);
                 add_to_bus(&chipset, devices)?;
                 Arc::new(Emulated(chipset))
             }
@@ -154,12 +175,18 @@ impl Irqchip {
                     ..LapicConfig::new(id.into(), id == 0, processor.tsc_hz)
                 });
                 let processors = UserProcessors::new(configs, Arc::clone(&wakers))?;
-                let chipset = Arc::new(SharedChipset::new(processors)?);
+                let chipset = SharedChipset::new(processors, Arc::clone(&clock), time.lost_ticks)?;
+                let chipset = Arc::new(chipset);
                 add_to_bus(&chipset, devices)?;
                 Arc::new(Emulated(chipset))
             }
         };
-        Ok(Self { chips, wakers })
+        Ok(Self {
+            chips,
+            wakers,
+            clock,
+            lost_ticks: time.lost_ticks,
+        })
     }
 
     /// Which mode it is.
@@ -183,6 +210,30 @@ impl Irqchip {
     /// If KVM refuses, or there is no descriptor left.
     pub fn connect(&self, event: &EventFd, gsi: Gsi) -> Result<(), IrqchipError> {
         self.chips.connect(event, gsi)
+    }
+
+    /// Guest time.
+    #[must_use]
+    pub fn clock(&self) -> &GuestClock {
+        &self.clock
+    }
+
+    /// The policy for lost ticks of the 8254.
+    #[must_use]
+    pub fn lost_ticks(&self) -> LostTicks {
+        self.lost_ticks
+    }
+
+    /// The policy for lost ticks of the emulated 8254, and the number of its ticks of each fate. `None` if
+    /// the 8254 is KVM's, which does not count them.
+    #[must_use]
+    pub fn ticks(&self) -> Option<(LostTicks, TickCounters)> {
+        self.chips.ticks()
+    }
+
+    /// Takes the clocks over that KVM keeps. `line` is a device's that is connected.
+    pub(crate) fn take_clocks(&self, clocks: KvmClocks<Arc<VmFd>>, line: Arc<EdgeLine>) {
+        self.clock.take_over(clocks, vec![line]);
     }
 
     /// What is pending for a vCPU and why it does not enter; `masked` is whether `mask_hwintr` is on.
@@ -215,22 +266,28 @@ impl Irqchip {
 
     /// vCPUs are about to run until something stops them.
     pub(crate) fn guest_runs(&self) {
-        self.step_begins();
+        self.clock.start(ClockRun::Free);
+    }
+
+    /// A step begins, on the vCPU's own thread.
+    pub(crate) fn guest_steps(&self) {
+        self.clock.start(ClockRun::Step);
+        self.chips.resumed();
+    }
+
+    /// A step is not over soon: the vCPU's own thread goes on with it.
+    pub(crate) fn step_goes_on(&self) {
         self.chips.resumed();
     }
 
     /// A step begins that is over soon: the thread that runs it serves the chips.
     pub(crate) fn step_begins(&self) {
-        if let Some(clock) = self.chips.clock() {
-            clock.start();
-        }
+        self.clock.start(ClockRun::Step);
     }
 
     /// All vCPUs have stopped.
     pub(crate) fn guest_stops(&self) {
-        if let Some(clock) = self.chips.clock() {
-            clock.stop();
-        }
+        self.clock.stop();
     }
 }
 

@@ -9,6 +9,7 @@ use intr_controller::kvm::MsiOutcome::Accepted;
 use intr_controller::kvm::{
     Observation, ObserveError, SplitEntry, SplitIrqchip, SplitVcpu, observe_split,
 };
+use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::{Gsi, InterruptMessage, IrqchipMode, MsiMessage};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vcpu_caps::VcpuId;
@@ -17,7 +18,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chips::Chips;
 use super::chipset::{ChipsetThread, Emulated, Processors, lock};
 use super::{IrqchipError, SignalError};
-use crate::clock::GuestClock;
 use crate::entry::{Entering, Permit};
 use crate::wake::Waker;
 
@@ -46,11 +46,13 @@ impl SplitProcessors {
 }
 
 impl Processors for SplitProcessors {
-    fn deliver(&self, message: &InterruptMessage) {
+    /// KVM does not tell whether a message has merged.
+    fn deliver(&self, message: &InterruptMessage) -> bool {
         // Not accepted: no local APIC has the destination, as on a real machine.
         if let Err(error) = self.irqchip.deliver(message) {
             tracing::warn!(%error, vector = message.vector, "an interrupt is lost");
         }
+        false
     }
 
     /// Any vCPU whose LINT0 passes INTR may take it; KVM knows which.
@@ -104,8 +106,8 @@ impl Chips for Emulated<SplitProcessors> {
         ChipsetThread::start(&self.0).map(Some)
     }
 
-    fn clock(&self) -> Option<&GuestClock> {
-        Some(&self.0.clock)
+    fn ticks(&self) -> Option<(LostTicks, TickCounters)> {
+        Some(self.0.ticks())
     }
 
     fn resumed(&self) {

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{Observation, ObserveError, UserEntry, UserVcpu};
+use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::{
-    Acceptance, DestinationFormat, Destinations, DestinationsError, Effect, Gsi, InterruptMessage,
-    IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
+    Acceptance, ClockReading, DestinationFormat, Destinations, DestinationsError, Effect, Gsi,
+    InterruptMessage, IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
 };
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
@@ -19,7 +20,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chips::Chips;
 use super::chipset::{ChipsetThread, Emulated, Processors, lock};
 use super::{IrqchipError, SignalError};
-use crate::clock::{ClockReading, GuestClock};
 use crate::entry::{Entering, MustStop, Permit};
 use crate::wake::{self, Waker};
 
@@ -45,24 +45,28 @@ impl UserProcessors {
         })
     }
 
-    /// Delivers a message. Returns the number of local APICs that it was for.
-    fn send(&self, message: &InterruptMessage) -> usize {
+    /// Delivers a message. Returns the number of local APICs that it was for, and whether it has merged
+    /// with one that is pending in each of them.
+    fn send(&self, message: &InterruptMessage) -> (usize, bool) {
         let destinations = self
             .destinations
             .read()
             .unwrap_or_else(PoisonError::into_inner);
-        destinations.route(message, |target| self.accept(target, message))
+        let mut merged = true;
+        let targets = destinations.route(message, |target| {
+            merged &= self.accept(target, message) == Some(Acceptance::Merged);
+        });
+        (targets, merged && targets > 0)
     }
 
-    fn accept(&self, target: VcpuIndex, message: &InterruptMessage) {
-        let Some(vcpu) = self.vcpus.get(target.get()) else {
-            return;
-        };
+    fn accept(&self, target: VcpuIndex, message: &InterruptMessage) -> Option<Acceptance> {
+        let vcpu = self.vcpus.get(target.get())?;
         let acceptance = lock(vcpu).lapic_mut().accept(message);
         // A merged interrupt has woken the vCPU when it first came.
         if acceptance == Acceptance::Accepted {
             self.wake(target.get());
         }
+        Some(acceptance)
     }
 
     fn wake(&self, index: usize) {
@@ -86,8 +90,9 @@ impl UserProcessors {
 }
 
 impl Processors for UserProcessors {
-    fn deliver(&self, message: &InterruptMessage) {
-        self.send(message);
+    fn deliver(&self, message: &InterruptMessage) -> bool {
+        let (_, merged) = self.send(message);
+        merged
     }
 
     /// INTR is wired to LINT0 of every local APIC (MP spec 1.4, 3.6.2.2, "Virtual Wire Mode").
@@ -120,13 +125,14 @@ impl Emulated<UserProcessors> {
         };
         waker.attend();
         let reading = self.0.clock.read();
+        let ran_on = self.0.clock.tsc_ran_on(&reading);
         self.0.advance(reading.now);
         loop {
             let mut locked = lock(vcpu);
             if entering.incomplete && locked.lapic().startup_pending() {
                 return Permit::Complete;
             }
-            match locked.prepare(fd, entering.masked, reading.now, reading.stood_still) {
+            match locked.prepare(fd, entering.masked, reading.now, ran_on) {
                 Ok(UserEntry::Run) => {
                     // A step is over soon, and a masked vCPU takes nothing.
                     if !entering.stepping && !entering.masked {
@@ -210,7 +216,8 @@ impl Chips for Emulated<UserProcessors> {
 
     fn signal_msi(&self, message: MsiMessage) -> Result<bool, SignalError> {
         let message = message.decode(DestinationFormat::default())?;
-        Ok(self.processors().send(&message) > 0)
+        let (targets, _) = self.processors().send(&message);
+        Ok(targets > 0)
     }
 
     fn connect(&self, event: &EventFd, gsi: Gsi) -> Result<(), IrqchipError> {
@@ -234,8 +241,8 @@ impl Chips for Emulated<UserProcessors> {
         ChipsetThread::start(&self.0).map(Some)
     }
 
-    fn clock(&self) -> Option<&GuestClock> {
-        Some(&self.0.clock)
+    fn ticks(&self) -> Option<(LostTicks, TickCounters)> {
+        Some(self.0.ticks())
     }
 
     fn resumed(&self) {

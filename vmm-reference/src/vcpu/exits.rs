@@ -84,6 +84,9 @@ impl Exits for MachineExits {
     }
 
     fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
+        if entering.reads_clock && self.irqchip.clock().before_entry() {
+            self.irqchip.chips().resumed();
+        }
         self.irqchip.chips().before_entry(vcpu, fd, entering)
     }
 

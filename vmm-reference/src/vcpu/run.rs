@@ -172,6 +172,7 @@ impl Vcpu {
         let entering = Entering {
             masked: self.stepper.is_masked(),
             stepping: self.stepper.is_stepping(),
+            reads_clock: self.stepper.may_read_clock(),
             incomplete: self.stepper.is_incomplete(),
         };
         match exits.before_entry(self.stepper.id(), &mut self.fd, entering) {

@@ -4,12 +4,11 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use intr_controller::GuestTime;
+use intr_controller::{ClockReading, GuestTime};
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 
 use super::kick;
-use crate::clock::ClockReading;
 
 thread_local! {
     static ALARM: RefCell<Option<Alarm>> = const { RefCell::new(None) };

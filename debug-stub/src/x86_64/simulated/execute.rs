@@ -45,9 +45,11 @@ impl SimulatedVcpu {
     /// Executes one instruction.
     pub(super) fn step(&mut self, memory: &impl GuestMemory) -> Option<Exit> {
         let pc = self.linear_pc();
+        let native = self.runs_natively();
         let here = self
             .slots()
-            .find(|(_, at)| at.kind() == HwBreakpointKind::Execute && at.address() == pc);
+            .find(|(_, at)| at.kind() == HwBreakpointKind::Execute && at.address() == pc)
+            .filter(|_| !native);
         if let Some((slot, _)) = here {
             return Some(self.trap_exit(1 << slot));
         }
@@ -56,7 +58,7 @@ impl SimulatedVcpu {
             return Some(self.trap_exit(DR6_BS));
         }
         let tf = self.file.core.rflags & RFLAGS_TF != 0;
-        let emulated = self.habits.emulates;
+        let emulated = self.habits.emulates && !native;
         let before = std::mem::take(&mut self.shadow);
         let Some(code) = self.fetch(pc, memory) else {
             return if self.is_real() {
@@ -98,6 +100,8 @@ impl SimulatedVcpu {
         if emulated && stepping && self.linear_pc() != pc {
             self.drop_tf();
         }
+        // It runs on in user code.
+        let traps = traps && (native || !self.runs_natively());
         let mut dr6 = if traps { DR6_BS } else { 0 };
         dr6 |= std::mem::take(&mut self.watch_hits);
         if dr6 == 0 {
@@ -337,7 +341,7 @@ impl SimulatedVcpu {
     }
 
     fn push_flags(&mut self, size: u8, memory: &impl GuestMemory) -> End {
-        let image = if self.habits.emulates {
+        let image = if self.habits.emulates && !self.runs_natively() {
             self.shown_rflags()
         } else {
             self.file.core.rflags

@@ -16,6 +16,9 @@ pub struct Habits {
     /// CPL0 code is emulated: PUSHF and frames of INT n hide TF, a step ends at a handler's first
     /// instruction, MOV SS blocks no trap, and TF is dropped by each instruction.
     pub emulates: bool,
+    /// User code in 64-bit mode runs natively, whatever `emulates` says: the trap of a step goes to the
+    /// guest's own vector 1, breakpoints do not fire, and a return to user code does not trap.
+    pub user_traps_reach_the_guest: bool,
     /// RIP has moved when a port write leaves the guest, and its completion does not trap.
     pub out_moves_rip: bool,
     /// REP MOVSB takes one trap for each iteration. Otherwise all iterations come first, then a
@@ -38,6 +41,7 @@ impl Habits {
         name: "kvm_amd",
         int3_exits: true,
         emulates: false,
+        user_traps_reach_the_guest: false,
         out_moves_rip: false,
         rep_traps_each: true,
         spurious_trap: false,
@@ -59,6 +63,7 @@ impl Habits {
         name: "kvm_pvm",
         int3_exits: false,
         emulates: true,
+        user_traps_reach_the_guest: true,
         out_moves_rip: true,
         rep_traps_each: false,
         spurious_trap: false,

@@ -211,15 +211,16 @@ impl SimulatedVcpu {
         event: Event,
         memory: &impl GuestMemory,
     ) -> Option<Exit> {
+        let emulates = self.habits.emulates && !self.runs_natively();
         let exit = self.deliver(event, memory);
-        let stops = self.habits.emulates && self.has(GuestDebugFlags::SINGLESTEP);
+        let stops = emulates && self.has(GuestDebugFlags::SINGLESTEP);
         exit.or_else(|| stops.then(|| self.trap_exit(DR6_BS)))
     }
 
     /// Enters a handler. The frame holds RFLAGS as the processor has them.
     pub(super) fn deliver(&mut self, event: Event, memory: &impl GuestMemory) -> Option<Exit> {
         self.delivered.push(event.vector);
-        let image = if event.software && self.habits.emulates {
+        let image = if event.software && self.habits.emulates && !self.runs_natively() {
             self.shown_rflags()
         } else {
             self.file.core.rflags
@@ -278,6 +279,13 @@ impl SimulatedVcpu {
         }
         let core = self.file.core;
         let (ss, cs) = (special.ss.selector, special.cs.selector);
+        if cs & 3 == 3 && special.tr.present {
+            // IST1 to IST7, or RSP0 (SDM 3A 6.14.4, 6.14.5).
+            let index = (low >> 32 & 7).checked_sub(1);
+            let offset = index.map_or(4, |index| 0x24 + 8 * index);
+            self.file.core.rsp = self.read_linear(special.tr.base + offset, 8, memory)?;
+            (self.file.special.ss.selector, self.file.special.ss.dpl) = (0, 0);
+        }
         self.file.core.rsp &= !0xf;
         let frame = [ss.into(), core.rsp, image, cs.into(), core.rip];
         for value in frame.into_iter().chain(event.error) {

@@ -16,7 +16,7 @@
 //! REP MOVSB (16-bit), DIV BL, MOVSB, SYSCALL, SYSRET (64-bit). Anything else is #UD.
 //!
 //! # Unsupported
-//! Segment limits, privilege checks, interrupt stacks, debug registers of the guest's own except in
+//! Segment limits, privilege checks, interrupt stacks without a TSS, debug registers of the guest's own except in
 //! DR6, more than one pending exception.
 
 mod execute;
@@ -45,6 +45,10 @@ use super::{CoreRegisters, RegisterFile, RegisterGroups, Segment, SpecialRegiste
 use crate::host::GuestMemory;
 use crate::order::StopReason;
 use interrupts::{Access, Event, Shadow};
+
+/// IA32_STAR, and its value: SYSRET loads the selectors 0x33 and 0x2b.
+const IA32_STAR: u32 = 0xc000_0081;
+const STAR: u64 = 0x0023_0010 << 32;
 
 /// What a simulated host is able to do: everything but `absent`.
 #[must_use]
@@ -314,6 +318,12 @@ impl SimulatedVcpu {
         self.pending.iter().copied().collect()
     }
 
+    /// The vector of an interrupt that was handed out, and enters with the next entry.
+    #[must_use]
+    pub fn injected(&self) -> Option<u8> {
+        self.injected
+    }
+
     /// Returns `true` if an NMI waits.
     #[must_use]
     pub fn nmi_pending(&self) -> bool {
@@ -354,9 +364,13 @@ impl SimulatedVcpu {
     /// interrupt is handed out, and enters with the next entry. Returns `false` if the vCPU takes none.
     pub fn kick_behind_injection(&mut self) -> bool {
         let blocked = self.has(GuestDebugFlags::BLOCKIRQ);
-        if blocked || self.injected.is_some() || !enabled(self.file.core.rflags, self.shadow) {
+        let runs = matches!(self.run_state, RunState::Runnable | RunState::Halted);
+        let open = enabled(self.file.core.rflags, self.shadow) && runs;
+        if blocked || self.injected.is_some() || self.pending.is_empty() || !open {
             return false;
         }
+        // HLT has ended with it.
+        self.run_state = RunState::Runnable;
         self.injected = self.pending.pop_last();
         self.injected.is_some()
     }
@@ -470,6 +484,12 @@ impl SimulatedVcpu {
         }
     }
 
+    /// User code that the hypervisor runs natively.
+    fn runs_natively(&self) -> bool {
+        let user = !self.is_real() && self.file.special.cs.selector & 3 == 3;
+        user && self.habits.user_traps_reach_the_guest
+    }
+
     fn has(&self, flag: GuestDebugFlags) -> bool {
         self.debug.control.contains(flag)
     }
@@ -501,6 +521,10 @@ impl SimulatedVcpu {
 
     /// A debug exception after an instruction, or before one for an execute breakpoint.
     fn debug_exception(&mut self, dr6: u64, memory: &impl GuestMemory) -> Option<Exit> {
+        if self.runs_natively() {
+            self.status.dr6 |= dr6;
+            return self.deliver(Event::exception(1), memory);
+        }
         if self.has(GuestDebugFlags::SINGLESTEP) || self.has(GuestDebugFlags::USE_HW_BP) {
             let pc = self.linear_pc();
             let mut dr6 = dr6;
@@ -614,9 +638,14 @@ impl Vcpu for SimulatedVcpu {
         Ok(())
     }
 
-    fn read_msr(&mut self, _: u32) -> Result<u64, Refused> {
+    fn read_msr(&mut self, index: u32) -> Result<u64, Refused> {
         self.call("read_msr")?;
-        Ok(self.fmask)
+        Ok(if index == IA32_STAR { STAR } else { self.fmask })
+    }
+
+    fn nmis_blocked(&mut self) -> Result<bool, Refused> {
+        self.call("nmis_blocked")?;
+        Ok(false)
     }
 
     fn write_msr(&mut self, _: u32, value: u64) -> Result<(), Refused> {

@@ -71,6 +71,8 @@ pub enum Action {
     },
     /// An interrupt arrives.
     Interrupt,
+    /// An interrupt arrives, and a kick between its injection and the entry.
+    InFlight,
     /// An NMI arrives.
     Nmi,
     /// INIT and a start-up IPI arrive, before this many entries of the next order.
@@ -105,7 +107,8 @@ impl Action {
                 breakpoint: value,
                 stop: value >> 3,
             },
-            7..=8 => Self::Interrupt,
+            7 => Self::Interrupt,
+            8 => Self::InFlight,
             9 => Self::Nmi,
             10 => Self::Init {
                 after: value & 7,
@@ -133,6 +136,8 @@ pub struct Scenario {
     to_come: Option<(u8, Option<u8>)>,
     /// The program in memory.
     program: Vec<u8>,
+    /// The next entry that takes an interrupt is kicked behind its injection.
+    kick_behind_injection: bool,
     /// INIT was sent at some time.
     restarted: bool,
     /// Interrupts and NMIs that arrived and were not there before.
@@ -175,6 +180,7 @@ impl Scenario {
             program: memory.get(CODE.into(), PROGRAM.len()),
             memory,
             to_come: None,
+            kick_behind_injection: false,
             restarted: false,
             arrived: [0; 2],
         }
@@ -209,6 +215,10 @@ impl Scenario {
                 self.run(&VcpuOrder::Continue, &Arc::new(armed), Some(stop.into()));
             }
             Action::Interrupt => self.arrive(0),
+            Action::InFlight => {
+                self.arrive(0);
+                self.kick_behind_injection = true;
+            }
             Action::Nmi => self.arrive(1),
             Action::Init { after, startup } => {
                 if self.to_come.is_none() {
@@ -223,7 +233,11 @@ impl Scenario {
     }
 
     fn arrive(&mut self, which: usize) {
-        let waits = (!self.vcpu.pending().is_empty(), self.vcpu.nmi_pending());
+        // A local APIC makes one of two that it has to take back.
+        let waits = !self.vcpu.pending().is_empty()
+            || self.vcpu.injected().is_some()
+            || self.stepper.withheld_interrupt().is_some();
+        let waits = (waits, self.vcpu.nmi_pending());
         let [interrupt, nmi] = &mut self.arrived;
         match which {
             0 if !waits.0 => {
@@ -327,7 +341,11 @@ impl Scenario {
             entries += 1;
             check(entries < PATIENCE, &format!("{order:?} does not end"));
             self.one_entry_later();
-            let exit = self.vcpu.run(&self.memory, complete, 50);
+            let kicked =
+                !complete && self.kick_behind_injection && self.vcpu.kick_behind_injection();
+            self.kick_behind_injection &= !kicked;
+            // Kicked: it does not get further.
+            let exit = self.vcpu.run(&self.memory, complete || kicked, 50);
             // Something may be about to come.
             sleeps = exit == Exit::Sleeps && self.to_come.is_none();
             if matches!(exit, Exit::PortRead(_) | Exit::MemoryRead(_)) {
@@ -384,7 +402,8 @@ impl Scenario {
             0 => Outcome::Served,
             1 => Outcome::Nothing,
             2 => Outcome::Halted,
-            3 => Outcome::Restarted,
+            // It would drop an interrupt.
+            3 if self.stepper.withheld_interrupt().is_none() => Outcome::Restarted,
             _ => Outcome::Debug(crate::x86_64::stepper::DebugExit {
                 exception: which.into(),
                 ..Default::default()

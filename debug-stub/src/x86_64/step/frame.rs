@@ -24,6 +24,19 @@ pub(super) struct Place {
     own_stack: bool,
 }
 
+/// Bytes of the frame of user code, without an error code: five items.
+pub(super) const MOST_FRAME: usize = 40;
+
+/// What a frame of user code holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Saved {
+    pub(super) ip: u64,
+    pub(super) cs: u16,
+    pub(super) flags: u64,
+    pub(super) sp: u64,
+    pub(super) ss: u16,
+}
+
 /// The saved state by which a frame of the stepped instruction is recognised.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Expected<'a> {
@@ -50,6 +63,30 @@ impl Place {
 
     fn item(&self, machine: &Machine, memory: &impl GuestMemory, index: u64) -> Option<u64> {
         machine.read(memory, self.address(machine, index * self.slot), self.slot)
+    }
+
+    /// The stack pointer, if nothing lies below the frame.
+    pub(super) fn top(&self) -> u64 {
+        self.ip_at
+    }
+
+    /// Where a frame of five items is, and how many bytes it has.
+    pub(super) fn span(&self, machine: &Machine) -> (GuestVirtAddr, usize) {
+        let length = usize::try_from(5 * self.slot).unwrap_or(MOST_FRAME);
+        (self.address(machine, 0), length.min(MOST_FRAME))
+    }
+
+    /// What is saved there, if it is a frame of five items.
+    pub(super) fn saved(&self, machine: &Machine, memory: &impl GuestMemory) -> Option<Saved> {
+        let item = |index| self.item(machine, memory, index);
+        let selector = |index| u16::try_from(item(index)? & 0xffff).ok();
+        Some(Saved {
+            ip: item(0)?,
+            cs: selector(1)?,
+            flags: item(2)?,
+            sp: item(3)?,
+            ss: selector(4)?,
+        })
     }
 
     /// The byte that holds TF: bit 0 of the second byte of the flags, which are the third item.
@@ -218,10 +255,30 @@ pub(super) fn candidates(
     places.into_iter().flatten()
 }
 
-/// RSP0 of a 64-bit TSS (SDM 3A figure 8-11).
+/// The frame that an event of user code leaves, on this interrupt stack if it is not 0. Not for
+/// virtual-8086 mode.
+pub(super) fn of_user_event(
+    machine: &Machine,
+    memory: &impl GuestMemory,
+    stack: u64,
+) -> Option<Place> {
+    if machine.long_mode() {
+        // RSP0, or IST1 to IST7.
+        let offset = stack.checked_sub(1).map_or(4, |index| 0x24 + 8 * index);
+        long_stack(machine, memory, offset)
+    } else {
+        inner_protected(machine, memory)
+    }
+}
+
 fn inner_long(machine: &Machine, memory: &impl GuestMemory) -> Option<Place> {
+    long_stack(machine, memory, 4)
+}
+
+/// A stack of the 64-bit TSS: the offset of its pointer there (SDM 3A figure 8-11).
+fn long_stack(machine: &Machine, memory: &impl GuestMemory, offset: u64) -> Option<Place> {
     let tss = GuestVirtAddr(machine.special.tr.base);
-    let top = machine.read(memory, tss.checked_add(4)?, 8)? & !0xf;
+    let top = machine.read(memory, tss.checked_add(offset)?, 8)? & !0xf;
     Some(Place {
         base: 0,
         bits: 64,

@@ -68,6 +68,33 @@ pub(super) fn handler(machine: &Machine, memory: &impl GuestMemory, vector: u8) 
     Ok(base.wrapping_add(offset) & 0xffff_ffff)
 }
 
+/// What an interrupt or trap gate of protected or 64-bit mode names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    /// Linear address of the handler's first instruction.
+    pub(super) address: u64,
+    /// Its code segment.
+    pub(super) selector: u16,
+    /// The interrupt stack, from 1; 0 if none.
+    pub(super) stack: u64,
+}
+
+/// What the gate of this vector names. `None` if it cannot be used, and for task gates and gates to 16-bit
+/// code.
+pub(super) fn target(machine: &Machine, memory: &impl GuestMemory, vector: u8) -> Option<Target> {
+    let address = handler(machine, memory, vector).ok()?;
+    let long = machine.long_mode();
+    let at = u64::from(vector) * if long { 16 } else { 8 };
+    let at = GuestVirtAddr(machine.special.idtr.base.wrapping_add(at));
+    let low = machine.read(memory, at, 8)?;
+    let kind = low >> 40 & 0x1f;
+    matches!(kind, INTERRUPT_GATE_32 | TRAP_GATE_32).then(|| Target {
+        address,
+        selector: u16::try_from(low >> 16 & 0xffff).unwrap_or_default(),
+        stack: if long { low >> 32 & 7 } else { 0 },
+    })
+}
+
 /// The handler of INT n, which virtual-8086 mode may call without a gate (SDM 3B 20.3.3).
 pub(super) fn software_handler(
     machine: &Machine,

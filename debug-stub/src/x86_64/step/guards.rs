@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 use super::exceptions::{self, Exceptions, Vectors};
 use super::machine::Machine;
 use super::unit::Unit;
-use super::{StepClass, StepPlan, gate};
+use super::{StepClass, StepPlan, faultless, gate};
 use crate::GuestMemory;
 
 /// More than there are debug registers.
@@ -25,6 +25,15 @@ impl Guards {
         if !self.needed.contains(&address) {
             let _ = self.needed.try_push(address);
         }
+    }
+
+    /// The step leads there: its guard comes before all others.
+    pub(crate) fn need_first(&mut self, address: u64) {
+        self.needed.retain(|other| *other != address);
+        if self.needed.is_full() {
+            self.needed.pop();
+        }
+        let _ = self.needed.try_insert(0, address);
     }
 
     fn spare(&mut self, address: u64) {
@@ -57,6 +66,9 @@ impl StepPlan {
             }
             if let Some(at) = unit.untrapped_successor() {
                 guards.need(at);
+            }
+            if faultless::is_faultless(unit, memory) {
+                continue;
             }
             let exceptions = Exceptions::of(machine, unit.class(), instruction);
             likely.add(exceptions.likely.iter());

@@ -114,7 +114,7 @@ pub(super) fn load_stack_segment(
 }
 
 /// The linear address of the memory operand.
-fn address(machine: &Machine, instruction: &Instruction) -> Option<GuestVirtAddr> {
+pub(super) fn address(machine: &Machine, instruction: &Instruction) -> Option<GuestVirtAddr> {
     let index = (0..instruction.op_count())
         .find(|index| matches!(instruction.try_op_kind(*index), Ok(OpKind::Memory)))?;
     let linear = instruction.virtual_address(index, 0, |register_name, _, _| {
@@ -125,7 +125,7 @@ fn address(machine: &Machine, instruction: &Instruction) -> Option<GuestVirtAddr
 }
 
 /// A general-purpose register's value, or a segment register's base. Selectors are not read here.
-fn register(machine: &Machine, register: Register) -> Option<u64> {
+pub(super) fn register(machine: &Machine, register: Register) -> Option<u64> {
     let core = &machine.core;
     let special = &machine.special;
     // ES, CS, SS and DS have no base in 64-bit mode (SDM 3A 3.4.4).

@@ -37,6 +37,8 @@ pub(super) struct Arming {
     /// The plan has execute breakpoints, and watchpoints.
     has_guards: bool,
     has_watchpoints: bool,
+    /// The trap of a step of user code goes to the guest's own vector 1.
+    user_traps_reach_the_guest: bool,
     /// The guest's own breakpoints, if known.
     own: Option<OwnBreakpoints>,
     /// The instruction that was stepped last blocks interrupts until the next one has ended (SDM 3A
@@ -57,6 +59,7 @@ impl Arming {
             slots: Slots::default(),
             has_guards: plan.has(Capability::HwBreakpoint),
             has_watchpoints: plan.has(Capability::Watchpoint),
+            user_traps_reach_the_guest: !plan.has(Capability::SingleStepUser),
             own: None,
             in_shadow: false,
             withheld: None,
@@ -72,6 +75,16 @@ impl Arming {
     pub(super) fn lets_interrupts_in(&self, mask: bool) -> bool {
         let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
         !(mask || (self.in_shadow && can_mask))
+    }
+
+    /// See [`Self::user_traps_reach_the_guest`].
+    pub(super) fn user_traps_reach_the_guest(&self) -> bool {
+        self.user_traps_reach_the_guest
+    }
+
+    /// See [`Self::in_shadow`].
+    pub(super) fn in_shadow(&self) -> bool {
+        self.in_shadow
     }
 
     /// See [`Self::in_shadow`].
@@ -255,7 +268,7 @@ impl Arming {
         self.survives_init = false;
         if exception.is_some() {
             self.queued = exception;
-            registers.exception_queued();
+            registers.event_queued();
         }
         Ok(())
     }
@@ -378,7 +391,9 @@ pub(super) fn may_write<V: Vcpu>(
     Ok(!pending_events(vcpu)?.exception)
 }
 
-fn pending_events<V: Vcpu>(vcpu: &mut V) -> Result<PendingEvents, StepperError<V::Error>> {
+pub(super) fn pending_events<V: Vcpu>(
+    vcpu: &mut V,
+) -> Result<PendingEvents, StepperError<V::Error>> {
     vcpu.pending_events()
         .map_err(StepperError::of("reading pending events"))
 }

@@ -24,7 +24,13 @@
 //!    *without* a trap and would take one more instruction along.
 //! 3. SYSCALL and SYSRET need help to trap at all (`system_call`).
 //! 4. A trap that moved nothing though the instruction must move is spurious: it is stepped again.
-//! 5. A vCPU that waits may be restarted by INIT inside its step, which ends then with its first
+//! 5. A step that may enter a handler has execute breakpoints at its first instruction, in debug
+//!    registers that are free (`slots`): it ends there, and the frame is mended before the guest reads
+//!    it. An instruction that certainly raises nothing has none, because debug registers cost time.
+//! 6. An interrupt that the hypervisor is delivering as a masked step begins is taken back
+//!    (`withheld`).
+//! 7. HLT is carried out where the hypervisor knows what a vCPU waits for.
+//! 8. A vCPU that waits may be restarted by INIT inside its step, which ends then with its first
 //!    instruction there, or before it.
 //!
 //! # Errors
@@ -40,6 +46,7 @@ mod slots;
 mod system_call;
 #[cfg(test)]
 mod tests;
+mod user_code;
 mod vcpu;
 mod withheld;
 
@@ -173,11 +180,28 @@ impl Stepper {
         self.arming.is_stepping()
     }
 
+    /// Returns `true` if the guest may notice during the next entry that its clocks are wrong: unless one
+    /// instruction that reads no clock is stepped, and no interrupt's handler can run in between.
+    #[must_use]
+    pub fn may_read_clock(&self) -> bool {
+        match &self.state {
+            State::Stepping(stepping) => !self.is_masked() || stepping.step.may_read_clock(),
+            State::Stopped | State::Free { .. } | State::Over(_) => true,
+        }
+    }
+
     /// Returns `true` if the hypervisor has still to complete an access: the registers must be
     /// neither read nor written.
     #[must_use]
     pub fn is_incomplete(&self) -> bool {
         self.incomplete
+    }
+
+    /// The vector of an interrupt that was taken back because a masked step began while it was being
+    /// delivered. It enters with the first entry that may take it.
+    #[must_use]
+    pub fn withheld_interrupt(&self) -> Option<u8> {
+        self.arming.withheld
     }
 
     /// Begins an order. One that is still under way is given up.
@@ -219,8 +243,9 @@ impl Stepper {
             // Not known to have run: registers that came with an earlier exit may be stale.
             self.forget_registers(vcpu);
         }
-        let trapped = matches!(outcome, Outcome::Debug(_));
-        let synced = self.arming.syncs() && !matches!(self.state, State::Stopped | State::Over(_));
+        let ordered = !matches!(self.state, State::Stopped | State::Over(_));
+        let trapped = matches!(outcome, Outcome::Debug(_)) && ordered;
+        let synced = self.arming.syncs() && ordered;
         self.registers.ran(vcpu, synced, trapped);
         self.arming.ran(outcome != Outcome::Nothing);
         if outcome == Outcome::Restarted {
@@ -270,12 +295,16 @@ impl Stepper {
     pub fn release<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
         let given_up = self.give_up_step(vcpu);
         // The rest is released in any case.
-        let disarmed = self
-            .disarm(vcpu)
-            .and(self.arming.release_interrupt(vcpu, &mut self.registers));
+        let disarmed = self.disarm(vcpu);
+        let Self {
+            arming, registers, ..
+        } = self;
+        let returned = arming
+            .release_interrupt(vcpu, registers)
+            .or_else(|_| arming.release_interrupt(vcpu, registers));
         // The VMM may run it by itself.
         self.registers.forget();
-        given_up.and(disarmed)
+        given_up.and(disarmed).and(returned)
     }
 
     /// A new guest runs on the vCPU: the VMM has reset its registers. A guest that had ended may
@@ -515,6 +544,7 @@ impl Stepper {
     fn start_free<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<Next, StepperError<V::Error>> {
         if self.arming.withheld.is_some() {
             let now = self.registers.expedited(vcpu)?;
+            self.registers.event_queued();
             self.arming.give_interrupt_back(&now, vcpu)?;
         }
         self.arming.intend_free::<V>(&self.armed)?;
@@ -637,6 +667,7 @@ impl Stepper {
             return Ok(self.stop(StopReason::Interrupted));
         };
         let phase = std::mem::replace(&mut stepping.phase, Phase::Entered);
+        let then_free = stepping.then_free;
         let trapped = match (outcome, phase) {
             (Outcome::Nothing, Phase::Entered) => {
                 if stepping.step.has_been_reset(&mut self.registers, vcpu)? {
@@ -673,6 +704,8 @@ impl Stepper {
                 return self.start_step(order, false, vcpu, memory);
             }
             (Outcome::Debug(exit), _) => match self.sort(exit, vcpu, memory)? {
+                // An interrupt that was taken back comes first: see `finish_instruction`.
+                Cause::Hit(StopReason::HardwareBreakpoint) if then_free => true,
                 Cause::Hit(reason) => {
                     // A watchpoint traps after the access: what the step did is mended all the
                     // same.

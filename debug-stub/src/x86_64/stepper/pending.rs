@@ -2,10 +2,11 @@
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind, Inject};
 
-use super::arming::{Arming, may_write};
+use super::arming::{Arming, pending_events};
 use super::debug_exit::owe_debug_exception;
 use super::registers::{Registers, has_tf};
 use super::system_call::Lent;
+use super::user_code::{UserTrap, return_to_user};
 use super::vcpu::{DebugExit, RunState, StepperError, Vcpu};
 use crate::address::GuestPhysAddr;
 use crate::host::GuestMemory;
@@ -35,11 +36,19 @@ pub(super) struct PendingStep {
     run_state: RunState,
     /// To be taken back when the step has ended.
     lent: Lent,
+    /// The step's trap goes to the guest's own handler.
+    user_trap: Option<UserTrap>,
     /// It needs no entry.
     is_done: bool,
 }
 
 impl PendingStep {
+    /// Returns `true` if the guest may notice in this step that its clocks are wrong.
+    pub(super) fn may_read_clock(&self) -> bool {
+        // A vCPU that waits is woken by an interrupt.
+        self.run_state != RunState::Runnable || self.plan.may_read_clock()
+    }
+
     /// Plans and arms the step of the instruction at the PC. The `first` of an order is stepped off
     /// a breakpoint, which is no hit of it.
     ///
@@ -72,11 +81,28 @@ impl PendingStep {
         let enabled = before.core.rflags & RFLAGS_IF != 0;
         if event.is_none() && arming.lets_interrupts_in(mask) {
             event = arming.give_interrupt_back(&before, *vcpu)?;
+            if event.is_some() {
+                registers.event_queued();
+            }
         }
         if event.is_none() && arming.lets_interrupts_in(mask) {
             event = vcpu
                 .next_interrupt(enabled)
                 .map_err(StepperError::of("reading pending interrupts"))?;
+        }
+        let ready = event.is_none() && run_state == RunState::Runnable;
+        let returns = ready && return_to_user(&plan, &before, *vcpu, *memory, arming, registers)?;
+        if returns {
+            arming.set_shadow(false);
+            arming.intend_step::<V>(mask, armed, arming.slots().clone())?;
+            return Ok(Self {
+                plan,
+                before,
+                run_state,
+                lent: Lent::default(),
+                user_trap: None,
+                is_done: true,
+            });
         }
         let mut now = before.clone();
         *lent = Lent::lend(plan.system_call(), &mut now, *vcpu, registers)?;
@@ -85,11 +111,17 @@ impl PendingStep {
         }
         let stays = |breakpoint: &&HwBreakpoint| !(first && executes_at(breakpoint, pc));
         let hardware: Vec<HwBreakpoint> = armed.hardware.iter().filter(stays).copied().collect();
-        let guards = plan.guards(event, *memory);
+        let user_trap = UserTrap::of(&plan, *vcpu, *memory, arming)?;
+        let mut guards = plan.guards(event, *memory);
+        if let Some(trap) = &user_trap {
+            guards.need_first(trap.handler());
+        }
         let slots = arming.slots_for_step(&hardware, &own, &guards, pc);
+        if let Some(trap) = &user_trap {
+            trap.check_guarded(&slots)?;
+        }
         arming.intend_step::<V>(mask, armed, slots)?;
-        let halts = plan.halts() && event.is_none() && run_state == RunState::Runnable;
-        let is_done = halts && halt(&before, plan.next_rip(), *vcpu, registers)?;
+        let is_done = plan.halts() && ready && halt(&before, plan.next_rip(), *vcpu, registers)?;
         if is_done {
             arming.set_shadow(false);
             if has_tf(&before) {
@@ -103,6 +135,7 @@ impl PendingStep {
             before,
             run_state,
             lent: std::mem::take(lent),
+            user_trap,
             is_done,
         })
     }
@@ -190,6 +223,16 @@ impl PendingStep {
             context.arming.forget_interrupt();
             return Ok(Progress::Done);
         }
+        let Context {
+            registers,
+            vcpu,
+            memory,
+            ..
+        } = context;
+        let trapped = match &self.user_trap {
+            Some(trap) => trap.take_back(&mut after, *vcpu, *memory, registers)? || trapped,
+            None => trapped,
+        };
         if !trapped && after.core.rip == self.before.core.rip {
             return Ok(Progress::NotStarted);
         }
@@ -311,8 +354,11 @@ fn halt<V: Vcpu>(
     registers: &mut Registers,
 ) -> Result<bool, StepperError<V::Error>> {
     const CALL: &str = "setting the run state";
-    if !may_write(vcpu, registers)? {
-        return Ok(false);
+    if !registers.trapped() {
+        let events = pending_events(vcpu)?;
+        if events.exception || events.interrupt.is_some() {
+            return Ok(false);
+        }
     }
     if !vcpu
         .set_run_state(RunState::Halted)

@@ -66,8 +66,8 @@ impl Registers {
         self.trapped
     }
 
-    /// An exception was queued since the last run.
-    pub(super) fn exception_queued(&mut self) {
+    /// An exception or interrupt was queued since the last run.
+    pub(super) fn event_queued(&mut self) {
         self.trapped = false;
     }
 

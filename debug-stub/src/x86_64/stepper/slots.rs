@@ -9,6 +9,10 @@ use crate::x86_64::step::Guards;
 /// Debug-address registers of a processor.
 const SLOTS: usize = 4;
 
+/// Guards that no step needs are taken away after so many steps: a processor loads debug registers
+/// with each entry while one of them is in use, and a change of them costs a call.
+const PATIENCE: u8 = 8;
+
 /// Whose a debug register is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
@@ -22,12 +26,19 @@ pub(super) enum Use {
 
 /// The debug registers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Slots(Vec<(HwBreakpoint, Use)>);
+pub(super) struct Slots {
+    registers: Vec<(HwBreakpoint, Use)>,
+    /// Steps in a row that needed no guard, while there are some.
+    unguarded: u8,
+}
 
 impl Slots {
     /// For a free run: the debugger's. While it has none the guest's own are in force.
     pub(super) fn free(debugger: &[HwBreakpoint]) -> Self {
-        Self(debugger.iter().map(|at| (*at, Use::Debugger)).collect())
+        Self {
+            registers: debugger.iter().map(|at| (*at, Use::Debugger)).collect(),
+            unguarded: 0,
+        }
     }
 
     /// For a step of the instruction at `pc`. Execute breakpoints of the debugger come last: a step
@@ -44,17 +55,25 @@ impl Slots {
         let (execute, watch): (Vec<_>, Vec<_>) = debugger.iter().copied().partition(is_execute);
         let mut slots = Self::free(&watch);
         let watched = own.watches();
-        if slots.0.len() + watched.len() <= SLOTS {
+        if slots.registers.len() + watched.len() <= SLOTS {
             let watched = watched.into_iter();
             slots
-                .0
+                .registers
                 .extend(watched.map(|(slot, at)| (at, Use::Guest(slot))));
         }
-        let fixed = slots.0.len();
+        let fixed = slots.registers.len();
         let elsewhere = |address: &&u64| **address != pc;
+        let unguarded = guards.needed.is_empty();
+        let has_guards = self.registers.iter().any(|(_, of)| *of == Use::Guard);
+        if unguarded && (!has_guards || self.unguarded >= PATIENCE) {
+            for at in execute {
+                slots.add(at, Use::Debugger);
+            }
+            return slots;
+        }
         let needed: Vec<u64> = guards.needed.iter().filter(elsewhere).copied().collect();
-        let serves = self.0.get(..fixed) == Some(&slots.0[..])
-            && self.0.iter().skip(fixed).all(|(at, of)| match of {
+        let serves = self.registers.get(..fixed) == Some(&slots.registers[..])
+            && self.registers.iter().skip(fixed).all(|(at, of)| match of {
                 Use::Guard => at.address() != pc,
                 Use::Debugger => execute.contains(at),
                 Use::Guest(_) => false,
@@ -64,7 +83,10 @@ impl Slots {
                 .take(SLOTS - fixed)
                 .all(|address| self.guards(*address));
         if serves {
-            return self.clone();
+            return Self {
+                unguarded: if unguarded { self.unguarded + 1 } else { 0 },
+                ..self.clone()
+            };
         }
         let spare = guards.spare.iter().filter(elsewhere).copied();
         for address in needed.into_iter().chain(spare) {
@@ -77,20 +99,21 @@ impl Slots {
     }
 
     fn add(&mut self, at: HwBreakpoint, of: Use) {
-        if self.0.len() < SLOTS && self.0.iter().all(|(other, _)| *other != at) {
-            self.0.push((at, of));
+        if self.registers.len() < SLOTS && self.registers.iter().all(|(other, _)| *other != at) {
+            self.registers.push((at, of));
         }
     }
 
-    fn guards(&self, address: u64) -> bool {
-        self.0
+    /// Returns `true` if the step stops at this handler.
+    pub(super) fn guards(&self, address: u64) -> bool {
+        self.registers
             .iter()
             .any(|(at, of)| *of == Use::Guard && at.address() == address)
     }
 
     /// The breakpoints, in the order of the registers.
     pub(super) fn breakpoints(&self) -> Vec<HwBreakpoint> {
-        self.0.iter().map(|(at, _)| *at).collect()
+        self.registers.iter().map(|(at, _)| *at).collect()
     }
 
     /// Those that DR6 names by B0-B3.
@@ -98,11 +121,11 @@ impl Slots {
         let hit = move |slot: &usize| dr6 >> slot & 1 == 1;
         (0..SLOTS)
             .filter(hit)
-            .filter_map(|slot| self.0.get(slot).copied())
+            .filter_map(|slot| self.registers.get(slot).copied())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.registers.is_empty()
     }
 }
 
@@ -256,6 +279,14 @@ mod tests {
         let slots = Slots::default().step(&[], &none, &first, 0x100);
         let fewer = guards(&[0x7000], &[0x9000]);
         assert_eq!(slots.step(&[], &none, &fewer, 0x200), slots);
+        // Without a need they stay for a while.
+        let nothing = guards(&[], &[0x9000]);
+        let mut later = slots.clone();
+        for _ in 0..PATIENCE {
+            later = later.step(&[], &none, &nothing, 0x200);
+            assert_eq!(addresses(&later), addresses(&slots));
+        }
+        assert!(later.step(&[], &none, &nothing, 0x200).is_empty());
         // The handler itself is stepped.
         let here = slots.step(&[], &none, &first, 0x6000);
         assert_eq!(addresses(&here), [0x7000, 0x8000]);

@@ -44,7 +44,7 @@ pub trait Vcpu {
         file: &RegisterFile,
     ) -> Result<(), Self::Error>;
 
-    /// Reads a model-specific register: IA32_FMASK is all that a step needs.
+    /// Reads a model-specific register: IA32_FMASK, and IA32_STAR where user code has no single step.
     ///
     /// # Errors
     /// If the hypervisor refuses.
@@ -83,6 +83,15 @@ pub trait Vcpu {
     fn set_injected_interrupt(&mut self, vector: Option<u8>) -> Result<(), Self::Error> {
         let _ = vector;
         Ok(())
+    }
+
+    /// Returns `true` if NMIs are blocked until the next IRET (SDM 3A 6.7.1), or if the hypervisor does
+    /// not say. Asked for where the stepper would carry out IRET itself.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses.
+    fn nmis_blocked(&mut self) -> Result<bool, Self::Error> {
+        Ok(true)
     }
 
     /// The vector of the event that enters next, as far as that is known: an NMI, or the highest
@@ -217,6 +226,13 @@ pub enum StepperError<E: Error + 'static> {
     /// The plan lacks what the order needs.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The hypervisor delivers the trap of a step of user code to the guest's own vector 1, and the stepper
+    /// could not take it back here.
+    #[error(
+        "this hypervisor cannot step user code here: its trap goes to the guest's vector 1, and {0}; \
+         run to a breakpoint in the kernel instead"
+    )]
+    UserStep(&'static str),
     /// The hypervisor refused a call.
     #[error("{call}: {source}")]
     Vcpu {

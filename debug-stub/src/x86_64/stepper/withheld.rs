@@ -8,7 +8,7 @@
 
 use super::arming::Arming;
 use super::registers::Registers;
-use super::vcpu::{StepperError, Vcpu};
+use super::vcpu::{RunState, StepperError, Vcpu};
 use crate::x86_64::RegisterFile;
 use crate::x86_64::bits::RFLAGS_IF;
 
@@ -75,8 +75,12 @@ impl Arming {
         vector: u8,
         vcpu: &mut V,
     ) -> Result<(), StepperError<V::Error>> {
+        const CALL: &str = "giving an interrupt back";
+        // It ends a HLT that was stepped since.
+        vcpu.set_run_state(RunState::Runnable)
+            .map_err(StepperError::of(CALL))?;
         vcpu.set_injected_interrupt(Some(vector))
-            .map_err(StepperError::of("giving an interrupt back"))?;
+            .map_err(StepperError::of(CALL))?;
         self.withheld = None;
         Ok(())
     }

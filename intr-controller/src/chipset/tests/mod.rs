@@ -152,6 +152,72 @@ fn the_timer_is_at_pin_2_and_ticks_that_were_missed_are_one() {
     assert!(chipset.next_deadline().unwrap() > ns(50_000_000));
 }
 
+/// At 1 kHz, to IOAPIC pin 2 with this vector, or masked there.
+fn ticking(pin_2: u32) -> Chipset {
+    let mut chipset = chipset();
+    chipset.set_lost_ticks(LostTicks::Reinject);
+    initialise_pic(&mut chipset);
+    program(&mut chipset, 2, pin_2);
+    for (port, value) in [(0x43, RATE_GENERATOR), (0x40, 0xa9), (0x40, 0x04)] {
+        chipset.write_port(port, &[value], GuestTime::ZERO, |_| ());
+    }
+    chipset
+}
+
+#[test]
+fn ticks_that_were_missed_come_one_by_one_if_they_are_reinjected() {
+    let mut chipset = ticking(0x30);
+    let mut now = ns(4_100_000);
+    for left in [3, 2] {
+        assert_eq!(sent(|deliver| chipset.advance(now, deliver)), [0x30]);
+        assert!(sent(|deliver| chipset.advance(now, deliver)).is_empty());
+        assert_eq!(chipset.tick_counters().owed, left);
+        let soon = now.saturating_add_ns(390_000);
+        assert!(chipset.next_deadline().unwrap() > soon, "{left}");
+        assert!(sent(|deliver| chipset.advance(soon, deliver)).is_empty());
+        now = now.saturating_add_ns(500_000);
+    }
+    // A tick that is due at its own time waits for its turn.
+    assert!(sent(|deliver| chipset.advance(ns(5_010_000), deliver)).is_empty());
+    assert_eq!(chipset.tick_counters().owed, 3);
+    assert_eq!(chipset.next_deadline(), Some(ns(4_600_000 + 499_924)));
+    let restored = {
+        let mut restored = ticking(0x30);
+        restored.restore(&chipset.save()).unwrap();
+        restored
+    };
+    assert_eq!(restored.save(), chipset.save());
+    // A new count: the guest does not want what the old one owed.
+    chipset.write_port(0x40, &[0x12], now, |_| ());
+    chipset.write_port(0x40, &[0x34], now, |_| ());
+    assert_eq!(chipset.tick_counters().owed, 0);
+}
+
+#[test]
+fn a_tick_that_merges_is_reinjected() {
+    // The caller is told by the local APIC.
+    let mut chipset = ticking(0x30);
+    let tick = ns(1_010_000);
+    assert_eq!(sent(|deliver| chipset.advance(tick, deliver)), [0x30]);
+    chipset.tick_was_lost();
+    assert_eq!(chipset.next_deadline(), Some(ns(1_010_000 + 499_924)));
+    // The 8259A pair is a part of the chipset.
+    let mut chipset = ticking(0x1_0030);
+    // The line was down before the timer was programmed.
+    assert_eq!(chipset.acknowledge(), 0x20);
+    chipset.write_port(0x20, &[0x20], GuestTime::ZERO, |_| ());
+    chipset.advance(ns(1_010_000), |_| ());
+    chipset.advance(ns(2_010_000), |_| ());
+    assert_eq!(chipset.tick_counters().owed, 1);
+    assert_eq!(chipset.acknowledge(), 0x20);
+    chipset.write_port(0x20, &[0x20], ns(2_020_000), |_| ());
+    assert!(!chipset.intr());
+    chipset.advance(ns(2_600_000), |_| ());
+    assert!(chipset.intr());
+    assert_eq!(chipset.tick_counters().owed, 0);
+    assert_eq!(chipset.tick_counters().delivered, 2);
+}
+
 #[test]
 fn time_that_stands_still_brings_no_tick() {
     let mut chipset = chipset();

@@ -7,10 +7,7 @@ use kvm_ioctls::VcpuFd;
 
 use super::UserVcpu;
 use crate::GuestTime;
-use crate::kvm::calls::{self, CallError};
-
-/// IA32_TIME_STAMP_COUNTER.
-const MSR_TSC: u32 = 0x10;
+use crate::kvm::calls::{self, CallError, MSR_TSC};
 
 impl UserVcpu {
     /// The vCPU has just come from the guest, which arms a deadline.

@@ -9,6 +9,7 @@ use crate::debug_state::{DebugIntent, HwBreakpoint, HwBreakpointKind, Inject};
 
 pub(super) const CASES: &[Case] = &[
     (Capability::SingleStep, single_step),
+    (Capability::SingleStepUser, single_step_user),
     (Capability::BptExit, bpt_exit),
     (Capability::HwBreakpoint, hw_breakpoint),
     (Capability::Watchpoint, watchpoint),
@@ -66,6 +67,37 @@ fn single_step(machine: &mut Machine<'_>) -> Seen {
     guest.debug(&DebugIntent::default())?;
     guest.expect(&Exit::Hlt)?;
     Ok("3 instructions stepped one at a time".into())
+}
+
+/// Two instructions at CPL3, one at a time, and none of the guest's handlers runs.
+fn single_step_user(machine: &mut Machine<'_>) -> Seen {
+    let mut guest = machine.user_vcpu(&[
+        0x90, //             1000: nop
+        0x48, 0xff, 0xc0, // 1001: inc rax
+        0x48, 0xff, 0xc0, // 1004: inc rax
+        0xeb, 0xfe, //       1007: jmp 0x1007
+    ])?;
+    for (length, rax) in [(1, 0), (4, 1)] {
+        let wanted = u64::from(CODE) + length;
+        match guest.step(&DebugIntent::default())? {
+            Exit::Debug { exception, pc, dr6 }
+                if exception == u32::from(DB) && pc == wanted && dr6 & DR6_BS != 0 => {}
+            Exit::Out(SEEN_IN_GUEST) => {
+                return Err(Stop::fails(
+                    "the #DB of a step at CPL3 goes to the guest's own vector 1",
+                ));
+            }
+            exit => {
+                return Err(Stop::fails(format!(
+                    "{exit} in place of a step at CPL3 to {wanted:#x}"
+                )));
+            }
+        }
+        if guest.regs()?.rax != rax {
+            return Err(Stop::fails("a step at CPL3 is not one instruction"));
+        }
+    }
+    Ok("2 instructions stepped one at a time at CPL3".into())
 }
 
 /// INT3 leaves the guest with RIP at it, and the guest's own handler does not run.

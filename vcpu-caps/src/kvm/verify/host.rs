@@ -5,7 +5,7 @@ use std::format;
 
 use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET,
-    KVMIO, Msrs, kvm_device_attr, kvm_enable_cap, kvm_interrupt, kvm_msr_entry,
+    KVMIO, Msrs, kvm_clock_data, kvm_device_attr, kvm_enable_cap, kvm_interrupt, kvm_msr_entry,
 };
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, SyncReg, VcpuFd};
 use vmm_sys_util::errno;
@@ -26,6 +26,8 @@ pub(super) const CASES: &[Case] = &[
     (Capability::HaltExit, halt_exit),
     (Capability::UserIrqchip, user_irqchip),
     (Capability::TscOffset, tsc_offset),
+    (Capability::TscWrite, tsc_write),
+    (Capability::ClockSet, clock_set),
     (Capability::ClockCtrl, clock_ctrl),
     (Capability::UserMsrExit, user_msr_exit),
     (Capability::UserTscDeadline, user_tsc_deadline),
@@ -198,6 +200,91 @@ fn tsc_offset(machine: &mut Machine<'_>) -> Seen {
     }
 }
 
+/// The guest's time-stamp counter goes on from the value that the host writes. It is far from the value that
+/// KVM expects: a near one would pass for an attempt to synchronise vCPUs (x86.c, `kvm_synchronize_tsc`).
+fn tsc_write(machine: &mut Machine<'_>) -> Seen {
+    const TSC: u32 = 0x10;
+    /// More ticks than pass in the life of a micro-guest.
+    const JUMP: u64 = 1 << 44;
+    let mut guest = machine.vcpu(
+        &[
+            0x0f, 0x31, // 1000: rdtsc
+            0xf4, //       1002: hlt
+            0x0f, 0x31, // 1003: rdtsc
+            0xf4, //       1005: hlt
+        ],
+        None,
+    )?;
+    guest.expect(&Exit::Hlt)?;
+    let wanted = guest_tsc(&guest.regs()?).wrapping_add(JUMP);
+    set_msr(&guest.vcpu, TSC, wanted)?;
+    guest.expect(&Exit::Hlt)?;
+    let seen = guest_tsc(&guest.regs()?);
+    if seen.wrapping_sub(wanted) < JUMP {
+        Ok("RDTSC went on from what was written to IA32_TSC".into())
+    } else {
+        Err(Stop::fails(format!(
+            "RDTSC read {seen:#x} after {wanted:#x} was written to IA32_TSC"
+        )))
+    }
+}
+
+fn set_msr(vcpu: &VcpuFd, index: u32, data: u64) -> Result<(), Stop> {
+    let entry = kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    let entries =
+        Msrs::from_entries(&[entry]).map_err(|error| Stop::Unclear(format!("{error:?}").into()))?;
+    let set = vcpu.set_msrs(&entries).map_err(refused("KVM_SET_MSRS"))?;
+    if set == 1 {
+        Ok(())
+    } else {
+        Err(Stop::fails(format!("KVM refused MSR {index:#x}")))
+    }
+}
+
+/// `MSR_KVM_SYSTEM_TIME_NEW` (cpuid.rst, msr.rst): address of the clock page; bit 0 enables.
+const SYSTEM_TIME: u32 = 0x4b56_4d01;
+
+/// The clock in the guest's clock page goes on from the one that is set, ahead and back.
+fn clock_set(machine: &mut Machine<'_>) -> Seen {
+    /// `system_time` in `struct pvclock_vcpu_time_info`: nanoseconds when the page was written.
+    const SYSTEM_TIME_NS: u16 = DATA + 16;
+    const HOUR_NS: u64 = 3_600_000_000_000;
+    let mut guest = machine.vcpu(
+        &[
+            0xf4, //       1000: hlt
+            0xeb, 0xfd, // 1001: jmp 0x1000
+        ],
+        None,
+    )?;
+    set_msr(&guest.vcpu, SYSTEM_TIME, u64::from(DATA) | 1)?;
+    guest.expect(&Exit::Hlt)?;
+    for wanted in [2 * HOUR_NS, HOUR_NS] {
+        let clock = kvm_clock_data {
+            clock: wanted,
+            ..Default::default()
+        };
+        guest
+            .vm()
+            .set_clock(&clock)
+            .map_err(refused("KVM_SET_CLOCK"))?;
+        guest.expect(&Exit::Hlt)?;
+        let mut shown = 0;
+        for word in (0..4).rev() {
+            shown = shown << 16 | u64::from(guest.word(SYSTEM_TIME_NS + 2 * word)?);
+        }
+        if !(wanted..wanted + HOUR_NS / 2).contains(&shown) {
+            return Err(Stop::fails(format!(
+                "the guest's clock page showed {shown} ns after the clock was set to {wanted} ns"
+            )));
+        }
+    }
+    Ok("the guest's clock page followed KVM_SET_CLOCK, ahead and back".into())
+}
+
 /// EDX:EAX.
 fn guest_tsc(regs: &kvm_bindings::kvm_regs) -> u64 {
     ((regs.rdx & 0xffff_ffff) << 32) | (regs.rax & 0xffff_ffff)
@@ -226,8 +313,6 @@ fn device_attribute(
 
 /// The flag that reports a stop appears in the guest's clock page.
 fn clock_ctrl(machine: &mut Machine<'_>) -> Seen {
-    /// `MSR_KVM_SYSTEM_TIME_NEW` (cpuid.rst, msr.rst): address of the clock page; bit 0 enables.
-    const SYSTEM_TIME: u32 = 0x4b56_4d01;
     /// `flags` in `struct pvclock_vcpu_time_info`.
     const FLAGS: u16 = DATA + 29;
     /// `PVCLOCK_GUEST_STOPPED`.
@@ -239,20 +324,7 @@ fn clock_ctrl(machine: &mut Machine<'_>) -> Seen {
         ],
         None,
     )?;
-    let enable = kvm_msr_entry {
-        index: SYSTEM_TIME,
-        data: u64::from(DATA) | 1,
-        ..Default::default()
-    };
-    let entries = Msrs::from_entries(&[enable])
-        .map_err(|error| Stop::Unclear(format!("{error:?}").into()))?;
-    let set = guest
-        .vcpu
-        .set_msrs(&entries)
-        .map_err(refused("KVM_SET_MSRS"))?;
-    if set != 1 {
-        return Err(Stop::fails(format!("KVM refused MSR {SYSTEM_TIME:#x}")));
-    }
+    set_msr(&guest.vcpu, SYSTEM_TIME, u64::from(DATA) | 1)?;
     guest.expect(&Exit::Hlt)?;
     if guest.byte(FLAGS)? & STOPPED != 0 {
         return Err(Stop::fails("the guest was told of a stop that was none"));

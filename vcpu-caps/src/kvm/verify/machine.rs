@@ -5,10 +5,11 @@ use std::borrow::Cow;
 use std::format;
 use std::string::String;
 use std::time::{Duration, Instant};
+use std::vec::Vec;
 
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_MP_STATE_RUNNABLE, kvm_enable_cap, kvm_mp_state, kvm_regs,
-    kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, kvm_enable_cap,
+    kvm_mp_state, kvm_regs, kvm_segment, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -28,13 +29,27 @@ pub(super) const HANDLER: u16 = 0x1800;
 pub(super) const DATA: u16 = 0x3000;
 /// The stack grows down from here.
 pub(super) const STACK: u16 = 0x8000;
+/// What user code in 64-bit mode needs, a page each: its GDT and TSS, the IDT, and the page tables.
+const TABLES: u16 = 0x9000;
+const USER_TSS: u16 = 0x9100;
+const IDT: u16 = 0xa000;
+const PAGING: u16 = 0xb000;
+/// The top of its kernel's stack.
+const KERNEL_STACK: u16 = 0x7000;
+/// Where its handlers of all vectors but #DB are.
+const OTHER_HANDLER: u16 = 0x1900;
 /// How many steps may execute nothing before it is a failure.
 const SPURIOUS_STEPS: u32 = 8;
-/// All of a machine's memory: the interrupt vector table, code, data and stack.
+/// All of a machine's memory: the interrupt vector table, code, data, stack and the tables of 64-bit mode.
 const MEMORY: usize = 0x1_0000;
 /// Where VMX keeps its task-state segment for real mode on CPUs that cannot run it themselves
 /// (api.rst, `KVM_SET_TSS_ADDR`): three pages below 4 GiB that hold no memory.
 const TSS: usize = 0xfffb_d000;
+
+/// Selectors of the GDT in [`TABLES`].
+const USER_DATA: u16 = 0x1b;
+const USER_CODE: u16 = 0x23;
+const TASK: u16 = 0x28;
 
 /// What ends a case before it has shown that the ability works.
 #[derive(Debug)]
@@ -103,6 +118,7 @@ pub(super) struct Machine<'a> {
     memory: GuestMemoryMmap,
     irqchip: IrqchipMode,
     next_vcpu: u8,
+    kvm: &'a Kvm,
     clock: &'a Clock,
 }
 
@@ -151,7 +167,7 @@ impl<'a> Machine<'a> {
     /// A VM with 64 KiB of memory, and with the local APICs in the kernel unless `irqchip` is
     /// [`IrqchipMode::User`].
     pub(super) fn new(
-        kvm: &Kvm,
+        kvm: &'a Kvm,
         irqchip: IrqchipMode,
         clock: &'a Clock,
     ) -> Result<Self, VerifyError> {
@@ -190,6 +206,7 @@ impl<'a> Machine<'a> {
             memory,
             irqchip,
             next_vcpu: 0,
+            kvm,
             clock,
         })
     }
@@ -245,6 +262,109 @@ impl<'a> Machine<'a> {
             id,
             machine: self,
         })
+    }
+
+    /// A fresh vCPU about to run `program` at CPL3 in 64-bit mode. Its handler of #DB writes to port
+    /// 0x83, all others write to port 0x84.
+    pub(super) fn user_vcpu(&mut self, program: &[u8]) -> Result<Guest<'_>, Stop> {
+        self.write_user_tables()?;
+        let supported = self
+            .kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("KVM_GET_SUPPORTED_CPUID"))?;
+        let guest = self.vcpu(program, None)?;
+        let vcpu = &guest.vcpu;
+        vcpu.set_cpuid2(&supported)
+            .map_err(refused("KVM_SET_CPUID2"))?;
+        let mut sregs = vcpu.get_sregs().map_err(refused("KVM_GET_SREGS"))?;
+        let flat = kvm_segment {
+            limit: u32::MAX,
+            selector: USER_DATA,
+            type_: 3,
+            present: 1,
+            dpl: 3,
+            db: 1,
+            s: 1,
+            g: 1,
+            ..Default::default()
+        };
+        for segment in [
+            &mut sregs.ds,
+            &mut sregs.es,
+            &mut sregs.fs,
+            &mut sregs.gs,
+            &mut sregs.ss,
+        ] {
+            *segment = flat;
+        }
+        sregs.cs = kvm_segment {
+            selector: USER_CODE,
+            type_: 0xb,
+            db: 0,
+            l: 1,
+            ..flat
+        };
+        sregs.tr = kvm_segment {
+            base: u64::from(USER_TSS),
+            limit: 0x67,
+            selector: TASK,
+            // Busy.
+            type_: 0xb,
+            present: 1,
+            ..Default::default()
+        };
+        sregs.gdt.base = u64::from(TABLES);
+        sregs.gdt.limit = 0x37;
+        sregs.idt.base = u64::from(IDT);
+        sregs.idt.limit = 0x1ff;
+        // PG, WP, NE, ET and PE; PAE; LMA and LME (SDM 3A 10.8.5).
+        sregs.cr0 = 0x8001_0031;
+        sregs.cr3 = u64::from(PAGING);
+        sregs.cr4 = 0x20;
+        sregs.efer = 0x500;
+        vcpu.set_sregs(&sregs).map_err(refused("KVM_SET_SREGS"))?;
+        Ok(guest)
+    }
+
+    /// GDT, TSS, IDT and page tables of 64-bit mode, and the handlers (SDM 3A 3.5, 5.5, 6.14, 8.7).
+    fn write_user_tables(&self) -> Result<(), Stop> {
+        let write = |address: u16, words: &[u64]| {
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            self.write(address, &bytes)
+        };
+        let tss = u64::from(USER_TSS);
+        write(
+            TABLES,
+            &[
+                0,
+                0x00af_9b00_0000_ffff, // 08: code of CPL0
+                0x00cf_9300_0000_ffff, // 10: data of CPL0
+                0x00cf_f300_0000_ffff, // 18: data of CPL3
+                0x00af_fb00_0000_ffff, // 20: code of CPL3
+                0x0000_8b00_0000_0067 | tss << 16,
+                0,
+            ],
+        )?;
+        self.write(USER_TSS, &[0; 0x68])?;
+        // RSP0.
+        write(USER_TSS + 4, &[u64::from(KERNEL_STACK)])?;
+        for vector in 0..32 {
+            let handler = if vector == 1 { HANDLER } else { OTHER_HANDLER };
+            // An interrupt gate to selector 8.
+            let gate = u64::from(handler) | 0x8e00_0008_0000;
+            write(IDT + 16 * vector, &[gate, 0])?;
+        }
+        // out 0x83, al; hlt
+        self.write(HANDLER, &[0xe6, 0x83, 0xf4])?;
+        self.write(OTHER_HANDLER, &[0xe6, 0x84, 0xf4])?;
+        // Present, writable, user, accessed, dirty.
+        const ALL: u64 = 0x67;
+        let paging = u64::from(PAGING);
+        write(PAGING, &[(paging + 0x1000) | ALL])?;
+        write(PAGING + 0x1000, &[(paging + 0x2000) | ALL])?;
+        write(PAGING + 0x2000, &[(paging + 0x3000) | ALL])?;
+        let pages: Vec<u64> = (0..16).map(|page| page << 12 | ALL).collect();
+        write(PAGING + 0x3000, &pages)
     }
 
     /// Puts `code` at `address` and points interrupt `vector` at it (SDM 3A 21.1.4: four bytes

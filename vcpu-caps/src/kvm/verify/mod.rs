@@ -1,7 +1,8 @@
 //! Verification: micro-guests of a few instructions in throw-away VMs.
 //!
 //! Each case runs a fresh vCPU in real mode, which needs the least set-up. The result holds for
-//! CPL0: there runs the code that is worth stepping without interrupts.
+//! CPL0: there runs the code that is worth stepping without interrupts. One case steps user code in
+//! 64-bit mode: a software KVM may run that natively, and the kernel by emulation.
 //!
 //! A case that shows the opposite of a claim refutes it. A case can also show nothing, because
 //! time ran out or its control failed: the claim then stays as it is, and the finding says so.

@@ -160,13 +160,17 @@ impl VcpuGroup {
                 self.all.resume_here(plan, id, |order, armed, must_stop| {
                     let reason = self.step_here(id, order, armed, must_stop);
                     if reason.is_none() {
-                        irqchip.guest_runs();
+                        irqchip.step_goes_on();
                     }
                     reason
                 })
             }
             None => {
-                irqchip.guest_runs();
+                if is_one_step(plan) {
+                    irqchip.guest_steps();
+                } else {
+                    irqchip.guest_runs();
+                }
                 self.all.resume(plan).map(|()| None)
             }
         };
@@ -229,6 +233,12 @@ impl Drop for VcpuGroup {
             let _ = thread.join();
         }
     }
+}
+
+/// Returns `true` if the plan steps one vCPU, and the others stay.
+fn is_one_step(plan: &ResumePlan) -> bool {
+    let mut running = plan.vcpus.iter().filter(|order| **order != VcpuOrder::Stay);
+    matches!(running.next(), Some(VcpuOrder::Step(_))) && running.next().is_none()
 }
 
 /// Locks, also after a panic elsewhere: the data behind these mutexes is consistent between statements.

@@ -23,7 +23,7 @@ pub(super) fn vcpu_thread(mut handle: VcpuHandle, shared: &Shared) {
     let mut resumed = false;
     while let Order::Run(order, armed) = handle.wait_for_order() {
         let mut vcpu = lock(&slot.vcpu);
-        if resumed && order == VcpuOrder::Continue {
+        if resumed && order == VcpuOrder::Continue && shared.irqchip.clock().passes_in_a_stop() {
             // The guest's watchdogs must not count the stop. EINVAL: the guest does not use kvmclock.
             let _ = vcpu.fd().kvmclock_ctrl();
         }

@@ -58,6 +58,54 @@ fn every_class_is_known_in_every_width() {
 }
 
 #[test]
+fn instructions_that_read_a_clock_are_told_apart() {
+    let check = |code: &[u8], reads: bool| {
+        let memory = ram();
+        let mut file = long(&memory, code);
+        // The local APIC's page, at any address.
+        file.core.rbx = 0x7f12_3000;
+        assert_eq!(
+            StepPlan::new(&file, &memory).may_read_clock(),
+            reads,
+            "{code:x?}"
+        );
+    };
+    for code in [
+        &[0x0f, 0x31][..],               // rdtsc
+        &[0x0f, 0x01, 0xf9],             // rdtscp
+        &[0x0f, 0x32],                   // rdmsr
+        &[0x0f, 0x30],                   // wrmsr
+        &[0xe4, 0x40],                   // in al, 0x40
+        &[0xee],                         // out dx, al
+        &[0xf3, 0x6c],                   // rep insb
+        &[0xf4],                         // hlt
+        &[0x0f, 0x01, 0xc9],             // mwait
+        &[0x0f, 0x01, 0xc1],             // vmcall
+        &[0xcd, 0x80],                   // int 0x80
+        &[0x06],                         // no instruction
+        &[0x8b, 0x83, 0x90, 0x03, 0, 0], // mov eax, [rbx + 0x390]
+        &[0x89, 0x83, 0x80, 0x03, 0, 0], // mov [rbx + 0x380], eax
+        &[0xfb, 0x0f, 0x31],             // sti: one step may execute rdtsc, too
+    ] {
+        check(code, true);
+    }
+    for code in [
+        &[0x90][..],
+        &[0x48, 0x01, 0xd8],
+        &[0x8b, 0x03],                // mov eax, [rbx]
+        &[0x89, 0x83, 0xb0, 0, 0, 0], // mov [rbx + 0xb0], eax: EOI
+        &[0x9c],
+        &[0x0f, 0xa2],
+        &[0x0f, 0x05],
+        &[0xf3, 0xa4],
+        &[0xeb, 0x10],
+        &[0xfb, 0x90],
+    ] {
+        check(code, false);
+    }
+}
+
+#[test]
 fn system_calls_are_told_apart() {
     use StepClass::*;
     for (class, code) in [

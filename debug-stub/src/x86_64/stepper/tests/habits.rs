@@ -377,7 +377,12 @@ fn a_triple_fault_is_told_with_its_place_and_the_guest_stays_dead() {
 
 /// 64-bit mode with SYSCALL to HANDLER; pages one to one.
 pub(super) fn long_mode(habits: Habits, code: &[u8], handler: &[u8], fmask: u64) -> Machine {
-    let mut machine = Machine::new(habits, code);
+    let absent: &[Capability] = if habits.user_traps_reach_the_guest {
+        &[Capability::SingleStepUser]
+    } else {
+        &[]
+    };
+    let mut machine = Machine::with(habits, code, &plan(absent));
     machine.memory.put(HANDLER.into(), handler);
     let cr3 = machine.memory.map_one_to_one(0x9000);
     machine.vcpu = SimulatedVcpu::long_mode(habits, cr3, 0xc000, CODE.into(), STACK.into());
@@ -403,6 +408,10 @@ fn a_step_of_syscall_ends_in_the_kernel_though_fmask_clears_tf() {
 #[test]
 fn a_step_of_sysret_ends_in_user_space_though_r11_has_no_tf() {
     for habits in Habits::ALL {
+        let habits = Habits {
+            user_traps_reach_the_guest: false,
+            ..habits
+        };
         // sysretq; in user space: nop; jmp $
         let mut machine = long_mode(habits, &[0x48, 0x0f, 0x07], &[0x90, 0xeb, 0xfe], TF);
         machine.set(|file| (file.core.rcx, file.core.r11) = (HANDLER.into(), 2));

@@ -6,6 +6,7 @@ mod habits;
 mod interleavings;
 mod oracle;
 mod outcomes;
+mod user_code;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,0 +1,124 @@
+//! The VMM's own `monitor` commands: `monitor time`.
+
+use std::fmt::{self, Write};
+
+use intr_controller::kvm::TscControl;
+use intr_controller::{DebugTime, IrqchipMode, StepTime};
+
+use crate::irqchip::Irqchip;
+
+/// For `monitor help`.
+pub(crate) const HELP: &str = "\
+monitor time         how guest time passes, and what became of timer ticks
+monitor time step real|none|NS
+                     how much guest time a step takes: what it took, none, or nanoseconds
+";
+
+/// Runs a command. Returns `false` if there is no such command.
+pub(crate) fn run(irqchip: &Irqchip, command: &str, out: &mut dyn Write) -> bool {
+    let words: Vec<&str> = command.split_whitespace().collect();
+    // The client's console shows no more than it has taken.
+    let _ = match words.as_slice() {
+        ["time"] => time(irqchip, out),
+        ["time", "step", text] => step_time(irqchip, text, out),
+        ["time", "step"] => writeln!(out, "{}", step_line(irqchip.clock().report().step_time)),
+        ["time", ..] => out.write_str(HELP),
+        _ => return false,
+    };
+    true
+}
+
+fn step_time(irqchip: &Irqchip, text: &str, out: &mut dyn Write) -> fmt::Result {
+    let clock = irqchip.clock();
+    match text.parse::<StepTime>() {
+        Ok(_) if clock.report().debug_time == DebugTime::Run => writeln!(
+            out,
+            "refused: with --debug-time run time always passes; start with --debug-time freeze"
+        ),
+        Ok(step_time) => {
+            clock.set_step_time(step_time);
+            writeln!(out, "{}", step_line(step_time))
+        }
+        Err(error) => writeln!(out, "refused: {error}"),
+    }
+}
+
+fn step_line(step_time: StepTime) -> String {
+    match step_time {
+        StepTime::Real => "a step takes the time that it took".to_owned(),
+        StepTime::Fixed(time) if time.is_zero() => {
+            "a step takes no time, unless it may read a clock".to_owned()
+        }
+        StepTime::Fixed(_) => {
+            format!("a step takes {step_time}, or longer if it may read a clock")
+        }
+    }
+}
+
+fn time(irqchip: &Irqchip, out: &mut dyn Write) -> fmt::Result {
+    let report = irqchip.clock().report();
+    let mode = irqchip.mode();
+    writeln!(
+        out,
+        "guest time {}, {} while the guest is stopped (--debug-time {})",
+        report.now,
+        match report.debug_time {
+            DebugTime::Freeze => "stands still",
+            DebugTime::Run => "passes",
+        },
+        report.debug_time
+    )?;
+    if report.debug_time == DebugTime::Freeze {
+        writeln!(
+            out,
+            "stood still for {:.3} s",
+            report.stood_still.as_secs_f64()
+        )?;
+        writeln!(out, "{}", step_line(report.step_time))?;
+        writeln!(
+            out,
+            "TSC: {}",
+            match report.tsc {
+                TscControl::Offset => "set back by its offset",
+                TscControl::Msr => "set back by writing IA32_TSC",
+                TscControl::None =>
+                    "runs on: this KVM cannot set it back (monitor caps: tsc_offset)",
+            }
+        )?;
+        writeln!(out, "kvmclock: set back")?;
+        writeln!(
+            out,
+            "local APIC timers: {}",
+            match mode {
+                IrqchipMode::Kernel | IrqchipMode::Split => "KVM's, set back",
+                IrqchipMode::User => "emulated, stand still",
+            }
+        )?;
+        writeln!(
+            out,
+            "PIT: {}",
+            match mode {
+                IrqchipMode::Kernel => "KVM's, runs on; the ticks of a stop are dropped but one",
+                IrqchipMode::Split | IrqchipMode::User => "emulated, stands still",
+            }
+        )?;
+    }
+    let totals = report.totals;
+    writeln!(
+        out,
+        "{} stops; {} steps, {} of them may have read a clock; KVM's clocks set back {} times",
+        totals.stops, totals.steps, totals.observed, report.set_back
+    )?;
+    match irqchip.ticks() {
+        Some((policy, ticks)) => writeln!(
+            out,
+            "lost ticks of the PIT: {policy}; {} delivered, {} of them late, {} owed, {} discarded",
+            ticks.delivered, ticks.reinjected, ticks.owed, ticks.discarded
+        ),
+        None => writeln!(
+            out,
+            "lost ticks of the PIT: {}, by KVM, which does not count them",
+            irqchip.lost_ticks()
+        ),
+    }
+}
