@@ -144,8 +144,8 @@ enum State {
     Passing { since: Duration, pace: Pace },
 }
 
-/// The clock of a guest: see the [module](self). Host times are durations since any fixed origin, and must
-/// not go backwards.
+/// The clock of a guest: when guest time passes, and by how much. Host times are durations since any
+/// fixed origin, and must not go backwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestClock {
     debug_time: DebugTime,

@@ -6,8 +6,8 @@
 //!
 //! Setting kvmclock rewrites the guest's clock page, and the guest reads its clock again if the page has
 //! changed in between. If each read of a stepped guest changed the page, it would read forever. So a clock that
-//! is read again within [`RETRY_STEPS`] runs on, if it is ahead by no more than [`RETRY_AHEAD`], or after
-//! [`RETRIES`].
+//! is read again within `RETRY_STEPS` runs on, if it is ahead by no more than `RETRY_AHEAD`, or after
+//! `RETRIES`.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -58,7 +58,7 @@ struct State {
     frozen: Option<(FrozenClocks, Duration)>,
     /// Steps since they were set back.
     steps: u32,
-    /// How often they were set back within [`RETRY_STEPS`] of the previous time, in a row.
+    /// How often they were set back within `RETRY_STEPS` of the previous time, in a row.
     retries: u32,
 }
 
@@ -152,7 +152,7 @@ impl GuestClock {
                 .is_none_or(|kvm| kvm.clocks.tsc() == TscControl::None)
     }
 
-    /// vCPUs are about to run. Time begins to pass with the first [`Self::before_entry`]; in a step at once.
+    /// vCPUs are about to run. Time begins to pass with the first `before_entry`; in a step at once.
     pub fn start(&self, run: ClockRun) {
         let mut state = self.lock();
         state.before_entry = match run {

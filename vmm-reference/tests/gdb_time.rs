@@ -257,11 +257,16 @@ fn a_step_takes_the_time_that_was_asked_for(chips: Chips) {
         client.monitor("time step 1000000").unwrap(),
         "a step takes 1000000 ns, or longer if it may read a clock\n"
     );
-    let (took, _) = steps_take(&mut client, steps);
+    // A step that is handed to the vCPU's thread, as on a busy host, takes its own time beside. The pauses
+    // between the steps, which are longer, take none.
+    let (took, without_pauses) = steps_take(&mut client, steps);
     println!("{steps} steps of 1 ms took {took} ns");
-    assert_eq!(took, count * 1_000_000);
+    let asked = count * 1_000_000;
+    assert!((asked..=asked + without_pauses).contains(&took), "{took}");
     client.monitor("time step none").unwrap();
-    assert_eq!(steps_take(&mut client, steps).0, 0);
+    let (took, without_pauses) = steps_take(&mut client, steps);
+    println!("{steps} steps of no time took {took} ns of {without_pauses}");
+    assert!(took <= without_pauses, "{took} {without_pauses}");
     let refused = client.monitor("time step fast").unwrap();
     assert!(
         refused.starts_with("refused: expected real, none"),

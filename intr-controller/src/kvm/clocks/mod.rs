@@ -75,7 +75,7 @@ struct Readings {
     apart_ns: u64,
 }
 
-/// The clocks that KVM keeps for a guest. See the [module](self).
+/// The clocks that KVM keeps for a guest.
 ///
 /// It has descriptors of its own of the vCPUs. Call it from any thread while no vCPU runs.
 #[derive(Debug)]
