@@ -17,11 +17,25 @@ use nix::poll::{PollFd, PollFlags};
 use super::kick::VcpuThread;
 use crate::entry::MustStop;
 
+/// The threads that may run one vCPU. They come and go in any order: a debugger may step a vCPU whose own
+/// thread has not begun yet.
+#[derive(Debug, Default)]
+struct Threads {
+    own: Option<VcpuThread>,
+    /// The one that runs it for a step slice.
+    visitor: Option<VcpuThread>,
+}
+
+impl Threads {
+    fn runs_it(&self) -> Option<&VcpuThread> {
+        self.visitor.as_ref().or(self.own.as_ref())
+    }
+}
+
 /// The wake-up of one vCPU.
 #[derive(Debug)]
 pub(crate) struct Waker {
-    /// The thread that runs it: its own, or for a step slice another one.
-    thread: Mutex<Option<VcpuThread>>,
+    threads: Mutex<Threads>,
     /// Something has arrived that the vCPU has not looked at.
     attention: AtomicBool,
     /// Its thread sleeps, or is about to.
@@ -34,25 +48,33 @@ impl Waker {
     /// If there is no descriptor left.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
-            thread: Mutex::new(None),
+            threads: Mutex::default(),
             attention: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             pipe: WakePipe::new(Waiting::InALoop)?,
         })
     }
 
-    /// The calling thread runs the vCPU for as long as the result lives, and the previous one does
-    /// afterwards.
+    /// The calling thread is the vCPU's own for as long as the result lives.
     pub(crate) fn attach(&self) -> Attached<'_> {
-        let before = self.thread().replace(VcpuThread::current());
+        self.threads().own = Some(VcpuThread::current());
         Attached {
             waker: self,
-            before,
+            thread: |threads| &mut threads.own,
         }
     }
 
-    fn thread(&self) -> MutexGuard<'_, Option<VcpuThread>> {
-        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The calling thread runs the vCPU in place of its own for as long as the result lives.
+    pub(crate) fn visit(&self) -> Attached<'_> {
+        self.threads().visitor = Some(VcpuThread::current());
+        Attached {
+            waker: self,
+            thread: |threads| &mut threads.visitor,
+        }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something has arrived. The thread that runs the vCPU does not wake itself: it looks before it
@@ -61,7 +83,7 @@ impl Waker {
         if self.attention.swap(true, Ordering::SeqCst) {
             return;
         }
-        match &*self.thread() {
+        match self.threads().runs_it() {
             Some(thread) if !thread.is_current() => self.rouse(thread),
             _ => {}
         }
@@ -69,7 +91,7 @@ impl Waker {
 
     /// Makes the thread look: for a stop, which the caller has requested (`SeqCst`).
     pub(crate) fn rouse_for_stop(&self) {
-        if let Some(thread) = &*self.thread() {
+        if let Some(thread) = self.threads().runs_it() {
             self.rouse(thread);
         }
     }
@@ -114,12 +136,12 @@ impl Waker {
 #[derive(Debug)]
 pub(crate) struct Attached<'a> {
     waker: &'a Waker,
-    before: Option<VcpuThread>,
+    thread: fn(&mut Threads) -> &mut Option<VcpuThread>,
 }
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
-        *self.waker.thread() = self.before;
+        *(self.thread)(&mut self.waker.threads()) = None;
     }
 }
 
@@ -199,12 +221,28 @@ mod tests {
             is_attached.recv().unwrap();
             let _kickable = Kickable::enter(&byte).unwrap();
             assert_eq!(wake(&waker), 0, "its own thread runs it");
-            let here = waker.attach();
+            let here = waker.visit();
             assert_eq!(wake(&waker), 1, "this thread runs it");
             drop(here);
             assert_eq!(wake(&waker), 0, "its own thread runs it again");
             drop(end);
         });
+    }
+
+    /// A vCPU may be stepped before its own thread has begun, which then begins during the slice.
+    #[test]
+    fn a_thread_that_begins_while_another_one_runs_the_vcpu_is_woken_afterwards() {
+        let waker = Waker::new().unwrap();
+        let here = waker.visit();
+        thread::scope(|scope| {
+            let own = scope.spawn(|| std::mem::forget(waker.attach()));
+            own.join().unwrap();
+        });
+        assert!(waker.threads().runs_it().unwrap().is_current());
+        drop(here);
+        let own = waker.threads().own;
+        assert_eq!(waker.threads().runs_it(), own.as_ref());
+        assert!(!own.unwrap().is_current());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use iced_x86::{Instruction, Mnemonic};
 use super::StepClass;
 use super::operand;
 use super::unit::Unit;
+use crate::GuestVirtAddr;
 
 /// Registers of the local APIC's timer, as offsets in a page (SDM 3A, table "Local APIC Register Address
 /// Map"): LVT entry, initial count, current count, divide configuration.
@@ -28,9 +29,11 @@ impl Unit {
             _ => {}
         }
         let instruction = &self.decoded.instruction;
+        // These name memory that they do not read.
+        let reads_memory = !matches!(instruction.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+        let is_timer = |at: GuestVirtAddr| TIMER_REGISTERS.contains(&(at.0 & REGISTER_IN_PAGE));
         reads_by_name(instruction)
-            || operand::address(&self.machine, instruction)
-                .is_some_and(|at| TIMER_REGISTERS.contains(&(at.0 & REGISTER_IN_PAGE)))
+            || (reads_memory && operand::address(&self.machine, instruction).is_some_and(is_timer))
     }
 }
 

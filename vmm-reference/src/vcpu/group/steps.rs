@@ -89,7 +89,7 @@ impl VcpuGroup {
         let mut vcpu = lock(&slot.vcpu);
         let immediate_exit = slot.immediate_exit.byte();
         // A kick reaches this thread: what has arrived for the vCPU does not wait for the slice's end.
-        let _attached = self.shared.irqchip.waker(id).map(Waker::attach);
+        let _attached = self.shared.irqchip.waker(id).map(Waker::visit);
         let slice = slice.as_mut()?;
         let start = Instant::now();
         let end = loop {
