@@ -31,4 +31,4 @@ pub use convert::{FromKvmError, IoApicFromKvm, KvmLapic, ToKvmError, X2ApicForma
 pub use observe::{Observation, ObserveError, observe, observe_split};
 pub use split::{SplitEntry, SplitIrqchip, SplitVcpu};
 pub use startup::apply_startup;
-pub use user::{UserEntry, UserVcpu};
+pub use user::{UserEntry, UserVcpu, UserVcpuRestoreError, UserVcpuState};

@@ -10,7 +10,7 @@ use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{Observation, ObserveError, UserEntry, UserVcpu};
 use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::{
-    Acceptance, ClockReading, DestinationFormat, Destinations, DestinationsError, Effect, Gsi,
+    Acceptance, ClockReading, DestinationFormat, Destinations, DestinationsError, Effect, Event, Gsi,
     InterruptMessage, IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
 };
 use kvm_ioctls::VcpuFd;
@@ -20,8 +20,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chips::Chips;
 use super::chipset::{ChipsetThread, Emulated, Processors, lock};
 use super::{IrqchipError, SignalError};
-use crate::entry::{Entering, MustStop, Permit};
+use crate::entry::{Entering, MustStop, NMI, Permit};
 use crate::wake::{self, Waker};
+use debug_stub::x86_64::stepper::RunState;
 
 /// The local APICs, and their destinations.
 #[derive(Debug)]
@@ -109,6 +110,30 @@ impl Processors for UserProcessors {
     fn ioapic_changed(&self, _: &IoApic) {}
 }
 
+/// Returns `true` if the entry is prepared for what would enter with it.
+fn is_prepared(
+    entering: &Entering,
+    event: Option<Event>,
+    vcpu: &UserVcpu,
+    fd: &VcpuFd,
+) -> bool {
+    match event {
+        // What was acknowledged enters before others, and was there as the step was prepared.
+        Some(Event::Fixed(vector)) => {
+            entering.admits(vector.get()) || vcpu.acknowledged_ext_int().is_some()
+        }
+        // KVM keeps it while NMIs are blocked.
+        Some(Event::Nmi) => {
+            entering.admits_nmi()
+                || fd
+                    .get_vcpu_events()
+                    .is_ok_and(|events| events.nmi.masked != 0)
+        }
+        // An ExtINT's vector is known when it is acknowledged.
+        _ => true,
+    }
+}
+
 impl Emulated<UserProcessors> {
     fn processors(&self) -> &UserProcessors {
         &self.0.processors
@@ -132,6 +157,13 @@ impl Emulated<UserProcessors> {
             if entering.incomplete && locked.lapic().startup_pending() {
                 return Permit::Complete;
             }
+            if entering.prepared.is_some() {
+                match locked.would_inject(fd, reading.now, ran_on) {
+                    Ok(event) if is_prepared(&entering, event, &locked, fd) => {}
+                    Ok(_) => return Permit::PrepareAgain,
+                    Err(error) => return Permit::Failed(error.to_string()),
+                }
+            }
             match locked.prepare(fd, entering.masked, reading.now, ran_on) {
                 Ok(UserEntry::Run) => {
                     // A step is over soon, and a masked vCPU takes nothing.
@@ -148,11 +180,11 @@ impl Emulated<UserProcessors> {
                 }
                 Ok(UserEntry::Acknowledge) => {
                     drop(locked);
-                    let injected = self
-                        .0
-                        .acknowledge(|vector| lock(vcpu).inject_ext_int(fd, vector));
-                    if let Err(error) = injected {
-                        return Permit::Failed(error.to_string());
+                    let inject = |vector| lock(vcpu).inject_ext_int(fd, vector);
+                    match self.0.acknowledge(&entering, inject) {
+                        Some(Ok(())) => {}
+                        Some(Err(error)) => return Permit::Failed(error.to_string()),
+                        None => return Permit::PrepareAgain,
                     }
                 }
                 Err(error) => return Permit::Failed(error.to_string()),
@@ -276,15 +308,52 @@ impl Chips for Emulated<UserProcessors> {
         waker.sleep(must_stop, left);
     }
 
-    fn waiting(&self, id: VcpuId) -> Option<&'static str> {
+    fn run_state(&self, id: VcpuId) -> Option<RunState> {
         let vcpu = lock(self.vcpu(id)?);
-        if vcpu.lapic().waiting_for_sipi() {
-            Some("waits for SIPI")
+        Some(if vcpu.lapic().waiting_for_sipi() {
+            RunState::WaitForSipi
         } else if vcpu.is_halted() {
-            Some("halted")
+            RunState::Halted
         } else {
-            None
+            RunState::Runnable
+        })
+    }
+
+    fn set_halted(&self, id: VcpuId, halted: bool) {
+        if let Some(vcpu) = self.vcpu(id) {
+            if halted {
+                lock(vcpu).halt();
+            } else {
+                lock(vcpu).wake();
+            }
         }
+    }
+
+    fn next_interrupt(&self, id: VcpuId, enabled: bool, nmis_blocked: bool) -> Option<u8> {
+        // What is due by now is pending.
+        let ClockReading { now, .. } = self.0.clock.read();
+        self.0.advance(now);
+        let mut vcpu = lock(self.vcpu(id)?);
+        vcpu.lapic_mut().advance(now);
+        let acknowledged = vcpu.acknowledged_ext_int().filter(|_| enabled);
+        let next = vcpu.next_event(enabled, nmis_blocked);
+        // The chipset's lock comes before a vCPU's.
+        drop(vcpu);
+        acknowledged.or_else(|| match next? {
+            Event::Fixed(vector) => Some(vector.get()),
+            Event::ExtInt => Some(self.0.next_ext_int()),
+            Event::Nmi => Some(NMI),
+            // An SMI is not the guest's.
+            _ => None,
+        })
+    }
+
+    fn requeue(&self, id: VcpuId, vector: u8) -> bool {
+        let Some(vcpu) = self.vcpu(id) else {
+            return false;
+        };
+        lock(vcpu).requeue(vector);
+        true
     }
 
     fn cr8(&self, id: VcpuId) -> Option<u8> {

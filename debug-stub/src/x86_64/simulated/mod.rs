@@ -679,6 +679,13 @@ impl Vcpu for SimulatedVcpu {
         Ok(())
     }
 
+    fn next_interrupt(&mut self, enabled: bool) -> Result<Option<u8>, Refused> {
+        self.call("next_interrupt")?;
+        let nmi = self.nmi.then_some(2);
+        let pending = || self.pending.last().copied().filter(|_| enabled);
+        Ok(self.injected.or(nmi).or_else(pending))
+    }
+
     fn requeue_interrupt(&mut self, vector: u8) -> Result<(), Refused> {
         self.call("requeue_interrupt")?;
         self.pending.insert(vector);
