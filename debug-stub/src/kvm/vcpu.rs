@@ -7,8 +7,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use thiserror::Error;
-use vcpu_caps::{GuestDebug, GuestDebugFlags};
 use vcpu_caps::kvm::{SetGuestDebugError, set_guest_debug};
+use vcpu_caps::{GuestDebug, GuestDebugFlags};
 
 use super::interrupts::{move_to_irr, requested};
 use super::registers::{

@@ -424,9 +424,9 @@ GATE 0xf0, 1f
     END
 1:  movl TSS32 + 0x24, %eax
     movl %eax, RESULTS + 8
+    addl $2, TSS32 + 0x20               # not right before IRET: TCG stores an old AF in the TSS then
     movb $'t', %al
     outb %al, $PRINT
-    addl $2, TSS32 + 0x20
     iretl
 
 GUEST "calls/ljmp_to_a_task_with_tf", prot

@@ -185,6 +185,13 @@ impl<P: Processors> SharedChipset<P> {
         lock(&self.chipset).next_ext_int()
     }
 
+    #[cfg(test)]
+    pub(super) fn write_port(&self, port: u16, value: u8) {
+        self.with(|chipset, todo| {
+            chipset.write_port(port, &[value], GuestTime::ZERO, todo.deliver())
+        });
+    }
+
     pub(super) fn intr(&self) -> bool {
         lock(&self.chipset).intr()
     }

@@ -47,6 +47,8 @@ pub(crate) use chips::Chips;
 use chipset::{Emulated, OnTheBus, Processors, SharedChipset};
 use split::SplitProcessors;
 use user::UserProcessors;
+#[cfg(test)]
+pub(crate) use user::for_tests as chips_for_tests;
 
 /// The chips could not be created.
 #[derive(Debug, Error)]

@@ -10,8 +10,8 @@ use intr_controller::ioapic::IoApic;
 use intr_controller::kvm::{Observation, ObserveError, UserEntry, UserVcpu};
 use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::{
-    Acceptance, ClockReading, DestinationFormat, Destinations, DestinationsError, Effect, Event, Gsi,
-    InterruptMessage, IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
+    Acceptance, ClockReading, DestinationFormat, Destinations, DestinationsError, Effect, Event,
+    Gsi, InterruptMessage, IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
 };
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
@@ -111,12 +111,7 @@ impl Processors for UserProcessors {
 }
 
 /// Returns `true` if the entry is prepared for what would enter with it.
-fn is_prepared(
-    entering: &Entering,
-    event: Option<Event>,
-    vcpu: &UserVcpu,
-    fd: &VcpuFd,
-) -> bool {
+fn is_prepared(entering: &Entering, event: Option<Event>, vcpu: &UserVcpu, fd: &VcpuFd) -> bool {
     match event {
         // What was acknowledged enters before others, and was there as the step was prepared.
         Some(Event::Fixed(vector)) => {
@@ -410,5 +405,76 @@ impl Chips for Emulated<UserProcessors> {
             }
             Err(_) => false,
         }
+    }
+}
+
+/// Chips of one vCPU, whose 8259A pair has vectors 0x20 to 0x2f, with nothing masked.
+#[cfg(test)]
+pub(crate) fn for_tests() -> impl Chips {
+    let config = LapicConfig {
+        virtual_wire: true,
+        ..LapicConfig::new(0, true, std::num::NonZeroU64::MIN)
+    };
+    let wakers = Arc::new([Waker::new().unwrap()]);
+    let processors = UserProcessors::new(std::iter::once(config), wakers).unwrap();
+    let clock = Arc::new(crate::clock::GuestClock::new(
+        intr_controller::DebugTime::default(),
+    ));
+    let chipset = super::SharedChipset::new(processors, clock, LostTicks::default()).unwrap();
+    // ICW1 to ICW4 and OCW1 of both (8259A data sheet, "Initialization Command Words").
+    for (port, value) in [
+        (0x20, 0x11),
+        (0x21, 0x20),
+        (0x21, 0x04),
+        (0x21, 0x01),
+        (0x21, 0x00),
+        (0xa0, 0x11),
+        (0xa1, 0x28),
+        (0xa1, 0x02),
+        (0xa1, 0x01),
+        (0xa1, 0x00),
+    ] {
+        chipset.write_port(port, value);
+    }
+    let chips = Emulated(Arc::new(chipset));
+    // Bit 8 of the spurious-vector register enables the local APIC.
+    assert!(chips.local_write(VcpuId(0), 0xfee0_00f0, &0x1ff_u32.to_le_bytes()));
+    chips
+}
+
+#[cfg(test)]
+mod tests {
+    use intr_controller::routing::SourceId;
+
+    use super::*;
+
+    const VCPU: VcpuId = VcpuId(0);
+
+    fn raise(chips: &impl Chips, gsi: u32) {
+        let source = SourceId::new(0).unwrap();
+        crate::devices::InterruptLines::set_line(chips, Gsi(gsi), source, true);
+    }
+
+    #[test]
+    fn the_vector_of_an_ext_int_is_known_before_it_is_acknowledged() {
+        let chips = for_tests();
+        assert_eq!(chips.next_interrupt(VCPU, true, false), None);
+        raise(&chips, 10);
+        assert_eq!(chips.next_interrupt(VCPU, true, false), Some(0x2a));
+        assert_eq!(chips.next_interrupt(VCPU, false, false), None);
+        // More urgent.
+        raise(&chips, 1);
+        assert_eq!(chips.next_interrupt(VCPU, true, false), Some(0x21));
+        // Asking changes nothing.
+        assert_eq!(chips.next_interrupt(VCPU, true, false), Some(0x21));
+    }
+
+    #[test]
+    fn an_interrupt_that_is_put_back_enters_before_others() {
+        let chips = for_tests();
+        raise(&chips, 1);
+        assert!(chips.requeue(VCPU, 0x77));
+        assert_eq!(chips.next_interrupt(VCPU, true, false), Some(0x77));
+        assert_eq!(chips.next_interrupt(VCPU, false, false), None);
     }
 }

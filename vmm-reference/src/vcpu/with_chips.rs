@@ -205,3 +205,203 @@ impl<V: Injectable> Vcpu for WithChips<'_, V> {
         self.vcpu.discard_tf_at_entry();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use debug_stub::x86_64::simulated::{Exit, Habits, Ram, SimulatedVcpu, host_report};
+    use debug_stub::x86_64::stepper::{Next, Stepper};
+    use debug_stub::{Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuOrder};
+    use intr_controller::MsiMessage;
+    use proptest::prelude::*;
+    use vcpu_caps::{Profile, negotiate};
+
+    use super::*;
+    use crate::irqchip::chips_for_tests;
+
+    const VCPU: VcpuId = VcpuId(0);
+    const CODE: u16 = 0x1000;
+    const STACK: u16 = 0x8000;
+    const HANDLER: u16 = 0x3000;
+    const VECTOR: u8 = 0x41;
+    const NMI: u32 = 4 << 8;
+    const TF: u16 = 1 << 8;
+
+    impl Injectable for SimulatedVcpu {
+        fn passes_ext_int(&mut self) -> bool {
+            true
+        }
+
+        fn takes_interrupt_now(&mut self) -> bool {
+            true
+        }
+
+        fn report_open(&mut self) {}
+    }
+
+    fn arrives(chips: &dyn Chips, data: u32) {
+        let message = MsiMessage {
+            address: 0xfee0_0000,
+            data,
+        };
+        assert!(chips.signal_msi(message).unwrap());
+    }
+
+    /// A stepped vCPU with emulated chips.
+    struct Machine {
+        vcpu: WithChips<'static, SimulatedVcpu>,
+        memory: Ram,
+        stepper: Stepper,
+        chips: &'static dyn Chips,
+    }
+
+    fn machine(habits: Habits, code: &[u8]) -> Machine {
+        let memory = Ram::new(0x1_0000);
+        memory.put(CODE.into(), code);
+        // inc cx; pushf; iret
+        memory.put(HANDLER.into(), &[0x41, 0x9c, 0xcf]);
+        for vector in [2, VECTOR] {
+            memory.put(4 * u64::from(vector), &HANDLER.to_le_bytes());
+        }
+        let plan = negotiate(&host_report(&[]), &Profile::debugger()).unwrap();
+        let mut vcpu = SimulatedVcpu::real_mode(habits, CODE, STACK);
+        vcpu.registers_mut().core.rflags |= RFLAGS_IF;
+        let chips: &'static dyn Chips = Box::leak(Box::new(chips_for_tests()));
+        Machine {
+            vcpu: WithChips::new(VCPU, vcpu, chips),
+            memory,
+            stepper: Stepper::new(VCPU, &plan),
+            chips,
+        }
+    }
+
+    impl Machine {
+        /// One step. What the chips have enters where the step is prepared for it, as `before_entry` sees to.
+        fn step(&mut self, mask: bool) -> StopReason {
+            let order = VcpuOrder::Step(StepOrder { range: None, mask });
+            let armed = Arc::<Armed>::default();
+            let mut next = (self.stepper).start(&order, &armed, &mut self.vcpu, &self.memory);
+            loop {
+                match next {
+                    Next::Stopped(reason) => return reason,
+                    Next::Enter | Next::Complete => {}
+                }
+                if let Some(Some(vector)) = self.stepper.prepared_event() {
+                    self.vcpu.set_injected_interrupt(Some(vector)).unwrap();
+                    self.chips.set_halted(VCPU, false);
+                }
+                let complete = next == Next::Complete;
+                let exit = self.vcpu.vcpu.run(&self.memory, complete, 100);
+                assert_ne!(exit, Exit::Sleeps);
+                let outcome = SimulatedVcpu::outcome(&exit);
+                next = (self.stepper).ran(outcome, &mut self.vcpu, &self.memory);
+            }
+        }
+
+        fn rip(&self) -> u64 {
+            self.vcpu.vcpu.registers().core.rip
+        }
+    }
+
+    #[test]
+    fn an_unmasked_step_ends_at_the_handler_of_what_the_chips_have() {
+        for (habits, message) in Habits::ALL
+            .into_iter()
+            .flat_map(|habits| [(habits, u32::from(VECTOR)), (habits, NMI)])
+        {
+            let mut machine = machine(habits, &[0x90; 16]);
+            assert_eq!(machine.step(false), StopReason::Step);
+            assert_eq!(machine.rip(), u64::from(CODE) + 1);
+            arrives(machine.chips, message);
+            // A masked step lets nothing in.
+            assert_eq!(machine.step(true), StopReason::Step);
+            assert_eq!(machine.rip(), u64::from(CODE) + 2);
+            assert_eq!(machine.step(false), StopReason::Step);
+            assert_eq!(machine.rip(), u64::from(HANDLER), "{}", habits.name);
+            let mut frame = [0; 6];
+            let at = GuestPhysAddr(u64::from(STACK) - 6);
+            machine.memory.read_memory(at, &mut frame);
+            let flags = u16::from_le_bytes([frame[4], frame[5]]);
+            assert_eq!(flags & TF, 0, "{}", habits.name);
+        }
+    }
+
+    #[test]
+    fn hlt_that_is_stepped_is_known_to_the_chips_and_ended_by_another_rip() {
+        for habits in Habits::ALL {
+            // sti; hlt; nop
+            let mut machine = machine(habits, &[0xfb, 0xf4, 0x90, 0x90]);
+            for _ in 0..2 {
+                assert_eq!(machine.step(true), StopReason::Step);
+            }
+            assert_eq!(machine.rip(), u64::from(CODE) + 2);
+            assert_eq!(machine.chips.run_state(VCPU), Some(RunState::Halted));
+            let Machine {
+                vcpu,
+                stepper,
+                chips,
+                ..
+            } = &mut machine;
+            assert_eq!(stepper.run_state(vcpu).unwrap(), RunState::Halted);
+            let mut file = RegisterFile::default();
+            let core = RegisterGroups::CORE;
+            stepper.read_registers(core, &mut file, vcpu).unwrap();
+            let here = file.core.rip;
+            for (rip, state) in [
+                (CODE.into(), RunState::Runnable),
+                (here, RunState::Halted),
+                (u64::from(CODE) + 3, RunState::Runnable),
+            ] {
+                file.core.rip = rip;
+                stepper.write_registers(core, &file, vcpu).unwrap();
+                assert_eq!(chips.run_state(VCPU), Some(state), "{rip:#x}");
+            }
+            assert_eq!(machine.step(true), StopReason::Step);
+            assert_eq!(machine.rip(), u64::from(CODE) + 4);
+        }
+    }
+
+    #[test]
+    fn an_unmasked_step_of_a_halted_vcpu_ends_at_the_handler() {
+        for habits in Habits::ALL {
+            let mut machine = machine(habits, &[0xfb, 0xf4, 0x90]);
+            arrives(machine.chips, VECTOR.into());
+            // The instruction behind STI is stepped masked in any case: IF is clear before it.
+            machine.vcpu.vcpu.registers_mut().core.rflags &= !RFLAGS_IF;
+            for at in [CODE + 1, CODE + 2, HANDLER] {
+                assert_eq!(machine.step(false), StopReason::Step);
+                assert_eq!(machine.rip(), u64::from(at), "{}", habits.name);
+            }
+            assert_eq!(machine.chips.run_state(VCPU), Some(RunState::Runnable));
+        }
+    }
+
+    proptest! {
+        /// What enters next is what KVM has already, an NMI, what was put back, or the highest vector.
+        #[test]
+        fn the_next_interrupt_is_the_most_urgent_of_kvm_and_the_chips(
+            vectors in proptest::collection::btree_set(0x30_u8..=0xff, 0..4),
+            nmi in any::<bool>(),
+            given in proptest::option::of(0x30_u8..=0xff),
+            put_back in proptest::option::of(0x30_u8..=0xff),
+            enabled in any::<bool>(),
+        ) {
+            let mut machine = machine(Habits::AMD, &[0x90]);
+            for vector in &vectors {
+                arrives(machine.chips, (*vector).into());
+            }
+            if nmi {
+                arrives(machine.chips, NMI);
+            }
+            machine.vcpu.set_injected_interrupt(given).unwrap();
+            if let Some(vector) = put_back {
+                machine.vcpu.requeue_interrupt(vector).unwrap();
+            }
+            let maskable = put_back.or(vectors.last().copied()).filter(|_| enabled);
+            let put_back = put_back.filter(|_| enabled);
+            let expected = given.or(put_back).or(nmi.then_some(2)).or(maskable);
+            prop_assert_eq!(machine.vcpu.next_interrupt(enabled).unwrap(), expected);
+        }
+    }
+}

@@ -29,6 +29,9 @@ pub struct Habits {
     /// DR6.B0-B3 are set beside BS for debug registers whose address is the next instruction's,
     /// enabled or not.
     pub reports_disabled_breakpoints: bool,
+    /// IRET behind which an NMI waits is stepped by the hypervisor itself. The trap leaves the guest if
+    /// breakpoints are armed.
+    pub steps_to_nmi_window: bool,
     /// Hardware watchpoints fire.
     pub watchpoints: bool,
     /// Registers come and go with `KVM_RUN` (`KVM_CAP_SYNC_REGS`).
@@ -46,6 +49,7 @@ impl Habits {
         rep_traps_each: true,
         spurious_trap: false,
         reports_disabled_breakpoints: true,
+        steps_to_nmi_window: true,
         watchpoints: true,
         sync_regs: true,
     };
@@ -55,6 +59,7 @@ impl Habits {
         name: "kvm_intel",
         spurious_trap: true,
         reports_disabled_breakpoints: false,
+        steps_to_nmi_window: false,
         ..Self::AMD
     };
 
@@ -68,6 +73,7 @@ impl Habits {
         rep_traps_each: false,
         spurious_trap: false,
         reports_disabled_breakpoints: false,
+        steps_to_nmi_window: false,
         watchpoints: false,
         sync_regs: true,
     };

@@ -131,6 +131,8 @@ pub struct SimulatedVcpu {
     injected: Option<u8>,
     pending: BTreeSet<u8>,
     nmi: bool,
+    /// An NMI's handler runs: another one waits for its IRET (SDM 3A 6.7.1).
+    nmis_blocked: bool,
     init: bool,
     startup: Option<u8>,
     run_state: RunState,
@@ -241,6 +243,7 @@ impl SimulatedVcpu {
             injected: None,
             pending: BTreeSet::new(),
             nmi: false,
+            nmis_blocked: false,
             init: false,
             startup: None,
             run_state: RunState::Runnable,
@@ -335,7 +338,8 @@ impl SimulatedVcpu {
     pub fn reset(&mut self, file: &RegisterFile) {
         (self.queued, self.injected) = (None, None);
         self.pending.clear();
-        (self.nmi, self.init, self.startup) = (false, false, None);
+        (self.nmi, self.nmis_blocked) = (false, false);
+        (self.init, self.startup) = (false, None);
         self.shadow = Shadow::None;
         self.access = None;
         // What is to go in with the next entry does: the stepper has to discard it.
@@ -645,7 +649,7 @@ impl Vcpu for SimulatedVcpu {
 
     fn nmis_blocked(&mut self) -> Result<bool, Refused> {
         self.call("nmis_blocked")?;
-        Ok(false)
+        Ok(self.nmis_blocked)
     }
 
     fn write_msr(&mut self, _: u32, value: u64) -> Result<(), Refused> {
@@ -681,7 +685,7 @@ impl Vcpu for SimulatedVcpu {
 
     fn next_interrupt(&mut self, enabled: bool) -> Result<Option<u8>, Refused> {
         self.call("next_interrupt")?;
-        let nmi = self.nmi.then_some(2);
+        let nmi = (self.nmi && !self.nmis_blocked).then_some(2);
         let pending = || self.pending.last().copied().filter(|_| enabled);
         Ok(self.injected.or(nmi).or_else(pending))
     }

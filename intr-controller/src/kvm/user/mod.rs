@@ -141,7 +141,10 @@ impl UserVcpu {
         self.compare_counter(vcpu, now, stood_still)?;
         self.lapic.advance(now);
         Ok(
-            match self.lapic.decide(&self.readiness(vcpu.get_kvm_run(), false)) {
+            match self
+                .lapic
+                .decide(&self.readiness(vcpu.get_kvm_run(), false))
+            {
                 Decision::Inject(event) => Some(event),
                 _ => None,
             },
@@ -432,9 +435,7 @@ mod tests {
         let mut vcpu = UserVcpu::new(LapicConfig::new(0, true, NonZeroU64::MIN));
         // Bit 8 of the spurious-vector register enables the local APIC.
         let enabled = 0x1ff_u32.to_le_bytes();
-        let _ = vcpu
-            .lapic_mut()
-            .mmio_write(0xf0, &enabled, GuestTime::ZERO);
+        let _ = vcpu.lapic_mut().mmio_write(0xf0, &enabled, GuestTime::ZERO);
         assert_eq!(vcpu.next_event(true, false), None);
         arrives(&mut vcpu, 0x41);
         arrives(&mut vcpu, 0x52);

@@ -134,7 +134,9 @@ mod tests {
         state.lapic.apic_id = 7;
         assert!(matches!(
             vcpu.restore(&state),
-            Err(UserVcpuRestoreError::Lapic(LapicRestoreError::ApicId { .. }))
+            Err(UserVcpuRestoreError::Lapic(
+                LapicRestoreError::ApicId { .. }
+            ))
         ));
         assert_eq!(vcpu.save(), before);
     }
