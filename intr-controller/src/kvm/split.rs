@@ -156,15 +156,6 @@ impl SplitVcpu {
         self.vector = Some(vector);
     }
 
-    /// Whether LINT0 of this vCPU passes ExtINTs on.
-    ///
-    /// # Errors
-    /// If KVM refuses.
-    pub fn passes_ext_int(vcpu: &VcpuFd) -> Result<bool, CallError> {
-        let page = vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
-        Ok(LapicPage(&page).lint0_passes_ext_int())
-    }
-
     /// Whether an EOI that this vCPU has just exited for (`KVM_EXIT_IOAPIC_EOI`) has reached the IOAPIC, and
     /// [ends](crate::ioapic::IoApic::eoi) what [awaits it](crate::ioapic::IoApic::awaiting_eoi); if nothing
     /// does, do not ask. KVM reports every EOI of a vector that a route to the vCPU has (lapic.c,

@@ -71,8 +71,8 @@ pub(crate) trait Chips: InterruptLines + fmt::Debug {
     /// A debugger has carried HLT out, or ends it.
     fn set_halted(&self, _: VcpuId, _: bool) {}
 
-    /// The vector that enters next if no instruction blocks it, of those that the emulated chips have: an NMI,
-    /// unless NMIs are blocked, or a maskable one, if RFLAGS.IF is `enabled`.
+    /// The vector that enters next if no instruction blocks it, of those that KVM's local APIC does not have: an
+    /// NMI, unless NMIs are blocked, or a maskable one, if RFLAGS.IF is `enabled`.
     fn next_interrupt(&self, _: VcpuId, _enabled: bool, _nmis_blocked: bool) -> Option<u8> {
         None
     }

@@ -47,8 +47,6 @@ pub(crate) use chips::Chips;
 use chipset::{Emulated, OnTheBus, Processors, SharedChipset};
 use split::SplitProcessors;
 use user::UserProcessors;
-#[cfg(test)]
-pub(crate) use user::for_tests as chips_for_tests;
 
 /// The chips could not be created.
 #[derive(Debug, Error)]
@@ -321,6 +319,12 @@ fn add_to_bus<P: Processors + 'static>(
         IoApic::WINDOW,
         Arc::new(OnTheBus(Arc::clone(chipset))),
     )
+}
+
+/// The chips of `user` mode for one vCPU, with its local APIC enabled.
+#[cfg(test)]
+pub(crate) fn chips_for_tests() -> impl Chips {
+    user::for_tests()
 }
 
 /// Lets accesses to the local APIC's MSRs leave the guest.

@@ -410,7 +410,7 @@ impl Chips for Emulated<UserProcessors> {
 
 /// Chips of one vCPU, whose 8259A pair has vectors 0x20 to 0x2f, with nothing masked.
 #[cfg(test)]
-pub(crate) fn for_tests() -> impl Chips {
+pub(super) fn for_tests() -> Emulated<UserProcessors> {
     let config = LapicConfig {
         virtual_wire: true,
         ..LapicConfig::new(0, true, std::num::NonZeroU64::MIN)
@@ -467,6 +467,29 @@ mod tests {
         assert_eq!(chips.next_interrupt(VCPU, true, false), Some(0x21));
         // Asking changes nothing.
         assert_eq!(chips.next_interrupt(VCPU, true, false), Some(0x21));
+    }
+
+    #[test]
+    fn an_ext_int_that_a_step_is_not_prepared_for_is_not_acknowledged() {
+        let chips = for_tests();
+        raise(&chips, 1);
+        let entering = |prepared| Entering {
+            masked: false,
+            stepping: true,
+            reads_clock: false,
+            incomplete: false,
+            prepared,
+        };
+        for unprepared in [Some(None), Some(Some(0x2a))] {
+            let taken = chips.0.acknowledge(&entering(unprepared), |vector| vector);
+            assert_eq!(taken, None);
+            assert!(chips.0.intr());
+        }
+        let taken = chips
+            .0
+            .acknowledge(&entering(Some(Some(0x21))), |vector| vector);
+        assert_eq!(taken, Some(0x21));
+        assert!(!chips.0.intr());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! A vCPU of KVM as the stepper sees it, with the answers of the machine's interrupt chips.
 //!
 //! The stepper asks what enters next, what the vCPU waits for, and puts interrupts back. KVM knows that of its own
-//! chips. With `--irqchip user` it has none, and with `split` it does not know the 8259A. [`WithChips`] asks the
-//! emulated chips in these cases, so the same stepper leaves no trace in all three modes. A masked step asks them
-//! nothing but the run state, which costs a lock in place of an ioctl.
+//! chips, but not with one ioctl of what its 8259A has. With `--irqchip user` it has no chips, and with `split` no
+//! 8259A. [`WithChips`] asks the machine's chips for the rest, so the same stepper leaves no trace in all three
+//! modes. A masked step asks them nothing but the run state, which costs a lock in place of an ioctl.
 //!
 //! The chips take their locks in their own methods (see `irqchip/user.rs`). None is held from one call to the
 //! next.
@@ -12,7 +12,7 @@ use debug_stub::kvm::KvmVcpu;
 use debug_stub::x86_64::stepper::{DebugStatus, PendingEvents, RunState, Vcpu};
 use debug_stub::x86_64::{CoreRegisters, RegisterFile, RegisterGroups, SpecialRegisters};
 use intr_controller::IrqchipMode;
-use intr_controller::kvm::SplitVcpu;
+use intr_controller::kvm::passes_ext_int;
 use vcpu_caps::{GuestDebug, VcpuId};
 
 use crate::irqchip::Chips;
@@ -35,7 +35,7 @@ pub(super) trait Injectable: Vcpu {
 
 impl Injectable for KvmVcpu<'_> {
     fn passes_ext_int(&mut self) -> bool {
-        SplitVcpu::passes_ext_int(self.0).unwrap_or_else(|error| {
+        passes_ext_int(self.0).unwrap_or_else(|error| {
             tracing::warn!(%error, "an ExtINT may enter inside a step");
             false
         })
@@ -79,16 +79,16 @@ impl<'a, V: Injectable> WithChips<'a, V> {
         Ok(self.chips.next_interrupt(self.id, enabled, blocked))
     }
 
-    /// With KVM's local APICs and an emulated 8259A. Behind an NMI an ExtINT comes before the local APIC's
-    /// interrupts (irq.c, `kvm_cpu_get_interrupt`), if KVM has it by then.
-    fn next_of_split(&mut self, enabled: bool) -> Result<Option<u8>, V::Error> {
+    /// With KVM's local APICs. Behind an NMI an ExtINT comes before the local APIC's interrupts (irq.c,
+    /// `kvm_cpu_get_interrupt`), if KVM has it by then.
+    fn next_of_kvm(&mut self, enabled: bool, has_8259a: bool) -> Result<Option<u8>, V::Error> {
         let given = self.vcpu.next_interrupt(false)?;
         if given.is_some() || !enabled {
             return Ok(given);
         }
         let ext_int = self.chips.next_interrupt(self.id, enabled, false);
         let ext_int = ext_int.filter(|_| self.vcpu.passes_ext_int());
-        if ext_int.is_some() && self.vcpu.takes_interrupt_now() {
+        if ext_int.is_some() && (has_8259a || self.vcpu.takes_interrupt_now()) {
             return Ok(ext_int);
         }
         Ok(self.vcpu.next_interrupt(enabled)?.or(ext_int))
@@ -102,8 +102,8 @@ impl<V: Injectable> Vcpu for WithChips<'_, V> {
 
     fn next_interrupt(&mut self, enabled: bool) -> Result<Option<u8>, V::Error> {
         match self.chips.mode() {
-            IrqchipMode::Kernel => self.vcpu.next_interrupt(enabled),
-            IrqchipMode::Split => self.next_of_split(enabled),
+            IrqchipMode::Kernel => self.next_of_kvm(enabled, true),
+            IrqchipMode::Split => self.next_of_kvm(enabled, false),
             IrqchipMode::User => self.next_of_emulated(enabled),
         }
     }
