@@ -88,7 +88,10 @@ impl Host for MachineHost {
 
     fn vcpu_name(&self, vcpu: VcpuId) -> String {
         let kvms = || self.group.vcpu(vcpu).and_then(|mut vcpu| vcpu.waiting());
-        let waiting = self.irqchip.chips().waiting(vcpu).or_else(kvms);
+        let waiting = match self.irqchip.chips().run_state(vcpu) {
+            Some(state) => state.waits(),
+            None => kvms(),
+        };
         match waiting {
             Some(waiting) => format!("CPU#{} [{waiting}]", vcpu.0),
             None => format!("CPU#{}", vcpu.0),

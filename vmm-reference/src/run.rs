@@ -154,7 +154,7 @@ impl Vmm {
         let vcpus = (0..)
             .map(VcpuId)
             .zip(machine.vcpus)
-            .map(|(id, fd)| Vcpu::new(id, fd, &plan))
+            .map(|(id, fd)| Vcpu::new(id, fd, &plan, machine.irqchip.clone()))
             .collect();
         let memory = VmMemory(machine.memory.clone());
         let irqchip = machine.irqchip.clone();

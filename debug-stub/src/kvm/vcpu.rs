@@ -7,8 +7,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use thiserror::Error;
-use vcpu_caps::GuestDebug;
 use vcpu_caps::kvm::{SetGuestDebugError, set_guest_debug};
+use vcpu_caps::{GuestDebug, GuestDebugFlags};
 
 use super::interrupts::{move_to_irr, requested};
 use super::registers::{
@@ -137,6 +137,10 @@ impl Vcpu for KvmVcpu<'_> {
         self.0
             .set_vcpu_events(&events)
             .map_err(ioctl("KVM_SET_VCPU_EVENTS"))?;
+        if vector.is_some() {
+            // There is room for one. KVM's report of the last exit is stale.
+            self.0.get_kvm_run().ready_for_interrupt_injection = 0;
+        }
         Ok(())
     }
 
@@ -167,6 +171,13 @@ impl Vcpu for KvmVcpu<'_> {
             .0
             .get_vcpu_events()
             .map_err(ioctl("KVM_GET_VCPU_EVENTS"))?;
+        // KVM was delivering it as the vCPU was kicked.
+        if events.nmi.injected != 0 {
+            return Ok(Some(NMI));
+        }
+        if events.interrupt.injected != 0 && events.interrupt.soft == 0 {
+            return Ok(Some(events.interrupt.nr));
+        }
         if events.nmi.pending != 0 && events.nmi.masked == 0 {
             return Ok(Some(NMI));
         }
@@ -234,7 +245,12 @@ impl Vcpu for KvmVcpu<'_> {
     }
 
     fn set_guest_debug(&mut self, debug: &GuestDebug) -> Result<(), KvmError> {
-        Ok(set_guest_debug(self.0, debug)?)
+        set_guest_debug(self.0, debug)?;
+        if debug.control.intersects(GuestDebugFlags::INJECT) {
+            // It goes first. KVM's report of the last exit, by which the VMM hands interrupts over, is stale.
+            self.0.get_kvm_run().ready_for_interrupt_injection = 0;
+        }
+        Ok(())
     }
 
     fn sync_registers(&mut self, on: bool) {

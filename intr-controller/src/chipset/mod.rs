@@ -146,6 +146,13 @@ impl Chipset {
         self.pic.acknowledge().vector
     }
 
+    /// The vector that [`Self::acknowledge`] would return. Changes nothing.
+    #[must_use]
+    pub fn next_ext_int(&self) -> u8 {
+        let mut pic = self.pic;
+        pic.acknowledge().vector
+    }
+
     /// One source drives its end of a line.
     ///
     /// # Errors

@@ -3,14 +3,16 @@
 use core::borrow::Borrow;
 
 use kvm_bindings::{
-    KVM_IRQCHIP_PIC_MASTER, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_msi, kvm_pit_config,
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_msi,
+    kvm_pic_state, kvm_pit_config,
 };
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::calls::CallError;
+use super::calls::{CallError, failed};
 use super::{pic, routes};
+use crate::pic::{Pic, PicState};
 use crate::routing::{GsiRouter, RouteEntry};
 use crate::{Gsi, MsiMessage};
 
@@ -191,17 +193,42 @@ impl<V: Borrow<VmFd>> KernelIrqchip<V> {
 
     /// Whether the 8259A pair asserts INTR. Changes nothing.
     pub(super) fn pic_asserts_intr(&self) -> Result<bool, kvm_ioctls::Error> {
+        Ok(pic::asserts_intr(&self.pic(KVM_IRQCHIP_PIC_MASTER)?))
+    }
+
+    /// The vector of the ExtINT that the 8259A pair has for a vCPU that [passes it on](super::passes_ext_int).
+    /// `None` if INTR is down. Changes nothing.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn next_ext_int(&self) -> Result<Option<u8>, CallError> {
+        let read = |chip| self.pic(chip).map_err(failed("KVM_GET_IRQCHIP"));
+        let master = read(KVM_IRQCHIP_PIC_MASTER)?;
+        if !pic::asserts_intr(&master) {
+            return Ok(None);
+        }
+        let slave = read(KVM_IRQCHIP_PIC_SLAVE)?;
+        // KVM's own state is one that the chips can have.
+        let Ok(state) = PicState::from_kvm(&master, &slave) else {
+            return Ok(None);
+        };
+        let mut pair = Pic::new();
+        let restored = pair.restore(&state);
+        Ok(restored.is_ok().then(|| pair.acknowledge().vector))
+    }
+
+    fn pic(&self, chip_id: u32) -> Result<kvm_pic_state, kvm_ioctls::Error> {
         let mut chip = kvm_irqchip {
-            chip_id: KVM_IRQCHIP_PIC_MASTER,
+            chip_id,
             ..Default::default()
         };
         self.vm().get_irqchip(&mut chip)?;
         #[expect(unsafe_code, reason = "the ioctl's result is a C union")]
         // SAFETY:
-        // - `chip_id` selects the master 8259A, so KVM filled `pic`;
+        // - `chip_id` selects an 8259A, so KVM filled `pic`;
         // - every bit pattern is a valid `kvm_pic_state`, which is made of integers only.
         let state = unsafe { chip.chip.pic };
-        Ok(pic::asserts_intr(&state))
+        Ok(state)
     }
 }
 

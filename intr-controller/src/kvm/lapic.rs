@@ -1,7 +1,9 @@
 //! Reading KVM's local APIC page.
 
 use kvm_bindings::kvm_lapic_state;
+use kvm_ioctls::VcpuFd;
 
+use super::calls::{CallError, failed};
 use crate::lapic::kvm_parts;
 use crate::{ProcessorPriority, Vector, VectorSet};
 
@@ -68,6 +70,20 @@ impl LapicPage<'_> {
     pub(super) fn lint0_passes_ext_int(&self) -> bool {
         kvm_parts::passes_ext_int(self.register(LVT_LINT0))
     }
+}
+
+/// Whether KVM's local APIC of this vCPU passes ExtINTs on: LINT0 does, or the local APIC is disabled (lapic.c,
+/// `kvm_apic_accept_pic_intr`).
+///
+/// # Errors
+/// If KVM refuses.
+pub fn passes_ext_int(vcpu: &VcpuFd) -> Result<bool, CallError> {
+    let page = vcpu.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
+    if LapicPage(&page).lint0_passes_ext_int() {
+        return Ok(true);
+    }
+    let sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    Ok(!kvm_parts::is_enabled(sregs.apic_base))
 }
 
 #[cfg(test)]

@@ -144,6 +144,18 @@ impl SplitVcpu {
         Ok(SplitEntry::Run)
     }
 
+    /// An ExtINT that the 8259A has given up and KVM has not been given.
+    #[must_use]
+    pub const fn acknowledged_ext_int(&self) -> Option<u8> {
+        self.vector
+    }
+
+    /// An ExtINT that KVM was given was taken out of KVM by the caller, and may not enter now. KVM gets it again
+    /// before others.
+    pub const fn requeue(&mut self, vector: u8) {
+        self.vector = Some(vector);
+    }
+
     /// Whether an EOI that this vCPU has just exited for (`KVM_EXIT_IOAPIC_EOI`) has reached the IOAPIC, and
     /// [ends](crate::ioapic::IoApic::eoi) what [awaits it](crate::ioapic::IoApic::awaiting_eoi); if nothing
     /// does, do not ask. KVM reports every EOI of a vector that a route to the vCPU has (lapic.c,

@@ -405,6 +405,7 @@ GUEST "calls/lcall_to_a_task_and_back", prot
 
 GUEST "calls/int_through_a_task_gate", prot
 GATE 0x50, 0, type=5, selector=TASK_B
+GATE 0xf0, 1f                           # for the check of each step: the task begins there
     PREPARE_TASK 1f
     int $0x50
     pushfl
@@ -417,14 +418,15 @@ GATE 0x50, 0, type=5, selector=TASK_B
 
 GUEST "calls/fault_through_a_task_gate", prot
 GATE 6, 0, type=5, selector=TASK_B
+GATE 0xf0, 1f
     PREPARE_TASK 1f
     ud2
     END
 1:  movl TSS32 + 0x24, %eax
     movl %eax, RESULTS + 8
+    addl $2, TSS32 + 0x20               # not right before IRET: TCG stores an old AF in the TSS then
     movb $'t', %al
     outb %al, $PRINT
-    addl $2, TSS32 + 0x20
     iretl
 
 GUEST "calls/ljmp_to_a_task_with_tf", prot

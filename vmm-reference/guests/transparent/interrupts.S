@@ -361,7 +361,7 @@ GATE 2, 1f, ist=2
 1:  COUNT_NMI
 
 GUEST "interrupts/nmi_and_interrupt", long
-GATE 2, 1f, ist=2
+GATE 2, 1f, ist=1                       # it may enter the interrupt's handler
 GATE 0x41, 2f, ist=2
     APIC_ON
     RAISE_VECTOR 0x41
@@ -392,6 +392,42 @@ GATE 6, 2f
     movl %ebx, DATA + 0x10
     movq $3b, (%rsp)
     iretq
+
+# Interrupts of the 8259A pair, whose vectors no local APIC knows.
+    .macro EXT_INT name, vector, line
+GUEST "interrupts/\name", long
+GATE \vector, 1f, ist=2
+    APIC_ON
+    PIC_ON
+    movb $\line, %al
+    outb %al, $RAISE_LINE
+    sti
+    nop
+    AWAIT 1
+    FORGET_FRAME
+    cli
+    END
+1:  COUNT_EXT_INT
+    .endm
+EXT_INT ext_int, 0x51, 1
+EXT_INT ext_int_of_the_slave, 0x5a, 10
+
+GUEST "interrupts/ext_int_and_interrupt", long
+GATE 0x41, 1f, ist=2
+GATE 0x51, 2f, ist=2
+    APIC_ON
+    PIC_ON
+    RAISE_VECTOR 0x41
+    movb $1, %al
+    outb %al, $RAISE_LINE
+    sti
+    nop
+    AWAIT 2
+    FORGET_FRAME
+    cli
+    END
+1:  COUNT_INTERRUPT
+2:  COUNT_EXT_INT
 
 GUEST "interrupts/in_real_mode", real
 GATE 0x41, 1f

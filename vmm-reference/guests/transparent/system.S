@@ -206,6 +206,7 @@ GATE 6, 1f
 
 GUEST "system/gate_changes_before_the_fault", long
 GATE 6, 1f
+GATE 0xf0, 2f                           # for the check of each step: this is a handler
     movl $2f, %eax
     movw %ax, IDT64 + 6 * 16
     ud2

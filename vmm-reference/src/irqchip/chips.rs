@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use crate::entry::{Entering, MustStop, Permit};
+use debug_stub::x86_64::stepper::RunState;
 use intr_controller::kvm::{Observation, ObserveError};
 use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::{Counters, Gsi, IrqchipMode, MsiMessage};
@@ -62,14 +63,29 @@ pub(crate) trait Chips: InterruptLines + fmt::Debug {
         false
     }
 
-    /// What the vCPU waits for, in one word, where KVM does not know.
-    fn waiting(&self, _: VcpuId) -> Option<&'static str> {
+    /// What the vCPU waits for, where KVM does not know.
+    fn run_state(&self, _: VcpuId) -> Option<RunState> {
         None
     }
 
     /// What became of each interrupt that has arrived at the vCPU, where its local APIC is emulated.
     fn counters(&self, _: VcpuId) -> Option<Counters> {
         None
+    }
+
+    /// A debugger has carried HLT out, or ends it.
+    fn set_halted(&self, _: VcpuId, _: bool) {}
+
+    /// The vector that enters next if no instruction blocks it, of those that KVM's local APIC does not have: an
+    /// NMI, unless NMIs are blocked, or a maskable one, if RFLAGS.IF is `enabled`.
+    fn next_interrupt(&self, _: VcpuId, _enabled: bool, _nmis_blocked: bool) -> Option<u8> {
+        None
+    }
+
+    /// Takes an interrupt that was taken out of KVM and may not enter now. Returns `false` if there is no place
+    /// for it here.
+    fn requeue(&self, _: VcpuId, _: u8) -> bool {
+        false
     }
 
     /// CR8, where KVM has only a copy.

@@ -25,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::IrqchipError;
 use crate::clock::GuestClock;
 use crate::devices::InterruptLines;
+use crate::entry::Entering;
 use crate::wake::{self, SHORTEST_WAIT};
 
 /// The processors, as the chipset sees them.
@@ -160,15 +161,35 @@ impl<P: Processors> SharedChipset<P> {
     }
 
     /// Acknowledges an ExtINT and gives its vector to `inject`, under the chipset's lock: until the
-    /// vCPU has it no other vCPU sees that INTR is still up.
-    pub(super) fn acknowledge<T>(&self, inject: impl FnOnce(u8) -> T) -> T {
+    /// vCPU has it no other vCPU sees that INTR is still up. Returns `None`, and does nothing, if the entry is
+    /// not prepared for its vector.
+    pub(super) fn acknowledge<T>(
+        &self,
+        entering: &Entering,
+        inject: impl FnOnce(u8) -> T,
+    ) -> Option<T> {
         self.with(|chipset, _| {
+            if entering.prepared.is_some() && !entering.admits(chipset.next_ext_int()) {
+                return None;
+            }
             let vector = chipset.acknowledge();
             let answer = inject(vector);
             // Also if it is as before: the acknowledge has ended the request that LINT0 passed on.
             self.processors.intr(chipset.intr());
-            answer
+            Some(answer)
         })
+    }
+
+    /// The vector of the ExtINT that would be acknowledged now.
+    pub(super) fn next_ext_int(&self) -> u8 {
+        lock(&self.chipset).next_ext_int()
+    }
+
+    #[cfg(test)]
+    pub(super) fn write_port(&self, port: u16, value: u8) {
+        self.with(|chipset, todo| {
+            chipset.write_port(port, &[value], GuestTime::ZERO, todo.deliver())
+        });
     }
 
     pub(super) fn intr(&self) -> bool {

@@ -25,6 +25,17 @@ impl Chips for KernelLines {
         vm.register_irqfd(event, gsi.0).map_err(IrqchipError::Irqfd)
     }
 
+    /// An ExtINT's vector. The local APICs are KVM's.
+    fn next_interrupt(&self, _: VcpuId, enabled: bool, _: bool) -> Option<u8> {
+        if !enabled {
+            return None;
+        }
+        self.irqchip().next_ext_int().unwrap_or_else(|error| {
+            tracing::warn!(%error, "an ExtINT may enter inside a step");
+            None
+        })
+    }
+
     fn observe(
         &self,
         _: VcpuId,

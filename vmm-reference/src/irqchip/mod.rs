@@ -328,6 +328,12 @@ fn add_to_bus<P: Processors + 'static>(
     )
 }
 
+/// The chips of `user` mode for one vCPU, with its local APIC enabled.
+#[cfg(test)]
+pub(crate) fn chips_for_tests() -> impl Chips {
+    user::for_tests()
+}
+
 /// Lets accesses to the local APIC's MSRs leave the guest.
 fn leave_apic_msrs(vm: &VmFd) -> Result<(), IrqchipError> {
     let failed = |call| move |source| IrqchipError::Msrs { call, source };

@@ -114,6 +114,26 @@ impl Chips for Emulated<SplitProcessors> {
         self.0.resumed();
     }
 
+    /// An ExtINT's vector. Whether LINT0 of the vCPU passes it on is known to KVM.
+    fn next_interrupt(&self, id: VcpuId, enabled: bool, _: bool) -> Option<u8> {
+        let processors = &self.0.processors;
+        let acknowledged = lock(processors.vcpus.get(id.index())?).acknowledged_ext_int();
+        if !enabled || acknowledged.is_some() {
+            return acknowledged.filter(|_| enabled);
+        }
+        self.0.advance(self.0.clock.read().now);
+        let intr = processors.intr.load(Ordering::Acquire);
+        intr.then(|| self.0.next_ext_int())
+    }
+
+    fn requeue(&self, id: VcpuId, vector: u8) -> bool {
+        let Some(vcpu) = self.0.processors.vcpus.get(id.index()) else {
+            return false;
+        };
+        lock(vcpu).requeue(vector);
+        true
+    }
+
     fn before_entry(&self, id: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {
         let processors = &self.0.processors;
         let (Some(vcpu), Some(waker)) = (
@@ -130,11 +150,11 @@ impl Chips for Emulated<SplitProcessors> {
             match entry {
                 Ok(SplitEntry::Run) => return Permit::Enter,
                 Ok(SplitEntry::Acknowledge) => {
-                    let injected = self
-                        .0
-                        .acknowledge(|vector| lock(vcpu).inject_ext_int(fd, vector));
-                    if let Err(error) = injected {
-                        return Permit::Failed(error.to_string());
+                    let inject = |vector| lock(vcpu).inject_ext_int(fd, vector);
+                    match self.0.acknowledge(&entering, inject) {
+                        Some(Ok(())) => {}
+                        Some(Err(error)) => return Permit::Failed(error.to_string()),
+                        None => return Permit::PrepareAgain,
                     }
                 }
                 Err(error) => return Permit::Failed(error.to_string()),

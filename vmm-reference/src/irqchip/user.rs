@@ -11,7 +11,7 @@ use intr_controller::kvm::{Observation, ObserveError, UserEntry, UserVcpu};
 use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::{
     Acceptance, ClockReading, Counters, DestinationFormat, Destinations, DestinationsError, Effect,
-    Gsi, InterruptMessage, IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
+    Event, Gsi, InterruptMessage, IrqchipMode, Lapic, LapicConfig, MsiMessage, VcpuIndex,
 };
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
@@ -20,8 +20,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chips::Chips;
 use super::chipset::{ChipsetThread, Emulated, Processors, lock};
 use super::{IrqchipError, SignalError};
-use crate::entry::{Entering, MustStop, Permit};
+use crate::entry::{Entering, MustStop, NMI, Permit};
 use crate::wake::{self, Waker};
+use debug_stub::x86_64::stepper::RunState;
 
 /// The local APICs, and their destinations.
 #[derive(Debug)]
@@ -109,6 +110,25 @@ impl Processors for UserProcessors {
     fn ioapic_changed(&self, _: &IoApic) {}
 }
 
+/// Returns `true` if the entry is prepared for what would enter with it.
+fn is_prepared(entering: &Entering, event: Option<Event>, vcpu: &UserVcpu, fd: &VcpuFd) -> bool {
+    match event {
+        // What was acknowledged enters before others, and was there as the step was prepared.
+        Some(Event::Fixed(vector)) => {
+            entering.admits(vector.get()) || vcpu.acknowledged_ext_int().is_some()
+        }
+        // KVM keeps it while NMIs are blocked.
+        Some(Event::Nmi) => {
+            entering.admits_nmi()
+                || fd
+                    .get_vcpu_events()
+                    .is_ok_and(|events| events.nmi.masked != 0)
+        }
+        // An ExtINT's vector is known when it is acknowledged.
+        _ => true,
+    }
+}
+
 impl Emulated<UserProcessors> {
     fn processors(&self) -> &UserProcessors {
         &self.0.processors
@@ -132,6 +152,13 @@ impl Emulated<UserProcessors> {
             if entering.incomplete && locked.lapic().startup_pending() {
                 return Permit::Complete;
             }
+            if entering.prepared.is_some() {
+                match locked.would_inject(fd, reading.now, ran_on) {
+                    Ok(event) if is_prepared(&entering, event, &locked, fd) => {}
+                    Ok(_) => return Permit::PrepareAgain,
+                    Err(error) => return Permit::Failed(error.to_string()),
+                }
+            }
             match locked.prepare(fd, entering.masked, reading.now, ran_on) {
                 Ok(UserEntry::Run) => {
                     // A step is over soon, and a masked vCPU takes nothing.
@@ -148,11 +175,11 @@ impl Emulated<UserProcessors> {
                 }
                 Ok(UserEntry::Acknowledge) => {
                     drop(locked);
-                    let injected = self
-                        .0
-                        .acknowledge(|vector| lock(vcpu).inject_ext_int(fd, vector));
-                    if let Err(error) = injected {
-                        return Permit::Failed(error.to_string());
+                    let inject = |vector| lock(vcpu).inject_ext_int(fd, vector);
+                    match self.0.acknowledge(&entering, inject) {
+                        Some(Ok(())) => {}
+                        Some(Err(error)) => return Permit::Failed(error.to_string()),
+                        None => return Permit::PrepareAgain,
                     }
                 }
                 Err(error) => return Permit::Failed(error.to_string()),
@@ -276,14 +303,24 @@ impl Chips for Emulated<UserProcessors> {
         waker.sleep(must_stop, left);
     }
 
-    fn waiting(&self, id: VcpuId) -> Option<&'static str> {
+    fn run_state(&self, id: VcpuId) -> Option<RunState> {
         let vcpu = lock(self.vcpu(id)?);
-        if vcpu.lapic().waiting_for_sipi() {
-            Some("waits for SIPI")
+        Some(if vcpu.lapic().waiting_for_sipi() {
+            RunState::WaitForSipi
         } else if vcpu.is_halted() {
-            Some("halted")
+            RunState::Halted
         } else {
-            None
+            RunState::Runnable
+        })
+    }
+
+    fn set_halted(&self, id: VcpuId, halted: bool) {
+        if let Some(vcpu) = self.vcpu(id) {
+            if halted {
+                lock(vcpu).halt();
+            } else {
+                lock(vcpu).wake();
+            }
         }
     }
 
@@ -293,6 +330,33 @@ impl Chips for Emulated<UserProcessors> {
         // The timer is looked at when the vCPU enters.
         vcpu.lapic_mut().advance(now);
         Some(*vcpu.lapic().policy().counters())
+    }
+
+    fn next_interrupt(&self, id: VcpuId, enabled: bool, nmis_blocked: bool) -> Option<u8> {
+        // What is due by now is pending.
+        let ClockReading { now, .. } = self.0.clock.read();
+        self.0.advance(now);
+        let mut vcpu = lock(self.vcpu(id)?);
+        vcpu.lapic_mut().advance(now);
+        let acknowledged = vcpu.acknowledged_ext_int().filter(|_| enabled);
+        let next = vcpu.next_event(enabled, nmis_blocked);
+        // The chipset's lock comes before a vCPU's.
+        drop(vcpu);
+        acknowledged.or_else(|| match next? {
+            Event::Fixed(vector) => Some(vector.get()),
+            Event::ExtInt => Some(self.0.next_ext_int()),
+            Event::Nmi => Some(NMI),
+            // An SMI is not the guest's.
+            _ => None,
+        })
+    }
+
+    fn requeue(&self, id: VcpuId, vector: u8) -> bool {
+        let Some(vcpu) = self.vcpu(id) else {
+            return false;
+        };
+        lock(vcpu).requeue(vector);
+        true
     }
 
     fn cr8(&self, id: VcpuId) -> Option<u8> {
@@ -349,5 +413,99 @@ impl Chips for Emulated<UserProcessors> {
             }
             Err(_) => false,
         }
+    }
+}
+
+/// Chips of one vCPU, whose 8259A pair has vectors 0x20 to 0x2f, with nothing masked.
+#[cfg(test)]
+pub(super) fn for_tests() -> Emulated<UserProcessors> {
+    let config = LapicConfig {
+        virtual_wire: true,
+        ..LapicConfig::new(0, true, std::num::NonZeroU64::MIN)
+    };
+    let wakers = Arc::new([Waker::new().unwrap()]);
+    let processors = UserProcessors::new(std::iter::once(config), wakers).unwrap();
+    let clock = Arc::new(crate::clock::GuestClock::new(
+        intr_controller::DebugTime::default(),
+    ));
+    let chipset = super::SharedChipset::new(processors, clock, LostTicks::default()).unwrap();
+    // ICW1 to ICW4 and OCW1 of both (8259A data sheet, "Initialization Command Words").
+    for (port, value) in [
+        (0x20, 0x11),
+        (0x21, 0x20),
+        (0x21, 0x04),
+        (0x21, 0x01),
+        (0x21, 0x00),
+        (0xa0, 0x11),
+        (0xa1, 0x28),
+        (0xa1, 0x02),
+        (0xa1, 0x01),
+        (0xa1, 0x00),
+    ] {
+        chipset.write_port(port, value);
+    }
+    let chips = Emulated(Arc::new(chipset));
+    // Bit 8 of the spurious-vector register enables the local APIC.
+    assert!(chips.local_write(VcpuId(0), 0xfee0_00f0, &0x1ff_u32.to_le_bytes()));
+    chips
+}
+
+#[cfg(test)]
+mod tests {
+    use intr_controller::routing::SourceId;
+
+    use super::*;
+
+    const VCPU: VcpuId = VcpuId(0);
+
+    fn raise(chips: &impl Chips, gsi: u32) {
+        let source = SourceId::new(0).unwrap();
+        crate::devices::InterruptLines::set_line(chips, Gsi(gsi), source, true);
+    }
+
+    #[test]
+    fn the_vector_of_an_ext_int_is_known_before_it_is_acknowledged() {
+        let chips = for_tests();
+        assert_eq!(chips.next_interrupt(VCPU, true, false), None);
+        raise(&chips, 10);
+        assert_eq!(chips.next_interrupt(VCPU, true, false), Some(0x2a));
+        assert_eq!(chips.next_interrupt(VCPU, false, false), None);
+        // More urgent.
+        raise(&chips, 1);
+        assert_eq!(chips.next_interrupt(VCPU, true, false), Some(0x21));
+        // Asking changes nothing.
+        assert_eq!(chips.next_interrupt(VCPU, true, false), Some(0x21));
+    }
+
+    #[test]
+    fn an_ext_int_that_a_step_is_not_prepared_for_is_not_acknowledged() {
+        let chips = for_tests();
+        raise(&chips, 1);
+        let entering = |prepared| Entering {
+            masked: false,
+            stepping: true,
+            reads_clock: false,
+            incomplete: false,
+            prepared,
+        };
+        for unprepared in [Some(None), Some(Some(0x2a))] {
+            let taken = chips.0.acknowledge(&entering(unprepared), |vector| vector);
+            assert_eq!(taken, None);
+            assert!(chips.0.intr());
+        }
+        let taken = chips
+            .0
+            .acknowledge(&entering(Some(Some(0x21))), |vector| vector);
+        assert_eq!(taken, Some(0x21));
+        assert!(!chips.0.intr());
+    }
+
+    #[test]
+    fn an_interrupt_that_is_put_back_enters_before_others() {
+        let chips = for_tests();
+        raise(&chips, 1);
+        assert!(chips.requeue(VCPU, 0x77));
+        assert_eq!(chips.next_interrupt(VCPU, true, false), Some(0x77));
+        assert_eq!(chips.next_interrupt(VCPU, false, false), None);
     }
 }

@@ -3,6 +3,7 @@
 mod exits;
 mod group;
 mod run;
+mod with_chips;
 
 pub use exits::{Exits, MachineExits};
 pub use group::{GroupError, VcpuGroup};

@@ -11,7 +11,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vcpu_caps::Plan;
 
 use super::exits::Exits;
+use super::with_chips::WithChips;
 use crate::entry::{Entering, MustStop, Permit};
+use crate::irqchip::Irqchip;
 
 /// What to do when a run must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,19 +39,33 @@ pub(crate) enum RunEnd {
 pub struct Vcpu {
     fd: VcpuFd,
     stepper: Stepper,
+    irqchip: Irqchip,
     /// What the next run does first, after one that yielded.
     pending: Option<Next>,
 }
 
 impl Vcpu {
-    /// A vCPU that nothing else runs or debugs.
+    /// A vCPU of a machine with these interrupt chips, which nothing else runs or debugs.
     #[must_use]
-    pub fn new(id: VcpuId, fd: VcpuFd, plan: &Plan) -> Self {
+    pub fn new(id: VcpuId, fd: VcpuFd, plan: &Plan, irqchip: Irqchip) -> Self {
         Self {
             fd,
             stepper: Stepper::new(id, plan),
+            irqchip,
             pending: None,
         }
+    }
+
+    /// The stepper, and the vCPU as it reads and writes it.
+    fn parts(&mut self) -> (&mut Stepper, WithChips<'_, KvmVcpu<'_>>) {
+        let Self {
+            fd,
+            stepper,
+            irqchip,
+            ..
+        } = self;
+        let vcpu = WithChips::new(stepper.id(), KvmVcpu(fd), irqchip.chips());
+        (stepper, vcpu)
     }
 
     /// Its id.
@@ -74,7 +90,8 @@ impl Vcpu {
     /// What it waits for, in a few words; `None` if it runs code, or KVM does not say.
     #[must_use]
     pub fn waiting(&mut self) -> Option<&'static str> {
-        let state = self.stepper.run_state(&mut KvmVcpu(&mut self.fd));
+        let (stepper, mut vcpu) = self.parts();
+        let state = stepper.run_state(&mut vcpu);
         state.ok().and_then(|state| state.waits())
     }
 
@@ -84,7 +101,8 @@ impl Vcpu {
     /// If KVM refuses, twice.
     pub fn release(&mut self) -> Result<(), StepperError<KvmError>> {
         self.pending = None;
-        self.stepper.release(&mut KvmVcpu(&mut self.fd))
+        let (stepper, mut vcpu) = self.parts();
+        stepper.release(&mut vcpu)
     }
 
     /// Fills the `groups` of `file`.
@@ -96,8 +114,8 @@ impl Vcpu {
         groups: RegisterGroups,
         file: &mut RegisterFile,
     ) -> Result<(), StepperError<KvmError>> {
-        let vcpu = &mut KvmVcpu(&mut self.fd);
-        self.stepper.read_registers(groups, file, vcpu)
+        let (stepper, mut vcpu) = self.parts();
+        stepper.read_registers(groups, file, &mut vcpu)
     }
 
     /// Sets the `groups` from `file`.
@@ -109,8 +127,8 @@ impl Vcpu {
         groups: RegisterGroups,
         file: &RegisterFile,
     ) -> Result<(), StepperError<KvmError>> {
-        let vcpu = &mut KvmVcpu(&mut self.fd);
-        self.stepper.write_registers(groups, file, vcpu)
+        let (stepper, mut vcpu) = self.parts();
+        stepper.write_registers(groups, file, &mut vcpu)
     }
 
     /// Runs on the calling thread until the order is done, `must_stop` is true, or the guest cannot go
@@ -133,9 +151,10 @@ impl Vcpu {
         let (exits, memory) = machine;
         let mut next = match self.pending.take() {
             Some(next) => next,
-            None => self
-                .stepper
-                .start(order, armed, &mut KvmVcpu(&mut self.fd), memory),
+            None => {
+                let (stepper, mut vcpu) = self.parts();
+                stepper.start(order, armed, &mut vcpu, memory)
+            }
         };
         loop {
             let entered = match next {
@@ -143,16 +162,17 @@ impl Vcpu {
                 Next::Complete => Entered::Ran(self.complete(exits)),
                 Next::Enter => self.enter(exits, must_stop),
             };
-            let vcpu = &mut KvmVcpu(&mut self.fd);
+            let (stepper, mut vcpu) = self.parts();
             next = match entered {
-                Entered::Ran(outcome) => self.stepper.ran(outcome, vcpu, memory),
+                Entered::Ran(outcome) => stepper.ran(outcome, &mut vcpu, memory),
                 Entered::MustStop if on_stop == OnStop::Interrupt => {
-                    self.stepper.interrupt(vcpu, memory)
+                    stepper.interrupt(&mut vcpu, memory)
                 }
                 Entered::NothingToRun if on_stop == OnStop::Interrupt => {
-                    exits.wait(self.stepper.id(), must_stop);
+                    exits.wait(stepper.id(), must_stop);
                     Next::Enter
                 }
+                Entered::NotPrepared => stepper.start(order, armed, &mut vcpu, memory),
                 // The vCPU's own thread waits, not the thread of an inline step.
                 Entered::MustStop | Entered::NothingToRun => {
                     self.pending = Some(Next::Enter);
@@ -169,17 +189,20 @@ impl Vcpu {
         if must_stop() {
             return Entered::MustStop;
         }
+        let masked = self.stepper.is_masked();
         let entering = Entering {
-            masked: self.stepper.is_masked(),
+            masked,
             stepping: self.stepper.is_stepping(),
             reads_clock: self.stepper.may_read_clock(),
             incomplete: self.stepper.is_incomplete(),
+            prepared: self.stepper.prepared_event().filter(|_| !masked),
         };
         match exits.before_entry(self.stepper.id(), &mut self.fd, entering) {
             Permit::Enter => Entered::Ran(self.run_once(exits)),
             Permit::Wait => Entered::NothingToRun,
             Permit::Complete => Entered::Ran(self.complete(exits)),
             Permit::Restarted => Entered::Ran(Outcome::Restarted),
+            Permit::PrepareAgain => Entered::NotPrepared,
             Permit::Failed(text) => Entered::Ran(Outcome::Fatal(StopReason::InternalError(text))),
         }
     }
@@ -291,4 +314,6 @@ enum Entered {
     MustStop,
     /// It waits for an interrupt; the local APICs are emulated.
     NothingToRun,
+    /// An event is to enter that the step is not prepared for.
+    NotPrepared,
 }

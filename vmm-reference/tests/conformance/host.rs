@@ -87,7 +87,7 @@ pub fn run(machine: Machine) -> (GuestRam, Result<(), String>) {
     let vcpus = (0..)
         .map(VcpuId)
         .zip(machine.vcpus)
-        .map(|(id, fd)| Vcpu::new(id, fd, plan))
+        .map(|(id, fd)| Vcpu::new(id, fd, plan, irqchip.clone()))
         .collect();
     let group = VcpuGroup::start(vcpus, irqchip, exits, VmMemory(memory.clone())).unwrap();
     group.resume_all();

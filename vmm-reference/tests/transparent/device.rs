@@ -4,9 +4,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
-use intr_controller::MsiMessage;
+use intr_controller::routing::SourceId;
+use intr_controller::{Gsi, MsiMessage};
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
+use vmm_reference::devices::InterruptLines;
 use vmm_reference::irqchip::Irqchip;
 use vmm_reference::vcpu::{Exits, MachineExits};
 use vmm_reference::{Entering, Permit};
@@ -17,8 +19,9 @@ const PRINT: u16 = 0xe2;
 const NEXT: u16 = 0xe3;
 const RAISE: u16 = 0xe4;
 const RAISE_NMI: u16 = 0xe5;
+const RAISE_LINE: u16 = 0xe6;
 /// Ports and addresses of the device: the rest are the machine's.
-const PORTS: std::ops::RangeInclusive<u16> = DONE..=RAISE_NMI;
+const PORTS: std::ops::RangeInclusive<u16> = DONE..=RAISE_LINE;
 const DEVICE: std::ops::Range<u64> = 0x30_0000..0x30_1000;
 /// Address and data of a message to vCPU 0 (SDM 3A 11.11).
 const TO_VCPU_0: u64 = 0xfee0_0000;
@@ -38,6 +41,7 @@ pub enum Access {
     Read(u64, usize),
     Raise(u8),
     RaiseNmi,
+    RaiseLine(u8),
 }
 
 /// How a guest ended.
@@ -162,6 +166,11 @@ impl Exits for TestDevice {
             RAISE_NMI => {
                 self.note(Access::RaiseNmi);
                 self.signal(NMI);
+            }
+            RAISE_LINE => {
+                self.note(Access::RaiseLine(value));
+                let irqchip = &self.machine.irqchip;
+                irqchip.set_line(Gsi(value.into()), SourceId::new(0).unwrap(), true);
             }
             _ => self.machine.io_out(port, data),
         }

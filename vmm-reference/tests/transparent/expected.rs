@@ -7,8 +7,20 @@
 
 use std::collections::BTreeMap;
 
+use intr_controller::IrqchipMode;
+
+use crate::image::Guest;
+
 /// What is known of one guest: the reason for each letter.
 pub type Known = BTreeMap<char, &'static str>;
+
+/// What a guest is called in the table: by its name, and its interrupt chips if they are not KVM's.
+pub fn key(guest: &Guest, chips: IrqchipMode) -> String {
+    match chips {
+        IrqchipMode::Kernel => guest.name.clone(),
+        chips => format!("{}@{chips}", guest.name),
+    }
+}
 
 /// The table for a kind of KVM; empty if there is none.
 pub fn table(flavour: &str) -> BTreeMap<&'static str, Known> {

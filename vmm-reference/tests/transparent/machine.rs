@@ -107,7 +107,7 @@ impl Running {
         let vcpus = (0..)
             .map(VcpuId)
             .zip(machine.vcpus)
-            .map(|(id, fd)| Vcpu::new(id, fd, plan))
+            .map(|(id, fd)| Vcpu::new(id, fd, plan, machine.irqchip.clone()))
             .collect();
         let memory = VmMemory(machine.memory.clone());
         let group = VcpuGroup::start(

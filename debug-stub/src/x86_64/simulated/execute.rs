@@ -115,6 +115,13 @@ impl SimulatedVcpu {
         if emulated && stepping && self.linear_pc() != pc {
             self.drop_tf();
         }
+        let returned = matches!(code, [0xcf, ..] | [0x48, 0xcf, ..]);
+        if returned && std::mem::take(&mut self.nmis_blocked) && self.nmi {
+            let breakpoints = self.has(GuestDebugFlags::USE_HW_BP);
+            if self.habits.steps_to_nmi_window && breakpoints && !stepping {
+                return Some(self.trap_exit(DR6_BS));
+            }
+        }
         // It runs on in user code.
         let traps = traps && (native || !self.runs_natively());
         let mut dr6 = if traps { DR6_BS } else { 0 };

@@ -43,6 +43,9 @@ pub struct Habits {
     /// DR6.B0-B3 are set beside BS for debug registers whose address is the next instruction's,
     /// enabled or not.
     pub reports_disabled_breakpoints: bool,
+    /// IRET behind which an NMI waits is stepped by the hypervisor itself. The trap leaves the guest if
+    /// breakpoints are armed.
+    pub steps_to_nmi_window: bool,
     /// Hardware watchpoints fire.
     pub watchpoints: bool,
     /// Registers come and go with `KVM_RUN` (`KVM_CAP_SYNC_REGS`).
@@ -66,6 +69,7 @@ impl Habits {
         debugger_hides_dr7: false,
         keeps_tpr_threshold: false,
         reports_disabled_breakpoints: true,
+        steps_to_nmi_window: true,
         watchpoints: true,
         sync_regs: true,
     };
@@ -81,6 +85,7 @@ impl Habits {
         debugger_hides_dr7: true,
         keeps_tpr_threshold: true,
         reports_disabled_breakpoints: false,
+        steps_to_nmi_window: false,
         ..Self::AMD
     };
 
@@ -100,6 +105,7 @@ impl Habits {
         debugger_hides_dr7: false,
         keeps_tpr_threshold: false,
         reports_disabled_breakpoints: false,
+        steps_to_nmi_window: false,
         watchpoints: false,
         sync_regs: true,
     };

@@ -162,6 +162,7 @@ impl SimulatedVcpu {
         self.file.core.rip = 0xfff0;
         self.shadow = Shadow::None;
         (self.queued, self.injected) = (None, None);
+        self.nmis_blocked = false;
         self.access = None;
         (self.held_trap, self.tpr_threshold_is_stale) = (false, false);
         self.run_state = RunState::WaitForSipi;
@@ -174,8 +175,8 @@ impl SimulatedVcpu {
             RunState::Runnable | RunState::Starting => true,
             RunState::Halted => {
                 let open = enabled(self.file.core.rflags, self.shadow);
-                let wakes =
-                    self.nmi || self.queued.is_some() || (open && self.deliverable().is_some());
+                let nmi = self.nmi && !self.nmis_blocked;
+                let wakes = nmi || self.queued.is_some() || (open && self.deliverable().is_some());
                 if wakes {
                     self.run_state = RunState::Runnable;
                 }
@@ -196,8 +197,8 @@ impl SimulatedVcpu {
             event
         } else if let Some(vector) = self.injected.take() {
             Event::exception(vector)
-        } else if self.nmi && !blocked && self.shadow == Shadow::None {
-            self.nmi = false;
+        } else if self.nmi && !self.nmis_blocked && !blocked && self.shadow == Shadow::None {
+            (self.nmi, self.nmis_blocked) = (false, true);
             Event::exception(2)
         } else if !blocked && enabled(self.file.core.rflags, self.shadow) {
             let vector = self.deliverable()?;

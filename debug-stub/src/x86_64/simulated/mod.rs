@@ -133,6 +133,8 @@ pub struct SimulatedVcpu {
     injected: Option<u8>,
     pending: BTreeSet<u8>,
     nmi: bool,
+    /// An NMI's handler runs: another one waits for its IRET (SDM 3A 6.7.1).
+    nmis_blocked: bool,
     init: bool,
     startup: Option<u8>,
     run_state: RunState,
@@ -247,6 +249,7 @@ impl SimulatedVcpu {
             injected: None,
             pending: BTreeSet::new(),
             nmi: false,
+            nmis_blocked: false,
             init: false,
             startup: None,
             run_state: RunState::Runnable,
@@ -343,7 +346,8 @@ impl SimulatedVcpu {
     pub fn reset(&mut self, file: &RegisterFile) {
         (self.queued, self.injected) = (None, None);
         self.pending.clear();
-        (self.nmi, self.init, self.startup) = (false, false, None);
+        (self.nmi, self.nmis_blocked) = (false, false);
+        (self.init, self.startup) = (false, None);
         self.shadow = Shadow::None;
         self.access = None;
         (self.held_trap, self.tpr_threshold_is_stale) = (false, false);
@@ -685,7 +689,7 @@ impl Vcpu for SimulatedVcpu {
 
     fn nmis_blocked(&mut self) -> Result<bool, Refused> {
         self.call("nmis_blocked")?;
-        Ok(false)
+        Ok(self.nmis_blocked)
     }
 
     fn write_msr(&mut self, _: u32, value: u64) -> Result<(), Refused> {
@@ -717,6 +721,13 @@ impl Vcpu for SimulatedVcpu {
         self.call("set_injected_interrupt")?;
         self.injected = vector;
         Ok(())
+    }
+
+    fn next_interrupt(&mut self, enabled: bool) -> Result<Option<u8>, Refused> {
+        self.call("next_interrupt")?;
+        let nmi = (self.nmi && !self.nmis_blocked).then_some(2);
+        let pending = || self.deliverable().filter(|_| enabled);
+        Ok(self.injected.or(nmi).or_else(pending))
     }
 
     fn requeue_interrupt(&mut self, vector: u8) -> Result<(), Refused> {

@@ -3,7 +3,7 @@
 use vcpu_caps::{HwBreakpointKind, Inject};
 
 use super::arming::Arming;
-use super::registers::Registers;
+use super::registers::{Registers, has_tf};
 use super::slots::Use;
 use super::vcpu::{DebugExit, StepperError, Vcpu};
 use crate::address::{GuestPhysAddr, GuestVirtAddr};
@@ -14,6 +14,8 @@ use crate::x86_64::{RegisterFile, RegisterGroups, translate};
 
 /// #DB's vector.
 const DEBUG_VECTOR: u32 = 1;
+/// The NMI's vector.
+const NMI: u8 = 2;
 /// #BP's vector.
 const BREAKPOINT_VECTOR: u32 = 3;
 
@@ -63,9 +65,9 @@ pub(super) fn sort<V: Vcpu>(
                 };
                 owed |= exit.dr6 & counts;
             }
-            if !stepping {
+            if !stepping && exit.dr6 & DR6_BS != 0 && !is_nmi_window(registers, vcpu)? {
                 // Only the guest has set TF.
-                owed |= exit.dr6 & DR6_BS;
+                owed |= DR6_BS;
             }
             if owed != 0 {
                 owe_debug_exception(owed, arming, vcpu)?;
@@ -80,6 +82,25 @@ pub(super) fn sort<V: Vcpu>(
             "a debug exit for exception {other}, which is neither #DB nor #BP"
         )))),
     }
+}
+
+/// Returns `true` if the hypervisor itself has stepped the instruction, to find the end of an NMI's handler: kvm_amd
+/// does, and reports the trap if breakpoints are armed (svm.c, `svm_enable_nmi_window`, `db_interception`). The
+/// next NMI may enter now, and TF is clear. A guest that clears its own TF by the instruction at which an NMI
+/// arrives looks the same, and loses that trap.
+fn is_nmi_window<V: Vcpu>(
+    registers: &mut Registers,
+    vcpu: &mut V,
+) -> Result<bool, StepperError<V::Error>> {
+    let mut file = RegisterFile::default();
+    registers.read(vcpu, RegisterGroups::CORE, &mut file)?;
+    if has_tf(&file) {
+        return Ok(false);
+    }
+    let next = vcpu
+        .next_interrupt(false)
+        .map_err(StepperError::of("reading pending interrupts"))?;
+    Ok(next == Some(NMI))
 }
 
 /// The debugger's breakpoint or watchpoint that DR6 names.

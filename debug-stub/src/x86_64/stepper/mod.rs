@@ -185,6 +185,18 @@ impl Stepper {
         self.arming.is_stepping()
     }
 
+    /// For a VMM that injects interrupts itself: the vector of the event that the step under way is prepared for,
+    /// if any (see [`Vcpu::next_interrupt`]). If another one is to enter now, [start](Self::start) the order again
+    /// in place of the entry: the handler would run inside the step. `None` if no step is under way that lets
+    /// interrupts in, or an exception goes first.
+    #[must_use]
+    pub fn prepared_event(&self) -> Option<Option<u8>> {
+        match &self.state {
+            State::Stepping(stepping) => stepping.step.prepared_event(),
+            State::Stopped | State::Free { .. } | State::TakingTrap { .. } | State::Over(_) => None,
+        }
+    }
+
     /// Returns `true` if the guest may notice during the next entry that its clocks are wrong: unless one
     /// instruction that reads no clock is stepped, and no interrupt's handler can run in between.
     #[must_use]

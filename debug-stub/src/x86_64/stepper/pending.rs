@@ -40,6 +40,8 @@ pub(super) struct PendingStep {
     user_trap: Option<UserTrap>,
     /// It needs no entry.
     is_done: bool,
+    /// See [`Stepper::prepared_event`](super::Stepper::prepared_event).
+    prepared: Option<Option<u8>>,
 }
 
 impl PendingStep {
@@ -86,6 +88,7 @@ impl PendingStep {
         }
         let mut event = arming.owed().map(vector);
         let enabled = before.core.rflags & RFLAGS_IF != 0;
+        let lets_in = event.is_none() && arming.lets_interrupts_in(mask);
         if event.is_none() && arming.lets_interrupts_in(mask) {
             event = arming.give_interrupt_back(&before, *vcpu)?;
             if event.is_some() {
@@ -109,6 +112,7 @@ impl PendingStep {
                 lent: Lent::default(),
                 user_trap: None,
                 is_done: true,
+                prepared: None,
             });
         }
         let mut now = before.clone();
@@ -144,7 +148,13 @@ impl PendingStep {
             lent: std::mem::take(lent),
             user_trap,
             is_done,
+            prepared: lets_in.then_some(event),
         })
+    }
+
+    /// See [`Stepper::prepared_event`](super::Stepper::prepared_event).
+    pub(super) fn prepared_event(&self) -> Option<Option<u8>> {
+        self.prepared
     }
 
     /// Returns `true` if the step is done without an entry.

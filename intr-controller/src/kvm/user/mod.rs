@@ -11,6 +11,7 @@
 
 mod counter;
 mod lent;
+mod state;
 
 use core::time::Duration;
 
@@ -18,6 +19,7 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::VcpuFd;
 
 use self::lent::{Lent, LentInterrupt};
+pub use self::state::{UserVcpuRestoreError, UserVcpuState};
 use super::calls::{self, CallError, failed};
 use super::observe::{Observation, ObserveError, readiness};
 use super::startup::apply_startup;
@@ -93,6 +95,62 @@ impl UserVcpu {
         self.halted
     }
 
+    /// An ExtINT that was taken back under the mask, after the 8259A had given it up: see [`UserVcpuState`].
+    #[must_use]
+    pub const fn acknowledged_ext_int(&self) -> Option<u8> {
+        self.acknowledged
+    }
+
+    /// An interrupt that KVM was given was taken out of KVM by the caller, and may not enter now. It enters
+    /// before all else that is maskable: its local APIC or its 8259A counts it as delivered.
+    pub const fn requeue(&mut self, vector: u8) {
+        self.acknowledged = Some(vector);
+    }
+
+    /// The event that enters next if RFLAGS.IF is `enabled` and no instruction blocks it, for a debugger that
+    /// has to know the handler. An [acknowledged ExtINT](Self::acknowledged_ext_int) comes before those that are
+    /// maskable. An SMI is left out: its handler is not the guest's. Changes nothing.
+    #[must_use]
+    pub fn next_event(&self, enabled: bool, nmi_blocked: bool) -> Option<Event> {
+        let open = Readiness {
+            activity: Activity::Running,
+            interrupt_flag: enabled,
+            host_ready: true,
+            nmi_blocked,
+            in_smm: true,
+            ..Readiness::default()
+        };
+        match self.lapic.decide(&open) {
+            Decision::Inject(event) => Some(event),
+            _ => None,
+        }
+    }
+
+    /// The event that [`Self::prepare`] would hand to KVM first, without the mask. Changes nothing but the
+    /// timer, which is brought up to `now`. The parameters are those of [`Self::prepare`].
+    ///
+    /// # Errors
+    /// If KVM refuses; the vCPU cannot go on.
+    pub fn would_inject(
+        &mut self,
+        vcpu: &mut VcpuFd,
+        now: GuestTime,
+        stood_still: Duration,
+    ) -> Result<Option<Event>, CallError> {
+        self.look_at_nmi(vcpu)?;
+        self.compare_counter(vcpu, now, stood_still)?;
+        self.lapic.advance(now);
+        Ok(
+            match self
+                .lapic
+                .decide(&self.readiness(vcpu.get_kvm_run(), false))
+            {
+                Decision::Inject(event) => Some(event),
+                _ => None,
+            },
+        )
+    }
+
     /// Before each `KVM_RUN`, on the vCPU's thread: hands what may enter to KVM, and opens the
     /// window for what may not.
     ///
@@ -124,6 +182,7 @@ impl UserVcpu {
             run.if_flag = 0;
             return Ok(UserEntry::Restarted);
         }
+        self.look_at_nmi(vcpu)?;
         self.compare_counter(vcpu, now, stood_still)?;
         self.lapic.advance(now);
         let owed = self.owed_ext_int(vcpu, masked)?;
@@ -164,9 +223,14 @@ impl UserVcpu {
         }
     }
 
-    /// `KVM_EXIT_HLT`.
+    /// `KVM_EXIT_HLT`, or a debugger has carried HLT out.
     pub const fn halt(&mut self) {
         self.halted = true;
+    }
+
+    /// A debugger ends HLT: it lets the vCPU go on elsewhere.
+    pub const fn wake(&mut self) {
+        self.halted = false;
     }
 
     /// Hands the vector of an ExtINT over, after [`UserEntry::Acknowledge`].
@@ -269,6 +333,23 @@ impl UserVcpu {
         }
     }
 
+    /// An NMI that KVM has and that may enter comes before interrupts (SDM 3A table 6-2). KVM would let an
+    /// interrupt that it is given now enter first (x86.c, `kvm_check_and_inject_events`), so it is given none.
+    fn look_at_nmi(&mut self, vcpu: &mut VcpuFd) -> Result<(), CallError> {
+        if !self.lent.nmi {
+            return Ok(());
+        }
+        let nmi = vcpu
+            .get_vcpu_events()
+            .map_err(failed("KVM_GET_VCPU_EVENTS"))?
+            .nmi;
+        self.lent.nmi = nmi.pending != 0 || nmi.injected != 0;
+        if nmi.injected != 0 || (nmi.pending != 0 && nmi.masked == 0) {
+            forget_readiness(vcpu.get_kvm_run());
+        }
+        Ok(())
+    }
+
     fn inject(&mut self, vcpu: &mut VcpuFd, event: Event) -> Result<(), CallError> {
         match event {
             Event::Fixed(vector) => {
@@ -278,6 +359,7 @@ impl UserVcpu {
             Event::Nmi => {
                 vcpu.nmi().map_err(failed("KVM_NMI"))?;
                 self.lent.nmi = true;
+                self.look_at_nmi(vcpu)?;
             }
             Event::Smi => match vcpu.smi() {
                 // Built without system management mode: it is lost, as with KVM's own local APIC
@@ -328,4 +410,50 @@ impl UserVcpu {
 /// again at the next exit.
 const fn forget_readiness(run: &mut kvm_run) {
     run.ready_for_interrupt_injection = 0;
+}
+
+#[cfg(test)]
+mod tests {
+    use core::num::NonZeroU64;
+
+    use super::*;
+    use crate::{DestinationFormat, MsiMessage, Vector};
+
+    fn arrives(vcpu: &mut UserVcpu, data: u32) {
+        let message = MsiMessage {
+            address: 0xfee0_0000,
+            data,
+        };
+        let message = message.decode(DestinationFormat::default()).unwrap();
+        let _ = vcpu.lapic_mut().accept(&message);
+    }
+
+    #[test]
+    fn the_next_event_is_the_most_urgent_that_may_enter() {
+        const NMI: u32 = 4 << 8;
+        const EXT_INT: u32 = 7 << 8;
+        let mut vcpu = UserVcpu::new(LapicConfig::new(0, true, NonZeroU64::MIN));
+        // Bit 8 of the spurious-vector register enables the local APIC.
+        let enabled = 0x1ff_u32.to_le_bytes();
+        let _ = vcpu.lapic_mut().mmio_write(0xf0, &enabled, GuestTime::ZERO);
+        assert_eq!(vcpu.next_event(true, false), None);
+        arrives(&mut vcpu, 0x41);
+        arrives(&mut vcpu, 0x52);
+        let highest = Some(Event::Fixed(Vector::new(0x52).unwrap()));
+        assert_eq!(vcpu.next_event(true, false), highest);
+        assert_eq!(vcpu.next_event(false, false), None);
+        // HLT ends with it.
+        vcpu.halt();
+        assert_eq!(vcpu.next_event(true, false), highest);
+        arrives(&mut vcpu, EXT_INT);
+        assert_eq!(vcpu.next_event(true, false), Some(Event::ExtInt));
+        arrives(&mut vcpu, NMI);
+        assert_eq!(vcpu.next_event(true, false), Some(Event::Nmi));
+        assert_eq!(vcpu.next_event(false, false), Some(Event::Nmi));
+        assert_eq!(vcpu.next_event(true, true), Some(Event::ExtInt));
+        assert_eq!(vcpu.next_event(false, true), None);
+        // Asking changes nothing.
+        assert!(vcpu.is_halted());
+        assert_eq!(vcpu.next_event(true, false), Some(Event::Nmi));
+    }
 }

@@ -509,3 +509,52 @@ fn init_drops_an_interrupt_that_was_taken_back() {
     machine.vcpu.run(&machine.memory, false, 3);
     assert_eq!(machine.vcpu.delivered(), []);
 }
+
+/// The trap by which the hypervisor finds the end of an NMI's handler is not the guest's.
+#[test]
+fn an_nmi_that_waits_for_iret_brings_no_trap_into_a_free_run() {
+    for habits in Habits::ALL {
+        let mut machine = Machine::new(habits, &[0x90; 64]);
+        machine.vcpu.nmi();
+        for at in [HANDLER, CODE + 3] {
+            machine.arm(vec![HwBreakpoint::execute(at.into())], &[]);
+            let end = machine.run(&VcpuOrder::Continue);
+            assert_eq!(end, StopReason::HardwareBreakpoint, "{}", habits.name);
+            assert_eq!(machine.registers().core.rip, u64::from(at));
+            if at == HANDLER {
+                machine.vcpu.nmi();
+            }
+        }
+        assert_eq!(machine.vcpu.delivered(), [2, 2], "{}", habits.name);
+    }
+}
+
+/// An unmasked step is prepared for what enters, and says so; a masked one and one behind an exception do not.
+#[test]
+fn a_step_says_what_it_is_prepared_for() {
+    let mut machine = Machine::new(Habits::AMD, &[0x90; 64]);
+    let prepared = |machine: &mut Machine, mask| {
+        assert_eq!(start(machine, &step(mask)), Next::Enter);
+        machine.stepper.prepared_event()
+    };
+    assert_eq!(machine.stepper.prepared_event(), None);
+    machine.vcpu.interrupt(VECTOR);
+    assert_eq!(prepared(&mut machine, true), None);
+    assert_eq!(prepared(&mut machine, false), Some(None), "IF is clear");
+    machine.set(|file| file.core.rflags |= IF);
+    assert_eq!(prepared(&mut machine, false), Some(Some(VECTOR)));
+    machine.vcpu.nmi();
+    assert_eq!(prepared(&mut machine, false), Some(Some(2)));
+    let _ = start(&mut machine, &VcpuOrder::Continue);
+    assert_eq!(machine.stepper.prepared_event(), None);
+    assert_eq!(machine.run(&step(false)), StopReason::Step);
+    assert_eq!(machine.registers().core.rip, u64::from(HANDLER));
+    let mut machine = owes_a_trap();
+    machine.vcpu.interrupt(VECTOR);
+    machine.set(|file| file.core.rflags |= IF);
+    assert_eq!(
+        prepared(&mut machine, false),
+        None,
+        "the exception is first"
+    );
+}

@@ -7,7 +7,9 @@
 //! write IA32_APIC_BASE before the page and the deadline after it.
 //!
 //! Before a state of `user` mode is saved, [`UserVcpu::prepare`](crate::kvm::UserVcpu::prepare) under the mask
-//! takes back what KVM was given and the guest has not taken.
+//! takes back what KVM was given and the guest has not taken. An ExtINT that was taken back is in
+//! [`UserVcpuState`](crate::kvm::UserVcpuState); KVM gets it by `KVM_INTERRUPT`, or injected
+//! (`KVM_SET_VCPU_EVENTS`).
 //!
 //! KVM has no place for these, and they are lost on the way to it: errors that ESR does not show
 //! yet, the levels of LINT0 and LINT1, an ExtINT that came as a message, an INIT or a start-up IPI
