@@ -115,6 +115,10 @@ pub trait Arch: fmt::Debug + 'static {
     /// with. It may differ from the program counter that the client sees.
     fn pc(registers: &Self::Registers) -> GuestVirtAddr;
 
+    /// Returns the program counter as the client sees it, as an address: where the client looks for a
+    /// breakpoint of its own when the vCPU has stopped.
+    fn client_pc(registers: &Self::Registers) -> u64;
+
     /// Returns the address that [`pc`](Self::pc) has when the client's program counter is
     /// `address`.
     fn code_address(registers: &Self::Registers, address: u64) -> u64;

@@ -19,6 +19,7 @@ use crate::config::SessionConfig;
 use crate::host::Host;
 use crate::memory::Space;
 use crate::qemu::StepBits;
+use crate::request::ClientFeatures;
 use crate::state::RegisterCache;
 
 pub(crate) use orders::Orders;
@@ -63,8 +64,13 @@ pub(crate) struct Guest<H: Host> {
     pub(crate) config: SessionConfig,
     pub(crate) registers: RegisterCache<H::Arch>,
     pub(crate) breakpoints: Breakpoints<H::Arch>,
-    /// The vCPU that the client has selected (`Hg`), for registers and memory.
+    /// The vCPU that the client has selected (`Hg`), for registers and memory. It is no choice of the
+    /// client's user: GDB selects each thread in turn to list them.
     pub(crate) current: VcpuId,
+    /// The vCPU of the last stop, or the one that the client has selected to run since (`Hc`).
+    pub(crate) in_focus: VcpuId,
+    /// What the client has announced.
+    pub(crate) client: ClientFeatures,
     pub(crate) physical_memory: bool,
     pub(crate) step_bits: StepBits,
     /// The orders of the resume packet that is being parsed.
@@ -135,6 +141,8 @@ impl<H: Host> Guest<H> {
             registers: RegisterCache::default(),
             breakpoints: Breakpoints::default(),
             current: VcpuId(0),
+            in_focus: VcpuId(0),
+            client: ClientFeatures::default(),
             physical_memory: false,
             orders: Orders::default(),
             notices: Notices::default(),
@@ -148,11 +156,22 @@ impl<H: Host> Guest<H> {
         self.registers.forget();
         self.breakpoints.clear();
         self.current = VcpuId(0);
+        self.in_focus = VcpuId(0);
+        self.client = ClientFeatures::default();
         self.physical_memory = false;
         self.step_bits = StepBits::new(self.config.mask());
         self.orders.clear();
         self.notices.take();
         self.noticed.clear();
+    }
+
+    /// Drops the debugger's holds on all vCPUs, which stay stopped.
+    pub(crate) fn disarm(&mut self) {
+        for vcpu in (0..self.host.vcpu_count()).map(VcpuId) {
+            if let Err(error) = self.host.disarm(vcpu) {
+                tracing::error!(%vcpu, %error, "the vCPU may still be armed or masked for the debugger");
+            }
+        }
     }
 
     /// Returns the vCPU that a thread id names.

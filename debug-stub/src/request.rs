@@ -41,6 +41,34 @@ pub(crate) enum QemuRequest {
     SetPhysicalMemory(bool),
 }
 
+/// What a client has announced with `qSupported` ("General Query Packets"). A client that announces nothing
+/// must not be sent what it may not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ClientFeatures {
+    /// The stop reason `swbreak`.
+    pub(crate) swbreak: bool,
+    /// The stop reason `hwbreak`.
+    pub(crate) hwbreak: bool,
+    /// Errors with a text: `E.text`.
+    pub(crate) error_message: bool,
+}
+
+impl ClientFeatures {
+    /// Parses the features behind `qSupported:`. Unknown ones are ignored, as the protocol wants.
+    fn parse(features: &[u8]) -> Self {
+        let mut all = Self::default();
+        for feature in features.split(|byte| *byte == b';') {
+            match feature {
+                b"swbreak+" => all.swbreak = true,
+                b"hwbreak+" => all.hwbreak = true,
+                b"error-message+" => all.error_message = true,
+                _ => {}
+            }
+        }
+        all
+    }
+}
+
 /// A packet, given to its parser.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request<'a> {
@@ -48,8 +76,8 @@ pub(crate) enum Request<'a> {
     Gdbstub,
     /// `?`
     StopReason,
-    /// `qSupported`
-    Supported,
+    /// `qSupported`, with what the client supports.
+    Supported(ClientFeatures),
     /// `QStartNoAckMode`
     StopAcknowledging,
     /// `D`
@@ -204,8 +232,9 @@ fn query(body: &[u8]) -> Option<Request<'_>> {
         b"qqemu.sstep" => Request::Qemu(QemuRequest::Step),
         b"qqemu.PhyMemMode" => Request::Qemu(QemuRequest::PhysicalMemory),
         _ => {
-            if after(b"qSupported").is_some_and(|rest| matches!(rest, [] | [b':', ..])) {
-                Request::Supported
+            if let Some([] | [b':', ..]) = after(b"qSupported") {
+                let features = after(b"qSupported:").unwrap_or_default();
+                Request::Supported(ClientFeatures::parse(features))
             } else if let Some(rest) = after(b"qRcmd,") {
                 if !is_hex_bytes(rest) {
                     return None;

@@ -9,12 +9,12 @@ use std::fmt;
 
 use vcpu_caps::VcpuId;
 
-use crate::config::SessionConfig;
+use crate::config::{OnDisconnect, SessionConfig};
 use crate::filter::{Event, Receiver, Sender, push_hex_bytes};
 use crate::guest::{Guest, errno};
 use crate::host::{Action, GuestState, Host};
 use crate::memory::Scan;
-use crate::order::{Stop, StopReason};
+use crate::order::{ResumePlan, Stop, StopReason, VcpuOrder};
 use crate::request::{ThreadId, classify};
 use crate::stub::Stub;
 
@@ -36,8 +36,8 @@ enum State {
     /// The client waits for a stop reply.
     Running { interrupted: bool },
     /// The client has gone. The guest has been asked to stop; its breakpoints are removed then, and
-    /// it is released. Another client may be there already.
-    Leaving { next_client: bool },
+    /// it is released if it `runs_on`. Another client may be there already.
+    Leaving { runs_on: bool, next_client: bool },
     /// The guest was killed or has ended: only output is left.
     Ended,
 }
@@ -71,6 +71,10 @@ pub struct Session<H: Host> {
     queued: VecDeque<Stop>,
     /// `Hc`.
     run_thread: ThreadId,
+    /// The guest as the client found it.
+    found: GuestState,
+    /// What the last resume ordered.
+    resumed: ResumePlan,
     /// An interrupt request has come while the guest is stopped, and no packet since shows that
     /// the client knew of the stop.
     early_interrupt: bool,
@@ -112,6 +116,8 @@ impl<H: Host> Session<H> {
             last_stop: quiet_stop(),
             queued: VecDeque::new(),
             run_thread: ThreadId::Any,
+            found: GuestState::Running,
+            resumed: ResumePlan::default(),
             early_interrupt: false,
             expedited: Expedited::default(),
             closing: false,
@@ -130,18 +136,25 @@ impl<H: Host> Session<H> {
         // The guest's end, of which the previous client has not been told.
         let ended =
             (self.state == State::Stopped && self.has_ended()).then(|| self.last_stop.clone());
-        let guest = if self.state == State::Stopped && ended.is_none() {
-            // The previous client is taken as gone, and the guest is released.
-            GuestState::Running
-        } else {
-            guest
+        // The previous client is taken as gone, which may release the guest.
+        let guest = match self.state {
+            State::Stopped if ended.is_some() => guest,
+            State::Stopped if self.runs_on() => GuestState::Running,
+            State::Stopped => GuestState::Stopped,
+            _ => guest,
         };
         self.disconnected();
         self.fresh_connection();
         match (self.state, guest) {
-            (State::Leaving { .. }, _) => self.state = State::Leaving { next_client: true },
+            (State::Leaving { runs_on, .. }, _) => {
+                self.state = State::Leaving {
+                    runs_on,
+                    next_client: true,
+                };
+            }
             (_, GuestState::Running) => self.interrupt_for_client(),
             (_, GuestState::Stopped) => {
+                self.found = GuestState::Stopped;
                 self.guest.reset();
                 self.begin(ended.into_iter().collect());
             }
@@ -223,26 +236,32 @@ impl<H: Host> Session<H> {
                 tracing::warn!(?stops, state = ?self.state, "a stop that was not asked for");
             }
             State::Stopped => self.take_event(stops),
-            State::Leaving { next_client } => self.stopped_to_leave(stops, next_client),
+            State::Leaving {
+                runs_on,
+                next_client,
+            } => self.stopped_to_leave(stops, runs_on, next_client),
             State::Attaching => self.begin(stops),
             State::Running { .. } => self.report_stops(stops),
         }
         self.process_held();
     }
 
-    /// The connection is gone, at whichever byte. The guest is released: at once if it is stopped,
-    /// and once it is otherwise. A guest that has ended is not.
+    /// The connection is gone, at whichever byte. The guest is as [`OnDisconnect`] says: at once if it is
+    /// stopped, and once it has stopped otherwise. A guest that has ended is not released.
     pub fn disconnected(&mut self) {
+        let runs_on = self.runs_on();
         match self.state {
             State::Detached => {}
             State::Ended => self.state = State::Detached,
-            State::Stopped => self.release(),
-            State::Running { interrupted: false } => {
-                self.actions.push_back(Action::Interrupt);
-                self.state = State::Leaving { next_client: false };
-            }
-            State::Attaching | State::Running { interrupted: true } | State::Leaving { .. } => {
-                self.state = State::Leaving { next_client: false };
+            State::Stopped => self.leave(runs_on),
+            State::Attaching | State::Running { .. } | State::Leaving { .. } => {
+                if self.state == (State::Running { interrupted: false }) {
+                    self.actions.push_back(Action::Interrupt);
+                }
+                self.state = State::Leaving {
+                    runs_on,
+                    next_client: false,
+                };
             }
         }
         self.held.clear();
@@ -316,6 +335,22 @@ impl<H: Host> Session<H> {
         self.packet_limit.saturating_mul(2)
     }
 
+    /// Returns `true` if the guest is to run when the client goes now.
+    fn runs_on(&self) -> bool {
+        let steps = |order: &VcpuOrder| matches!(order, VcpuOrder::Step(_));
+        match (self.guest.config.on_disconnect, self.state) {
+            (OnDisconnect::Run, _) => true,
+            (OnDisconnect::Stop, _) => false,
+            // A guest that this client's predecessor leaves, and that this client has never found.
+            (OnDisconnect::AsBefore, State::Leaving { runs_on, .. }) => runs_on,
+            // A step in progress is no continue: the user steps a stopped guest.
+            (OnDisconnect::AsBefore, State::Running { .. }) => {
+                self.found == GuestState::Running || !self.resumed.vcpus.iter().any(steps)
+            }
+            (OnDisconnect::AsBefore, _) => self.found == GuestState::Running,
+        }
+    }
+
     fn fresh_connection(&mut self) {
         self.scan = None;
         self.budget = BUDGET;
@@ -329,6 +364,7 @@ impl<H: Host> Session<H> {
     }
 
     fn interrupt_for_client(&mut self) {
+        self.found = GuestState::Running;
         self.guest.reset();
         self.queued.clear();
         self.last_stop = quiet_stop();
@@ -355,6 +391,7 @@ impl<H: Host> Session<H> {
         self.note_reason(&self.last_stop.clone());
         // `?` comes later, but the client may ask something else first.
         self.guest.current = stop.vcpu;
+        self.guest.in_focus = stop.vcpu;
     }
 
     /// Takes stops of a guest that is stopped for the client already: they are reported later.
@@ -376,7 +413,7 @@ impl<H: Host> Session<H> {
     }
 
     /// The guest is stopped, and its client has gone.
-    fn stopped_to_leave(&mut self, stops: Vec<Stop>, next_client: bool) {
+    fn stopped_to_leave(&mut self, stops: Vec<Stop>, runs_on: bool, next_client: bool) {
         let of_the_guest = self
             .choose(stops)
             .filter(|stop| is_of_the_guest(&stop.reason));
@@ -391,11 +428,18 @@ impl<H: Host> Session<H> {
                 }
             }
             reset => {
-                self.release();
-                if next_client {
-                    self.interrupt_for_client();
-                    if let Some(reset) = reset {
-                        self.note_reason(&reset);
+                self.leave(runs_on);
+                match (next_client, runs_on) {
+                    (false, _) => {}
+                    (true, true) => {
+                        self.interrupt_for_client();
+                        if let Some(reset) = reset {
+                            self.note_reason(&reset);
+                        }
+                    }
+                    (true, false) => {
+                        self.found = GuestState::Stopped;
+                        self.begin(reset.into_iter().collect());
                     }
                 }
             }
@@ -407,13 +451,17 @@ impl<H: Host> Session<H> {
         matches!(self.last_stop.reason, StopReason::Exited(_))
     }
 
-    /// The client has gone: releases the guest without a trace of it. A guest that has ended is not
-    /// released.
-    fn release(&mut self) {
+    /// The client has gone: releases the guest, or leaves it stopped, without a trace of the client. A guest
+    /// that has ended is not released.
+    fn leave(&mut self, runs_on: bool) {
         self.guest.reset();
         self.queued.clear();
-        if !self.has_ended() {
+        if self.has_ended() {
+            // There is nothing to release or to disarm.
+        } else if runs_on {
             self.actions.push_back(Action::Release);
+        } else {
+            self.guest.disarm();
         }
         self.state = State::Detached;
     }

@@ -50,7 +50,7 @@ impl Server {
         let listener = Listener::bind(&address, false).unwrap();
         let host = Simulated::new(machine);
         let shared = Arc::clone(&host.shared);
-        let server = GdbServer::new(listener, host, SessionConfig::new(plan(absent)));
+        let server = GdbServer::new(listener, host, common::run_on(absent));
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);
         let thread = thread::spawn(move || {

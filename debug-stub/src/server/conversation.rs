@@ -198,7 +198,7 @@ impl<S: Read + Write + AsFd> Conversation<S> {
         Ok(())
     }
 
-    /// Serves the client until it has gone and the guest is released.
+    /// Serves the client until it has gone and the guest is without a trace of it.
     pub(super) fn run_until_released<H: Host + GuestControl>(
         &mut self,
         session: &mut Session<H>,

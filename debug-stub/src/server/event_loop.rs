@@ -78,7 +78,7 @@ impl<H: Host + GuestControl> GdbServer<H> {
         self.conversation.send(&mut self.session);
     }
 
-    /// Ends the server: the client is gone, and the guest released. Waits until then, without the event
+    /// Ends the server: the client is gone, and the guest without a trace of it. Waits until then, without the event
     /// loop: a guest that runs for the client has to stop first.
     ///
     /// Without this call a dropped server leaves the guest as it is: stopped, or with breakpoints in its

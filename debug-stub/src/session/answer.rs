@@ -23,7 +23,10 @@ impl<H: Host> Session<H> {
                 let stop = self.last_stop.clone();
                 self.send_stop_reply(&stop);
             }
-            Request::Supported => self.answer_supported(),
+            Request::Supported(features) => {
+                self.guest.client = features;
+                self.answer_supported();
+            }
             Request::StopAcknowledging => {
                 // The client acknowledges this reply, and none after it ("QStartNoAckMode").
                 self.reply(b"OK");
@@ -31,7 +34,7 @@ impl<H: Host> Session<H> {
             }
             Request::Detach => {
                 self.reply(b"OK");
-                self.release();
+                self.leave(true);
                 self.closing = true;
             }
             Request::Kill { reply } => {
@@ -50,7 +53,10 @@ impl<H: Host> Session<H> {
                 None => self.reply_error(errno::EINVAL),
             },
             Request::SelectForRun(thread) => match self.vcpu_of(thread) {
-                Some(_) => {
+                Some(vcpu) => {
+                    if matches!(thread, ThreadId::One(_)) {
+                        self.guest.in_focus = vcpu;
+                    }
                     self.run_thread = thread;
                     self.reply(b"OK");
                 }
@@ -132,7 +138,7 @@ impl<H: Host> Session<H> {
     }
 
     /// gdbstub's features, with what the filter adds and without what is not offered. What the
-    /// client supports changes nothing here.
+    /// client supports changes nothing here; it changes later replies.
     fn answer_supported(&mut self) {
         let mut features = format!("PacketSize={:x}", self.packet_limit);
         for feature in [

@@ -89,6 +89,15 @@ impl<H: Host> Session<H> {
             return self.fail_resume(self.guest.current, &text);
         }
         self.guest.registers.forget();
+        let steps = |order: &VcpuOrder| matches!(order, VcpuOrder::Step(_));
+        if let Some(vcpu) = (0..)
+            .map(VcpuId)
+            .zip(&plan.vcpus)
+            .find(|(_, order)| steps(order))
+        {
+            self.guest.in_focus = vcpu.0;
+        }
+        self.resumed.clone_from(&plan);
         self.actions.push_back(Action::Resume(plan));
         if std::mem::take(&mut self.early_interrupt) {
             self.interrupt();

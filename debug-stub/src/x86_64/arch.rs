@@ -111,6 +111,10 @@ impl Arch for X86_64 {
         GuestVirtAddr(registers.linear_pc())
     }
 
+    fn client_pc(registers: &RegisterFile) -> u64 {
+        registers.core.rip
+    }
+
     /// The client counts in RIP, breakpoints and ranges in linear addresses: CS has a base
     /// outside 64-bit mode.
     fn code_address(registers: &RegisterFile, address: u64) -> u64 {

@@ -30,7 +30,7 @@ fn the_features_are_those_of_filter_and_gdbstub() {
 
 #[test]
 fn a_client_in_the_place_of_another_waits_for_the_guest_to_be_let_go_and_stopped() {
-    let mut rig = spinning(1);
+    let mut rig = Rig::with(machine(1, &[code::SPIN]), common::run_on(&[]));
     rig.session.attach(GuestState::Stopped);
     rig.act();
     assert_eq!((rig.releases, rig.interrupts), (1, 1));

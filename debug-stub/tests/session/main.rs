@@ -15,6 +15,8 @@ mod changes;
 mod connecting;
 mod ends;
 mod framing;
+mod interrupts;
+mod leaving;
 mod maintenance;
 mod memory;
 mod properties;
