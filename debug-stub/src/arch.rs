@@ -6,7 +6,7 @@
 //! [`Host::Arch`](crate::Host::Arch); nothing above this module changes.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::ops::{BitOr, Sub};
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
@@ -152,6 +152,29 @@ pub trait Arch: fmt::Debug + 'static {
         memory: &impl GuestMemory,
         address: GuestVirtAddr,
     ) -> Option<Mapped>;
+
+    /// Writes all registers as text, for people and for scripts. The default writes nothing.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_registers_text(registers: &Self::Registers, out: &mut dyn Write) -> fmt::Result {
+        let _ = (registers, out);
+        Ok(())
+    }
+
+    /// Writes what is mapped as text, a line for each range of addresses with equal rights. It has to end
+    /// for any tables. The default writes nothing.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_mappings(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        let _ = (space, memory, out);
+        Ok(())
+    }
 
     /// Returns an annex of the target description ("Target Description Format"); the client asks
     /// for `target.xml` first.

@@ -240,8 +240,12 @@ impl<H: Host> Guest<H> {
 
     /// Returns the address space of the selected vCPU.
     fn virtual_space(&mut self) -> Result<Space<H::Arch>, u8> {
+        Ok(Space::Virtual(self.virtual_address_space()?))
+    }
+
+    pub(crate) fn virtual_address_space(&mut self) -> Result<<H::Arch as Arch>::AddressSpace, u8> {
         let registers = self.selected_registers(H::Arch::SPACE_GROUPS)?;
-        Ok(Space::Virtual(H::Arch::address_space(registers)))
+        Ok(H::Arch::address_space(registers))
     }
 
     /// Changes registers of a vCPU and writes `groups` of them to the host.

@@ -227,10 +227,9 @@ fn query(body: &[u8]) -> Option<Request<'_>> {
     Some(match body {
         b"QStartNoAckMode" => Request::StopAcknowledging,
         b"qC" => Request::CurrentThread,
-        b"qqemu.Supported" => Request::Qemu(QemuRequest::Supported),
-        b"qqemu.sstepbits" => Request::Qemu(QemuRequest::StepBits),
-        b"qqemu.sstep" => Request::Qemu(QemuRequest::Step),
-        b"qqemu.PhyMemMode" => Request::Qemu(QemuRequest::PhysicalMemory),
+        // QEMU takes either letter for each of these, and clients depend on it: GEF and pwndbg ask
+        // `Qqemu.sstepbits` to find out whether they talk to QEMU.
+        [b'q' | b'Q', b'q', b'e', b'm', b'u', b'.', rest @ ..] => return qemu(rest),
         _ => {
             if let Some([] | [b':', ..]) = after(b"qSupported") {
                 let features = after(b"qSupported:").unwrap_or_default();
@@ -248,12 +247,27 @@ fn query(body: &[u8]) -> Option<Request<'_>> {
             } else if let Some(rest) = after(b"qCRC:") {
                 let (address, length) = address_and_length(rest)?;
                 Request::Crc { address, length }
-            } else if let Some(rest) = after(b"Qqemu.sstep=") {
-                Request::Qemu(QemuRequest::SetStep(qemu_number(rest)?))
-            } else if let Some(rest) = after(b"Qqemu.PhyMemMode:") {
-                Request::Qemu(QemuRequest::SetPhysicalMemory(qemu_number(rest)? != 0))
             } else {
                 Request::Gdbstub
+            }
+        }
+    })
+}
+
+/// What follows `qqemu.` or `Qqemu.`.
+fn qemu(rest: &[u8]) -> Option<Request<'_>> {
+    Some(match rest {
+        b"Supported" => Request::Qemu(QemuRequest::Supported),
+        b"sstepbits" => Request::Qemu(QemuRequest::StepBits),
+        b"sstep" => Request::Qemu(QemuRequest::Step),
+        b"PhyMemMode" => Request::Qemu(QemuRequest::PhysicalMemory),
+        _ => {
+            if let Some(value) = rest.strip_prefix(b"sstep=") {
+                Request::Qemu(QemuRequest::SetStep(qemu_number(value)?))
+            } else if let Some(value) = rest.strip_prefix(b"PhyMemMode:") {
+                Request::Qemu(QemuRequest::SetPhysicalMemory(qemu_number(value)? != 0))
+            } else {
+                Request::Unsupported
             }
         }
     })
@@ -531,6 +545,7 @@ mod tests {
             b"qCRC:1",
             b"qSearch:memory:0;10;",
             b"Qqemu.sstep=",
+            b"qqemu.sstep=",
             b"Dx",
             b"cz",
             b"C",

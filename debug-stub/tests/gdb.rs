@@ -21,7 +21,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use common::simulated::{Shared, Simulated};
-use common::{LONG, eventually, frame, machine, plan};
+use common::{LONG, eventually, frame, machine};
 use debug_stub::SessionConfig;
 use debug_stub::server::{GdbServer, Listener};
 use debug_stub::x86_64::simulated::{ENTRY, SimulatedMachine as Machine, code};

@@ -324,3 +324,25 @@ fn five_hundred_random_operations_never_lock_up(chips: Chips) {
     vmm.assert_rises("bsp_counter");
     vmm.assert_rises("ap_counter");
 }
+
+/// The second processor begins in real mode at CS = 7000: the address of a breakpoint there is not its IP. GDB took
+/// a stop that was named a breakpoint's for one that it had removed, and resumed.
+#[test]
+fn a_breakpoint_where_cs_has_a_base_stops_gdb() {
+    let vmm = Setup::new(&SMP).with(&["--cpus", "2"]).paused().start();
+    let gdb = vmm.gdb(
+        r#"
+hbreak *0x70001
+continue
+printf "thread=%ld\n", $_thread
+printf "pc=%#lx\n", $pc
+printf "cs=%#lx\n", $cs
+delete
+detach
+"#,
+    );
+    gdb.expect(&["received signal SIGTRAP"]);
+    assert_eq!(gdb.value("thread"), 2);
+    assert_eq!((gdb.value("cs"), gdb.value("pc")), (0x7000, 1));
+    eventually("it goes on", || vmm.serial().contains("second cpu"));
+}
