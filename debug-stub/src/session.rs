@@ -23,6 +23,9 @@ use stops::{Expedited, happens_once, is_of_the_guest};
 /// Packets that one call serves. It bounds how long a client that sends many at once keeps the caller.
 const BUDGET: u32 = 64;
 
+/// How much of a packet a message shows.
+const NAMED: usize = 40;
+
 /// Where the session is. The guest runs, as far as the session knows, in `Attaching`, `Running`
 /// and `Leaving`, and when there is no client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub struct Session<H: Host> {
     last_stop: Stop,
     /// Stops that are not reported yet, since one reply carries one. They do not happen again.
     queued: VecDeque<Stop>,
+    /// The beginning of the packet that is being served, to name it.
+    packet: Vec<u8>,
     /// `Hc`.
     run_thread: ThreadId,
     /// The guest as the client found it.
@@ -115,6 +120,7 @@ impl<H: Host> Session<H> {
             actions: VecDeque::new(),
             last_stop: quiet_stop(),
             queued: VecDeque::new(),
+            packet: Vec::new(),
             run_thread: ThreadId::Any,
             found: GuestState::Running,
             resumed: ResumePlan::default(),
@@ -557,6 +563,8 @@ impl<H: Host> Session<H> {
                 if self.state == State::Stopped {
                     self.sender.acknowledge();
                     self.early_interrupt &= leads_to_resume(&body);
+                    self.packet.clear();
+                    self.packet.extend(body.iter().take(NAMED));
                     self.answer(classify(&body, Stub::<H>::LONGEST), &body);
                 } else {
                     // All-stop: until the stop reply nothing but an interrupt is legal.
@@ -578,7 +586,24 @@ impl<H: Host> Session<H> {
     }
 
     fn reply_error(&mut self, errno: u8) {
-        self.reply(format!("E{errno:02x}").as_bytes());
+        self.send_error(format!("E{errno:02x}").as_bytes());
+    }
+
+    /// Sends an error: its text if there is one and the client takes it, and the number otherwise.
+    fn send_error(&mut self, number: &[u8]) {
+        match self.guest.error_text(&self.packet) {
+            Some(text) => {
+                // "E.errtext", without the characters that mean something in a packet.
+                let plain = |c: char| match c {
+                    '#' | '$' | '}' | '*' => '?',
+                    ' '..='~' => c,
+                    _ => '?',
+                };
+                let text: String = text.chars().map(plain).collect();
+                self.reply(format!("E.{text}").as_bytes());
+            }
+            None => self.reply(number),
+        }
     }
 
     /// Sends text to the client's console. Legal while the guest runs.

@@ -97,6 +97,7 @@ impl<H: Host> Session<H> {
             }
             Request::Malformed => {
                 tracing::warn!(packet = %body.escape_ascii(), "a packet that makes no sense");
+                self.explain_to_programmers("a packet that makes no sense");
                 self.reply_error(errno::EINVAL);
             }
             Request::TooLong => {
@@ -104,12 +105,20 @@ impl<H: Host> Session<H> {
                     length = body.len(),
                     "a packet longer than this request may be"
                 );
+                self.explain_to_programmers("a packet longer than this request may be");
                 self.reply_error(errno::EMSGSIZE);
             }
             Request::Unsupported => {
                 tracing::debug!(packet = %body.escape_ascii(), "not supported");
                 self.reply(b"");
             }
+        }
+    }
+
+    /// The packet fails for this reason, which is no news for a console: only an error's text carries it.
+    fn explain_to_programmers(&mut self, text: &str) {
+        if self.guest.client.error_message {
+            self.guest.explain(text.into());
         }
     }
 
@@ -123,14 +132,20 @@ impl<H: Host> Session<H> {
             ..
         } = self;
         let mut replies = 0;
+        let mut failed = None;
         let exchanged = stub.exchange(guest, body, |reply| {
             replies += 1;
-            sender.send(reply);
+            match reply {
+                // No data begins like this: its hexadecimal digits are small.
+                [b'E', high, low] => failed = Some([b'E', *high, *low]),
+                _ => sender.send(reply),
+            }
         });
-        match exchanged {
-            Ok(()) if replies == 0 => self.resume(),
-            Ok(()) => {}
-            Err(error) => {
+        match (exchanged, failed) {
+            (Ok(()), Some(number)) => self.send_error(&number),
+            (Ok(()), None) if replies == 0 => self.resume(),
+            (Ok(()), None) => {}
+            (Err(error), _) => {
                 tracing::warn!(%error, packet = %body.escape_ascii(), "request failed");
                 self.reply_error(errno::EINVAL);
             }

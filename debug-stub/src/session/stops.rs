@@ -8,7 +8,7 @@ use vcpu_caps::VcpuId;
 
 use crate::arch::Arch;
 use crate::breakpoints::PointKind;
-use crate::guest::{RegisterNumber, refused, tid};
+use crate::guest::{RegisterNumber, log_refused, tid};
 use crate::host::Host;
 use crate::order::{Stop, StopReason, VcpuOrder, WatchAccess};
 
@@ -211,7 +211,7 @@ impl<H: Host> Session<H> {
                 }
             }
             Err(error) => {
-                refused(stop.vcpu, &error);
+                log_refused(stop.vcpu, &error);
             }
         }
     }

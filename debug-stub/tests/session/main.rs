@@ -14,6 +14,7 @@ mod breakpoints;
 mod changes;
 mod connecting;
 mod ends;
+mod errors;
 mod framing;
 mod interrupts;
 mod leaving;

@@ -519,8 +519,9 @@ fn six_breakpoints_and_two_watchpoints_fit_and_no_more() {
     assert_eq!(rig.ask(format!("Z2,{:x},11", BASE)), "OK", "a share of one");
     assert_eq!(rig.ask(format!("Z4,{BASE:x},1")), "E1c");
     assert_eq!(rig.ask(format!("Z2,{BASE:x},ffffffffffffffff")), "E1c");
-    let replies = rig.send("vCont;c");
+    let replies = rig.send(format!("qRcmd,{}", hex("caps")));
     let text = console(&replies[0]);
+    rig.send("vCont;c");
     for part in [
         "needs 1 of the 0 free comparators",
         "need more than the 2 comparators",
