@@ -33,8 +33,8 @@ pub enum OnDisconnect {
 }
 
 impl SessionConfig {
-    /// The packet size of [`SessionConfig::new`]: memory is read 16 KiB at a time.
-    pub const DEFAULT_MAX_PACKET: usize = 32 * 1024;
+    /// The packet size of [`SessionConfig::new`]: memory is read 64 KiB at a time, two digits a byte.
+    pub const DEFAULT_MAX_PACKET: usize = 128 * 1024;
 
     /// What `max_packet` may be. A `G` packet has to fit, and a session should not cost megabytes.
     pub const PACKET_SIZES: core::ops::RangeInclusive<usize> = 2048..=1024 * 1024;

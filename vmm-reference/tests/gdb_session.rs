@@ -605,3 +605,27 @@ printf "pc=%#lx\n", $pc
         gdb.0
     );
 }
+
+/// `call` saves all registers, and writes them back one by one.
+#[test]
+fn every_register_may_be_written_back_as_it_is() {
+    let vmm = Setup::new(&TIMER).paused().start();
+    let mut client = vmm.client();
+    let work = vmm.symbol("work");
+    for stage in ["at the entry", "in 64-bit code"] {
+        for (number, name) in QEMU_REGISTERS.iter().enumerate() {
+            let value = client.request(&format!("p{number:x}")).unwrap();
+            let reply = client.request(&format!("P{number:x}={value}")).unwrap();
+            assert_eq!(reply, "OK", "{name} = {value} {stage}");
+        }
+        let all = client.request("g").unwrap();
+        assert_eq!(client.request(&format!("G{all}")).unwrap(), "OK", "{stage}");
+        assert_eq!(client.request(&format!("Z1,{work:x},1")).unwrap(), "OK");
+        client.request("vCont;c").unwrap();
+    }
+    drop(client);
+    let gdb = vmm.gdb("print ((long (*)())work)()\nprintf \"pc=%#lx\\n\", $pc\ndetach");
+    gdb.expect(&["$1 = "]);
+    assert_eq!(gdb.value("pc"), work);
+    vmm.assert_rises("ticks");
+}

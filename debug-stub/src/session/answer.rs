@@ -212,10 +212,12 @@ impl<H: Host> Session<H> {
         self.reply(&reply);
     }
 
-    /// How many bytes of data fit in a reply, of `length` that the client asks for. Hexadecimal
-    /// doubles them, and escaping does at worst.
+    /// How many bytes of data a reply has, of `length` that the client asks for. Hexadecimal doubles them, and
+    /// escaping does at worst. A whole power of two for such a packet size: a client that reads on where a
+    /// reply has ended stays aligned to pages. The letter before the data is not counted; `PacketSize` bounds
+    /// what the *client* sends.
     fn data_that_fits(&self, length: u64) -> usize {
-        let longest = self.packet_limit.saturating_sub(1) / 2;
+        let longest = self.packet_limit / 2;
         usize::try_from(length).map_or(longest, |length| length.min(longest))
     }
 
@@ -261,7 +263,16 @@ impl<H: Host> Session<H> {
             Scanned::Found(at) => self.reply(format!("1,{at:x}").as_bytes()),
             Scanned::NotFound => self.reply(b"0"),
             Scanned::Crc(crc) => self.reply(format!("C{crc:x}").as_bytes()),
-            Scanned::Unreadable => self.reply_error(errno::EFAULT),
+            Scanned::Unreadable(at) => {
+                // GDB says "Pattern not found", and no more, for any error.
+                tracing::warn!(
+                    at = format_args!("{at:#x}"),
+                    "unreadable memory ends a scan"
+                );
+                let text = format!("memory at {at:#x} cannot be read: the scan ended there");
+                self.guest.explain(text);
+                self.reply_error(errno::EFAULT);
+            }
         }
     }
 

@@ -14,7 +14,7 @@ fn the_features_are_those_of_filter_and_gdbstub() {
     let reply = rig.ask("qSupported:multiprocess+;swbreak+;;x");
     let features: Vec<&str> = reply.split(';').collect();
     for feature in [
-        "PacketSize=8000",
+        "PacketSize=20000",
         "QStartNoAckMode+",
         "binary-upload+",
         "vContSupported+",
