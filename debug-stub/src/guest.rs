@@ -70,6 +70,8 @@ pub(crate) struct Guest<H: Host> {
     pub(crate) client: ClientFeatures,
     pub(crate) physical_memory: bool,
     pub(crate) step_bits: StepBits,
+    /// `monitor quit`: the guest is to end.
+    pub(crate) ends: bool,
     /// The orders of the resume packet that is being parsed.
     pub(crate) orders: Orders,
     pub(crate) notices: Notices,
@@ -181,6 +183,7 @@ impl<H: Host> Guest<H> {
             in_focus: VcpuId(0),
             client: ClientFeatures::default(),
             physical_memory: false,
+            ends: false,
             orders: Orders::default(),
             notices: Notices::default(),
             no_registers: <H::Arch as Arch>::Registers::default(),
@@ -198,6 +201,7 @@ impl<H: Host> Guest<H> {
         self.client = ClientFeatures::default();
         self.physical_memory = false;
         self.step_bits = StepBits::new(self.config.mask());
+        self.ends = false;
         self.orders.clear();
         self.notices.take();
         self.why = None;

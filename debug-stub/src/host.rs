@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use thiserror::Error;
 use vcpu_caps::VcpuId;
 
 use crate::address::GuestPhysAddr;
@@ -107,6 +108,16 @@ pub trait Host: GuestMemory {
     /// If the hypervisor refuses. The session logs it.
     fn disarm(&mut self, vcpu: VcpuId) -> Result<(), Self::Error>;
 
+    /// Resets the stopped machine in place, as its reset button does: memory, devices and vCPUs are as at the
+    /// first start, and the vCPUs stay stopped. The client asks for it with `run` in GDB's extended mode, or
+    /// `monitor system_reset`. Its breakpoints stay set.
+    ///
+    /// # Errors
+    /// If the VMM cannot. The client is told why.
+    fn reset(&mut self) -> Result<(), ResetError> {
+        Err(ResetError::NotSupported)
+    }
+
     /// Returns what is known of a vCPU's pending interrupts, for `monitor mask status`.
     fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts;
 
@@ -124,6 +135,17 @@ pub trait Host: GuestMemory {
     fn monitor_help(&self) -> &str {
         ""
     }
+}
+
+/// Why a machine was not reset. It is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ResetError {
+    /// The VMM has no reset in place.
+    #[error("this VMM cannot reset the machine in place: start it again")]
+    NotSupported,
+    /// Not now, for this reason.
+    #[error("the machine was not reset: {0}")]
+    Refused(&'static str),
 }
 
 /// The pending interrupts of a vCPU.

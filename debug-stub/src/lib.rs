@@ -92,7 +92,7 @@ pub use address::{GuestPhysAddr, GuestVirtAddr};
 pub use arch::Arch;
 #[cfg(feature = "session")]
 pub use config::{OnDisconnect, SessionConfig};
-pub use host::{Action, GuestMemory, GuestState, Host, Interrupts};
+pub use host::{Action, GuestMemory, GuestState, Host, Interrupts, ResetError};
 pub use order::{Armed, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder, WatchAccess};
 #[cfg(feature = "session")]
 pub use session::Session;

@@ -15,6 +15,8 @@ monitor caps         what the host can do for the debugger, how, and why not
 monitor mask on      steps hold hardware interrupts back (mask_hwintr); the default if possible
 monitor mask off     interrupts enter stepped vCPUs
 monitor mask status  which is in force, and the pending interrupts
+monitor system_reset resets the machine in place, if the VMM can; breakpoints stay
+monitor quit         ends the guest
 monitor info registers
                      the selected vCPU's registers (-a: all vCPUs'), in QEMU's form
 monitor info mem     what the selected vCPU's page tables map, in QEMU's form
@@ -53,6 +55,17 @@ pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
         ["info", "registers", "-a"] => {
             let last = VcpuId(guest.host.vcpu_count().saturating_sub(1));
             registers(guest, VcpuId(0)..=last)
+        }
+        ["system_reset"] => match guest.host.reset() {
+            Ok(()) => {
+                guest.registers.forget();
+                "the machine was reset".into()
+            }
+            Err(error) => error.to_string(),
+        },
+        ["quit"] => {
+            guest.ends = true;
+            "the guest ends".into()
         }
         _ => vmm_command(guest, command),
     };

@@ -9,6 +9,7 @@
 //! | `vCont` with a default step, `t`, or an action behind the default | gdbstub ends, or applies what "leftmost" excludes |
 //! | `m`, `M`, `X` | gdbstub reads without a limit and joins what is on both sides of a hole; it does not compare a length with its data |
 //! | `D`, `k`, `vKill` | they end gdbstub's state machine |
+//! | `!`, `R`, `vRun`, `vAttach` | detaching and attaching are the session's |
 //! | `?` | gdbstub reports the first thread and no reason |
 //! | `qSupported`, `QStartNoAckMode` | the filter owns what they are about |
 //! | `x`, `qC`, `qSearch`, `qCRC`, `qXfer:threads`, `qqemu`, `Qqemu` | gdbstub does not know them |
@@ -80,6 +81,14 @@ pub(crate) enum Request<'a> {
     Supported(ClientFeatures),
     /// `QStartNoAckMode`
     StopAcknowledging,
+    /// `!`
+    Extend,
+    /// `vAttach`
+    Attach,
+    /// `R`, which has no reply, and `vRun`, whose reply is a stop.
+    Run {
+        reply: bool,
+    },
     /// `D`
     Detach,
     /// `k`, which has no reply, and `vKill`, which has one.
@@ -159,6 +168,8 @@ fn own(body: &[u8]) -> Option<Request<'_>> {
             [] | [b';', ..] => Request::Detach,
             _ => return None,
         },
+        b'!' if rest.is_empty() => Request::Extend,
+        b'R' => Request::Run { reply: false },
         b'k' if rest.is_empty() => Request::Kill { reply: false },
         b'k' => Request::Unsupported,
         b'H' => select(rest)?,
@@ -214,6 +225,12 @@ fn verbose(body: &[u8]) -> Option<Request<'_>> {
             [b';', actions @ ..] => Some(Request::Resume(actions)),
             _ => None,
         };
+    }
+    if body.starts_with(b"vRun") {
+        return Some(Request::Run { reply: true });
+    }
+    if let Some(process) = body.strip_prefix(b"vAttach;") {
+        return number(process).map(|_| Request::Attach);
     }
     Some(match body.strip_prefix(b"vKill") {
         Some([] | [b';', ..]) => Request::Kill { reply: true },
@@ -480,7 +497,6 @@ mod tests {
             b"qThreadExtraInfo,1",
             b"qXfer:features:read:target.xml:0,ffb",
             b"vMustReplyEmpty",
-            b"!",
         ] {
             assert_eq!(parse(body), Request::Gdbstub, "{}", body.escape_ascii());
         }

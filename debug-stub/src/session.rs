@@ -32,7 +32,11 @@ const NAMED: usize = 40;
 enum State {
     /// No client.
     Detached,
-    /// A client has come, and the guest has been asked to stop.
+    /// A client in extended mode has detached from the guest, which is not its any more, and has not closed
+    /// its connection.
+    Idle,
+    /// A client has come, and the guest has been asked to stop. In extended mode it may wait for a stop reply
+    /// (`vAttach`).
     Attaching,
     /// The guest is stopped, and the client may ask anything.
     Stopped,
@@ -85,6 +89,10 @@ pub struct Session<H: Host> {
     early_interrupt: bool,
     expedited: Expedited,
     closing: bool,
+    /// Extended mode (`!`): a connection outlives the debugging of the guest.
+    extended: bool,
+    /// The client waits for the reply to `vAttach`.
+    awaits_attach: bool,
     /// Bytes that are no packet end the connection.
     closes_on_junk: bool,
     packet_limit: usize,
@@ -128,6 +136,8 @@ impl<H: Host> Session<H> {
             expedited: Expedited::default(),
             closing: false,
             packet_limit,
+            extended: false,
+            awaits_attach: false,
             closes_on_junk: false,
             scan: None,
             budget: BUDGET,
@@ -238,7 +248,7 @@ impl<H: Host> Session<H> {
         self.actions
             .retain(|action| !matches!(action, Action::Interrupt));
         match self.state {
-            State::Detached | State::Ended => {
+            State::Detached | State::Idle | State::Ended => {
                 tracing::warn!(?stops, state = ?self.state, "a stop that was not asked for");
             }
             State::Stopped => self.take_event(stops),
@@ -246,7 +256,12 @@ impl<H: Host> Session<H> {
                 runs_on,
                 next_client,
             } => self.stopped_to_leave(stops, runs_on, next_client),
-            State::Attaching => self.begin(stops),
+            State::Attaching => {
+                self.begin(stops);
+                if std::mem::take(&mut self.awaits_attach) {
+                    self.report(&self.last_stop.clone());
+                }
+            }
             State::Running { .. } => self.report_stops(stops),
         }
         self.process_held();
@@ -258,7 +273,7 @@ impl<H: Host> Session<H> {
         let runs_on = self.runs_on();
         match self.state {
             State::Detached => {}
-            State::Ended => self.state = State::Detached,
+            State::Idle | State::Ended => self.state = State::Detached,
             State::Stopped => self.leave(runs_on),
             State::Attaching | State::Running { .. } | State::Leaving { .. } => {
                 if self.state == (State::Running { interrupted: false }) {
@@ -309,7 +324,7 @@ impl<H: Host> Session<H> {
             State::Running { .. } | State::Stopped | State::Attaching => {
                 self.guest.notices.push(text);
             }
-            State::Detached | State::Leaving { .. } | State::Ended => {
+            State::Detached | State::Idle | State::Leaving { .. } | State::Ended => {
                 tracing::debug!(text, "no client to print this");
             }
         }
@@ -321,9 +336,10 @@ impl<H: Host> Session<H> {
         self.closing
     }
 
-    /// Returns `true` if a client is attached, or its release is not finished.
+    /// Returns `true` if a client is attached, or its release is not finished. A client in GDB's extended mode
+    /// may have detached, and still be connected.
     pub fn is_attached(&self) -> bool {
-        self.state != State::Detached
+        !matches!(self.state, State::Detached | State::Idle)
     }
 
     /// The host.
@@ -367,6 +383,8 @@ impl<H: Host> Session<H> {
         self.closing = false;
         self.run_thread = ThreadId::Any;
         self.early_interrupt = false;
+        self.extended = false;
+        self.awaits_attach = false;
     }
 
     fn interrupt_for_client(&mut self) {
@@ -504,8 +522,10 @@ impl<H: Host> Session<H> {
     }
 
     fn is_serving(&self) -> bool {
-        matches!(self.state, State::Stopped | State::Running { .. })
-            && !self.closing
+        matches!(
+            self.state,
+            State::Stopped | State::Idle | State::Running { .. }
+        ) && !self.closing
             && self.sender.output().len() < self.output_limit()
     }
 
@@ -537,13 +557,16 @@ impl<H: Host> Session<H> {
             Event::Interrupt => match self.state {
                 State::Running { interrupted: false } => self.interrupt(),
                 State::Stopped => self.early_interrupt = true,
+                State::Idle => {
+                    tracing::debug!("an interrupt request of a client that has detached")
+                }
                 _ => tracing::debug!("the guest is asked to stop already"),
             },
             Event::BadChecksum => {
                 tracing::warn!("a packet with a wrong checksum");
                 if self.sender.acknowledges() {
                     self.sender.refuse();
-                } else if self.state == State::Stopped {
+                } else if matches!(self.state, State::Stopped | State::Idle) {
                     self.reply_error(errno::EBADMSG);
                 }
             }
@@ -560,7 +583,10 @@ impl<H: Host> Session<H> {
             Event::Packet => {
                 self.budget = self.budget.saturating_sub(1);
                 let body = self.receiver.take_body();
-                if self.state == State::Stopped {
+                if self.state == State::Idle {
+                    self.sender.acknowledge();
+                    self.answer_idle(classify(&body, Stub::<H>::LONGEST), &body);
+                } else if self.state == State::Stopped {
                     self.sender.acknowledge();
                     self.early_interrupt &= leads_to_resume(&body);
                     self.packet.clear();

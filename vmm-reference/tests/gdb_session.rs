@@ -629,3 +629,31 @@ fn every_register_may_be_written_back_as_it_is() {
     assert_eq!(gdb.value("pc"), work);
     vmm.assert_rises("ticks");
 }
+
+#[test]
+fn detach_in_extended_remote_keeps_the_connection_and_attach_comes_back() {
+    let vmm = Setup::new(&TIMER).start();
+    let script = format!(
+        r#"
+disconnect
+target extended-remote {}
+detach
+info threads
+attach 1
+printf "attached=%ld\n", $_thread
+hbreak *loop_start
+continue
+printf "pc=%#lx\n", $pc
+monitor system_reset
+detach
+info threads
+"#,
+        vmm.socket.display()
+    );
+    let gdb = vmm.gdb(&script);
+    assert_eq!(gdb.value("attached"), 1);
+    assert_eq!(gdb.value("pc"), vmm.symbol("loop_start"));
+    gdb.expect(&["No threads.", "cannot reset the machine in place"]);
+    gdb.expect_not("Broken pipe");
+    vmm.assert_rises("ticks");
+}

@@ -4,12 +4,14 @@ use std::fmt::Write as _;
 
 use gdbstub::target::TargetError;
 use gdbstub::target::ext::base::multithread::MultiThreadBase;
+use vcpu_caps::VcpuId;
 
 use crate::arch::Arch;
 use crate::filter::{push_escaped, push_hex_bytes};
 use crate::guest::{OrderError, errno, tid};
 use crate::host::{Action, Host};
 use crate::memory::{SLICE, Scan, Scanned, Space};
+use crate::order::{Stop, StopReason};
 use crate::qemu;
 use crate::request::{Request, ThreadId};
 
@@ -35,15 +37,24 @@ impl<H: Host> Session<H> {
             Request::Detach => {
                 self.reply(b"OK");
                 self.leave(true);
-                self.closing = true;
+                if self.extended {
+                    self.state = State::Idle;
+                } else {
+                    self.closing = true;
+                }
             }
+            Request::Extend => {
+                self.extended = true;
+                self.reply(b"OK");
+            }
+            // It is attached to the only process that there is ("vAttach").
+            Request::Attach => self.reply_error(errno::EINVAL),
+            Request::Run { reply } => self.reset_machine(reply),
             Request::Kill { reply } => {
                 if reply {
                     self.reply(b"OK");
                 }
-                self.actions.push_back(Action::Kill);
-                self.state = State::Ended;
-                self.closing = true;
+                self.end_guest();
             }
             Request::SelectForAccess(thread) => match self.vcpu_of(thread) {
                 Some(vcpu) => {
@@ -115,6 +126,85 @@ impl<H: Host> Session<H> {
         }
     }
 
+    fn end_guest(&mut self) {
+        self.actions.push_back(Action::Kill);
+        self.state = State::Ended;
+        self.closing = true;
+    }
+
+    /// Replies to a client in extended mode that has detached. There is no process for it: as gdbserver, the
+    /// session replies to what needs none.
+    pub(super) fn answer_idle(&mut self, request: Request<'_>, body: &[u8]) {
+        match request {
+            Request::Attach => {
+                self.interrupt_for_client();
+                self.awaits_attach = true;
+            }
+            // "The process exited": GDB has no inferior then.
+            Request::StopReason => self.reply(b"W00"),
+            Request::CurrentThread => self.reply(b""),
+            Request::Threads { .. } => self.reply(b"l<threads></threads>"),
+            Request::Detach => self.reply(b"OK"),
+            Request::Supported(_)
+            | Request::StopAcknowledging
+            | Request::Extend
+            | Request::Unsupported
+            | Request::Malformed
+            | Request::TooLong => self.answer(request, body),
+            Request::Gdbstub => match body {
+                b"qfThreadInfo" | b"qsThreadInfo" => self.reply(b"l"),
+                // Which packets there are, and settings.
+                [b'Q' | b'q', ..] | b"vMustReplyEmpty" | b"vCont?"
+                    if !body.starts_with(b"qRcmd") =>
+                {
+                    self.answer(request, body);
+                }
+                _ => self.refuse_idle(),
+            },
+            Request::Kill { .. }
+            | Request::Run { .. }
+            | Request::SelectForAccess(_)
+            | Request::SelectForRun(_)
+            | Request::ReadMemory { .. }
+            | Request::WriteMemory { .. }
+            | Request::Search { .. }
+            | Request::Crc { .. }
+            | Request::Resume(_)
+            | Request::ResumeLegacy { .. }
+            | Request::Qemu(_) => self.refuse_idle(),
+        }
+    }
+
+    /// The guest runs, and is not the client's.
+    fn refuse_idle(&mut self) {
+        self.guest
+            .explain("detached from the guest: attach 1 attaches again".into());
+        self.reply_error(errno::ESRCH);
+    }
+
+    /// `run`: resets the machine in place.
+    fn reset_machine(&mut self, reply: bool) {
+        match self.guest.host.reset() {
+            Ok(()) => {
+                let stop = Stop {
+                    vcpu: VcpuId(0),
+                    reason: StopReason::Reset,
+                };
+                self.guest.registers.forget();
+                self.queued.clear();
+                self.last_stop = stop.clone();
+                if reply {
+                    self.send_stop_reply(&stop);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the client asked for a reset");
+                self.guest.explain(error.to_string());
+                self.reply_error(errno::EIO);
+            }
+        }
+    }
+
     /// The packet fails for this reason, which is no news for a console: only an error's text carries it.
     fn explain_to_programmers(&mut self, text: &str) {
         if self.guest.client.error_message {
@@ -144,6 +234,7 @@ impl<H: Host> Session<H> {
         match (exchanged, failed) {
             (Ok(()), Some(number)) => self.send_error(&number),
             (Ok(()), None) if replies == 0 => self.resume(),
+            (Ok(()), None) if self.guest.ends => self.end_guest(),
             (Ok(()), None) => {}
             (Err(error), _) => {
                 tracing::warn!(%error, packet = %body.escape_ascii(), "request failed");

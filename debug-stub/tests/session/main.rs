@@ -15,6 +15,7 @@ mod changes;
 mod connecting;
 mod ends;
 mod errors;
+mod extended;
 mod framing;
 mod interrupts;
 mod leaving;
