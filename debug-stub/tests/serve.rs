@@ -413,6 +413,8 @@ fn one_client_after_the_other_and_a_real_gdb() {
         let stop = reply(&mut first);
         assert!(stop.starts_with('T'), "{stop}");
         let mut second = server.connect();
+        let why = reply(&mut second);
+        assert_eq!(why, "E.another debugger is attached to this guest");
         assert_eq!(second.read(&mut [0; 16]).unwrap(), 0, "two clients");
         drop(first);
         eventually("the guest is released", || server.all.is_running());

@@ -92,10 +92,10 @@ impl<H: Host + GuestControl> GdbServer<H> {
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
-        while let Some(stream) = self.acceptor.accept() {
+        while let Some(mut stream) = self.acceptor.accept() {
             let gone = self.conversation.let_go_if_gone(&mut self.session);
             self.watch(gone, ops);
-            if self.conversation.turns_away() {
+            if self.conversation.turns_away(&mut stream) {
                 continue;
             }
             self.interest = EventSet::IN | EventSet::READ_HANG_UP;

@@ -83,9 +83,9 @@ where
             break Ok(());
         }
         if listener.is_ready() {
-            while let Some(stream) = acceptor.accept() {
+            while let Some(mut stream) = acceptor.accept() {
                 conversation.let_go_if_gone(session);
-                if !conversation.turns_away() {
+                if !conversation.turns_away(&mut stream) {
                     conversation.attach(session, stream);
                 }
             }
