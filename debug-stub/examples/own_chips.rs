@@ -189,6 +189,10 @@ impl Host for &Machine {
         let (cpu, stepper) = &mut *self.vcpu();
         stepper.write_registers(groups, registers, &mut KvmVcpu(&mut cpu.fd))
     }
+    fn disarm(&mut self, _: VcpuId) -> Result<(), Self::Error> {
+        let (cpu, stepper) = &mut *self.vcpu();
+        stepper.release(&mut KvmVcpu(&mut cpu.fd))
+    }
     fn interrupts(&mut self, _: VcpuId) -> Interrupts {
         let (cpu, stepper) = &*self.vcpu();
         let masked = stepper.is_masked();

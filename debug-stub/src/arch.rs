@@ -6,7 +6,7 @@
 //! [`Host::Arch`](crate::Host::Arch); nothing above this module changes.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::ops::{BitOr, Sub};
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
@@ -115,6 +115,10 @@ pub trait Arch: fmt::Debug + 'static {
     /// with. It may differ from the program counter that the client sees.
     fn pc(registers: &Self::Registers) -> GuestVirtAddr;
 
+    /// Returns the program counter as the client sees it, as an address: where the client looks for a
+    /// breakpoint of its own when the vCPU has stopped.
+    fn client_pc(registers: &Self::Registers) -> u64;
+
     /// Returns the address that [`pc`](Self::pc) has when the client's program counter is
     /// `address`.
     fn code_address(registers: &Self::Registers, address: u64) -> u64;
@@ -148,6 +152,29 @@ pub trait Arch: fmt::Debug + 'static {
         memory: &impl GuestMemory,
         address: GuestVirtAddr,
     ) -> Option<Mapped>;
+
+    /// Writes all registers as text, for people and for scripts. The default writes nothing.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_registers_text(registers: &Self::Registers, out: &mut dyn Write) -> fmt::Result {
+        let _ = (registers, out);
+        Ok(())
+    }
+
+    /// Writes what is mapped as text, a line for each range of addresses with equal rights. It has to end
+    /// for any tables. The default writes nothing.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_mappings(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        let _ = (space, memory, out);
+        Ok(())
+    }
 
     /// Returns an annex of the target description ("Target Description Format"); the client asks
     /// for `target.xml` first.

@@ -235,6 +235,14 @@ impl<A: Arch> Breakpoints<A> {
         Arc::clone(&self.armed)
     }
 
+    /// Returns `true` if the client has set a breakpoint at this address: of its own `kind`, or of a kind that
+    /// may have been placed as that one.
+    pub(crate) fn is_set(&self, kind: PointKind, address: u64) -> bool {
+        let has = |kind| self.points.contains_key(&Point::breakpoint(kind, address));
+        // `Z0` may take a debug slot.
+        has(kind) || kind == PointKind::Hardware && has(PointKind::Software)
+    }
+
     /// Returns `true` if a software breakpoint belongs at this address.
     pub(crate) fn has_software(&self, address: GuestPhysAddr) -> bool {
         self.software.contains_key(&address)

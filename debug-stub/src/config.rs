@@ -12,11 +12,29 @@ pub struct SessionConfig {
     /// Longest packet that the session takes, in bytes of body; `PacketSize` advertises it. Values
     /// outside [`SessionConfig::PACKET_SIZES`] are clamped.
     pub max_packet: usize,
+    /// What becomes of the guest when a connection ends without `detach`.
+    pub on_disconnect: OnDisconnect,
+}
+
+/// What becomes of the guest when its client has gone without a word: the connection is closed or broken, by
+/// a `disconnect`, a killed debugger or a port scan. Nothing is armed, masked, held or written in any case.
+///
+/// `detach` always lets the guest run. `kill` always ends it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDisconnect {
+    /// It is as it was before the client came. A guest that ran, runs. A guest that was stopped stays stopped,
+    /// unless the client has continued it and it runs at that time.
+    #[default]
+    AsBefore,
+    /// It runs.
+    Run,
+    /// It is stopped, or stays stopped, for the next client.
+    Stop,
 }
 
 impl SessionConfig {
-    /// The packet size of [`SessionConfig::new`]: memory is read 16 KiB at a time.
-    pub const DEFAULT_MAX_PACKET: usize = 32 * 1024;
+    /// The packet size of [`SessionConfig::new`]: memory is read 64 KiB at a time, two digits a byte.
+    pub const DEFAULT_MAX_PACKET: usize = 128 * 1024;
 
     /// What `max_packet` may be. A `G` packet has to fit, and a session should not cost megabytes.
     pub const PACKET_SIZES: core::ops::RangeInclusive<usize> = 2048..=1024 * 1024;
@@ -27,6 +45,7 @@ impl SessionConfig {
         Self {
             plan,
             max_packet: Self::DEFAULT_MAX_PACKET,
+            on_disconnect: OnDisconnect::default(),
         }
     }
 

@@ -19,13 +19,11 @@ use crate::config::SessionConfig;
 use crate::host::Host;
 use crate::memory::Space;
 use crate::qemu::StepBits;
+use crate::request::ClientFeatures;
 use crate::state::RegisterCache;
 
 pub(crate) use orders::Orders;
 pub(crate) use wire::RegisterNumber;
-
-/// Addresses kept in [`Guest::noticed`].
-const MAX_NOTICED: usize = 256;
 
 /// Linux error numbers, as the client shows them. The packets carry them in hexadecimal.
 pub(crate) mod errno {
@@ -63,18 +61,27 @@ pub(crate) struct Guest<H: Host> {
     pub(crate) config: SessionConfig,
     pub(crate) registers: RegisterCache<H::Arch>,
     pub(crate) breakpoints: Breakpoints<H::Arch>,
-    /// The vCPU that the client has selected (`Hg`), for registers and memory.
+    /// The vCPU that the client has selected (`Hg`), for registers and memory. It is no choice of the
+    /// client's user: GDB selects each thread in turn to list them.
     pub(crate) current: VcpuId,
+    /// The vCPU of the last stop, or the one that the client has selected to run since (`Hc`).
+    pub(crate) in_focus: VcpuId,
+    /// What the client has announced.
+    pub(crate) client: ClientFeatures,
     pub(crate) physical_memory: bool,
     pub(crate) step_bits: StepBits,
+    /// `monitor quit`: the guest is to end.
+    pub(crate) ends: bool,
     /// The orders of the resume packet that is being parsed.
     pub(crate) orders: Orders,
     pub(crate) notices: Notices,
     /// What the client sees of the first vCPU while there is none.
     no_registers: <H::Arch as Arch>::Registers,
-    /// Addresses of breakpoints that took a debug slot, with a notice to the client. GDB removes and
-    /// inserts its breakpoints at each stop; one notice is enough.
-    noticed: BTreeSet<u64>,
+    /// Why the request that is being served fails. The reply carries it, or a notice.
+    why: Option<Why>,
+    /// Why breakpoints took a debug slot, as far as the client has been told. GDB inserts its breakpoints at
+    /// each resume, and others for each `next`: one notice is enough.
+    noticed: BTreeSet<&'static str>,
 }
 
 impl<H: Host> fmt::Debug for Guest<H> {
@@ -92,7 +99,20 @@ impl<H: Host> fmt::Debug for Guest<H> {
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
     text: String,
+    /// Refused breakpoints. GDB says by itself that it cannot insert one, so this is told only to a user who
+    /// asks (`monitor`) before the next resume. Later it would appear at an unrelated stop.
+    refused: String,
+    /// The last reason of an error.
+    last: String,
     lost: usize,
+}
+
+/// Why a request fails.
+#[derive(Debug)]
+pub(crate) struct Why {
+    text: String,
+    /// It is a breakpoint that cannot be inserted.
+    is_insertion: bool,
 }
 
 impl Notices {
@@ -111,8 +131,33 @@ impl Notices {
         }
     }
 
+    /// Adds why a packet has failed, for a client whose error replies have no text. A reason that is that of the
+    /// packet before, too, is dropped.
+    fn push_error(&mut self, packet: &[u8], why: Why) {
+        let Why { text, is_insertion } = why;
+        if text == self.last {
+            return;
+        }
+        let line = format!("{}: {text}", packet.escape_ascii());
+        if !is_insertion {
+            self.push(&line);
+        } else if self.refused.len() + line.len() < Self::LIMIT {
+            self.refused.push_str(&line);
+            self.refused.push('\n');
+        }
+        self.last = text;
+    }
+
+    /// The client resumes the guest: it has dealt with refused breakpoints.
+    pub(crate) fn resumed(&mut self) {
+        self.refused.clear();
+        self.last.clear();
+    }
+
     pub(crate) fn take(&mut self) -> String {
         let mut text = std::mem::take(&mut self.text);
+        text.push_str(&std::mem::take(&mut self.refused));
+        self.last.clear();
         match std::mem::take(&mut self.lost) {
             0 => {}
             lost => text.push_str(&format!("({lost} more messages were dropped)\n")),
@@ -135,10 +180,14 @@ impl<H: Host> Guest<H> {
             registers: RegisterCache::default(),
             breakpoints: Breakpoints::default(),
             current: VcpuId(0),
+            in_focus: VcpuId(0),
+            client: ClientFeatures::default(),
             physical_memory: false,
+            ends: false,
             orders: Orders::default(),
             notices: Notices::default(),
             no_registers: <H::Arch as Arch>::Registers::default(),
+            why: None,
             noticed: BTreeSet::new(),
         }
     }
@@ -148,11 +197,43 @@ impl<H: Host> Guest<H> {
         self.registers.forget();
         self.breakpoints.clear();
         self.current = VcpuId(0);
+        self.in_focus = VcpuId(0);
+        self.client = ClientFeatures::default();
         self.physical_memory = false;
         self.step_bits = StepBits::new(self.config.mask());
+        self.ends = false;
         self.orders.clear();
         self.notices.take();
+        self.why = None;
         self.noticed.clear();
+    }
+
+    /// Drops the debugger's holds on all vCPUs, which stay stopped.
+    pub(crate) fn disarm(&mut self) {
+        for vcpu in (0..self.host.vcpu_count()).map(VcpuId) {
+            if let Err(error) = self.host.disarm(vcpu) {
+                tracing::error!(%vcpu, %error, "the vCPU may still be armed or masked for the debugger");
+            }
+        }
+    }
+
+    /// The request that is being served fails for this reason.
+    pub(crate) fn explain(&mut self, text: String) {
+        self.why = Some(Why {
+            text,
+            is_insertion: false,
+        });
+    }
+
+    /// Returns the text of an error reply, if there is one and the client takes it. If it does not, the text
+    /// becomes a notice that names the packet.
+    pub(crate) fn error_text(&mut self, packet: &[u8]) -> Option<String> {
+        let why = self.why.take()?;
+        if self.client.error_message {
+            return Some(why.text);
+        }
+        self.notices.push_error(packet, why);
+        None
     }
 
     /// Returns the vCPU that a thread id names.
@@ -190,7 +271,7 @@ impl<H: Host> Guest<H> {
         }
         tracing::warn!(%vcpu, "the selected vCPU does not exist");
         let text = format!("thread {}: there is no {vcpu}", tid(vcpu));
-        self.notices.push(&text);
+        self.explain(text);
         Err(errno::ESRCH)
     }
 
@@ -208,7 +289,7 @@ impl<H: Host> Guest<H> {
         let vcpu = self.selected()?;
         self.registers
             .read(&mut self.host, vcpu, groups)
-            .map_err(|error| refused(vcpu, &error))
+            .map_err(|error| refused(vcpu, &error, &mut self.why))
     }
 
     /// Returns what the addresses of memory packets mean.
@@ -221,8 +302,12 @@ impl<H: Host> Guest<H> {
 
     /// Returns the address space of the selected vCPU.
     fn virtual_space(&mut self) -> Result<Space<H::Arch>, u8> {
+        Ok(Space::Virtual(self.virtual_address_space()?))
+    }
+
+    pub(crate) fn virtual_address_space(&mut self) -> Result<<H::Arch as Arch>::AddressSpace, u8> {
         let registers = self.selected_registers(H::Arch::SPACE_GROUPS)?;
-        Ok(Space::Virtual(H::Arch::address_space(registers)))
+        Ok(H::Arch::address_space(registers))
     }
 
     /// Changes registers of a vCPU and writes `groups` of them to the host.
@@ -238,17 +323,17 @@ impl<H: Host> Guest<H> {
         let mut registers = self
             .registers
             .read(&mut self.host, vcpu, filled)
-            .map_err(|error| refused(vcpu, &error))?
+            .map_err(|error| refused(vcpu, &error, &mut self.why))?
             .clone();
         match change(&mut registers, &self.host) {
             Ok(groups) if groups == <H::Arch as Arch>::Groups::default() => Ok(()),
             Ok(groups) => self
                 .registers
                 .write(&mut self.host, vcpu, groups, &registers)
-                .map_err(|error| refused(vcpu, &error)),
+                .map_err(|error| refused(vcpu, &error, &mut self.why)),
             Err(error) => {
                 tracing::warn!(%vcpu, %error, "registers not written");
-                self.notices.push(&error.to_string());
+                self.explain(error.to_string());
                 Err(errno::EINVAL)
             }
         }
@@ -284,19 +369,23 @@ impl<H: Host> Guest<H> {
         match placed {
             Ok(Placed::AsAsked) => Ok(true),
             Ok(Placed::InSlot(why)) => {
-                if self.noticed.len() < MAX_NOTICED && self.noticed.insert(address) {
+                if self.noticed.insert(why) {
                     let slots = slots_in_words::<H::Arch>();
                     self.notices.push(&format!(
                         "breakpoint at {address:#x} takes one of the {slots}: {why}"
                     ));
+                    let address = format_args!("{address:#x}");
                     tracing::info!(address, why, "software breakpoint in a debug slot");
                 }
                 Ok(true)
             }
             Err(error) => {
-                tracing::warn!(address, %error, "breakpoint refused");
-                self.notices
-                    .push(&format!("breakpoint at {address:#x}: {error}"));
+                let at = format_args!("{address:#x}");
+                tracing::warn!(address = at, %error, "breakpoint refused");
+                self.why = Some(Why {
+                    text: format!("breakpoint at {at}: {error}"),
+                    is_insertion: true,
+                });
                 Err(TargetError::Errno(match error {
                     PointError::NoSlot { .. }
                     | PointError::TooLong { .. }
@@ -321,8 +410,17 @@ fn slots_in_words<A: Arch>() -> String {
     }
 }
 
+/// Logs what the hypervisor refused, and keeps it for the reply. Returns the reply's error number.
+pub(crate) fn refused(vcpu: VcpuId, error: &impl std::error::Error, why: &mut Option<Why>) -> u8 {
+    *why = Some(Why {
+        text: format!("thread {}: {error}", tid(vcpu)),
+        is_insertion: false,
+    });
+    log_refused(vcpu, error)
+}
+
 /// Logs what the hypervisor refused. Returns the reply's error number.
-pub(crate) fn refused(vcpu: VcpuId, error: &impl std::error::Error) -> u8 {
+pub(crate) fn log_refused(vcpu: VcpuId, error: &impl std::error::Error) -> u8 {
     tracing::warn!(%vcpu, %error, "the hypervisor refused access to registers");
     errno::EIO
 }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use thiserror::Error;
 use vcpu_caps::VcpuId;
 
 use crate::address::GuestPhysAddr;
@@ -69,6 +70,13 @@ pub trait Host: GuestMemory {
     /// Returns a short name for a vCPU, as `info threads` shows it: "CPU#1 \[halted\]".
     fn vcpu_name(&self, vcpu: VcpuId) -> String;
 
+    /// Returns `false` for a vCPU that has not been started: on x86, one that waits for INIT or a
+    /// start-up IPI. Ctrl-C is not reported from it while another vCPU runs code.
+    fn is_started(&self, vcpu: VcpuId) -> bool {
+        let _ = vcpu;
+        true
+    }
+
     /// Fills the `groups` of `registers`, and leaves the others alone.
     ///
     /// # Errors
@@ -91,6 +99,25 @@ pub trait Host: GuestMemory {
         registers: &<Self::Arch as Arch>::Registers,
     ) -> Result<(), Self::Error>;
 
+    /// Disarms a stopped vCPU and drops the debugger's holds on it. The vCPU stays stopped.
+    ///
+    /// Called for each vCPU when a client has gone and the guest stays stopped. The next order, if there is
+    /// one, begins from nothing.
+    ///
+    /// # Errors
+    /// If the hypervisor refuses. The session logs it.
+    fn disarm(&mut self, vcpu: VcpuId) -> Result<(), Self::Error>;
+
+    /// Resets the stopped machine in place, as its reset button does: memory, devices and vCPUs are as at the
+    /// first start, and the vCPUs stay stopped. The client asks for it with `run` in GDB's extended mode, or
+    /// `monitor system_reset`. Its breakpoints stay set.
+    ///
+    /// # Errors
+    /// If the VMM cannot. The client is told why.
+    fn reset(&mut self) -> Result<(), ResetError> {
+        Err(ResetError::NotSupported)
+    }
+
     /// Returns what is known of a vCPU's pending interrupts, for `monitor mask status`.
     fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts;
 
@@ -108,6 +135,17 @@ pub trait Host: GuestMemory {
     fn monitor_help(&self) -> &str {
         ""
     }
+}
+
+/// Why a machine was not reset. It is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ResetError {
+    /// The VMM has no reset in place.
+    #[error("this VMM cannot reset the machine in place: start it again")]
+    NotSupported,
+    /// Not now, for this reason.
+    #[error("the machine was not reset: {0}")]
+    Refused(&'static str),
 }
 
 /// The pending interrupts of a vCPU.
@@ -140,8 +178,10 @@ pub enum Action {
     ///
     /// [`Session::stopped`]: crate::Session::stopped
     Interrupt,
-    /// The debugger has gone. All vCPUs are stopped, and memory holds no breakpoint: drop every
-    /// hold, disarm everything, and let all of them run. No answer.
+    /// The debugger has gone, and the guest is to run. All vCPUs are stopped, and memory holds no
+    /// breakpoint: drop every hold, disarm everything, and let all of them run. No answer.
+    ///
+    /// A guest that is to stay stopped has no action: [`Host::disarm`] leaves no trace in it.
     Release,
     /// The client asked to kill the guest: end it. No answer.
     Kill,

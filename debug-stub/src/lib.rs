@@ -23,8 +23,9 @@
 //!   its own.
 //! - One plan goes out and one list of stops comes back. A step costs one hand-over each way, and
 //!   its reply carries the registers.
-//! - When a client has gone, at whichever byte, one [`Action::Release`] follows: nothing is armed, masked
-//!   or held. A guest that has ended or was killed is not released.
+//! - When a client has gone, at whichever byte, nothing is armed, masked or held. The guest is as it was before
+//!   the client came ([`OnDisconnect`]): one [`Action::Release`] follows if it is to run. A guest that has
+//!   ended or was killed is not released.
 //! - Nothing outside [`x86_64`] and `kvm` knows an x86: [`Arch`] is the seam.
 //!
 //! What the host can do is a [`vcpu_caps::Plan`] in [`SessionConfig`].
@@ -90,8 +91,8 @@ pub mod x86_64;
 pub use address::{GuestPhysAddr, GuestVirtAddr};
 pub use arch::Arch;
 #[cfg(feature = "session")]
-pub use config::SessionConfig;
-pub use host::{Action, GuestMemory, GuestState, Host, Interrupts};
+pub use config::{OnDisconnect, SessionConfig};
+pub use host::{Action, GuestMemory, GuestState, Host, Interrupts, ResetError};
 pub use order::{Armed, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder, WatchAccess};
 #[cfg(feature = "session")]
 pub use session::Session;

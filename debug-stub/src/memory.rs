@@ -141,8 +141,8 @@ pub(crate) enum Scanned {
     NotFound,
     /// GDB's checksum of the range.
     Crc(u32),
-    /// Some byte cannot be read.
-    Unreadable,
+    /// The byte at this address cannot be read. What is before it has been scanned.
+    Unreadable(u64),
 }
 
 /// A search or a checksum over a range of any length, which goes on slice by slice. The guest is stopped until
@@ -212,7 +212,7 @@ impl<A: Arch> Scan<A> {
             match self.address.checked_add(read) {
                 Some(next) if whole => self.address = next,
                 _ if whole && self.length == 0 => {}
-                _ => return Some(Scanned::Unreadable),
+                _ => return Some(Scanned::Unreadable(self.address.saturating_add(read))),
             }
         }
         Some(match self.aim {

@@ -1,9 +1,11 @@
 //! `monitor` commands: text in, text out.
 
 use std::fmt::{self, Write as _};
+use std::ops::RangeInclusive;
 
 use vcpu_caps::{Capability, VcpuId};
 
+use crate::arch::Arch;
 use crate::guest::Guest;
 use crate::host::Host;
 
@@ -13,17 +15,22 @@ monitor caps         what the host can do for the debugger, how, and why not
 monitor mask on      steps hold hardware interrupts back (mask_hwintr); the default if possible
 monitor mask off     interrupts enter stepped vCPUs
 monitor mask status  which is in force, and the pending interrupts
+monitor system_reset resets the machine in place, if the VMM can; breakpoints stay
+monitor quit         ends the guest
+monitor info registers
+                     the selected vCPU's registers (-a: all vCPUs'), in QEMU's form
+monitor info mem     what the selected vCPU's page tables map, in QEMU's form
 ";
 
-/// How much text a command of the VMM's may print, in bytes.
-const VMM_LIMIT: usize = 64 << 10;
+/// How much text a command of the VMM's or a listing may print, in bytes.
+const LIMIT: usize = 64 << 10;
 
-/// Text of the VMM's, bounded.
+/// Text, bounded.
 struct Bounded(String);
 
 impl fmt::Write for Bounded {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        if self.0.len() + text.len() > VMM_LIMIT {
+        if self.0.len() + text.len() > LIMIT {
             return Err(fmt::Error);
         }
         self.0.push_str(text);
@@ -40,6 +47,26 @@ pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
         ["mask", "on"] => set_mask(guest, true),
         ["mask", "off"] => set_mask(guest, false),
         ["mask", "status"] | ["mask"] => mask_status(guest),
+        ["info", "mem"] => mappings(guest),
+        ["info", "registers"] => {
+            let vcpu = guest.current;
+            registers(guest, vcpu..=vcpu)
+        }
+        ["info", "registers", "-a"] => {
+            let last = VcpuId(guest.host.vcpu_count().saturating_sub(1));
+            registers(guest, VcpuId(0)..=last)
+        }
+        ["system_reset"] => match guest.host.reset() {
+            Ok(()) => {
+                guest.registers.forget();
+                "the machine was reset".into()
+            }
+            Err(error) => error.to_string(),
+        },
+        ["quit"] => {
+            guest.ends = true;
+            "the guest ends".into()
+        }
         _ => vmm_command(guest, command),
     };
     if !text.ends_with('\n') {
@@ -62,6 +89,43 @@ fn vmm_command<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
         "unknown command \"{}\"; monitor help lists the commands",
         command.escape_debug()
     )
+}
+
+/// QEMU's `info mem`. What does not fit is left out, and a line says so.
+fn mappings<H: Host>(guest: &mut Guest<H>) -> String {
+    let space = match guest.virtual_address_space() {
+        Ok(space) => space,
+        Err(_) => return "the registers cannot be read".into(),
+    };
+    let mut out = Bounded(String::new());
+    if H::Arch::write_mappings(&space, &guest.host, &mut out).is_err() {
+        out.0.push_str("(there is more)\n");
+    }
+    out.0
+}
+
+/// QEMU's `info registers`.
+fn registers<H: Host>(guest: &mut Guest<H>, vcpus: RangeInclusive<VcpuId>) -> String {
+    let mut out = Bounded(String::new());
+    for index in vcpus.start().0..=vcpus.end().0 {
+        if !guest.exists(VcpuId(index)) {
+            out.0.push_str(&format!("\nCPU#{index}: there is none\n"));
+            break;
+        }
+        let read = guest
+            .registers
+            .read(&mut guest.host, VcpuId(index), H::Arch::ALL_GROUPS);
+        let written = match read {
+            Ok(registers) => writeln!(out, "\nCPU#{index}")
+                .and_then(|()| H::Arch::write_registers_text(registers, &mut out)),
+            Err(error) => writeln!(out, "\nCPU#{index}: {error}"),
+        };
+        if written.is_err() {
+            out.0.push_str("(there is more)\n");
+            break;
+        }
+    }
+    out.0
 }
 
 fn set_mask<H: Host>(guest: &mut Guest<H>, mask: bool) -> String {

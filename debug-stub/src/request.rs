@@ -9,6 +9,7 @@
 //! | `vCont` with a default step, `t`, or an action behind the default | gdbstub ends, or applies what "leftmost" excludes |
 //! | `m`, `M`, `X` | gdbstub reads without a limit and joins what is on both sides of a hole; it does not compare a length with its data |
 //! | `D`, `k`, `vKill` | they end gdbstub's state machine |
+//! | `!`, `R`, `vRun`, `vAttach` | detaching and attaching are the session's |
 //! | `?` | gdbstub reports the first thread and no reason |
 //! | `qSupported`, `QStartNoAckMode` | the filter owns what they are about |
 //! | `x`, `qC`, `qSearch`, `qCRC`, `qXfer:threads`, `qqemu`, `Qqemu` | gdbstub does not know them |
@@ -41,6 +42,34 @@ pub(crate) enum QemuRequest {
     SetPhysicalMemory(bool),
 }
 
+/// What a client has announced with `qSupported` ("General Query Packets"). A client that announces nothing
+/// must not be sent what it may not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ClientFeatures {
+    /// The stop reason `swbreak`.
+    pub(crate) swbreak: bool,
+    /// The stop reason `hwbreak`.
+    pub(crate) hwbreak: bool,
+    /// Errors with a text: `E.text`.
+    pub(crate) error_message: bool,
+}
+
+impl ClientFeatures {
+    /// Parses the features behind `qSupported:`. Unknown ones are ignored, as the protocol wants.
+    fn parse(features: &[u8]) -> Self {
+        let mut all = Self::default();
+        for feature in features.split(|byte| *byte == b';') {
+            match feature {
+                b"swbreak+" => all.swbreak = true,
+                b"hwbreak+" => all.hwbreak = true,
+                b"error-message+" => all.error_message = true,
+                _ => {}
+            }
+        }
+        all
+    }
+}
+
 /// A packet, given to its parser.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request<'a> {
@@ -48,10 +77,18 @@ pub(crate) enum Request<'a> {
     Gdbstub,
     /// `?`
     StopReason,
-    /// `qSupported`
-    Supported,
+    /// `qSupported`, with what the client supports.
+    Supported(ClientFeatures),
     /// `QStartNoAckMode`
     StopAcknowledging,
+    /// `!`
+    Extend,
+    /// `vAttach`
+    Attach,
+    /// `R`, which has no reply, and `vRun`, whose reply is a stop.
+    Run {
+        reply: bool,
+    },
     /// `D`
     Detach,
     /// `k`, which has no reply, and `vKill`, which has one.
@@ -131,6 +168,8 @@ fn own(body: &[u8]) -> Option<Request<'_>> {
             [] | [b';', ..] => Request::Detach,
             _ => return None,
         },
+        b'!' if rest.is_empty() => Request::Extend,
+        b'R' => Request::Run { reply: false },
         b'k' if rest.is_empty() => Request::Kill { reply: false },
         b'k' => Request::Unsupported,
         b'H' => select(rest)?,
@@ -187,6 +226,12 @@ fn verbose(body: &[u8]) -> Option<Request<'_>> {
             _ => None,
         };
     }
+    if body.starts_with(b"vRun") {
+        return Some(Request::Run { reply: true });
+    }
+    if let Some(process) = body.strip_prefix(b"vAttach;") {
+        return number(process).map(|_| Request::Attach);
+    }
     Some(match body.strip_prefix(b"vKill") {
         Some([] | [b';', ..]) => Request::Kill { reply: true },
         Some(_) => Request::Unsupported,
@@ -199,13 +244,13 @@ fn query(body: &[u8]) -> Option<Request<'_>> {
     Some(match body {
         b"QStartNoAckMode" => Request::StopAcknowledging,
         b"qC" => Request::CurrentThread,
-        b"qqemu.Supported" => Request::Qemu(QemuRequest::Supported),
-        b"qqemu.sstepbits" => Request::Qemu(QemuRequest::StepBits),
-        b"qqemu.sstep" => Request::Qemu(QemuRequest::Step),
-        b"qqemu.PhyMemMode" => Request::Qemu(QemuRequest::PhysicalMemory),
+        // QEMU takes either letter for each of these, and clients depend on it: GEF and pwndbg ask
+        // `Qqemu.sstepbits` to find out whether they talk to QEMU.
+        [b'q' | b'Q', b'q', b'e', b'm', b'u', b'.', rest @ ..] => return qemu(rest),
         _ => {
-            if after(b"qSupported").is_some_and(|rest| matches!(rest, [] | [b':', ..])) {
-                Request::Supported
+            if let Some([] | [b':', ..]) = after(b"qSupported") {
+                let features = after(b"qSupported:").unwrap_or_default();
+                Request::Supported(ClientFeatures::parse(features))
             } else if let Some(rest) = after(b"qRcmd,") {
                 if !is_hex_bytes(rest) {
                     return None;
@@ -219,12 +264,27 @@ fn query(body: &[u8]) -> Option<Request<'_>> {
             } else if let Some(rest) = after(b"qCRC:") {
                 let (address, length) = address_and_length(rest)?;
                 Request::Crc { address, length }
-            } else if let Some(rest) = after(b"Qqemu.sstep=") {
-                Request::Qemu(QemuRequest::SetStep(qemu_number(rest)?))
-            } else if let Some(rest) = after(b"Qqemu.PhyMemMode:") {
-                Request::Qemu(QemuRequest::SetPhysicalMemory(qemu_number(rest)? != 0))
             } else {
                 Request::Gdbstub
+            }
+        }
+    })
+}
+
+/// What follows `qqemu.` or `Qqemu.`.
+fn qemu(rest: &[u8]) -> Option<Request<'_>> {
+    Some(match rest {
+        b"Supported" => Request::Qemu(QemuRequest::Supported),
+        b"sstepbits" => Request::Qemu(QemuRequest::StepBits),
+        b"sstep" => Request::Qemu(QemuRequest::Step),
+        b"PhyMemMode" => Request::Qemu(QemuRequest::PhysicalMemory),
+        _ => {
+            if let Some(value) = rest.strip_prefix(b"sstep=") {
+                Request::Qemu(QemuRequest::SetStep(qemu_number(value)?))
+            } else if let Some(value) = rest.strip_prefix(b"PhyMemMode:") {
+                Request::Qemu(QemuRequest::SetPhysicalMemory(qemu_number(value)? != 0))
+            } else {
+                Request::Unsupported
             }
         }
     })
@@ -437,7 +497,6 @@ mod tests {
             b"qThreadExtraInfo,1",
             b"qXfer:features:read:target.xml:0,ffb",
             b"vMustReplyEmpty",
-            b"!",
         ] {
             assert_eq!(parse(body), Request::Gdbstub, "{}", body.escape_ascii());
         }
@@ -502,6 +561,7 @@ mod tests {
             b"qCRC:1",
             b"qSearch:memory:0;10;",
             b"Qqemu.sstep=",
+            b"qqemu.sstep=",
             b"Dx",
             b"cz",
             b"C",

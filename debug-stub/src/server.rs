@@ -8,8 +8,8 @@
 //!
 //! All three do the same. One thread, one wait, no polling: it wakes up for a client, for bytes, and
 //! for the descriptor that says that all vCPUs have stopped. A reply is one `write`. When a
-//! client has gone, at whichever byte, the guest is released, unless it has ended or the client has
-//! killed it.
+//! client has gone, at whichever byte, the guest is without a trace of it, and runs or stays stopped as
+//! [`OnDisconnect`](crate::OnDisconnect) says.
 //!
 //! The VMM's side is [`Host`](crate::Host) and [`GuestControl`]. A VMM that uses
 //! [`AllStop`](crate::run_control::AllStop) implements [`AllStopGuest`], three methods, and gets

@@ -9,12 +9,12 @@ use std::fmt;
 
 use vcpu_caps::VcpuId;
 
-use crate::config::SessionConfig;
+use crate::config::{OnDisconnect, SessionConfig};
 use crate::filter::{Event, Receiver, Sender, push_hex_bytes};
 use crate::guest::{Guest, errno};
 use crate::host::{Action, GuestState, Host};
 use crate::memory::Scan;
-use crate::order::{Stop, StopReason};
+use crate::order::{ResumePlan, Stop, StopReason, VcpuOrder};
 use crate::request::{ThreadId, classify};
 use crate::stub::Stub;
 
@@ -23,21 +23,28 @@ use stops::{Expedited, happens_once, is_of_the_guest};
 /// Packets that one call serves. It bounds how long a client that sends many at once keeps the caller.
 const BUDGET: u32 = 64;
 
+/// How much of a packet a message shows.
+const NAMED: usize = 40;
+
 /// Where the session is. The guest runs, as far as the session knows, in `Attaching`, `Running`
 /// and `Leaving`, and when there is no client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// No client.
     Detached,
-    /// A client has come, and the guest has been asked to stop.
+    /// A client in extended mode has detached from the guest, which is not its any more, and has not closed
+    /// its connection.
+    Idle,
+    /// A client has come, and the guest has been asked to stop. In extended mode it may wait for a stop reply
+    /// (`vAttach`).
     Attaching,
     /// The guest is stopped, and the client may ask anything.
     Stopped,
     /// The client waits for a stop reply.
     Running { interrupted: bool },
     /// The client has gone. The guest has been asked to stop; its breakpoints are removed then, and
-    /// it is released. Another client may be there already.
-    Leaving { next_client: bool },
+    /// it is released if it `runs_on`. Another client may be there already.
+    Leaving { runs_on: bool, next_client: bool },
     /// The guest was killed or has ended: only output is left.
     Ended,
 }
@@ -69,13 +76,23 @@ pub struct Session<H: Host> {
     last_stop: Stop,
     /// Stops that are not reported yet, since one reply carries one. They do not happen again.
     queued: VecDeque<Stop>,
+    /// The beginning of the packet that is being served, to name it.
+    packet: Vec<u8>,
     /// `Hc`.
     run_thread: ThreadId,
+    /// The guest as the client found it.
+    found: GuestState,
+    /// What the last resume ordered.
+    resumed: ResumePlan,
     /// An interrupt request has come while the guest is stopped, and no packet since shows that
     /// the client knew of the stop.
     early_interrupt: bool,
     expedited: Expedited,
     closing: bool,
+    /// Extended mode (`!`): a connection outlives the debugging of the guest.
+    extended: bool,
+    /// The client waits for the reply to `vAttach`.
+    awaits_attach: bool,
     /// Bytes that are no packet end the connection.
     closes_on_junk: bool,
     packet_limit: usize,
@@ -111,11 +128,16 @@ impl<H: Host> Session<H> {
             actions: VecDeque::new(),
             last_stop: quiet_stop(),
             queued: VecDeque::new(),
+            packet: Vec::new(),
             run_thread: ThreadId::Any,
+            found: GuestState::Running,
+            resumed: ResumePlan::default(),
             early_interrupt: false,
             expedited: Expedited::default(),
             closing: false,
             packet_limit,
+            extended: false,
+            awaits_attach: false,
             closes_on_junk: false,
             scan: None,
             budget: BUDGET,
@@ -130,18 +152,25 @@ impl<H: Host> Session<H> {
         // The guest's end, of which the previous client has not been told.
         let ended =
             (self.state == State::Stopped && self.has_ended()).then(|| self.last_stop.clone());
-        let guest = if self.state == State::Stopped && ended.is_none() {
-            // The previous client is taken as gone, and the guest is released.
-            GuestState::Running
-        } else {
-            guest
+        // The previous client is taken as gone, which may release the guest.
+        let guest = match self.state {
+            State::Stopped if ended.is_some() => guest,
+            State::Stopped if self.runs_on() => GuestState::Running,
+            State::Stopped => GuestState::Stopped,
+            _ => guest,
         };
         self.disconnected();
         self.fresh_connection();
         match (self.state, guest) {
-            (State::Leaving { .. }, _) => self.state = State::Leaving { next_client: true },
+            (State::Leaving { runs_on, .. }, _) => {
+                self.state = State::Leaving {
+                    runs_on,
+                    next_client: true,
+                };
+            }
             (_, GuestState::Running) => self.interrupt_for_client(),
             (_, GuestState::Stopped) => {
+                self.found = GuestState::Stopped;
                 self.guest.reset();
                 self.begin(ended.into_iter().collect());
             }
@@ -219,30 +248,41 @@ impl<H: Host> Session<H> {
         self.actions
             .retain(|action| !matches!(action, Action::Interrupt));
         match self.state {
-            State::Detached | State::Ended => {
+            State::Detached | State::Idle | State::Ended => {
                 tracing::warn!(?stops, state = ?self.state, "a stop that was not asked for");
             }
             State::Stopped => self.take_event(stops),
-            State::Leaving { next_client } => self.stopped_to_leave(stops, next_client),
-            State::Attaching => self.begin(stops),
+            State::Leaving {
+                runs_on,
+                next_client,
+            } => self.stopped_to_leave(stops, runs_on, next_client),
+            State::Attaching => {
+                self.begin(stops);
+                if std::mem::take(&mut self.awaits_attach) {
+                    self.report(&self.last_stop.clone());
+                }
+            }
             State::Running { .. } => self.report_stops(stops),
         }
         self.process_held();
     }
 
-    /// The connection is gone, at whichever byte. The guest is released: at once if it is stopped,
-    /// and once it is otherwise. A guest that has ended is not.
+    /// The connection is gone, at whichever byte. The guest is as [`OnDisconnect`] says: at once if it is
+    /// stopped, and once it has stopped otherwise. A guest that has ended is not released.
     pub fn disconnected(&mut self) {
+        let runs_on = self.runs_on();
         match self.state {
             State::Detached => {}
-            State::Ended => self.state = State::Detached,
-            State::Stopped => self.release(),
-            State::Running { interrupted: false } => {
-                self.actions.push_back(Action::Interrupt);
-                self.state = State::Leaving { next_client: false };
-            }
-            State::Attaching | State::Running { interrupted: true } | State::Leaving { .. } => {
-                self.state = State::Leaving { next_client: false };
+            State::Idle | State::Ended => self.state = State::Detached,
+            State::Stopped => self.leave(runs_on),
+            State::Attaching | State::Running { .. } | State::Leaving { .. } => {
+                if self.state == (State::Running { interrupted: false }) {
+                    self.actions.push_back(Action::Interrupt);
+                }
+                self.state = State::Leaving {
+                    runs_on,
+                    next_client: false,
+                };
             }
         }
         self.held.clear();
@@ -284,7 +324,7 @@ impl<H: Host> Session<H> {
             State::Running { .. } | State::Stopped | State::Attaching => {
                 self.guest.notices.push(text);
             }
-            State::Detached | State::Leaving { .. } | State::Ended => {
+            State::Detached | State::Idle | State::Leaving { .. } | State::Ended => {
                 tracing::debug!(text, "no client to print this");
             }
         }
@@ -296,9 +336,10 @@ impl<H: Host> Session<H> {
         self.closing
     }
 
-    /// Returns `true` if a client is attached, or its release is not finished.
+    /// Returns `true` if a client is attached, or its release is not finished. A client in GDB's extended mode
+    /// may have detached, and still be connected.
     pub fn is_attached(&self) -> bool {
-        self.state != State::Detached
+        !matches!(self.state, State::Detached | State::Idle)
     }
 
     /// The host.
@@ -316,6 +357,22 @@ impl<H: Host> Session<H> {
         self.packet_limit.saturating_mul(2)
     }
 
+    /// Returns `true` if the guest is to run when the client goes now.
+    fn runs_on(&self) -> bool {
+        let steps = |order: &VcpuOrder| matches!(order, VcpuOrder::Step(_));
+        match (self.guest.config.on_disconnect, self.state) {
+            (OnDisconnect::Run, _) => true,
+            (OnDisconnect::Stop, _) => false,
+            // A guest that this client's predecessor leaves, and that this client has never found.
+            (OnDisconnect::AsBefore, State::Leaving { runs_on, .. }) => runs_on,
+            // A step in progress is no continue: the user steps a stopped guest.
+            (OnDisconnect::AsBefore, State::Running { .. }) => {
+                self.found == GuestState::Running || !self.resumed.vcpus.iter().any(steps)
+            }
+            (OnDisconnect::AsBefore, _) => self.found == GuestState::Running,
+        }
+    }
+
     fn fresh_connection(&mut self) {
         self.scan = None;
         self.budget = BUDGET;
@@ -326,9 +383,12 @@ impl<H: Host> Session<H> {
         self.closing = false;
         self.run_thread = ThreadId::Any;
         self.early_interrupt = false;
+        self.extended = false;
+        self.awaits_attach = false;
     }
 
     fn interrupt_for_client(&mut self) {
+        self.found = GuestState::Running;
         self.guest.reset();
         self.queued.clear();
         self.last_stop = quiet_stop();
@@ -355,6 +415,7 @@ impl<H: Host> Session<H> {
         self.note_reason(&self.last_stop.clone());
         // `?` comes later, but the client may ask something else first.
         self.guest.current = stop.vcpu;
+        self.guest.in_focus = stop.vcpu;
     }
 
     /// Takes stops of a guest that is stopped for the client already: they are reported later.
@@ -376,7 +437,7 @@ impl<H: Host> Session<H> {
     }
 
     /// The guest is stopped, and its client has gone.
-    fn stopped_to_leave(&mut self, stops: Vec<Stop>, next_client: bool) {
+    fn stopped_to_leave(&mut self, stops: Vec<Stop>, runs_on: bool, next_client: bool) {
         let of_the_guest = self
             .choose(stops)
             .filter(|stop| is_of_the_guest(&stop.reason));
@@ -391,11 +452,18 @@ impl<H: Host> Session<H> {
                 }
             }
             reset => {
-                self.release();
-                if next_client {
-                    self.interrupt_for_client();
-                    if let Some(reset) = reset {
-                        self.note_reason(&reset);
+                self.leave(runs_on);
+                match (next_client, runs_on) {
+                    (false, _) => {}
+                    (true, true) => {
+                        self.interrupt_for_client();
+                        if let Some(reset) = reset {
+                            self.note_reason(&reset);
+                        }
+                    }
+                    (true, false) => {
+                        self.found = GuestState::Stopped;
+                        self.begin(reset.into_iter().collect());
                     }
                 }
             }
@@ -407,13 +475,17 @@ impl<H: Host> Session<H> {
         matches!(self.last_stop.reason, StopReason::Exited(_))
     }
 
-    /// The client has gone: releases the guest without a trace of it. A guest that has ended is not
-    /// released.
-    fn release(&mut self) {
+    /// The client has gone: releases the guest, or leaves it stopped, without a trace of the client. A guest
+    /// that has ended is not released.
+    fn leave(&mut self, runs_on: bool) {
         self.guest.reset();
         self.queued.clear();
-        if !self.has_ended() {
+        if self.has_ended() {
+            // There is nothing to release or to disarm.
+        } else if runs_on {
             self.actions.push_back(Action::Release);
+        } else {
+            self.guest.disarm();
         }
         self.state = State::Detached;
     }
@@ -450,8 +522,10 @@ impl<H: Host> Session<H> {
     }
 
     fn is_serving(&self) -> bool {
-        matches!(self.state, State::Stopped | State::Running { .. })
-            && !self.closing
+        matches!(
+            self.state,
+            State::Stopped | State::Idle | State::Running { .. }
+        ) && !self.closing
             && self.sender.output().len() < self.output_limit()
     }
 
@@ -483,13 +557,16 @@ impl<H: Host> Session<H> {
             Event::Interrupt => match self.state {
                 State::Running { interrupted: false } => self.interrupt(),
                 State::Stopped => self.early_interrupt = true,
+                State::Idle => {
+                    tracing::debug!("an interrupt request of a client that has detached")
+                }
                 _ => tracing::debug!("the guest is asked to stop already"),
             },
             Event::BadChecksum => {
                 tracing::warn!("a packet with a wrong checksum");
                 if self.sender.acknowledges() {
                     self.sender.refuse();
-                } else if self.state == State::Stopped {
+                } else if matches!(self.state, State::Stopped | State::Idle) {
                     self.reply_error(errno::EBADMSG);
                 }
             }
@@ -506,9 +583,14 @@ impl<H: Host> Session<H> {
             Event::Packet => {
                 self.budget = self.budget.saturating_sub(1);
                 let body = self.receiver.take_body();
-                if self.state == State::Stopped {
+                if self.state == State::Idle {
+                    self.sender.acknowledge();
+                    self.answer_idle(classify(&body, Stub::<H>::LONGEST), &body);
+                } else if self.state == State::Stopped {
                     self.sender.acknowledge();
                     self.early_interrupt &= leads_to_resume(&body);
+                    self.packet.clear();
+                    self.packet.extend(body.iter().take(NAMED));
                     self.answer(classify(&body, Stub::<H>::LONGEST), &body);
                 } else {
                     // All-stop: until the stop reply nothing but an interrupt is legal.
@@ -530,7 +612,24 @@ impl<H: Host> Session<H> {
     }
 
     fn reply_error(&mut self, errno: u8) {
-        self.reply(format!("E{errno:02x}").as_bytes());
+        self.send_error(format!("E{errno:02x}").as_bytes());
+    }
+
+    /// Sends an error: its text if there is one and the client takes it, and the number otherwise.
+    fn send_error(&mut self, number: &[u8]) {
+        match self.guest.error_text(&self.packet) {
+            Some(text) => {
+                // "E.errtext", without the characters that mean something in a packet.
+                let plain = |c: char| match c {
+                    '#' | '$' | '}' | '*' => '?',
+                    ' '..='~' => c,
+                    _ => '?',
+                };
+                let text: String = text.chars().map(plain).collect();
+                self.reply(format!("E.{text}").as_bytes());
+            }
+            None => self.reply(number),
+        }
     }
 
     /// Sends text to the client's console. Legal while the guest runs.

@@ -118,7 +118,7 @@ impl AllStopGuest for Guest {
 host_with_locked_machine!(Guest, |guest| guest.shared.machine.lock().unwrap());
 
 fn session(guest: Guest) -> Session<Guest> {
-    Session::new(guest, SessionConfig::new(plan(&[])))
+    Session::new(guest, common::run_on(&[]))
 }
 
 /// Two vCPUs, which count forever.
@@ -227,6 +227,41 @@ fn a_client_that_vanishes_leaves_a_guest_that_runs() {
             "case {case}: an INT3 is left"
         );
     }
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_a_stopped_guest_stopped_and_unarmed() {
+    let mut session = Session::new(counting(), SessionConfig::new(plan(&[])));
+    let texts: [&[&[u8]]; 4] = [
+        &[],
+        &[b"GET / HTTP/1.1"],
+        &[&frame(b"Z0,8000,1"), &frame(b"vCont;s:1")],
+        &[
+            &frame(b"Z1,8000,1"),
+            &frame(b"vCont;r0,ffffffff:1"),
+            b"\x03",
+        ],
+    ];
+    for (case, text) in texts.iter().enumerate() {
+        let (mut client, stream) = pair();
+        let server = serving(session, stream);
+        client.write_all(&text.concat()).unwrap();
+        drop(client);
+        session = server.join().unwrap();
+        assert!(session.host().all.is_stopped(), "case {case}");
+        assert!(!session.is_attached());
+        let machine = session.host().shared.machine.lock().unwrap();
+        assert_eq!(machine.memory().get(ENTRY, 1), [0x48], "case {case}");
+        common::assert_disarmed(&machine);
+    }
+    let (mut client, stream) = pair();
+    let server = serving(session, stream);
+    send(&mut client, "vCont;c");
+    client.write_all(b"$").unwrap();
+    thread::sleep(Duration::from_millis(5));
+    drop(client);
+    let session = server.join().unwrap();
+    assert!(session.host().all.is_running(), "the client continued it");
 }
 
 #[test]
@@ -378,6 +413,8 @@ fn one_client_after_the_other_and_a_real_gdb() {
         let stop = reply(&mut first);
         assert!(stop.starts_with('T'), "{stop}");
         let mut second = server.connect();
+        let why = reply(&mut second);
+        assert_eq!(why, "E.another debugger is attached to this guest");
         assert_eq!(second.read(&mut [0; 16]).unwrap(), 0, "two clients");
         drop(first);
         eventually("the guest is released", || server.all.is_running());

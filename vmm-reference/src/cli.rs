@@ -93,6 +93,9 @@ pub struct RunArgs {
     /// Wait for the debugger before the first instruction.
     #[arg(long, requires = "gdb")]
     pub gdb_pause: bool,
+    /// What becomes of the guest when a debugger's connection ends without `detach` or `kill`.
+    #[arg(long, value_enum, requires = "gdb", default_value = "as-before")]
+    pub gdb_on_disconnect: GdbOnDisconnect,
     /// Let --gdb listen on addresses other than loopback: every client that can connect controls the
     /// guest.
     #[arg(long, requires = "gdb")]
@@ -163,6 +166,28 @@ impl From<Irqchip> for IrqchipMode {
             Irqchip::Kernel => Self::Kernel,
             Irqchip::Split => Self::Split,
             Irqchip::User => Self::User,
+        }
+    }
+}
+
+/// What becomes of the guest when a debugger's connection ends without `detach`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GdbOnDisconnect {
+    /// As it was before the debugger came: a guest that ran, runs. A guest that was stopped stays stopped,
+    /// unless the debugger has continued it and it runs at that time.
+    AsBefore,
+    /// It runs.
+    Run,
+    /// It is stopped, or stays stopped.
+    Stop,
+}
+
+impl From<GdbOnDisconnect> for debug_stub::OnDisconnect {
+    fn from(policy: GdbOnDisconnect) -> Self {
+        match policy {
+            GdbOnDisconnect::AsBefore => Self::AsBefore,
+            GdbOnDisconnect::Run => Self::Run,
+            GdbOnDisconnect::Stop => Self::Stop,
         }
     }
 }
@@ -397,6 +422,13 @@ mod tests {
     fn debugger_options_need_a_debugger() {
         assert!(run(&["--gdb-pause"]).is_err());
         assert!(run(&["--gdb-allow-remote"]).is_err());
+        assert!(run(&["--gdb-on-disconnect", "run"]).is_err());
+        let policy = |name| run(&["--gdb", "unix:x", "--gdb-on-disconnect", name]);
+        assert_eq!(
+            policy("stop").unwrap().gdb_on_disconnect,
+            GdbOnDisconnect::Stop
+        );
+        assert!(policy("pause").is_err());
         assert!(run(&["--gdb-busy-poll", "50"]).is_err());
         let busy = |time| run(&["--gdb", "unix:x", "--gdb-busy-poll", time]);
         assert_eq!(busy("50").unwrap().gdb_busy_poll, 50);

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use debug_stub::kvm::{KvmError, VmMemory};
 use debug_stub::server::GuestControl;
-use debug_stub::x86_64::stepper::StepperError;
+use debug_stub::x86_64::stepper::{RunState, StepperError};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
 use debug_stub::{
     GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, StopReason, VcpuId,
@@ -58,6 +58,14 @@ impl MachineHost {
         &self.group
     }
 
+    /// What a vCPU waits for, in a few words; `None` if it runs code.
+    fn waiting(&self, vcpu: VcpuId) -> Option<&'static str> {
+        match self.irqchip.chips().run_state(vcpu) {
+            Some(state) => state.waits(),
+            None => self.group.vcpu(vcpu).and_then(|mut vcpu| vcpu.waiting()),
+        }
+    }
+
     fn with_vcpu<T>(
         &self,
         id: VcpuId,
@@ -87,15 +95,16 @@ impl Host for MachineHost {
     }
 
     fn vcpu_name(&self, vcpu: VcpuId) -> String {
-        let kvms = || self.group.vcpu(vcpu).and_then(|mut vcpu| vcpu.waiting());
-        let waiting = match self.irqchip.chips().run_state(vcpu) {
-            Some(state) => state.waits(),
-            None => kvms(),
-        };
-        match waiting {
+        match self.waiting(vcpu) {
             Some(waiting) => format!("CPU#{} [{waiting}]", vcpu.0),
             None => format!("CPU#{}", vcpu.0),
         }
+    }
+
+    fn is_started(&self, vcpu: VcpuId) -> bool {
+        let waiting = self.waiting(vcpu);
+        let not_started = [RunState::WaitForInit, RunState::WaitForSipi];
+        waiting.is_none() || not_started.iter().all(|state| state.waits() != waiting)
     }
 
     fn read_registers(
@@ -124,6 +133,10 @@ impl Host for MachineHost {
             self.irqchip.chips().set_cr8(vcpu, registers.special.cr8);
         }
         Ok(())
+    }
+
+    fn disarm(&mut self, vcpu: VcpuId) -> Result<(), HostError> {
+        self.with_vcpu(vcpu, Vcpu::release)
     }
 
     fn interrupts(&mut self, id: VcpuId) -> Interrupts {
@@ -179,11 +192,7 @@ impl GuestControl for MachineHost {
 
     fn release(&mut self) {
         for index in 0..self.vcpu_count() {
-            let released = self
-                .group
-                .vcpu(VcpuId(index))
-                .map(|mut vcpu| vcpu.release());
-            if let Some(Err(error)) = released {
+            if let Err(error) = self.disarm(VcpuId(index)) {
                 tracing::error!(vcpu = index, %error, "the vCPU may still be armed or masked for the debugger");
             }
         }

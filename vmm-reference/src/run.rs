@@ -6,9 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use debug_stub::SessionConfig;
 use debug_stub::kvm::VmMemory;
 use debug_stub::server::{GdbServer, GuestControl, Listener};
+use debug_stub::{OnDisconnect, SessionConfig};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use intr_controller::IrqchipMode;
 use intr_controller::kvm::TscControl;
@@ -98,6 +98,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     }
     if let Some(listener) = listener {
         vmm.listen(listener);
+        vmm.on_disconnect(args.gdb_on_disconnect.into());
         vmm.events
             .set_busy_poll(Duration::from_micros(args.gdb_busy_poll));
     }
@@ -129,6 +130,7 @@ pub struct Vmm {
     host: MachineHost,
     plan: Plan,
     listener: Option<Listener>,
+    on_disconnect: OnDisconnect,
 }
 
 impl Vmm {
@@ -166,12 +168,18 @@ impl Vmm {
             host,
             plan,
             listener: None,
+            on_disconnect: OnDisconnect::default(),
         })
     }
 
     /// Lets a debugger connect, once the machine is served.
     pub fn listen(&mut self, listener: Listener) {
         self.listener = Some(listener);
+    }
+
+    /// Sets what becomes of the guest when a debugger's connection ends without `detach`.
+    pub fn on_disconnect(&mut self, policy: OnDisconnect) {
+        self.on_disconnect = policy;
     }
 
     /// Lets the vCPUs run.
@@ -191,7 +199,8 @@ impl Vmm {
             return Ok(reason);
         };
         tracing::info!(address = %listener.address(), "waiting for a debugger");
-        let config = SessionConfig::new(self.plan);
+        let mut config = SessionConfig::new(self.plan);
+        config.on_disconnect = self.on_disconnect;
         let server = Rc::new(RefCell::new(GdbServer::new(listener, self.host, config)));
         self.events.add(Box::new(Rc::clone(&server)));
         let reason = self.events.run()?;

@@ -30,6 +30,7 @@ with_all_chips! {
     kill_ends_the_machine_with_success,
     a_signal_ends_the_machine_under_a_debugger_too,
     a_paused_machine_waits_at_its_entry_with_nothing_run,
+    a_connection_that_ends_leaves_a_paused_machine_paused_and_unmarked,
     the_first_steps_of_a_paused_machine_are_the_guests_first_instructions,
 }
 
@@ -519,6 +520,59 @@ printf "pc=%#lx\n", $pc
     vmm.assert_rises("ticks");
 }
 
+fn a_connection_that_ends_leaves_a_paused_machine_paused_and_unmarked(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).paused().start();
+    let entry = vmm.symbol("_start");
+    // A port scan, at several bytes of a packet.
+    for bytes in ["", "$", "GET / HTTP/1.1\r\n\r\n", "$g#67"] {
+        vmm.connect().send(bytes);
+    }
+    vmm.gdb("break *loop_start\nhbreak *work\nwatch *(long *)&iterations\ndisconnect");
+    // A gdb that is killed.
+    let mut gdb = vmm.typing();
+    gdb.command("hbreak *loop_start");
+    gdb.command("stepi");
+    drop(gdb);
+    let mut client = vmm.client();
+    assert_eq!(client.read_rip().unwrap(), entry + 1, "one step, no more");
+    let status = client.monitor("mask status").unwrap();
+    assert!(status.contains("vcpu0: not masked"), "{status}");
+    assert_eq!(vmm.serial(), "");
+    drop(client);
+    let gdb = vmm.gdb("printf \"pc=%#lx\\n\", $pc\ninfo breakpoints\ndetach");
+    gdb.expect(&["No breakpoints"]);
+    assert_eq!(gdb.value("pc"), entry + 1);
+    eventually("detached: the guest boots", || {
+        vmm.serial() == "timer guest\n"
+    });
+    vmm.assert_rises("ticks");
+}
+
+#[test]
+fn what_becomes_of_the_guest_can_be_chosen() {
+    let paused = |policy| {
+        let setup = Setup::new(&TIMER).paused();
+        setup.with(&["--gdb-on-disconnect", policy]).start()
+    };
+    let vmm = paused("run");
+    drop(vmm.client());
+    eventually("the guest boots", || vmm.serial() == "timer guest\n");
+
+    let vmm = paused("stop");
+    vmm.client().send("vCont;c").unwrap();
+    let stays = || {
+        let mut client = vmm.client();
+        client.read_u64(vmm.symbol("iterations")).unwrap()
+    };
+    let before = stays();
+    assert_eq!(stays(), before);
+    assert_eq!(vmm.client().request("D").unwrap(), "OK");
+    eventually("the guest boots", || vmm.serial() == "timer guest\n");
+    // Not by a loop: each look stops the guest.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(stays() > before);
+}
+
 #[test]
 fn a_paused_machine_prints_nothing_until_it_is_continued() {
     let vmm = Setup::new(&TIMER).paused().start();
@@ -550,4 +604,56 @@ printf "pc=%#lx\n", $pc
         "{}",
         gdb.0
     );
+}
+
+/// `call` saves all registers, and writes them back one by one.
+#[test]
+fn every_register_may_be_written_back_as_it_is() {
+    let vmm = Setup::new(&TIMER).paused().start();
+    let mut client = vmm.client();
+    let work = vmm.symbol("work");
+    for stage in ["at the entry", "in 64-bit code"] {
+        for (number, name) in QEMU_REGISTERS.iter().enumerate() {
+            let value = client.request(&format!("p{number:x}")).unwrap();
+            let reply = client.request(&format!("P{number:x}={value}")).unwrap();
+            assert_eq!(reply, "OK", "{name} = {value} {stage}");
+        }
+        let all = client.request("g").unwrap();
+        assert_eq!(client.request(&format!("G{all}")).unwrap(), "OK", "{stage}");
+        assert_eq!(client.request(&format!("Z1,{work:x},1")).unwrap(), "OK");
+        client.request("vCont;c").unwrap();
+    }
+    drop(client);
+    let gdb = vmm.gdb("print ((long (*)())work)()\nprintf \"pc=%#lx\\n\", $pc\ndetach");
+    gdb.expect(&["$1 = "]);
+    assert_eq!(gdb.value("pc"), work);
+    vmm.assert_rises("ticks");
+}
+
+#[test]
+fn detach_in_extended_remote_keeps_the_connection_and_attach_comes_back() {
+    let vmm = Setup::new(&TIMER).start();
+    let script = format!(
+        r#"
+disconnect
+target extended-remote {}
+detach
+info threads
+attach 1
+printf "attached=%ld\n", $_thread
+hbreak *loop_start
+continue
+printf "pc=%#lx\n", $pc
+monitor system_reset
+detach
+info threads
+"#,
+        vmm.socket.display()
+    );
+    let gdb = vmm.gdb(&script);
+    assert_eq!(gdb.value("attached"), 1);
+    assert_eq!(gdb.value("pc"), vmm.symbol("loop_start"));
+    gdb.expect(&["No threads.", "cannot reset the machine in place"]);
+    gdb.expect_not("Broken pipe");
+    vmm.assert_rises("ticks");
 }

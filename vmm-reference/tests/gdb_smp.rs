@@ -24,6 +24,7 @@ type Client = RemoteClient<UnixStream>;
 
 with_all_chips! {
     a_processor_that_was_never_started_says_so,
+    ctrl_c_is_reported_from_the_processor_that_runs_however_threads_were_listed,
     with_scheduler_locking_only_the_stepped_vcpu_moves,
     without_scheduler_locking_the_other_vcpu_runs_too,
     both_vcpus_hit_one_breakpoint_once_at_each_pass,
@@ -76,6 +77,28 @@ fn a_processor_that_was_never_started_says_so(chips: Chips) {
     vmm.gdb("hbreak *loop_start\ncontinue\ninfo threads")
         .expect(&["CPU#0", "CPU#1 [waits for"]);
     vmm.assert_rises("ticks");
+}
+
+fn ctrl_c_is_reported_from_the_processor_that_runs_however_threads_were_listed(chips: Chips) {
+    let vmm = Setup::new(&vmm_reference::guests::TIMER)
+        .with(&["--cpus", "4"])
+        .with(chips)
+        .start();
+    vmm.assert_rises("ticks");
+    let mut gdb = vmm.typing();
+    for _ in 0..3 {
+        gdb.command("info threads");
+        // The last one listed, which waits for INIT.
+        gdb.command("thread apply 4 print $pc");
+        gdb.enter("continue");
+        gdb.wait_for("Continuing.");
+        gdb.ctrl_c();
+        gdb.wait_for("Thread 1 received signal SIGINT");
+        let threads = gdb.command("info threads");
+        assert!(threads.contains("* 1    Thread 1 (CPU#0"), "{threads}");
+    }
+    gdb.command("detach");
+    gdb.quit();
 }
 
 fn with_scheduler_locking_only_the_stepped_vcpu_moves(chips: Chips) {
@@ -300,4 +323,26 @@ fn five_hundred_random_operations_never_lock_up(chips: Chips) {
     drop(client);
     vmm.assert_rises("bsp_counter");
     vmm.assert_rises("ap_counter");
+}
+
+/// The second processor begins in real mode at CS = 7000: the address of a breakpoint there is not its IP. GDB took
+/// a stop that was named a breakpoint's for one that it had removed, and resumed.
+#[test]
+fn a_breakpoint_where_cs_has_a_base_stops_gdb() {
+    let vmm = Setup::new(&SMP).with(&["--cpus", "2"]).paused().start();
+    let gdb = vmm.gdb(
+        r#"
+hbreak *0x70001
+continue
+printf "thread=%ld\n", $_thread
+printf "pc=%#lx\n", $pc
+printf "cs=%#lx\n", $cs
+delete
+detach
+"#,
+    );
+    gdb.expect(&["received signal SIGTRAP"]);
+    assert_eq!(gdb.value("thread"), 2);
+    assert_eq!((gdb.value("cs"), gdb.value("pc")), (0x7000, 1));
+    eventually("it goes on", || vmm.serial().contains("second cpu"));
 }

@@ -30,7 +30,7 @@ use gdbstub::target::{Target, TargetError, TargetResult};
 use vcpu_caps::VcpuId;
 
 use super::wire::{AnyArch, RegisterBytes, RegisterNumber};
-use super::{Guest, OrderError, errno, refused, tid};
+use super::{Guest, OrderError, errno, log_refused, tid};
 use crate::arch::Arch;
 use crate::breakpoints::{Point, PointKind};
 use crate::host::Host;
@@ -205,7 +205,7 @@ impl<H: Host> Guest<H> {
 
     /// The client gets an error number; the notice says why.
     fn refuse(&mut self, error: OrderError) -> OrderError {
-        self.notices.push(&format!("cannot resume: {error}"));
+        self.explain(format!("cannot resume: {error}"));
         error
     }
 
@@ -228,7 +228,7 @@ impl<H: Host> Guest<H> {
                             ..H::Arch::code_address(registers, end)
                     }
                     Err(error) => {
-                        refused(vcpu, &error);
+                        log_refused(vcpu, &error);
                         return Err(self.refuse(OrderError::Registers(vcpu)));
                     }
                 };

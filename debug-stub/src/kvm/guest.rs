@@ -8,7 +8,7 @@ use vcpu_caps::VcpuId;
 
 use super::{KvmError, KvmVcpu, pending_interrupts};
 use crate::host::{GuestMemory, Host, Interrupts};
-use crate::x86_64::stepper::{Stepper, StepperError};
+use crate::x86_64::stepper::{RunState, Stepper, StepperError};
 use crate::x86_64::{RegisterFile, RegisterGroups, X86_64};
 
 /// A guest of KVM, as its VMM keeps it. Whatever implements this is a [`Host`].
@@ -75,6 +75,12 @@ impl<G: KvmGuest> Host for G {
         }
     }
 
+    fn is_started(&self, vcpu: VcpuId) -> bool {
+        let state = with(self, vcpu, |stepper, fd| stepper.run_state(fd));
+        let waits = |state| matches!(state, RunState::WaitForInit | RunState::WaitForSipi);
+        !matches!(state, Ok(Ok(state)) if waits(state))
+    }
+
     fn read_registers(
         &mut self,
         vcpu: VcpuId,
@@ -97,6 +103,10 @@ impl<G: KvmGuest> Host for G {
             stepper.write_registers(groups, registers, fd)
         };
         Ok(with(self, vcpu, write)??)
+    }
+
+    fn disarm(&mut self, vcpu: VcpuId) -> Result<(), KvmGuestError> {
+        Ok(with(self, vcpu, |stepper, fd| stepper.release(fd))??)
     }
 
     fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts {

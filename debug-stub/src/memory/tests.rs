@@ -67,9 +67,12 @@ fn a_range_that_ends_with_the_address_space_ends_there() {
     // Nothing is there, and nothing wraps.
     let ram = Ram(RefCell::new(vec![0; 16]));
     let mut scan = Scan::crc(PHYSICAL, u64::MAX - 8, u64::MAX);
-    assert_eq!(scan.go_on(&ram, SLICE), Some(Scanned::Unreadable));
+    assert_eq!(
+        scan.go_on(&ram, SLICE),
+        Some(Scanned::Unreadable(u64::MAX - 8))
+    );
     let mut scan = Scan::crc(PHYSICAL, 8, 9);
-    assert_eq!(scan.go_on(&ram, SLICE), Some(Scanned::Unreadable));
+    assert_eq!(scan.go_on(&ram, SLICE), Some(Scanned::Unreadable(16)));
     let mut scan = Scan::crc(PHYSICAL, 8, 0);
     assert_eq!(scan.go_on(&ram, SLICE), Some(Scanned::Crc(u32::MAX)));
 }

@@ -11,6 +11,9 @@ use crate::session::Session;
 /// Bytes read at a time.
 const READ_SIZE: usize = 64 << 10;
 
+/// An error packet with a text, for a client that comes while another is attached.
+const TURNED_AWAY: &[u8] = b"$E.another debugger is attached to this guest#46";
+
 /// What a read from the client came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Received {
@@ -53,10 +56,13 @@ impl<S> Conversation<S> {
         self.client.as_ref()
     }
 
-    /// Whether another client has to be turned away.
-    pub(super) fn turns_away(&self) -> bool {
+    /// Whether another client has to be turned away. It is told why: GDB shows this in place of the reply to its
+    /// first packet, unless it drops what comes before it has sent that.
+    pub(super) fn turns_away(&self, second: &mut impl Write) -> bool {
         if self.client.is_some() {
             tracing::warn!("a second debugger was turned away: one is attached");
+            // It may have gone already.
+            let _ = second.write(TURNED_AWAY);
         }
         self.client.is_some()
     }
@@ -198,7 +204,7 @@ impl<S: Read + Write + AsFd> Conversation<S> {
         Ok(())
     }
 
-    /// Serves the client until it has gone and the guest is released.
+    /// Serves the client until it has gone and the guest is without a trace of it.
     pub(super) fn run_until_released<H: Host + GuestControl>(
         &mut self,
         session: &mut Session<H>,

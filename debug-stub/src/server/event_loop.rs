@@ -78,7 +78,7 @@ impl<H: Host + GuestControl> GdbServer<H> {
         self.conversation.send(&mut self.session);
     }
 
-    /// Ends the server: the client is gone, and the guest released. Waits until then, without the event
+    /// Ends the server: the client is gone, and the guest without a trace of it. Waits until then, without the event
     /// loop: a guest that runs for the client has to stop first.
     ///
     /// Without this call a dropped server leaves the guest as it is: stopped, or with breakpoints in its
@@ -92,10 +92,10 @@ impl<H: Host + GuestControl> GdbServer<H> {
     }
 
     fn accept(&mut self, ops: &mut EventOps) {
-        while let Some(stream) = self.acceptor.accept() {
+        while let Some(mut stream) = self.acceptor.accept() {
             let gone = self.conversation.let_go_if_gone(&mut self.session);
             self.watch(gone, ops);
-            if self.conversation.turns_away() {
+            if self.conversation.turns_away(&mut stream) {
                 continue;
             }
             self.interest = EventSet::IN | EventSet::READ_HANG_UP;

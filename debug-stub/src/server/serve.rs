@@ -10,8 +10,8 @@ use super::stream::{Lent, Readiness};
 use crate::host::Host;
 use crate::session::Session;
 
-/// Serves one client, and returns when it has gone and the guest is released. (A guest that has ended or was
-/// killed is not released.) Blocks the calling thread,
+/// Serves one client, and returns when it has gone and the guest is without a trace of it: it runs, or stays
+/// stopped, as [`OnDisconnect`](crate::OnDisconnect) says. Blocks the calling thread,
 /// which needs nothing else: it waits for the client and for the guest at once, and does not poll.
 ///
 /// The connection is a Unix or TCP stream, however it came to be; it is made non-blocking. A TCP client that
@@ -48,7 +48,7 @@ where
 }
 
 /// Serves one client after the other, until `quit` is readable. Then the client, if there is one, is gone
-/// and the guest released. A client that connects while another is attached is turned away.
+/// and the guest without a trace of it. A client that connects while another is attached is turned away.
 ///
 /// `quit` is an eventfd or a pipe, for instance: `Some(&event_fd)`. It is only polled, never read or closed.
 /// A descriptor that is closed counts as readable. With `None` only an error ends the call.
@@ -83,9 +83,9 @@ where
             break Ok(());
         }
         if listener.is_ready() {
-            while let Some(stream) = acceptor.accept() {
+            while let Some(mut stream) = acceptor.accept() {
                 conversation.let_go_if_gone(session);
-                if !conversation.turns_away() {
+                if !conversation.turns_away(&mut stream) {
                     conversation.attach(session, stream);
                 }
             }

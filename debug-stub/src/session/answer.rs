@@ -4,12 +4,14 @@ use std::fmt::Write as _;
 
 use gdbstub::target::TargetError;
 use gdbstub::target::ext::base::multithread::MultiThreadBase;
+use vcpu_caps::VcpuId;
 
 use crate::arch::Arch;
 use crate::filter::{push_escaped, push_hex_bytes};
 use crate::guest::{OrderError, errno, tid};
 use crate::host::{Action, Host};
 use crate::memory::{SLICE, Scan, Scanned, Space};
+use crate::order::{Stop, StopReason};
 use crate::qemu;
 use crate::request::{Request, ThreadId};
 
@@ -23,7 +25,10 @@ impl<H: Host> Session<H> {
                 let stop = self.last_stop.clone();
                 self.send_stop_reply(&stop);
             }
-            Request::Supported => self.answer_supported(),
+            Request::Supported(features) => {
+                self.guest.client = features;
+                self.answer_supported();
+            }
             Request::StopAcknowledging => {
                 // The client acknowledges this reply, and none after it ("QStartNoAckMode").
                 self.reply(b"OK");
@@ -31,16 +36,25 @@ impl<H: Host> Session<H> {
             }
             Request::Detach => {
                 self.reply(b"OK");
-                self.release();
-                self.closing = true;
+                self.leave(true);
+                if self.extended {
+                    self.state = State::Idle;
+                } else {
+                    self.closing = true;
+                }
             }
+            Request::Extend => {
+                self.extended = true;
+                self.reply(b"OK");
+            }
+            // It is attached to the only process that there is ("vAttach").
+            Request::Attach => self.reply_error(errno::EINVAL),
+            Request::Run { reply } => self.reset_machine(reply),
             Request::Kill { reply } => {
                 if reply {
                     self.reply(b"OK");
                 }
-                self.actions.push_back(Action::Kill);
-                self.state = State::Ended;
-                self.closing = true;
+                self.end_guest();
             }
             Request::SelectForAccess(thread) => match self.vcpu_of(thread) {
                 Some(vcpu) => {
@@ -50,7 +64,10 @@ impl<H: Host> Session<H> {
                 None => self.reply_error(errno::EINVAL),
             },
             Request::SelectForRun(thread) => match self.vcpu_of(thread) {
-                Some(_) => {
+                Some(vcpu) => {
+                    if matches!(thread, ThreadId::One(_)) {
+                        self.guest.in_focus = vcpu;
+                    }
                     self.run_thread = thread;
                     self.reply(b"OK");
                 }
@@ -91,6 +108,7 @@ impl<H: Host> Session<H> {
             }
             Request::Malformed => {
                 tracing::warn!(packet = %body.escape_ascii(), "a packet that makes no sense");
+                self.explain_to_programmers("a packet that makes no sense");
                 self.reply_error(errno::EINVAL);
             }
             Request::TooLong => {
@@ -98,12 +116,99 @@ impl<H: Host> Session<H> {
                     length = body.len(),
                     "a packet longer than this request may be"
                 );
+                self.explain_to_programmers("a packet longer than this request may be");
                 self.reply_error(errno::EMSGSIZE);
             }
             Request::Unsupported => {
                 tracing::debug!(packet = %body.escape_ascii(), "not supported");
                 self.reply(b"");
             }
+        }
+    }
+
+    fn end_guest(&mut self) {
+        self.actions.push_back(Action::Kill);
+        self.state = State::Ended;
+        self.closing = true;
+    }
+
+    /// Replies to a client in extended mode that has detached. There is no process for it: as gdbserver, the
+    /// session replies to what needs none.
+    pub(super) fn answer_idle(&mut self, request: Request<'_>, body: &[u8]) {
+        match request {
+            Request::Attach => {
+                self.interrupt_for_client();
+                self.awaits_attach = true;
+            }
+            // "The process exited": GDB has no inferior then.
+            Request::StopReason => self.reply(b"W00"),
+            Request::CurrentThread => self.reply(b""),
+            Request::Threads { .. } => self.reply(b"l<threads></threads>"),
+            Request::Detach => self.reply(b"OK"),
+            Request::Supported(_)
+            | Request::StopAcknowledging
+            | Request::Extend
+            | Request::Unsupported
+            | Request::Malformed
+            | Request::TooLong => self.answer(request, body),
+            Request::Gdbstub => match body {
+                b"qfThreadInfo" | b"qsThreadInfo" => self.reply(b"l"),
+                // Which packets there are, and settings.
+                [b'Q' | b'q', ..] | b"vMustReplyEmpty" | b"vCont?"
+                    if !body.starts_with(b"qRcmd") =>
+                {
+                    self.answer(request, body);
+                }
+                _ => self.refuse_idle(),
+            },
+            Request::Kill { .. }
+            | Request::Run { .. }
+            | Request::SelectForAccess(_)
+            | Request::SelectForRun(_)
+            | Request::ReadMemory { .. }
+            | Request::WriteMemory { .. }
+            | Request::Search { .. }
+            | Request::Crc { .. }
+            | Request::Resume(_)
+            | Request::ResumeLegacy { .. }
+            | Request::Qemu(_) => self.refuse_idle(),
+        }
+    }
+
+    /// The guest runs, and is not the client's.
+    fn refuse_idle(&mut self) {
+        self.guest
+            .explain("detached from the guest: attach 1 attaches again".into());
+        self.reply_error(errno::ESRCH);
+    }
+
+    /// `run`: resets the machine in place.
+    fn reset_machine(&mut self, reply: bool) {
+        match self.guest.host.reset() {
+            Ok(()) => {
+                let stop = Stop {
+                    vcpu: VcpuId(0),
+                    reason: StopReason::Reset,
+                };
+                self.guest.registers.forget();
+                self.queued.clear();
+                self.last_stop = stop.clone();
+                if reply {
+                    self.send_stop_reply(&stop);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the client asked for a reset");
+                self.guest.explain(error.to_string());
+                self.reply_error(errno::EIO);
+            }
+        }
+    }
+
+    /// The packet fails for this reason, which is no news for a console: only an error's text carries it.
+    fn explain_to_programmers(&mut self, text: &str) {
+        if self.guest.client.error_message {
+            self.guest.explain(text.into());
         }
     }
 
@@ -117,14 +222,21 @@ impl<H: Host> Session<H> {
             ..
         } = self;
         let mut replies = 0;
+        let mut failed = None;
         let exchanged = stub.exchange(guest, body, |reply| {
             replies += 1;
-            sender.send(reply);
+            match reply {
+                // No data begins like this: its hexadecimal digits are small.
+                [b'E', high, low] => failed = Some([b'E', *high, *low]),
+                _ => sender.send(reply),
+            }
         });
-        match exchanged {
-            Ok(()) if replies == 0 => self.resume(),
-            Ok(()) => {}
-            Err(error) => {
+        match (exchanged, failed) {
+            (Ok(()), Some(number)) => self.send_error(&number),
+            (Ok(()), None) if replies == 0 => self.resume(),
+            (Ok(()), None) if self.guest.ends => self.end_guest(),
+            (Ok(()), None) => {}
+            (Err(error), _) => {
                 tracing::warn!(%error, packet = %body.escape_ascii(), "request failed");
                 self.reply_error(errno::EINVAL);
             }
@@ -132,7 +244,7 @@ impl<H: Host> Session<H> {
     }
 
     /// gdbstub's features, with what the filter adds and without what is not offered. What the
-    /// client supports changes nothing here.
+    /// client supports changes nothing here; it changes later replies.
     fn answer_supported(&mut self) {
         let mut features = format!("PacketSize={:x}", self.packet_limit);
         for feature in [
@@ -191,10 +303,12 @@ impl<H: Host> Session<H> {
         self.reply(&reply);
     }
 
-    /// How many bytes of data fit in a reply, of `length` that the client asks for. Hexadecimal
-    /// doubles them, and escaping does at worst.
+    /// How many bytes of data a reply has, of `length` that the client asks for. Hexadecimal doubles them, and
+    /// escaping does at worst. A whole power of two for such a packet size: a client that reads on where a
+    /// reply has ended stays aligned to pages. The letter before the data is not counted; `PacketSize` bounds
+    /// what the *client* sends.
     fn data_that_fits(&self, length: u64) -> usize {
-        let longest = self.packet_limit.saturating_sub(1) / 2;
+        let longest = self.packet_limit / 2;
         usize::try_from(length).map_or(longest, |length| length.min(longest))
     }
 
@@ -240,7 +354,16 @@ impl<H: Host> Session<H> {
             Scanned::Found(at) => self.reply(format!("1,{at:x}").as_bytes()),
             Scanned::NotFound => self.reply(b"0"),
             Scanned::Crc(crc) => self.reply(format!("C{crc:x}").as_bytes()),
-            Scanned::Unreadable => self.reply_error(errno::EFAULT),
+            Scanned::Unreadable(at) => {
+                // GDB says "Pattern not found", and no more, for any error.
+                tracing::warn!(
+                    at = format_args!("{at:#x}"),
+                    "unreadable memory ends a scan"
+                );
+                let text = format!("memory at {at:#x} cannot be read: the scan ended there");
+                self.guest.explain(text);
+                self.reply_error(errno::EFAULT);
+            }
         }
     }
 

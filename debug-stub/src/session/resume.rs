@@ -10,7 +10,7 @@ use vcpu_caps::VcpuId;
 
 use crate::address::GuestPhysAddr;
 use crate::arch::Arch;
-use crate::guest::{OrderError, refused, tid};
+use crate::guest::{OrderError, log_refused, tid};
 use crate::host::{Action, Host};
 use crate::memory::Space;
 use crate::order::{Armed, ResumePlan, Stop, StopReason, VcpuOrder};
@@ -70,6 +70,7 @@ impl<H: Host> Session<H> {
             armed: self.guest.breakpoints.armed(),
         };
         self.state = State::Running { interrupted: false };
+        self.guest.notices.resumed();
         self.flush_notices();
         if self.has_ended() {
             // The guest ended while it was stopped or as the client came, and the client has not asked
@@ -89,6 +90,15 @@ impl<H: Host> Session<H> {
             return self.fail_resume(self.guest.current, &text);
         }
         self.guest.registers.forget();
+        let steps = |order: &VcpuOrder| matches!(order, VcpuOrder::Step(_));
+        if let Some(vcpu) = (0..)
+            .map(VcpuId)
+            .zip(&plan.vcpus)
+            .find(|(_, order)| steps(order))
+        {
+            self.guest.in_focus = vcpu.0;
+        }
+        self.resumed.clone_from(&plan);
         self.actions.push_back(Action::Resume(plan));
         if std::mem::take(&mut self.early_interrupt) {
             self.interrupt();
@@ -147,7 +157,7 @@ impl<H: Host> Session<H> {
                 .registers
                 .read(&mut guest.host, vcpu, groups)
                 .map_err(|error| {
-                    refused(vcpu, &error);
+                    log_refused(vcpu, &error);
                     (vcpu, error.to_string())
                 })?;
             let pc = H::Arch::pc(registers);

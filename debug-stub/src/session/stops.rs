@@ -7,9 +7,10 @@ use gdbstub::target::ext::breakpoints::WatchKind;
 use vcpu_caps::VcpuId;
 
 use crate::arch::Arch;
-use crate::guest::{RegisterNumber, refused, tid};
+use crate::breakpoints::PointKind;
+use crate::guest::{RegisterNumber, log_refused, tid};
 use crate::host::Host;
-use crate::order::{Stop, StopReason, WatchAccess};
+use crate::order::{Stop, StopReason, VcpuOrder, WatchAccess};
 
 use super::{Session, State};
 
@@ -41,11 +42,30 @@ impl Expedited {
 impl<H: Host> Session<H> {
     /// Reports one stop to the client, and keeps those that would be lost.
     pub(super) fn report_stops(&mut self, stops: Vec<Stop>) {
-        let stop = self.choose(stops).unwrap_or(Stop {
-            vcpu: self.guest.current,
-            reason: StopReason::Interrupted,
-        });
+        let stop = self.choose(stops);
+        let stop = stop
+            .filter(|stop| stop.reason != StopReason::Interrupted)
+            .unwrap_or_else(|| Stop {
+                vcpu: self.interrupted_vcpu(),
+                reason: StopReason::Interrupted,
+            });
         self.report(&stop);
+    }
+
+    /// Returns the vCPU from which an interrupt is reported. Of those that ran, it is the one in focus;
+    /// if that one has not been started, the first that has.
+    fn interrupted_vcpu(&self) -> VcpuId {
+        let guest = &self.guest;
+        let ran = |vcpu: &VcpuId| *self.resumed.order(*vcpu) != VcpuOrder::Stay;
+        let started = |vcpu: &VcpuId| guest.host.is_started(*vcpu);
+        let all = (0..guest.host.vcpu_count()).map(VcpuId);
+        let in_order = || std::iter::once(guest.in_focus).chain(all.clone());
+        let candidates = || in_order().filter(|vcpu| guest.exists(*vcpu)).filter(ran);
+        candidates()
+            .find(started)
+            .or_else(|| candidates().next())
+            .or_else(|| in_order().find(|vcpu| guest.exists(*vcpu)))
+            .unwrap_or(VcpuId(0))
     }
 
     /// Chooses the stop to report, and queues those of the others that do not happen again.
@@ -70,14 +90,18 @@ impl<H: Host> Session<H> {
             self.guest.current = VcpuId(0);
         }
         let guest = &self.guest;
-        let current = guest.current;
+        let in_focus = if guest.exists(guest.in_focus) {
+            guest.in_focus
+        } else {
+            VcpuId(0)
+        };
         // The whole guest's end or reset counts, also from a vCPU that has gone.
         stops.retain(|stop| guest.exists(stop.vcpu) || is_of_the_guest(&stop.reason));
         for stop in stops.iter_mut().filter(|stop| !guest.exists(stop.vcpu)) {
-            stop.vcpu = current;
+            stop.vcpu = in_focus;
         }
-        // Of equals the vCPU that the client has selected, then the first.
-        stops.sort_by_key(|stop| (urgency(&stop.reason), stop.vcpu != current, stop.vcpu));
+        // Of equals the vCPU of the last stop, then the first.
+        stops.sort_by_key(|stop| (urgency(&stop.reason), stop.vcpu != in_focus, stop.vcpu));
         stops
     }
 
@@ -122,7 +146,9 @@ impl<H: Host> Session<H> {
     /// Sends the stop reply, which selects the thread.
     pub(super) fn send_stop_reply(&mut self, stop: &Stop) {
         self.guest.current = stop.vcpu;
+        self.guest.in_focus = stop.vcpu;
         self.expedite(stop);
+        let reason = reason(stop, self.names_breakpoint(stop));
         let Self {
             stub,
             guest,
@@ -130,7 +156,7 @@ impl<H: Host> Session<H> {
             expedited,
             ..
         } = self;
-        let reported = stub.report(guest, reason(stop), expedited.iter(), |reply| {
+        let reported = stub.report(guest, reason, expedited.iter(), |reply| {
             sender.send(reply);
         });
         if let Err(error) = reported {
@@ -138,6 +164,28 @@ impl<H: Host> Session<H> {
             // The client waits for a stop: this is the least that one says.
             self.reply(format!("T05thread:{:x};", tid(stop.vcpu)).as_bytes());
         }
+    }
+
+    /// Returns `true` if the reply may say that the stop is a breakpoint's: the client has announced that it
+    /// understands this, and finds a breakpoint of its own at the program counter that it is sent.
+    ///
+    /// GDB takes the reason without a breakpoint there for one that it has removed since, and resumes
+    /// ("delayed hardware breakpoint trap, ignoring"). Where CS has a base, the address of a breakpoint is not
+    /// the program counter: a plain SIGTRAP then stops GDB.
+    fn names_breakpoint(&mut self, stop: &Stop) -> bool {
+        let guest = &mut self.guest;
+        let kind = match stop.reason {
+            StopReason::SoftwareBreakpoint if guest.client.swbreak => PointKind::Software,
+            StopReason::HardwareBreakpoint if guest.client.hwbreak => PointKind::Hardware,
+            _ => return false,
+        };
+        let groups = H::Arch::STOP_GROUPS;
+        let registers = guest.registers.read(&mut guest.host, stop.vcpu, groups);
+        registers.is_ok_and(|registers| {
+            guest
+                .breakpoints
+                .is_set(kind, H::Arch::client_pc(registers))
+        })
     }
 
     /// Reads the registers that GDB asks for at every stop. With these in the reply it asks for
@@ -163,7 +211,7 @@ impl<H: Host> Session<H> {
                 }
             }
             Err(error) => {
-                refused(stop.vcpu, &error);
+                log_refused(stop.vcpu, &error);
             }
         }
     }
@@ -204,12 +252,15 @@ fn urgency(reason: &StopReason) -> u8 {
     }
 }
 
-fn reason(stop: &Stop) -> MultiThreadStopReason<u64> {
+fn reason(stop: &Stop, names_breakpoint: bool) -> MultiThreadStopReason<u64> {
     let tid = tid(stop.vcpu);
     let signal = |signal| MultiThreadStopReason::SignalWithThread { tid, signal };
     match stop.reason {
         // The protocol has no stop reply for a reset; a notice explains it.
         StopReason::Step | StopReason::Reset => signal(Signal::SIGTRAP),
+        StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint if !names_breakpoint => {
+            signal(Signal::SIGTRAP)
+        }
         StopReason::SoftwareBreakpoint => MultiThreadStopReason::SwBreak(tid),
         StopReason::HardwareBreakpoint => MultiThreadStopReason::HwBreak(tid),
         StopReason::Watchpoint { address, access } => MultiThreadStopReason::Watch {

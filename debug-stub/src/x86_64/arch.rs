@@ -1,10 +1,12 @@
 //! x86-64 behind the architecture seam.
 
 use std::borrow::Cow;
+use std::fmt::{self, Write};
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
-use super::paging::translate;
+use super::paging::{translate, write_regions};
+use super::text::write_registers;
 use super::{
     RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, WriteError, read_all, target_xml,
     write_all,
@@ -111,6 +113,10 @@ impl Arch for X86_64 {
         GuestVirtAddr(registers.linear_pc())
     }
 
+    fn client_pc(registers: &RegisterFile) -> u64 {
+        registers.core.rip
+    }
+
     /// The client counts in RIP, breakpoints and ranges in linear addresses: CS has a base
     /// outside 64-bit mode.
     fn code_address(registers: &RegisterFile, address: u64) -> u64 {
@@ -164,6 +170,18 @@ impl Arch for X86_64 {
             gpa: found.gpa,
             length: found.bytes_to_page_end(),
         })
+    }
+
+    fn write_registers_text(registers: &RegisterFile, out: &mut dyn Write) -> fmt::Result {
+        write_registers(registers, out)
+    }
+
+    fn write_mappings(
+        space: &SpecialRegisters,
+        memory: &impl GuestMemory,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        write_regions(space, memory, out)
     }
 
     fn target_description(annex: &[u8]) -> Option<Cow<'static, str>> {

@@ -12,6 +12,7 @@ pub mod simulated;
 mod step;
 pub mod stepper;
 mod target_xml;
+mod text;
 
 pub use arch::X86_64;
 pub use layout::{RegisterId, WriteError, read_all, write_all};

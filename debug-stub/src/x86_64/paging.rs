@@ -9,6 +9,7 @@
 //! registers that a CPU loads with CR3 under PAE (memory is read instead), protection keys,
 //! shadow-stack pages, A20.
 
+mod regions;
 mod virtual_memory;
 mod walk;
 
@@ -20,6 +21,7 @@ use super::bits::{
 };
 use crate::{GuestMemory, GuestPhysAddr, GuestVirtAddr};
 
+pub(super) use regions::write_regions;
 pub use virtual_memory::{read_virtual, write_virtual};
 
 /// How a guest translates linear addresses (SDM 3A 4.1.1).

@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 
 use debug_stub::x86_64::RegisterFile;
 use debug_stub::x86_64::simulated::{SimulatedMachine as Machine, host_report};
-use debug_stub::{Action, GuestState, Host, ResumePlan, Session, SessionConfig, Stop};
+use debug_stub::{
+    Action, GuestState, Host, OnDisconnect, ResumePlan, Session, SessionConfig, Stop,
+};
 use vcpu_caps::{Capability, GuestDebug, Plan, Profile, negotiate};
 
 /// How long a test waits for what must happen.
@@ -57,6 +59,11 @@ macro_rules! host_with_locked_machine {
                 $lock.vcpu_name(vcpu)
             }
 
+            fn is_started(&self, vcpu: debug_stub::VcpuId) -> bool {
+                let $guest = self;
+                $lock.is_started(vcpu)
+            }
+
             fn read_registers(
                 &mut self,
                 vcpu: debug_stub::VcpuId,
@@ -77,6 +84,11 @@ macro_rules! host_with_locked_machine {
                 $lock.write_registers(vcpu, groups, registers)
             }
 
+            fn disarm(&mut self, vcpu: debug_stub::VcpuId) -> Result<(), Self::Error> {
+                let $guest = self;
+                $lock.disarm(vcpu)
+            }
+
             fn interrupts(&mut self, vcpu: debug_stub::VcpuId) -> debug_stub::Interrupts {
                 let $guest = self;
                 $lock.interrupts(vcpu)
@@ -89,6 +101,9 @@ pub(crate) use host_with_locked_machine;
 
 #[cfg(feature = "server")]
 pub mod simulated;
+
+/// The first packet of GDB: what it understands.
+pub const FEATURES: &str = "qSupported:swbreak+;hwbreak+";
 
 /// How many instructions a vCPU may execute before it counts as spinning.
 const BUDGET: usize = 200;
@@ -110,11 +125,21 @@ impl Run for Machine {
 
     fn release(&mut self) {
         self.release().unwrap();
-        for index in 0..usize::from(self.vcpu_count()) {
-            let (stepper, vcpu) = self.vcpu(index).unwrap();
-            assert_eq!(*vcpu.debug(), GuestDebug::OFF, "vcpu{index} is armed");
-            assert!(!stepper.is_masked(), "vcpu{index} is masked");
-        }
+        assert_disarmed(self);
+    }
+}
+
+/// No vCPU is armed or masked.
+pub fn assert_disarmed(machine: &Machine) {
+    for index in 0..usize::from(machine.vcpu_count()) {
+        let (stepper, vcpu) = machine.vcpu(index).unwrap();
+        assert_eq!(*vcpu.debug(), GuestDebug::OFF, "vcpu{index} is armed");
+        assert!(!stepper.is_masked(), "vcpu{index} is masked");
+        assert_eq!(
+            vcpu.registers().core.rflags & 0x100,
+            0,
+            "vcpu{index} has TF"
+        );
     }
 }
 
@@ -126,6 +151,13 @@ pub fn machine(vcpus: usize, program: &[&[u8]]) -> Machine {
 /// What a simulated host is able to do; `absent` are the abilities that it lacks.
 pub fn plan(absent: &[Capability]) -> Plan {
     negotiate(&host_report(absent), &Profile::debugger()).unwrap()
+}
+
+/// Clients that go leave a guest that runs, however they found it: the simulated guests begin stopped.
+pub fn run_on(absent: &[Capability]) -> SessionConfig {
+    let mut config = SessionConfig::new(plan(absent));
+    config.on_disconnect = OnDisconnect::Run;
+    config
 }
 
 pub fn registers(machine: &Machine, vcpu: usize) -> &RegisterFile {
@@ -164,6 +196,8 @@ impl<M: Run> Rig<M> {
             kills: 0,
         };
         rig.session.attach(GuestState::Stopped);
+        // As GDB does first.
+        rig.ask(FEATURES);
         rig
     }
 

@@ -171,3 +171,63 @@ fn a_refused_ability_is_not_supported_rather_than_failed() {
     assert_eq!(rig.ask("Z2,9000,4"), "");
     assert_eq!(rig.ask("Z4,9000,4"), "");
 }
+
+/// Code at `ENTRY` in real mode, at CS:IP.
+fn real_mode(rig: &mut Rig) {
+    let vcpu = registers_mut(rig.machine(), 0);
+    vcpu.special.cr0 = 0x10;
+    vcpu.special.efer = 0;
+    vcpu.special.cs.long = false;
+    vcpu.special.cs.base = ENTRY;
+    vcpu.core.rip = 0;
+}
+
+#[test]
+fn where_cs_has_a_base_a_breakpoint_stops_with_a_plain_trap() {
+    for kind in [0, 1] {
+        let mut rig = nops(1);
+        real_mode(&mut rig);
+        assert_eq!(rig.ask(format!("Z{kind},{:x},1", ENTRY + 0x14)), "OK");
+        let reply = rig.ask("vCont;c");
+        assert!(reply.starts_with("T05thread:01;00:"), "{reply}");
+        assert!(reply.contains("10:1400000000000000;"), "{reply}");
+    }
+}
+
+#[test]
+fn the_reason_is_named_only_to_clients_that_announce_it() {
+    for (features, software, hardware) in [
+        ("qSupported", false, false),
+        ("qSupported:vContSupported+;swbreak-;hwbreak?", false, false),
+        ("qSupported:swbreak+", true, false),
+        ("qSupported:hwbreak+;swbreak-", false, true),
+        ("qSupported:swbreak+;multiprocess+;hwbreak+", true, true),
+    ] {
+        for (kind, name, named) in [(0, "swbreak:;", software), (1, "hwbreak:;", hardware)] {
+            let mut rig = nops(1);
+            rig.ask(features);
+            assert_eq!(rig.ask(format!("Z{kind},{:x},1", ENTRY + 2)), "OK");
+            let reply = rig.ask("vCont;c");
+            assert_eq!(reply.contains(name), named, "{features}: {reply}");
+            assert!(reply.starts_with("T05thread:01;"), "{reply}");
+        }
+    }
+    // What one client has announced is nothing to the next.
+    let mut rig = nops(1);
+    rig.session.disconnected();
+    rig.session.attach(GuestState::Stopped);
+    rig.ask(format!("Z1,{:x},1", ENTRY + 2));
+    assert!(rig.ask("vCont;c").starts_with("T05thread:01;00:"));
+}
+
+#[test]
+fn a_stop_where_the_client_has_no_breakpoint_is_a_plain_trap() {
+    let mut rig = nops(1);
+    rig.ask(format!("Z1,{:x},1", ENTRY + 9));
+    rig.send("vCont;r8000,9000:1");
+    let replies = rig.stop(vec![stop(0, StopReason::HardwareBreakpoint)]);
+    assert!(
+        replies.iter().all(|reply| !reply.contains("hwbreak")),
+        "{replies:?}"
+    );
+}

@@ -14,7 +14,7 @@ fn the_features_are_those_of_filter_and_gdbstub() {
     let reply = rig.ask("qSupported:multiprocess+;swbreak+;;x");
     let features: Vec<&str> = reply.split(';').collect();
     for feature in [
-        "PacketSize=8000",
+        "PacketSize=20000",
         "QStartNoAckMode+",
         "binary-upload+",
         "vContSupported+",
@@ -30,7 +30,7 @@ fn the_features_are_those_of_filter_and_gdbstub() {
 
 #[test]
 fn a_client_in_the_place_of_another_waits_for_the_guest_to_be_let_go_and_stopped() {
-    let mut rig = spinning(1);
+    let mut rig = Rig::with(machine(1, &[code::SPIN]), common::run_on(&[]));
     rig.session.attach(GuestState::Stopped);
     rig.act();
     assert_eq!((rig.releases, rig.interrupts), (1, 1));
@@ -224,12 +224,10 @@ fn packets_that_end_a_gdbstub_session_are_answered_and_the_session_lives() {
     }
     for packet in [
         "",
-        "!",
         "vMustReplyEmpty",
         "vCtrlC",
         "QNonStop:1",
         "bs",
-        "R00",
         "Z3,0,1",
     ] {
         assert_eq!(rig.ask(packet), "", "{packet}");

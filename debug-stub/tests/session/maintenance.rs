@@ -141,3 +141,51 @@ fn registers_are_read_again_after_a_command_of_the_vmms_own() {
         assert_eq!(rig.ask("p10"), hex(ENTRY.to_le_bytes()), "stale: {command}");
     }
 }
+
+/// What hugsy/gef, bata24/gef and pwndbg send when they look for QEMU.
+#[test]
+fn plug_ins_of_gdb_recognise_the_stub() {
+    let mut rig = nops(1);
+    for letter in ['q', 'Q'] {
+        let mut ask = |text: &str| rig.ask(format!("{letter}qemu.{text}"));
+        assert_eq!(ask("sstepbits"), "ENABLE=1,NOIRQ=2");
+        assert_eq!(ask("sstep"), "0x3");
+        assert_eq!(ask("sstep=0x1"), "OK");
+        assert_eq!(ask("sstep"), "0x1");
+        assert_eq!(ask("sstep=0x3"), "OK");
+        assert_eq!(ask("PhyMemMode"), "0");
+        assert_eq!(ask("PhyMemMode:1"), "OK");
+        assert_eq!(ask("PhyMemMode:0"), "OK");
+        assert_eq!(ask("nothing"), "");
+    }
+    // The first 2 MiB, and one page behind them.
+    assert_eq!(
+        monitor(&mut rig, "info mem"),
+        "0000000000000000-0000000000201000 0000000000201000 urw\n"
+    );
+    let registers = monitor(&mut rig, "info registers");
+    assert!(
+        registers.starts_with("\nCPU#0\nRAX=0000000000000000 RBX="),
+        "{registers}"
+    );
+    assert!(
+        registers.contains("\nRIP=0000000000008000 RFL="),
+        "{registers}"
+    );
+    assert!(
+        registers.contains(" CR3=0000000000001000 CR4="),
+        "{registers}"
+    );
+}
+
+#[test]
+fn all_vcpus_registers_are_listed_and_those_of_the_selected_one() {
+    let mut rig = nops(3);
+    let all = monitor(&mut rig, "info registers -a");
+    assert_eq!(all.matches("\nRIP=").count(), 3);
+    rig.ask("Hg2");
+    assert!(monitor(&mut rig, "info registers").starts_with("\nCPU#1\n"));
+    rig.machine().set_vcpus(0);
+    assert!(monitor(&mut rig, "info registers").contains("CPU#1: "));
+    assert!(!monitor(&mut rig, "info mem").is_empty());
+}

@@ -129,3 +129,33 @@ fn the_checksum_is_gdbs() {
     assert_eq!(rig.ask("qCRC:9000,9"), "C376e6e7");
     assert_eq!(rig.ask(format!("qCRC:{ALIAS:x},2000")), "E0e");
 }
+
+#[test]
+fn replies_are_as_long_as_asked_for_up_to_sixteen_pages() {
+    let mut rig = spinning(1);
+    for pages in [1usize, 4, 16] {
+        let length = pages * 0x1000;
+        assert_eq!(rig.ask(format!("m0,{length:x}")).len(), 2 * length);
+        assert!(rig.ask(format!("x0,{length:x}")).len() > length);
+    }
+    let most = rig.ask("m0,ffffffff").len() / 2;
+    assert!(most.is_multiple_of(0x10000), "{most:#x}");
+}
+
+#[test]
+fn a_search_that_meets_unreadable_memory_says_where() {
+    let mut rig = spinning(1);
+    assert_eq!(
+        rig.ask(format!("qSearch:memory:{:x};2000;zzz", ALIAS + 0xff0)),
+        "E0e"
+    );
+    let said = maintenance::monitor(&mut rig, "mask");
+    let text = format!(
+        "memory at {:#x} cannot be read: the scan ended there",
+        ALIAS + 0x1000
+    );
+    assert!(said.contains(&text), "{said}");
+    rig.ask("qSupported:error-message+");
+    let reply = rig.ask(format!("qCRC:{:x},2000", ALIAS));
+    assert_eq!(reply, format!("E.{text}"));
+}

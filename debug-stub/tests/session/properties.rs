@@ -82,7 +82,7 @@ proptest! {
     fn whatever_comes_a_stopped_guest_is_whole_and_a_gone_client_is_released_once(
         streams in proptest::collection::vec((stream(), any::<bool>()), 1..4),
     ) {
-        let mut rig = Rig::new(counting());
+        let mut rig = Rig::with(counting(), common::run_on(&[]));
         for (index, (stream, running)) in streams.iter().enumerate() {
             if index > 0 {
                 rig.session.attach(if *running { GuestState::Running } else { GuestState::Stopped });
@@ -103,9 +103,33 @@ proptest! {
         }
     }
 
+    /// By default, a guest that no client has continued is as it was.
+    #[test]
+    fn whatever_a_client_did_a_guest_that_it_found_stopped_and_stopped_again_stays_stopped(
+        stream in stream(),
+    ) {
+        let mut rig = Rig::new(counting());
+        for part in stream.chunks(7) {
+            rig.bytes(part);
+        }
+        let detached = rig.session.is_closing() && rig.kills == 0;
+        let runs = rig.running.is_some();
+        rig.session.disconnected();
+        rig.act();
+        prop_assert!(!rig.session.is_attached());
+        prop_assert!(rig.running.is_none());
+        prop_assert_eq!(breakpoints_left(&mut rig), 0);
+        if rig.releases == 0 && rig.kills == 0 {
+            common::assert_disarmed(rig.machine());
+            prop_assert!(!detached);
+        } else if rig.kills == 0 {
+            prop_assert!(runs || detached);
+        }
+    }
+
     #[test]
     fn garbage_never_panics(garbage in proptest::collection::vec(any::<u8>(), 0..2000)) {
-        let mut rig = Rig::new(counting());
+        let mut rig = Rig::with(counting(), common::run_on(&[]));
         rig.bytes(&garbage);
         rig.session.disconnected();
         rig.act();

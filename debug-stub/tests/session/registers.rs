@@ -57,3 +57,22 @@ fn the_target_description_is_read_in_pieces() {
     }
     assert_eq!(document, debug_stub::x86_64::target_xml());
 }
+
+/// After a call of a function GDB writes registers back, one by one.
+#[test]
+fn a_selector_that_is_there_may_be_written_again_also_beyond_the_gdt() {
+    let mut rig = spinning(1);
+    let special = &mut registers_mut(rig.machine(), 0).special;
+    special.gdtr.limit = 0x17;
+    for (segment, selector) in [(&mut special.fs, 0x53), (&mut special.gs, 0x2b)] {
+        segment.selector = selector;
+        segment.base = 0x7000;
+    }
+    let before = registers(rig.machine(), 0).clone();
+    assert_eq!(rig.ask("P16=53000000"), "OK");
+    assert_eq!(rig.ask("P17=2b000000"), "OK");
+    assert_eq!(*registers(rig.machine(), 0), before, "the base stays");
+    // Another one is loaded, and cannot be; nothing is left of it.
+    assert_eq!(rig.ask("P16=5b000000"), "E16");
+    assert_eq!(*registers(rig.machine(), 0), before);
+}

@@ -184,6 +184,10 @@ impl Arch for Toy {
         GuestVirtAddr(Self::code_address(registers, registers.pc))
     }
 
+    fn client_pc(registers: &Registers) -> u64 {
+        Self::code_address(registers, registers.pc)
+    }
+
     fn code_address(_: &Registers, address: u64) -> u64 {
         CODE.wrapping_add(address.wrapping_mul(4))
     }
@@ -391,6 +395,10 @@ impl Host for ToyMachine {
         Ok(())
     }
 
+    fn disarm(&mut self, _: VcpuId) -> Result<(), HostError> {
+        Ok(())
+    }
+
     fn interrupts(&mut self, _: VcpuId) -> Interrupts {
         Interrupts::default()
     }
@@ -422,7 +430,7 @@ fn toy(program: &[[u8; 4]]) -> Rig<ToyMachine> {
 fn a_whole_session_runs() {
     let mut rig = toy(&[COUNT, NOP, COUNT, STORE, NOP, SPIN]);
     let untouched = rig.machine().ram();
-    let features = rig.ask("qSupported:xmlRegisters=toy");
+    let features = rig.ask("qSupported:xmlRegisters=toy;swbreak+;hwbreak+");
     assert!(features.contains("qXfer:features:read+"), "{features}");
     assert_eq!(rig.ask("?"), "T05thread:01;02:0000000000;");
     assert_eq!(
@@ -511,8 +519,9 @@ fn six_breakpoints_and_two_watchpoints_fit_and_no_more() {
     assert_eq!(rig.ask(format!("Z2,{:x},11", BASE)), "OK", "a share of one");
     assert_eq!(rig.ask(format!("Z4,{BASE:x},1")), "E1c");
     assert_eq!(rig.ask(format!("Z2,{BASE:x},ffffffffffffffff")), "E1c");
-    let replies = rig.send("vCont;c");
+    let replies = rig.send(format!("qRcmd,{}", hex("caps")));
     let text = console(&replies[0]);
+    rig.send("vCont;c");
     for part in [
         "needs 1 of the 0 free comparators",
         "need more than the 2 comparators",

@@ -4,17 +4,17 @@ use super::{Level, PageSize, PhysicalAddressing, TranslateError, Translation};
 use crate::{GuestMemory, GuestPhysAddr, GuestVirtAddr};
 
 /// Bit 0: present.
-const PRESENT: u64 = 1;
+pub(super) const PRESENT: u64 = 1;
 /// Bit 1: R/W.
-const WRITABLE: u64 = 1 << 1;
+pub(super) const WRITABLE: u64 = 1 << 1;
 /// Bit 2: U/S.
-const USER: u64 = 1 << 2;
+pub(super) const USER: u64 = 1 << 2;
 /// Bit 7: PS, maps a page at this level.
-const PAGE_SIZE: u64 = 1 << 7;
+pub(super) const PAGE_SIZE: u64 = 1 << 7;
 /// Bit 63: XD.
 const EXECUTE_DISABLE: u64 = 1 << 63;
 /// Bits 51:12: the address field of an 8-byte entry, and of CR3 in long mode.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bits 62:52: reserved under PAE (SDM 3A table 4-8 and after), software's in long mode.
 const PAE_HIGH: u64 = 0x7ff0_0000_0000_0000;
 

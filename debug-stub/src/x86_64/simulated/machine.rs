@@ -293,6 +293,11 @@ impl Host for SimulatedMachine {
         format!("CPU#{}", vcpu.0)
     }
 
+    fn is_started(&self, vcpu: VcpuId) -> bool {
+        self.vcpu(vcpu.index())
+            .is_some_and(|(_, vcpu)| vcpu.is_started())
+    }
+
     fn read_registers(
         &mut self,
         vcpu: VcpuId,
@@ -314,6 +319,13 @@ impl Host for SimulatedMachine {
     ) -> Result<(), Self::Error> {
         match self.vcpus.get_mut(vcpu.index()) {
             Some((stepper, vcpu)) => stepper.write_registers(groups, registers, vcpu),
+            None => Err(no_such_vcpu()),
+        }
+    }
+
+    fn disarm(&mut self, vcpu: VcpuId) -> Result<(), Self::Error> {
+        match self.vcpus.get_mut(vcpu.index()) {
+            Some((stepper, vcpu)) => stepper.release(vcpu),
             None => Err(no_such_vcpu()),
         }
     }

@@ -363,6 +363,15 @@ impl SimulatedVcpu {
         self.run_state == RunState::Halted
     }
 
+    /// Returns `false` if it waits for INIT or a start-up IPI.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        !matches!(
+            self.run_state,
+            RunState::WaitForInit | RunState::WaitForSipi
+        )
+    }
+
     /// Puts the vCPU in a state of waiting.
     pub fn set_run_state(&mut self, state: RunState) {
         self.run_state = state;

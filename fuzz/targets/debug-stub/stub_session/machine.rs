@@ -171,6 +171,10 @@ impl Host for Machine {
         self.inner.write_registers(vcpu, groups, registers)
     }
 
+    fn disarm(&mut self, vcpu: VcpuId) -> Result<(), Self::Error> {
+        self.inner.disarm(vcpu)
+    }
+
     fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts {
         self.inner.interrupts(vcpu)
     }
