@@ -628,6 +628,8 @@ fn a_protected_mode_selector_brings_its_descriptor() {
 
     set_selector(&mut file, &memory, "ds", 0x18).unwrap();
     assert_eq!(file.special.ds.limit, 0xffff_ffff);
+    // From another value: the one that is there is not loaded again.
+    set_selector(&mut file, &memory, "gs", 0x28).unwrap();
     set_selector(&mut file, &memory, "gs", 0).unwrap();
     assert!(file.special.gs.unusable);
     assert_eq!(file.special.gs.base, 0);
