@@ -6,8 +6,8 @@ use std::thread;
 use debug_stub::server::{GdbServer, ListenAddress, Listener};
 use debug_stub::x86_64::{RegisterFile, translate};
 use debug_stub::{
-    Armed, GuestMemory, GuestPhysAddr, GuestVirtAddr, SessionConfig, StepOrder, StopReason,
-    VcpuOrder,
+    Armed, GuestMemory, GuestPhysAddr, GuestVirtAddr, OnDisconnect, SessionConfig, StepOrder,
+    StopReason, VcpuOrder,
 };
 use intr_controller::IrqchipMode;
 use vcpu_caps::HwBreakpoint;
@@ -187,7 +187,10 @@ pub fn killed(guest: &Guest, chips: IrqchipMode, steps: usize) -> Outcome {
         panic!("bound to {}", listener.address());
     };
     let mut events = EventLoop::new(ExitEvent::new().unwrap()).unwrap();
-    let server = GdbServer::new(listener, host, SessionConfig::new(plan));
+    let mut config = SessionConfig::new(plan);
+    // It is stopped before the client comes, and is to end after the client has gone.
+    config.on_disconnect = OnDisconnect::Run;
+    let server = GdbServer::new(listener, host, config);
     events.add(Box::new(server));
     let waits = guest.waits.clone();
     let mut client = Some(thread::spawn(move || step_by_protocol(at, &waits, steps)));
