@@ -263,6 +263,16 @@ impl<H: Host> Guest<H> {
         }
     }
 
+    /// Says once to a client that its steps may leave a trace.
+    pub(crate) fn note_unguarded(&mut self, vcpu: VcpuId) {
+        const WHY: &str = "watchpoints have taken the debug registers by which a step stops at an exception's \
+                           handler: one that runs within a step may see TF in its frame; delete a watchpoint";
+        if self.host.is_unguarded(vcpu) && self.noticed.insert(WHY) {
+            tracing::warn!(%vcpu, WHY);
+            self.notices.push(WHY);
+        }
+    }
+
     /// Returns the selected vCPU, if it exists. If it does not, a notice names it.
     pub(crate) fn selected(&mut self) -> Result<VcpuId, u8> {
         let vcpu = self.current;

@@ -77,6 +77,13 @@ pub trait Host: GuestMemory {
         true
     }
 
+    /// Returns `true` if the vCPU's last step may have run a handler to its end, for want of a debug register to
+    /// stop at it. The client is told so.
+    fn is_unguarded(&mut self, vcpu: VcpuId) -> bool {
+        let _ = vcpu;
+        false
+    }
+
     /// Fills the `groups` of `registers`, and leaves the others alone.
     ///
     /// # Errors

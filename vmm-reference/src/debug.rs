@@ -107,6 +107,11 @@ impl Host for MachineHost {
         waiting.is_none() || not_started.iter().all(|state| state.waits() != waiting)
     }
 
+    fn is_unguarded(&mut self, vcpu: VcpuId) -> bool {
+        let vcpu = self.group.vcpu(vcpu);
+        vcpu.is_some_and(|vcpu| vcpu.is_unguarded())
+    }
+
     fn read_registers(
         &mut self,
         vcpu: VcpuId,

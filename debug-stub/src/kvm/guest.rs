@@ -109,6 +109,10 @@ impl<G: KvmGuest> Host for G {
         Ok(with(self, vcpu, |stepper, fd| stepper.release(fd))??)
     }
 
+    fn is_unguarded(&mut self, vcpu: VcpuId) -> bool {
+        with(self, vcpu, |stepper, _| stepper.is_unguarded()).unwrap_or_default()
+    }
+
     fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts {
         let pending = |stepper: &mut Stepper, fd: &mut KvmVcpu<'_>| {
             let masked = stepper.is_masked();

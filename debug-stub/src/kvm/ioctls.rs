@@ -19,6 +19,8 @@ const fn number(direction: u64, nr: u64, size: usize) -> u64 {
 
 /// Name and request number of every ioctl that this module makes on a vCPU, all on the thread that
 /// calls the stepper. `KVM_RUN` is not among them: it is the VMM's.
+///
+/// A thread inherits the filters of the one that spawns it: that one's must allow them, too.
 pub const IOCTLS: &[(&str, u64)] = &[
     ("KVM_GET_REGS", number(READ, 0x81, size_of::<kvm_regs>())),
     ("KVM_SET_REGS", number(WRITE, 0x82, size_of::<kvm_regs>())),

@@ -49,6 +49,8 @@ pub const CONTROLLER_SYSCALLS: &[(&str, i64)] = controller_calls![];
 /// [`Entered`](super::Entered), [`CONTROLLER_SYSCALLS`] included: the first vCPU to stop kicks the
 /// others, and wakes the controller.
 ///
+/// A thread inherits the filters of the one that spawns it: that one's must allow them, too.
+///
 /// Not among them: `KVM_RUN`, which is the VMM's; the ioctls of the stepper, which are
 /// `kvm::IOCTLS`; the allocator's and the standard library's own.
 pub const VCPU_SYSCALLS: &[(&str, i64)] = controller_calls![

@@ -118,6 +118,9 @@ impl<H: Host> Session<H> {
     pub(super) fn report(&mut self, stop: &Stop) {
         self.early_interrupt = false;
         self.note_reason(stop);
+        if stop.reason == StopReason::Step {
+            self.guest.note_unguarded(stop.vcpu);
+        }
         self.flush_notices();
         self.send_stop_reply(stop);
         self.last_stop = stop.clone();

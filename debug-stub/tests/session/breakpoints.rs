@@ -231,3 +231,26 @@ fn a_stop_where_the_client_has_no_breakpoint_is_a_plain_trap() {
         "{replies:?}"
     );
 }
+
+#[test]
+fn watchpoints_that_leave_no_debug_register_for_a_handler_are_told_once() {
+    // int 3
+    let program: &[&[u8]] = &[&[0xcd, 3], &[0x90]];
+    let mut rig = Rig::new(machine(1, program));
+    for address in [0x9000, 0x9100, 0x9200] {
+        assert_eq!(rig.ask(format!("Z2,{address:x},1")), "OK");
+    }
+    let step = |rig: &mut Rig, rip: u64| {
+        let file = registers_mut(rig.machine(), 0);
+        file.core.rip = rip;
+        let replies = rig.send("vCont;s:1");
+        assert!(replies.last().unwrap().starts_with("T05"), "{replies:?}");
+        replies.len()
+    };
+    let start = registers(rig.machine(), 0).core.rip;
+    assert_eq!(step(&mut rig, start), 1, "one register is left");
+    assert_eq!(rig.ask("Z2,9300,1"), "OK");
+    assert_eq!(step(&mut rig, start + 2), 1, "NOP enters no handler");
+    assert_eq!(step(&mut rig, start), 2, "it is told");
+    assert_eq!(step(&mut rig, start), 1, "it is told again");
+}

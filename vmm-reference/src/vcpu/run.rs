@@ -87,6 +87,12 @@ impl Vcpu {
         self.stepper.is_masked()
     }
 
+    /// Returns `true` if its last step may have run a handler that it did not stop at.
+    #[must_use]
+    pub fn is_unguarded(&self) -> bool {
+        self.stepper.is_unguarded()
+    }
+
     /// What it waits for, in a few words; `None` if it runs code, or KVM does not say.
     #[must_use]
     pub fn waiting(&mut self) -> Option<&'static str> {

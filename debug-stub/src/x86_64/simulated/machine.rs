@@ -330,6 +330,11 @@ impl Host for SimulatedMachine {
         }
     }
 
+    fn is_unguarded(&mut self, vcpu: VcpuId) -> bool {
+        let vcpu = self.vcpu(vcpu.index());
+        vcpu.is_some_and(|(stepper, _)| stepper.is_unguarded())
+    }
+
     fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts {
         let Some((stepper, vcpu)) = self.vcpus.get(vcpu.index()) else {
             return Interrupts::default();

@@ -46,6 +46,8 @@ pub(super) struct Arming {
     queued: Option<Inject>,
     /// What is in the debug registers.
     slots: Slots,
+    /// A step of the order may have run a handler that it did not stop at.
+    pub(super) unguarded: bool,
     /// The plan has execute breakpoints, and watchpoints.
     has_guards: bool,
     has_watchpoints: bool,
@@ -71,6 +73,7 @@ impl Arming {
             survives_init: false,
             queued: None,
             slots: Slots::default(),
+            unguarded: false,
             has_guards: plan.has(Capability::HwBreakpoint),
             has_watchpoints: plan.has(Capability::Watchpoint),
             user_traps_reach_the_guest: !plan.has(Capability::SingleStepUser),

@@ -85,7 +85,7 @@ impl Driver {
 
     /// What the loop does now. `may_run` says whether the vCPU may enter the guest; it is not
     /// called for an entry that runs no instruction. Clear the kick in it first, then read the
-    /// stop request: see the kick contract of [`run_control`](crate::run_control).
+    /// stop request, and do not clear the kick after it: see the kick contract of [`run_control`](crate::run_control).
     pub fn next_entry<V: Vcpu>(
         &mut self,
         may_run: impl FnOnce() -> bool,

@@ -185,6 +185,13 @@ impl Stepper {
         self.arming.is_stepping()
     }
 
+    /// Returns `true` if a step of the last order may have run an exception's handler to its end, and what the
+    /// handler stores may show TF: watchpoints had taken the debug registers by which the step stops at a handler.
+    #[must_use]
+    pub fn is_unguarded(&self) -> bool {
+        self.arming.unguarded
+    }
+
     /// For a VMM that injects interrupts itself: the vector of the event that the step under way is prepared for,
     /// if any (see [`Vcpu::next_interrupt`]). If another one is to enter now, [start](Self::start) the order again
     /// in place of the entry: the handler would run inside the step. `None` if no step is under way that lets
@@ -240,6 +247,7 @@ impl Stepper {
             return self.fail(&error, vcpu, memory);
         }
         self.armed = Arc::clone(armed);
+        self.arming.unguarded = false;
         let started = match order {
             VcpuOrder::Stay => Ok(Next::Stopped(StopReason::Interrupted)),
             VcpuOrder::Continue => self.start_continue(vcpu, memory),

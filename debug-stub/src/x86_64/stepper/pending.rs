@@ -131,6 +131,7 @@ impl PendingStep {
         if let Some(trap) = &user_trap {
             trap.check_guarded(&slots)?;
         }
+        arming.unguarded |= slots.lack(&guards, pc);
         arming.intend_step::<V>(mask, armed, slots)?;
         let is_done = plan.halts() && ready && halt(&before, plan.next_rip(), *vcpu, registers)?;
         if is_done {

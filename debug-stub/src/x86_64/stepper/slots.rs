@@ -120,6 +120,13 @@ impl Slots {
             .any(|(at, of)| *of == Use::Guard && at.address() == address)
     }
 
+    /// Returns `true` if the step at `pc` may well enter a handler that it does not stop at, for want of a debug
+    /// register.
+    pub(super) fn lack(&self, guards: &Guards, pc: u64) -> bool {
+        let elsewhere = guards.needed.iter().filter(|address| **address != pc);
+        elsewhere.take(SLOTS).any(|address| !self.guards(*address))
+    }
+
     /// The breakpoints, in the order of the registers.
     pub(super) fn breakpoints(&self) -> Vec<HwBreakpoint> {
         self.registers.iter().map(|(at, _)| *at).collect()
@@ -284,6 +291,26 @@ mod tests {
         let slots = Slots::default().step(&[], &own(0x0010_0404), &wanted, 0x100);
         assert_eq!(addresses(&slots), [0x2003, 0x6000, 0x7000, 0x8000]);
         assert_eq!(slots.hit(1).next().unwrap().1, Use::Guest(1));
+    }
+
+    #[test]
+    fn handlers_that_find_no_debug_register_are_noticed() {
+        let watch = |address| HwBreakpoint::watch(address, 8, HwBreakpointKind::Write);
+        let watches = [0x9000, 0x9008, 0x9010, 0x9018].map(watch);
+        let none = OwnBreakpoints::default();
+        let wanted = guards(&[0x6000], &[0x8000]);
+        for (watches, lack) in [(&watches[..3], false), (&watches[..], true)] {
+            let slots = Slots::default().step(watches, &none, &wanted, 0x100);
+            assert_eq!(slots.lack(&wanted, 0x100), lack);
+        }
+        // What is not needed is not missed, and no step needs a guard where it begins.
+        let slots = Slots::default().step(&watches, &none, &wanted, 0x6000);
+        assert!(!slots.lack(&wanted, 0x6000));
+        assert!(!slots.lack(&guards(&[], &[0x8000]), 0x100));
+        // There are four, and no step gets more.
+        let many = guards(&[1, 2, 3, 4, 5], &[]);
+        let slots = Slots::default().step(&[], &none, &many, 0x100);
+        assert!(!slots.lack(&many, 0x100));
     }
 
     #[test]
