@@ -61,7 +61,7 @@ impl<S: Read + Write> RemoteClient<S> {
     /// Begins a session over a connected stream: asks for the features, and switches acknowledgements off.
     ///
     /// # Errors
-    /// If the peer is not a stub.
+    /// If the peer is not a stub, or turns this client away ([`ErrorKind::ResourceBusy`]).
     pub fn over(stream: S) -> io::Result<Self> {
         let mut client = Self {
             stream,
@@ -71,6 +71,10 @@ impl<S: Read + Write> RemoteClient<S> {
         };
         let features = "qSupported:multiprocess-;swbreak+;hwbreak+;vContSupported+";
         let supported = client.request(features)?;
+        if let Some(why) = supported.strip_prefix("E.") {
+            // Said in place of a reply, to a client that is turned away.
+            return Err(io::Error::new(ErrorKind::ResourceBusy, why));
+        }
         if supported.contains("QStartNoAckMode+") {
             let answer = client.request("QStartNoAckMode")?;
             if answer != "OK" {
@@ -278,23 +282,35 @@ mod tests {
         assert_eq!(expedited("S05", 6), None);
     }
 
+    #[derive(Debug)]
+    struct Peer(io::Cursor<Vec<u8>>);
+
+    impl Read for Peer {
+        fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+            self.0.read(data)
+        }
+    }
+
+    impl Write for Peer {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_client_that_is_turned_away_learns_why() {
+        let said = Peer(io::Cursor::new(b"$E.one is attached#0f".to_vec()));
+        let error = RemoteClient::over(said).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ResourceBusy);
+        assert_eq!(error.to_string(), "one is attached");
+    }
+
     #[test]
     fn a_reply_with_a_wrong_checksum_is_an_error() {
-        #[derive(Debug)]
-        struct Peer(io::Cursor<Vec<u8>>);
-        impl Read for Peer {
-            fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
-                self.0.read(data)
-            }
-        }
-        impl Write for Peer {
-            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-                Ok(data.len())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
         let error = RemoteClient::over(Peer(io::Cursor::new(b"+$OK#00".to_vec()))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidData);
     }

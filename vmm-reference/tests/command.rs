@@ -240,7 +240,8 @@ fn a_signal_ends_it_in_a_second_under_a_standard_output_that_is_not_read() {
             break;
         }
         before = read;
-        assert!(full.elapsed() < PATIENCE, "it reads on and on");
+        // Each byte takes an emulated processor a millisecond.
+        assert!(full.elapsed() < 10 * PATIENCE, "it reads on and on");
     }
     let begun = Instant::now();
     signal(&child, libc::SIGTERM);

@@ -233,8 +233,10 @@ impl Vmm {
             match RemoteClient::unix(&self.socket) {
                 Ok(client) => return client,
                 Err(error) if start.elapsed() > PATIENCE => panic!("the stub replies: {error}"),
+                // The client before may be there still: another test's fork has its descriptor until exec.
                 Err(error) => match error.kind() {
-                    ErrorKind::ConnectionReset
+                    ErrorKind::ResourceBusy
+                    | ErrorKind::ConnectionReset
                     | ErrorKind::BrokenPipe
                     | ErrorKind::UnexpectedEof => thread::sleep(Duration::from_millis(1)),
                     _ => panic!("the stub replies: {error}"),
