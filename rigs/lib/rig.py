@@ -22,7 +22,7 @@ GDB_PORT = 1234
 #: What a part finds beside its own variables.
 ENVIRONMENT = {"RUST_BACKTRACE": "1", "HOME": "/root", "PATH": "/bin"}
 #: Lines of a log that are shown.
-TAIL = 60
+TAIL = 100
 #: Seconds of silence after which a machine that may oversleep is woken.
 NUDGE = 10
 

@@ -84,6 +84,8 @@ fn run(machine: &mut Machine, mut until: impl FnMut(&Machine) -> bool) -> Option
         if let Some(reason) = machine.exit.reason() {
             return Some(reason);
         }
+        // A thread of its own writes the output.
+        machine.devices.serial().finish(PATIENCE, false);
         if until(machine) {
             return None;
         }
