@@ -5,9 +5,9 @@ use crate::address::{GuestPhysAddr, GuestVirtAddr};
 use crate::arch::{Arch, Mapped};
 use crate::host::GuestMemory;
 
-/// How far a scan goes at once. It bounds how long a client can keep the event loop busy: about ten
-/// milliseconds.
-pub(crate) const SLICE: u64 = 4 << 20;
+/// How far a scan goes at once. It bounds how long a client can keep the event loop busy: some milliseconds, and
+/// a second in an emulated machine.
+pub(crate) const SLICE: u64 = 1 << 20;
 
 /// Bytes that a scan reads at a time.
 const SCAN_CHUNK: usize = 64 << 10;

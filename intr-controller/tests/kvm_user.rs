@@ -492,7 +492,7 @@ fn over_random_masks_and_arrivals_each_vector_is_delivered_once_for_each_accepta
         let mut masked = false;
         // The loop was left before the mask went on: a handler goes on.
         let mut in_handler = false;
-        for _ in 0..250 {
+        for _ in 0..400 {
             match random.below(8) {
                 0..=2 => {
                     let number = VECTORS[usize::try_from(random.below(7)).unwrap()];
@@ -543,7 +543,7 @@ fn over_random_masks_and_arrivals_each_vector_is_delivered_once_for_each_accepta
             accepted[usize::from(NMI)] == 0,
             "seed {seed}"
         );
-        assert!(log.len() >= 16, "seed {seed}: {log:x?}");
+        assert!(log.len() > 20, "seed {seed}: {log:x?}");
     }
 }
 

@@ -23,6 +23,8 @@ use crate::devices::EdgeLine;
 const RETRY_STEPS: u32 = 32;
 /// The most that a clock jumps for this reason, unless the guest has tried [`RETRIES`] times.
 const RETRY_AHEAD: Duration = Duration::from_millis(20);
+/// KVM's 8254 goes on in a stop. What it owes the guest is dropped once stops of this length in all have made it.
+const MOST_OWED: Duration = Duration::from_millis(10);
 /// How often the guest of a slow debugger reads its clock in vain: then the clock jumps, so the guest comes out.
 const RETRIES: u32 = 3;
 
@@ -56,6 +58,8 @@ struct State {
     /// KVM's clocks at the last stop, until they are set back, and for how long guest time had stood still
     /// then.
     frozen: Option<(FrozenClocks, Duration)>,
+    /// For how long guest time had stood still when KVM's 8254 last forgot what it owed.
+    owes_since: Duration,
     /// Steps since they were set back.
     steps: u32,
     /// How often they were set back within `RETRY_STEPS` of the previous time, in a row.
@@ -103,6 +107,7 @@ impl GuestClock {
                 before_entry: BeforeEntry::Nothing,
                 clock: intr_controller::GuestClock::new(debug_time),
                 frozen: None,
+                owes_since: Duration::ZERO,
                 steps: RETRY_STEPS,
                 retries: 0,
             }),
@@ -236,9 +241,15 @@ impl GuestClock {
             return;
         };
         state.steps = 0;
-        let now = state.clock.read(host).now;
+        let ClockReading {
+            now, stood_still, ..
+        } = state.clock.read(host);
         if kvm.note(kvm.clocks.thaw(&frozen, now)).is_some() {
             self.set_back.fetch_add(1, Ordering::Relaxed);
+        }
+        if stood_still.saturating_sub(state.owes_since) >= MOST_OWED {
+            kvm.note(kvm.clocks.drop_ticks());
+            state.owes_since = stood_still;
         }
         for line in &kvm.lines {
             line.signal_again();

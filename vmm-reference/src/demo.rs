@@ -379,3 +379,63 @@ impl fmt::Display for Table {
         row("µs per step", &us(off.step_us), &us(on.step_us))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the demo sees if all is well: 100 expiries under the mask, one of which waits.
+    fn good() -> (Series, Series) {
+        let off = Series {
+            landings: 1,
+            ..Series::default()
+        };
+        let fate = Counters {
+            arrived: 100,
+            merged: 99,
+            ..Counters::default()
+        };
+        let on = Series {
+            pending: true,
+            delivered_first: true,
+            due: 100,
+            fate: Some(fate),
+            ..Series::default()
+        };
+        (off, on)
+    }
+
+    #[test]
+    fn each_expiry_of_the_timer_has_to_be_accounted_for() {
+        let (off, on) = good();
+        judge(&off, &on).unwrap();
+        let lost: [fn(&mut Counters); 5] = [
+            |fate| fate.arrived -= 5,
+            |fate| fate.merged -= 5,
+            |fate| fate.delivered = 1,
+            |fate| fate.dropped = 1,
+            |fate| fate.withdrawn = 1,
+        ];
+        for lose in lost {
+            let (off, mut on) = good();
+            lose(on.fate.as_mut().unwrap());
+            assert!(judge(&off, &on).is_err(), "{on:?}");
+        }
+    }
+
+    #[test]
+    fn a_mask_that_does_not_hold_is_found() {
+        let wrong: [fn(&mut Series, &mut Series); 5] = [
+            |_, on| on.landings = 1,
+            |_, on| on.handler_runs = 1,
+            |_, on| on.pending = false,
+            |_, on| on.delivered_first = false,
+            |off, _| off.landings = 0,
+        ];
+        for make in wrong {
+            let (mut off, mut on) = good();
+            make(&mut off, &mut on);
+            assert!(judge(&off, &on).is_err(), "{off:?} {on:?}");
+        }
+    }
+}

@@ -226,7 +226,6 @@ fn a_signal_ends_it_in_a_second_under_a_standard_output_that_is_not_read() {
     // More than all buffers hold: the guest's transmitter gets busy, and input stops.
     let mut stdin = child.stdin.take().unwrap();
     let feeder = std::thread::spawn(move || while stdin.write_all(&[b'x'; 4096]).is_ok() {});
-    let full = Instant::now();
     let mut before = 0;
     // The input stops as soon as nothing moves any more.
     loop {
@@ -242,8 +241,8 @@ fn a_signal_ends_it_in_a_second_under_a_standard_output_that_is_not_read() {
             break;
         }
         before = read;
-        // Each byte takes an emulated processor a millisecond.
-        assert!(full.elapsed() < 10 * PATIENCE, "it reads on and on");
+        // The buffers on the way hold less. Time says nothing: a byte takes an emulated processor a millisecond.
+        assert!(read < 1 << 20, "it reads on and on");
     }
     let begun = Instant::now();
     signal(&child, libc::SIGTERM);

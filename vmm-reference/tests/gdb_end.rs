@@ -178,8 +178,7 @@ fn checksums_that_a_client_sends_at_once_do_not_delay_a_signal_or_the_next_clien
     let signalled = std::time::Instant::now();
     assert_eq!(vmm.wait(), 128 + libc::SIGTERM);
     assert!(
-        // All of what was sent takes an hour, and one turn of the loop in Bochs some seconds.
-        signalled.elapsed().as_secs() < 30,
+        signalled.elapsed().as_secs() < 2,
         "{:?}",
         signalled.elapsed()
     );

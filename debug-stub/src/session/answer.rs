@@ -161,6 +161,10 @@ impl<H: Host> Session<H> {
                 }
                 _ => self.refuse_idle(),
             },
+            // They have no reply.
+            Request::Kill { reply: false } | Request::Run { reply: false } => {
+                tracing::warn!(packet = %body.escape_ascii(), "the client has detached: ignored");
+            }
             Request::Kill { .. }
             | Request::Run { .. }
             | Request::SelectForAccess(_)
@@ -199,8 +203,12 @@ impl<H: Host> Session<H> {
             }
             Err(error) => {
                 tracing::warn!(%error, "the client asked for a reset");
-                self.guest.explain(error.to_string());
-                self.reply_error(errno::EIO);
+                if reply {
+                    self.guest.explain(error.to_string());
+                    self.reply_error(errno::EIO);
+                } else {
+                    self.guest.notices.push(&error.to_string());
+                }
             }
         }
     }

@@ -172,7 +172,7 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
     }
 
     /// Sets the clocks back to what they were, and on by the guest time that has passed since. Call it
-    /// before the first vCPU runs.
+    /// before the first vCPU runs, and [`drop_ticks`](Self::drop_ticks) after a long stop.
     ///
     /// # Errors
     /// If KVM refuses. Some clocks may have been set.
@@ -189,11 +189,11 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
                 self.thaw_timer(vcpu, timer, passed)?;
             }
         }
-        self.drop_ticks()
+        Ok(())
     }
 
     /// Drops the ticks that KVM's 8254 still owes the guest: they would come as fast as the guest takes
-    /// them.
+    /// them. It takes KVM some milliseconds, which wait for RCU: too long for each step.
     ///
     /// # Errors
     /// If KVM refuses.
