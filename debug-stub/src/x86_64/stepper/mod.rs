@@ -792,18 +792,24 @@ impl Stepper {
                 })?;
                 return self.start_step(order, false, vcpu, memory);
             }
-            (Outcome::Debug(exit), _) => match self.sort(exit, vcpu, memory)? {
-                // An interrupt that was taken back comes first: see `finish_instruction`.
-                Cause::Hit(StopReason::HardwareBreakpoint) if then_free => true,
-                Cause::Hit(reason) => {
-                    // A watchpoint traps after the access: what the step did is mended all the
-                    // same.
-                    self.settle(true, vcpu, memory)?;
-                    return self.end_step(reason, vcpu);
+            (Outcome::Debug(exit), _) => {
+                let sorted = self.sort(exit, vcpu, memory);
+                if sorted.is_err() {
+                    self.arming.held_trap.noticed();
                 }
-                Cause::Guest => return self.retry_step(vcpu, memory),
-                Cause::Trap => true,
-            },
+                match sorted? {
+                    // An interrupt that was taken back comes first: see `finish_instruction`.
+                    Cause::Hit(StopReason::HardwareBreakpoint) if then_free => true,
+                    Cause::Hit(reason) => {
+                        // A watchpoint traps after the access: what the step did is mended all the
+                        // same.
+                        self.settle(true, vcpu, memory)?;
+                        return self.end_step(reason, vcpu);
+                    }
+                    Cause::Guest => return self.retry_step(vcpu, memory),
+                    Cause::Trap => true,
+                }
+            }
             (Outcome::NotEntered(text), _) if stepping.refused => {
                 let reason = StopReason::InternalError(text.clone());
                 return Ok(self.end(reason, vcpu, memory));
@@ -820,14 +826,14 @@ impl Stepper {
             (Outcome::Restarted, _) => return self.end_step(StopReason::Step, vcpu),
             (Outcome::Fatal(reason), _) => return Ok(Next::Stopped(reason.clone())),
         };
-        match self.settle(trapped, vcpu, memory)? {
+        let settled = self.settle(trapped, vcpu, memory);
+        if trapped && !matches!(settled, Ok(Progress::Done)) {
+            // Also if a call fails: whether the trap came too early cannot be found out later.
+            self.arming.held_trap.noticed();
+        }
+        match settled? {
             Progress::Done => self.finish_instruction(vcpu, memory),
-            Progress::NotStarted => {
-                if trapped {
-                    self.arming.held_trap.noticed();
-                }
-                self.retry_step(vcpu, memory)
-            }
+            Progress::NotStarted => self.retry_step(vcpu, memory),
         }
     }
 

@@ -123,6 +123,37 @@ fn the_trap_is_taken_though_rf_lets_the_next_instruction_pass_a_breakpoint() {
     }
 }
 
+/// Found by the fuzz target: the call failed by which the step would have seen that its trap came too early.
+#[test]
+fn the_trap_is_taken_though_a_call_of_the_step_failed() {
+    let synced = [plan(&[]), plan(&[Capability::SyncRegs])];
+    for (plan, fails) in synced
+        .iter()
+        .flat_map(|plan| (0..24).map(move |n| (plan, n)))
+    {
+        // out 0x80, al; inc bx; jmp $
+        let mut machine = Machine::with(Habits::INTEL, &[0xe6, 0x80, 0x43, 0xeb, 0xfe], plan);
+        machine.vcpu.fail_call(fails);
+        for _ in 0..2 {
+            let _ = machine.run(&step(true));
+            if machine.vcpu.registers().core.rip == u64::from(CODE) + 2 {
+                break;
+            }
+        }
+        let stop = machine.run_until(&VcpuOrder::Continue, |entries, _| entries > 2);
+        if machine.vcpu.has_failed() {
+            let text = format!("{stop:?}");
+            assert!(
+                text.contains("Interrupted") || text.contains("made to fail"),
+                "{text}"
+            );
+        }
+        machine.release();
+        let _ = machine.run_until(&VcpuOrder::Continue, |entries, _| entries > 2);
+        assert_eq!(machine.vcpu.delivered(), [], "call {fails} failed");
+    }
+}
+
 #[test]
 fn int1_enters_its_handler_once() {
     for habits in [Habits::AMD, Habits::INTEL] {
