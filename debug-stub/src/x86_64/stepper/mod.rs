@@ -827,8 +827,8 @@ impl Stepper {
             (Outcome::Fatal(reason), _) => return Ok(Next::Stopped(reason.clone())),
         };
         let settled = self.settle(trapped, vcpu, memory);
-        if trapped && !matches!(settled, Ok(Progress::Done)) {
-            // Also if a call fails: whether the trap came too early cannot be found out later.
+        if trapped && settled.is_err() {
+            // Whether the trap came too early cannot be found out later.
             self.arming.held_trap.noticed();
         }
         match settled? {

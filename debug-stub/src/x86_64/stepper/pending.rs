@@ -254,6 +254,10 @@ impl PendingStep {
         if !trapped && after.core.rip == self.before.core.rip {
             return Ok(Progress::NotStarted);
         }
+        if trapped && self.nothing_was_executed(&after) {
+            // Also for an instruction that may end where it begins, a string instruction with REP.
+            context.arming.held_trap.noticed();
+        }
         let settlement = self.plan.settle(&after, context.memory);
         if settlement.progress == Progress::NotStarted {
             return Ok(Progress::NotStarted);
@@ -273,6 +277,17 @@ impl PendingStep {
             owe_debug_exception(DR6_BS, context.arming, context.vcpu)?;
         }
         Ok(Progress::Done)
+    }
+
+    /// Returns `true` if the registers are as before. JMP to itself looks like that too.
+    fn nothing_was_executed(&self, after: &RegisterFile) -> bool {
+        // KVM sets and clears it for itself.
+        let without_rf = |file: &RegisterFile| {
+            let mut core = file.core;
+            core.rflags &= !RFLAGS_RF;
+            core
+        };
+        without_rf(after) == without_rf(&self.before)
     }
 
     /// Writes what the step is to have left: stored RFLAGS, R11, the guest's own TF.

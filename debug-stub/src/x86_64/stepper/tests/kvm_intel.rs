@@ -123,6 +123,25 @@ fn the_trap_is_taken_though_rf_lets_the_next_instruction_pass_a_breakpoint() {
     }
 }
 
+/// Found by the fuzz target: it is the same for a step that may end where it begins.
+#[test]
+fn a_trap_that_comes_before_a_string_instruction_is_noticed() {
+    // rep movsb; out 0x80, al; inc bx; jmp $
+    let code = [0xf3, 0xa4, 0xe6, 0x80, 0x43, 0xeb, 0xfe];
+    let mut machine = Machine::new(Habits::INTEL, &code);
+    machine.set(|file| (file.core.rcx, file.core.rsi, file.core.rdi) = (1, 0x6000, 0x6100));
+    for _ in 0..4 {
+        machine.run(&step(true));
+        if machine.registers().core.rip == u64::from(CODE) + 4 {
+            break;
+        }
+    }
+    assert_eq!(machine.registers().core.rip, u64::from(CODE) + 4);
+    let stop = machine.run_until(&VcpuOrder::Continue, |entries, _| entries > 2);
+    assert_eq!(stop, StopReason::Interrupted);
+    assert_eq!(machine.vcpu.delivered(), []);
+}
+
 /// Found by the fuzz target: the call failed by which the step would have seen that its trap came too early.
 #[test]
 fn the_trap_is_taken_though_a_call_of_the_step_failed() {
