@@ -267,11 +267,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     // This thread runs the vCPU. One serves the debugger, and one waits for the timer.
     let threads = Arc::new(VcpuThreads::new(KickSignal::usual()?));
     let entered = threads.enter(VCPU, &fd)?;
-    let (kicked, this_thread) = (Arc::clone(&threads), thread::current());
-    let kick = move |vcpu| {
-        kicked.kick(vcpu); // it is in the guest, or about to enter it
-        this_thread.unpark(); // it is halted
-    };
     let (alarm, alarms) = channel();
     let cpu = Cpu {
         fd,
@@ -282,12 +277,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let machine = &Machine {
         vcpu: Mutex::new((cpu, Stepper::new(VCPU, &plan))),
         memory: VmMemory(memory),
-        all_stop: AllStop::new(kick.clone())?,
+        all_stop: AllStop::new(Arc::clone(&threads))?,
         quit: WakePipe::new(Waiting::InALoop)?,
     };
-    thread::spawn(move || wait_for_alarms(&alarms, kick));
+    let kicked = Arc::clone(&threads);
+    thread::spawn(move || wait_for_alarms(&alarms, |vcpu| kicked.kick(vcpu)));
     let handle = machine.all_stop.add(VCPU)?;
-    machine.all_stop.release()?;
+    machine.all_stop.start()?;
     thread::scope(|scope| {
         let server = scope.spawn(move || {
             let mut session = Session::new(machine, SessionConfig::new(plan));

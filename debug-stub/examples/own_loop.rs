@@ -11,15 +11,14 @@
 //! ```
 #![expect(clippy::disallowed_types, reason = "only the library has no locks")]
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{env, error::Error, io, thread};
 
-use debug_stub::kvm::{self, KvmGuest, KvmVcpu, VmMemory};
-use debug_stub::run_control::{AllStop, KickSignal, Order, VcpuHandle};
-use debug_stub::run_control::{VcpuThreads, Waiting, WakePipe};
-use debug_stub::server::{AllStopGuest, Listener, serve_forever};
-use debug_stub::x86_64::stepper::{Next, Outcome, Stepper};
-use debug_stub::{GuestMemory, GuestPhysAddr, Session, SessionConfig, Stop};
+use debug_stub::kvm::{self, KvmRunControl, KvmVcpu, Task, Threaded, ThreadedGuest, VmMemory};
+use debug_stub::run_control::{KickSignal, Waiting, WakePipe};
+use debug_stub::server::{Listener, serve_forever};
+use debug_stub::x86_64::stepper::{Driver, Outcome, Stepper};
+use debug_stub::{Session, SessionConfig, Stop};
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vcpu_caps::{IrqchipMode, VcpuId};
@@ -41,45 +40,37 @@ const GUEST: &[u8] = &[
 
 struct Machine {
     /// Locked by the vCPU's thread while it runs, and by the session's while it is stopped.
-    vcpus: Vec<Mutex<(VcpuFd, Stepper)>>,
+    vcpus: Vec<Mutex<(VcpuFd, Driver)>>,
     memory: VmMemory<GuestMemoryMmap>,
-    threads: Arc<VcpuThreads>,
-    all_stop: AllStop,
+    run_control: KvmRunControl,
     quit: WakePipe,
 }
 
 impl Machine {
-    fn vcpu(&self, id: VcpuId) -> io::Result<MutexGuard<'_, (VcpuFd, Stepper)>> {
+    fn vcpu(&self, id: VcpuId) -> io::Result<MutexGuard<'_, (VcpuFd, Driver)>> {
         let vcpu = self.vcpus.get(id.index()).ok_or(io::ErrorKind::NotFound)?;
         Ok(vcpu.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// On the vCPU's thread: takes orders, and enters the guest when the stepper says so.
-    fn run_vcpu(&self, mut handle: VcpuHandle) -> io::Result<()> {
-        let id = handle.id();
-        let entered = self.threads.enter(id, &self.vcpu(id)?.0)?;
-        while let Order::Run(order, armed) = handle.wait_for_order() {
-            let mut vcpu = self.vcpu(id)?;
-            let (fd, stepper) = &mut *vcpu;
-            let mut next = stepper.start(&order, &armed, &mut KvmVcpu(fd), &self.memory);
-            let reason = loop {
-                next = match next {
-                    Next::Stopped(reason) => break reason,
-                    // Clears the previous kick, then looks for a stop request: none is lost.
-                    Next::Enter if !entered.may_run(|| handle.must_stop()) => {
-                        stepper.interrupt(&mut KvmVcpu(fd), &self.memory)
-                    }
-                    Next::Enter => stepper.ran(run(fd), &mut KvmVcpu(fd), &self.memory),
-                    Next::Complete => {
-                        fd.set_kvm_immediate_exit(1);
-                        stepper.ran(run(fd), &mut KvmVcpu(fd), &self.memory)
-                    }
-                };
+    /// On the vCPU's thread: takes orders, and enters the guest when the driver says so.
+    fn run_vcpu(&self, id: VcpuId) -> Result<(), Box<dyn Error>> {
+        let mut thread = self.run_control.enter(id, &self.vcpu(id)?.0)?;
+        loop {
+            let turn = {
+                let (fd, driver) = &mut *self.vcpu(id)?;
+                thread.turn(driver, &mut KvmVcpu(fd), &self.memory)
             };
-            drop(vcpu);
-            handle.report(reason);
+            // Without the lock: it reports a stop, or waits for the debugger.
+            match thread.take(turn) {
+                Task::Enter => {
+                    let (fd, driver) = &mut *self.vcpu(id)?;
+                    let outcome = run(fd);
+                    driver.ran(outcome, &mut KvmVcpu(fd), &self.memory);
+                }
+                Task::Again => {} // the place for the VMM's own requests
+                Task::Leave => return Ok(()),
+            }
         }
-        Ok(())
     }
 }
 
@@ -96,32 +87,22 @@ fn run(fd: &mut VcpuFd) -> Outcome {
     Outcome::Served
 }
 
-impl GuestMemory for Machine {
-    fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
-        self.memory.read_memory(address, data)
-    }
-    fn write_memory(&self, address: GuestPhysAddr, data: &[u8]) -> usize {
-        self.memory.write_memory(address, data)
-    }
-}
+impl<'a> ThreadedGuest for &'a Machine {
+    type Memory = &'a VmMemory<GuestMemoryMmap>;
 
-impl KvmGuest for &Machine {
-    fn vcpu_count(&self) -> u16 {
-        VCPUS
+    fn run_control(&self) -> &KvmRunControl {
+        &self.run_control
+    }
+    fn memory(&self) -> Option<Self::Memory> {
+        Some(&self.memory)
     }
     fn with_vcpu(&self, id: VcpuId, act: &mut dyn FnMut(&mut Stepper, &mut VcpuFd)) -> bool {
         let Ok(mut vcpu) = self.vcpu(id) else {
             return false;
         };
-        let (fd, stepper) = &mut *vcpu;
-        act(stepper, fd);
+        let (fd, driver) = &mut *vcpu;
+        act(driver.stepper_mut(), fd);
         true
-    }
-}
-
-impl AllStopGuest for &Machine {
-    fn all_stop(&self) -> &AllStop {
-        &self.all_stop
     }
     fn kill(&mut self) {
         self.quit.wake();
@@ -153,15 +134,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     // SAFETY: `memory` is a mapping of `MEMORY` bytes, and `machine` keeps it while vCPUs run.
     unsafe { vm.set_user_memory_region(region) }?;
 
-    let threads = Arc::new(VcpuThreads::new(KickSignal::usual()?));
     let mut machine = Machine {
         vcpus: Vec::new(),
         memory: VmMemory(memory),
-        all_stop: AllStop::new(Arc::clone(&threads))?,
-        threads,
+        run_control: KvmRunControl::new(plan.clone(), KickSignal::usual()?)?,
         quit: WakePipe::new(Waiting::InALoop)?,
     };
-    let mut handles = Vec::new();
     for id in (0..VCPUS).map(VcpuId) {
         let fd = vm.create_vcpu(id.0.into())?;
         let (mut core, mut special) = (fd.get_regs()?, fd.get_sregs()?);
@@ -172,26 +150,26 @@ fn main() -> Result<(), Box<dyn Error>> {
         fd.set_regs(&core)?;
         let mp_state = KVM_MP_STATE_RUNNABLE;
         fd.set_mp_state(kvm_mp_state { mp_state })?;
-        let vcpu = Mutex::new((fd, Stepper::new(id, &plan)));
+        let vcpu = Mutex::new((fd, Driver::new(id, &plan)));
         machine.vcpus.push(vcpu);
-        handles.push(machine.all_stop.add(id)?);
     }
 
     let machine = &machine;
-    machine.all_stop.release()?;
-    let mut session = Session::new(machine, SessionConfig::new(plan));
+    let all_stop = machine.run_control.all_stop();
+    all_stop.start()?;
+    let mut session = Session::new(Threaded(machine), SessionConfig::new(plan));
     thread::scope(|scope| {
-        for handle in handles {
+        for id in (0..VCPUS).map(VcpuId) {
             scope.spawn(move || {
-                if let Err(error) = machine.run_vcpu(handle) {
+                if let Err(error) = machine.run_vcpu(id) {
                     eprintln!("a vCPU cannot run: {error}");
                     machine.quit.wake();
                 }
             });
         }
         let served = serve_forever(&mut session, listener, Some(&machine.quit));
-        for id in machine.all_stop.vcpus() {
-            let _ = machine.all_stop.remove(id); // or it has just left
+        for id in all_stop.vcpus() {
+            let _ = all_stop.remove(id); // or it has just left
         }
         Ok(served?)
     })

@@ -21,13 +21,14 @@ use crate::host::GuestMemory;
 /// # Register groups
 /// Hypervisors read and write registers in groups. A session asks the host for the groups that it
 /// needs and no more, and remembers which ones it has.
-pub trait Arch: fmt::Debug + 'static {
+pub trait Arch: fmt::Debug + Send + 'static {
     /// All registers of a vCPU, as plain data.
-    type Registers: Clone + fmt::Debug + Default;
+    type Registers: Clone + fmt::Debug + Default + Send;
 
     /// A set of register groups. The default is the empty set, `|` is the union, and `-` the
     /// difference.
     type Groups: Copy
+        + Send
         + fmt::Debug
         + Default
         + PartialEq
@@ -35,13 +36,13 @@ pub trait Arch: fmt::Debug + 'static {
         + Sub<Output = Self::Groups>;
 
     /// One register that the client can name.
-    type RegisterId: Copy + fmt::Debug;
+    type RegisterId: Copy + fmt::Debug + Send;
 
     /// Why a register cannot have a value. The text is shown to the client.
     type WriteError: std::error::Error;
 
     /// What translates addresses: a copy of the registers that decide it.
-    type AddressSpace: fmt::Debug;
+    type AddressSpace: fmt::Debug + Send;
 
     /// All groups.
     const ALL_GROUPS: Self::Groups;

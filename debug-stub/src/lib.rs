@@ -38,7 +38,7 @@
 //! - `threads` (default): `run_control::AllStop`, run control for a thread per vCPU. With `kvm` also
 //!   `run_control::VcpuThreads`, a ready kick.
 //! - `server` (default): module `server`, a session on a plain thread.
-//! - `event-manager` (default): the same on an event-manager loop.
+//! - `event-manager`: the same on an event-manager loop.
 //! - `log`: events go to a `log` logger where no `tracing` subscriber is set.
 //! - `simulated`: `x86_64::simulated`, a simulated vCPU for tests of a run loop.
 //!

@@ -17,6 +17,8 @@
 //! - [`AllStop`] (feature `threads`) is the state machine with a lock and wake pipes, for a VMM with
 //!   one thread for each vCPU. The VMM implements [`Kick`].
 //! - [`VcpuThreads`] (feature `kvm`) is a ready [`Kick`] for vCPUs of `/dev/kvm`.
+//! - [`KvmRunControl`](crate::kvm::KvmRunControl) puts the last two and the steppers together, and keeps the
+//!   contract below: most VMMs on KVM need no more.
 //!
 //! # The kick contract
 //! A vCPU that runs must leave the guest when it is asked to stop, and the request must not be lost
@@ -46,37 +48,22 @@
 //! *Ctrl-C in a guest that the VMM has paused.* Run control does not know of the pause: the vCPUs have
 //! their orders and count as running until each has reported. So:
 //! - [`Kick::kick`] also unparks a paused thread, with a wake-up that is not lost if it comes before
-//!   the wait: `Thread::unpark` for `thread::park`, or the condition variable's lock taken around the
+//!   the wait. [`VcpuThreads`] does for `thread::park`; with a condition variable the lock is taken around the
 //!   notification.
-//! - The pause loop is part of the run loop, between the order and the entry. It ends the order as the
-//!   run loop does, with [`Stepper::interrupt`](crate::x86_64::stepper::Stepper::interrupt) and
-//!   [`VcpuHandle::report`]. The guest stays paused: after the debugger's next resume the thread takes
-//!   its order and parks again, before the first entry.
+//! - A paused thread that wakes up looks at [`VcpuHandle::must_stop`]. If that is true, it ends the order as
+//!   the run loop does, with [`Stepper::interrupt`](crate::x86_64::stepper::Stepper::interrupt) and
+//!   [`VcpuHandle::report`], and parks again: the guest stays paused.
+//!   [`VcpuThread::paused_turn`](crate::kvm::VcpuThread::paused_turn) is that:
 //!
 //! ```text
-//! while let Order::Run(order, armed) = vcpu.wait_for_order() {
-//!     let mut next = stepper.start(&order, &armed, ..);
-//!     let reason = loop {
-//!         next = match next {
-//!             Next::Stopped(reason) => break reason,
-//!             Next::Enter => {
-//!                 while paused() && !vcpu.must_stop() {
-//!                     park();                              // the kick unparks it
-//!                 }
-//!                 if entered.may_run(|| vcpu.must_stop() || paused()) {
-//!                     stepper.ran(run(fd), ..)
-//!                 } else if vcpu.must_stop() {
-//!                     stepper.interrupt(..)                // Ctrl-C: ends the order
-//!                 } else {
-//!                     Next::Enter                          // paused just now: park
-//!                 }
-//!             }
-//!             Next::Complete => ..
-//!         };
-//!     };
-//!     vcpu.report(reason);
+//! while paused() {
+//!     park();
+//!     let turn = thread.paused_turn(driver, vcpu, memory);
+//!     thread.take(turn);
 //! }
 //! ```
+//!
+//! After the debugger's next resume the thread takes its order when it is not paused any more.
 //!
 //! *A snapshot reads the MP state*, and `KVM_GET_MP_STATE` makes KVM accept a pending INIT or start-up
 //! IPI. The registers that a [`Stepper`](crate::x86_64::stepper::Stepper) has cached are stale then:
@@ -84,12 +71,11 @@
 //! snapshot, and after the VMM has written registers.
 //!
 //! # A debugger that is attached owns the guest
-//! [`AllStop::release`] starts the guest before a debugger attaches. Do not call it, or
-//! [`AllStop::resume`], while a session is attached and its guest is stopped. The session still takes
-//! the guest for stopped: its next register read finds the vCPU's thread in the guest, and blocks on
-//! the lock that this thread holds. Run control cannot refuse the call: it does not know whether a
-//! session is attached. A VMM that wants to resume the guest under the debugger closes the debugger's
-//! connection; the session then releases the guest.
+//! [`AllStop::start`] lets the guest run on the VMM's own account. While a debugger is attached and the
+//! guest is stopped, it is refused: the session takes the guest for stopped, and its next register read
+//! would block on a vCPU that is in the guest. Do not call [`AllStop::release`] or [`AllStop::resume`] at
+//! that time: they are the controller's. A VMM that wants to resume the guest under the debugger closes the
+//! debugger's connection; the session then releases the guest.
 //!
 //! # Late and leaving vCPUs
 //! The count of vCPUs may start at 0 and may change at any time.

@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | [`serve`] | `server` | a thread and a connection |
 //! | [`serve_forever`] | `server` | a thread and a [`Listener`] |
+//! | [`serve_in_background`] | `server` | a [`Listener`] |
 //! | [`GdbServer`] | `event-manager` | an `EventManager` and a [`Listener`] |
 //!
-//! All three do the same. One thread, one wait, no polling: it wakes up for a client, for bytes, and
+//! All do the same. One thread, one wait, no polling: it wakes up for a client, for bytes, and
 //! for the descriptor that says that all vCPUs have stopped. A reply is one `write`. When a
 //! client has gone, at whichever byte, the guest is without a trace of it, and runs or stays stopped as
 //! [`OnDisconnect`](crate::OnDisconnect) says.
@@ -43,4 +44,4 @@ pub use event_loop::GdbServer;
 pub use guest_control::AllStopGuest;
 pub use guest_control::GuestControl;
 pub use listener::{ListenError, Listener};
-pub use serve::{serve, serve_forever};
+pub use serve::{Background, serve, serve_forever, serve_in_background};

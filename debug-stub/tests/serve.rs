@@ -22,8 +22,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use common::{LONG, eventually, frame, gdb, host_with_locked_machine, machine, plan};
-use debug_stub::run_control::{AllStop, Order, Waiting, WakePipe};
-use debug_stub::server::{AllStopGuest, Listener, serve, serve_forever};
+use debug_stub::run_control::{AllStop, Order, ResumeError, Waiting, WakePipe};
+use debug_stub::server::{AllStopGuest, Listener, serve, serve_forever, serve_in_background};
 use debug_stub::x86_64::simulated::{ENTRY, SimulatedMachine as Machine, code};
 use debug_stub::{Host, ResumePlan, Session, SessionConfig, Stop, StopReason, VcpuId, VcpuOrder};
 
@@ -504,6 +504,76 @@ fn the_vmm_takes_a_stop_while_no_debugger_is_attached_and_the_next_one_sees_it()
     assert!(reply(&mut client).starts_with('T'));
     drop(client);
     server.end();
+}
+
+#[test]
+fn the_vmm_does_not_start_a_guest_that_a_debugger_holds() {
+    let (mut client, stream) = pair();
+    let guest = counting();
+    let all = guest.all.clone();
+    all.start().unwrap();
+    let server = serving(session(guest), stream);
+    send(&mut client, "?");
+    assert!(reply(&mut client).starts_with('T'));
+    assert_eq!(all.start(), Err(ResumeError::Held));
+    assert!(all.is_stopped());
+    send(&mut client, "vCont;c");
+    eventually("it runs", || all.is_running());
+    // It is the debugger's run.
+    all.start().unwrap();
+    client.write_all(&[3]).unwrap();
+    assert!(reply(&mut client).starts_with("T02"));
+    assert_eq!(all.start(), Err(ResumeError::Held));
+    send(&mut client, "D");
+    assert_eq!(reply(&mut client), "OK");
+    server.join().unwrap();
+    eventually("it runs", || all.is_running());
+    all.interrupt();
+    all.wait_for_stops(Some(LONG)).unwrap();
+    all.start().unwrap();
+    assert!(all.is_running());
+}
+
+#[test]
+fn a_guest_that_a_client_found_stopped_is_the_vmms_to_start_once_the_client_has_gone() {
+    let mut server = Forever::new(counting());
+    let mut client = server.connect();
+    send(&mut client, "?");
+    assert!(reply(&mut client).starts_with('T'));
+    assert_eq!(server.all.start(), Err(ResumeError::Held));
+    drop(client);
+    eventually("the client has gone", || server.all.start().is_ok());
+    assert!(server.all.is_running());
+    server.end();
+}
+
+#[test]
+fn a_server_in_the_background_ends_when_it_is_told_to_and_not_when_its_handle_is_dropped() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = |name: &str| {
+        let path = directory.path().join(name);
+        let address = format!("unix:{}", path.display()).parse().unwrap();
+        let listener = Listener::bind(&address, false).unwrap();
+        let server = serve_in_background(session(counting()), listener).unwrap();
+        (server, path)
+    };
+    let ask = |path: &std::path::Path| {
+        let mut client = UnixStream::connect(path).unwrap();
+        client.set_read_timeout(Some(LONG)).unwrap();
+        send(&mut client, "qC");
+        assert_eq!(reply(&mut client), "QC1");
+        client
+    };
+    let (server, path) = start("ends");
+    let client = ask(&path);
+    server.finish().unwrap();
+    drop(client);
+    assert!(!path.exists());
+
+    let (server, path) = start("goes-on");
+    drop(server);
+    drop(ask(&path));
+    drop(ask(&path));
 }
 
 #[test]

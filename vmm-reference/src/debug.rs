@@ -204,6 +204,10 @@ impl GuestControl for MachineHost {
         self.group.resume_all();
     }
 
+    fn hold(&mut self, attached: bool) {
+        self.group.hold(attached);
+    }
+
     fn kill(&mut self) {
         self.exit.request(ExitReason::DebuggerKill);
     }

@@ -1,8 +1,12 @@
 //! Exits that concern a debugger, and the fatal ones.
 
-use std::io;
+use std::{io, mem};
 
 use kvm_bindings::{
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_HYPERCALL, KVM_EXIT_HYPERV,
+    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IOAPIC_EOI,
+    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SET_TPR, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_SYSTEM_EVENT, KVM_EXIT_UNKNOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_EXIT_XEN,
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
     KVM_SYSTEM_EVENT_SHUTDOWN,
@@ -52,26 +56,52 @@ pub fn outcome(exit: &VcpuExit<'_>) -> Outcome {
     }
 }
 
-/// What any `KVM_RUN` is for the stepper, if the VMM serves all accesses: of ports, memory, MSRs and
-/// hypercalls. For a VMM that serves an exit where it has no stepper at hand, and calls this with the
-/// exit before.
+/// In a run structure whose exit was taken. KVM writes the exit's reason and never reads it (api.rst 5).
+const TAKEN: u32 = u32::MAX;
+
+/// Takes from the run structure what the last `KVM_RUN` was for the stepper, once. For a VMM that calls
+/// `KVM_RUN` and serves the exit where it has no stepper at hand, behind a hypervisor trait for instance:
+/// it calls this after each `KVM_RUN`, however that ended, and hands the result to
+/// [`Driver::ran`](crate::x86_64::stepper::Driver::ran).
 ///
-/// After `KVM_EXIT_INTERNAL_ERROR`, [`internal_error`] knows the reason.
+/// The VMM serves all accesses: of ports, memory, MSRs and hypercalls. An unknown exit is
+/// [`Outcome::Nothing`], since KVM may leave that reason after a `KVM_RUN` that failed: the VMM ends the
+/// guest for it by itself.
 #[must_use]
-pub fn classify(result: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Outcome {
-    match result {
-        Ok(
-            VcpuExit::IoIn(..)
-            | VcpuExit::IoOut(..)
-            | VcpuExit::MmioRead(..)
-            | VcpuExit::MmioWrite(..)
-            | VcpuExit::X86Rdmsr(_)
-            | VcpuExit::X86Wrmsr(_)
-            | VcpuExit::Hyperv
-            | VcpuExit::Hypercall(_),
-        ) => Outcome::Served,
-        Ok(exit) => outcome(exit),
-        Err(error) => failed_run(*error),
+#[expect(unsafe_code, reason = "the exit's members are in a union")]
+pub fn take_outcome(fd: &mut VcpuFd) -> Outcome {
+    let run = fd.get_kvm_run();
+    let reason = mem::replace(&mut run.exit_reason, TAKEN);
+    match reason {
+        KVM_EXIT_DEBUG => {
+            // SAFETY: as in `internal_error`.
+            let exit = unsafe { run.__bindgen_anon_1.debug.arch };
+            outcome(&VcpuExit::Debug(exit))
+        }
+        KVM_EXIT_IO | KVM_EXIT_MMIO | KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR | KVM_EXIT_HYPERV
+        | KVM_EXIT_XEN | KVM_EXIT_HYPERCALL => Outcome::Served,
+        KVM_EXIT_HLT => outcome(&VcpuExit::Hlt),
+        KVM_EXIT_SET_TPR => outcome(&VcpuExit::SetTpr),
+        KVM_EXIT_SHUTDOWN => outcome(&VcpuExit::Shutdown),
+        KVM_EXIT_INTERNAL_ERROR => internal_error(fd),
+        KVM_EXIT_FAIL_ENTRY => {
+            // SAFETY: as in `internal_error`.
+            let entry = unsafe { run.__bindgen_anon_1.fail_entry };
+            outcome(&VcpuExit::FailEntry(
+                entry.hardware_entry_failure_reason,
+                entry.cpu,
+            ))
+        }
+        KVM_EXIT_SYSTEM_EVENT => {
+            // SAFETY: as in `internal_error`.
+            system_event(unsafe { run.__bindgen_anon_1.system_event.type_ })
+        }
+        TAKEN
+        | KVM_EXIT_UNKNOWN
+        | KVM_EXIT_INTR
+        | KVM_EXIT_IRQ_WINDOW_OPEN
+        | KVM_EXIT_IOAPIC_EOI => Outcome::Nothing,
+        other => internal(format!("KVM_RUN ended with exit {other}")),
     }
 }
 
@@ -132,7 +162,7 @@ mod tests {
     use super::*;
 
     fn error(number: i32) -> Outcome {
-        classify(&Err(kvm_ioctls::Error::new(number)))
+        failed_run(kvm_ioctls::Error::new(number))
     }
 
     fn is_fatal(outcome: &Outcome, part: &str) -> bool {
@@ -149,7 +179,6 @@ mod tests {
         ] {
             // Where the VMM did not serve it, that is an error which names it.
             assert!(is_fatal(&outcome(&exit), "does not serve"));
-            assert_eq!(classify(&Ok(exit)), Outcome::Served);
         }
     }
 
@@ -160,7 +189,7 @@ mod tests {
             VcpuExit::IrqWindowOpen,
             VcpuExit::IoapicEoi(0x20),
         ] {
-            assert_eq!(classify(&Ok(exit)), Outcome::Nothing);
+            assert_eq!(outcome(&exit), Outcome::Nothing);
         }
         assert_eq!(error(libc::EINTR), Outcome::Nothing);
         assert_eq!(error(libc::EAGAIN), Outcome::Nothing);
@@ -169,20 +198,20 @@ mod tests {
 
     #[test]
     fn a_guest_that_ends_says_how() {
-        assert_eq!(classify(&Ok(VcpuExit::Hlt)), Outcome::Halted);
+        assert_eq!(outcome(&VcpuExit::Hlt), Outcome::Halted);
         assert!(matches!(
-            classify(&Ok(VcpuExit::Shutdown)),
+            outcome(&VcpuExit::Shutdown),
             Outcome::Fatal(StopReason::TripleFault(_))
         ));
-        let event = |event| classify(&Ok(VcpuExit::SystemEvent(event, &[])));
+        let event = |event| outcome(&VcpuExit::SystemEvent(event, &[]));
         for ends in [KVM_SYSTEM_EVENT_SHUTDOWN, KVM_SYSTEM_EVENT_RESET] {
             assert_eq!(event(ends), Outcome::Fatal(StopReason::Exited(0)));
         }
         assert!(is_fatal(&event(KVM_SYSTEM_EVENT_CRASH), "crashed"));
         assert!(is_fatal(&event(77), "77"));
-        let refused = classify(&Ok(VcpuExit::FailEntry(0x8000_0021, 3)));
+        let refused = outcome(&VcpuExit::FailEntry(0x8000_0021, 3));
         assert!(is_fatal(&refused, "0x80000021"));
-        let unknown = classify(&Ok(VcpuExit::Unsupported(99)));
+        let unknown = outcome(&VcpuExit::Unsupported(99));
         assert!(is_fatal(&unknown, "99"));
     }
 }

@@ -35,13 +35,21 @@ mod interrupts;
 mod ioctls;
 mod memory;
 mod registers;
+#[cfg(feature = "threads")]
+mod run_control;
+#[cfg(all(feature = "server", feature = "threads"))]
+mod threaded;
 mod vcpu;
 
-pub use exit::{classify, failed_run, internal_error, outcome};
+pub use exit::{failed_run, internal_error, outcome, take_outcome};
 #[cfg(feature = "session")]
 pub use guest::{KvmGuest, KvmGuestError};
 pub use interrupts::pending_interrupts;
 pub use ioctls::IOCTLS;
 pub use memory::{VmAddressSpace, VmMemory};
 pub use registers::RegistersError;
+#[cfg(feature = "threads")]
+pub use run_control::{EnterError, KvmRunControl, Task, Turn, VcpuThread};
+#[cfg(all(feature = "server", feature = "threads"))]
+pub use threaded::{Threaded, ThreadedGuest};
 pub use vcpu::{KvmError, KvmVcpu};

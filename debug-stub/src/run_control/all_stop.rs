@@ -112,7 +112,7 @@ struct Shared {
 ///         vcpu.report(StopReason::Interrupted);
 ///     }
 /// });
-/// guest.release()?;
+/// guest.start()?;
 /// guest.interrupt();
 /// let stops = guest.wait_for_stops(None);
 /// assert_eq!(stops, Some(Vec::new()));
@@ -273,10 +273,27 @@ impl AllStop {
         Ok(self.0.act_and_take(state, effects))
     }
 
-    /// Lets all vCPUs run with nothing armed, also those that are added later.
+    /// Lets the guest run on the VMM's own account: as it boots, or after a pause. A guest that runs
+    /// already is left as it is.
     ///
-    /// Starts the guest before a debugger attaches. While one is attached, the session releases the
-    /// guest by itself: see [the debugger owns the guest](super#a-debugger-that-is-attached-owns-the-guest).
+    /// # Errors
+    /// If a debugger is attached and the guest is stopped: see
+    /// [the debugger owns the guest](super#a-debugger-that-is-attached-owns-the-guest). Or if the last stops
+    /// were not taken.
+    pub fn start(&self) -> Result<(), ResumeError> {
+        let mut state = self.0.lock();
+        let effects = state.control.start()?;
+        self.0.act(state, &effects);
+        Ok(())
+    }
+
+    /// Says whether a debugger is attached, for [`start`](Self::start). A server does that by itself.
+    pub fn hold(&self, held: bool) {
+        self.0.lock().control.hold(held);
+    }
+
+    /// Lets all vCPUs run with nothing armed, also those that are added later, whether or not a
+    /// debugger is attached: for the controller. A VMM [starts](Self::start) its guest.
     ///
     /// # Errors
     /// If a run cycle is in progress, or the last stops were not taken.

@@ -51,6 +51,9 @@ pub enum ResumeError {
     /// The plan has an order for a vCPU that was removed and whose thread has not left yet.
     #[error("{0} is leaving: make a new plan without it")]
     Leaving(VcpuId),
+    /// A debugger is attached and holds the guest.
+    #[error("a debugger is attached and holds the guest: it is for the debugger to continue")]
+    Held,
     /// The plan has more orders than there are vCPU ids.
     #[error("the plan has {0} orders, more than there are vCPU ids")]
     TooManyOrders(usize),
@@ -167,6 +170,8 @@ enum Guest {
 pub struct RunControl {
     vcpus: BTreeMap<VcpuId, Vcpu>,
     guest: Guest,
+    /// A debugger is attached: only it lets a stopped guest run.
+    held: bool,
 }
 
 impl Default for RunControl {
@@ -182,6 +187,7 @@ impl RunControl {
         Self {
             vcpus: BTreeMap::new(),
             guest: Guest::Stopped { waiting: None },
+            held: false,
         }
     }
 
@@ -292,6 +298,25 @@ impl RunControl {
     pub fn release(&mut self) -> Result<Vec<Effect>, ResumeError> {
         self.check_stopped()?;
         Ok(self.begin(&Arc::default(), true, |_| VcpuOrder::Continue))
+    }
+
+    /// Says whether a debugger is attached, for [`start`](Self::start).
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Lets the guest run as [`release`](Self::release) does, on the VMM's own account: as it boots, or
+    /// after it was paused. A guest that runs already is left as it is.
+    ///
+    /// # Errors
+    /// If a debugger is attached and the guest is stopped, or the last stops were not taken.
+    pub fn start(&mut self) -> Result<Vec<Effect>, ResumeError> {
+        match self.check_stopped() {
+            Err(ResumeError::Running) => Ok(Vec::new()),
+            Err(error) => Err(error),
+            Ok(()) if self.held => Err(ResumeError::Held),
+            Ok(()) => self.release(),
+        }
     }
 
     /// Stops the guest. Afterwards exactly one list of stops comes out: see the [module](super).

@@ -16,6 +16,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use kvm_bindings::kvm_run;
 use libc::{c_int, c_void, pid_t};
@@ -190,6 +191,8 @@ struct Thread {
     /// interrupted once for nothing. A `pthread_t` of a thread that has ended must not be used at all,
     /// and [`Entered`] may be forgotten.
     id: pid_t,
+    /// For a thread that is parked.
+    handle: thread::Thread,
     immediate_exit: Arc<ImmediateExit>,
 }
 
@@ -198,8 +201,9 @@ struct Thread {
 /// A kick sets the vCPU's `immediate_exit` and sends its thread the signal. A `KVM_RUN` that begins
 /// later returns at once; one that has begun is ended by the signal. Both return `EINTR`.
 ///
-/// The signal also interrupts `poll`, `epoll_wait` and `nanosleep`, but no condition variable: a VMM whose
-/// halted vCPUs wait for one wakes it in its own [`Kick`], which calls this one too.
+/// The signal also interrupts `poll`, `epoll_wait` and `nanosleep`. A thread in [`thread::park`] is unparked:
+/// a vCPU that is halted or paused, for instance. A condition variable is not reached: a VMM whose vCPUs
+/// wait for one wakes it in its own [`Kick`], which calls this one too.
 ///
 /// Each vCPU's thread calls [`enter`](Self::enter) once, and before each `KVM_RUN` [`Entered::may_run`].
 /// Needs `KVM_CAP_IMMEDIATE_EXIT` (Linux 4.11).
@@ -265,6 +269,7 @@ impl VcpuThreads {
         self.signal.unblock()?;
         let thread = Thread {
             id: current_thread(),
+            handle: thread::current(),
             immediate_exit: Arc::clone(&immediate_exit),
         };
         self.lock().insert(vcpu, thread);
@@ -298,6 +303,7 @@ impl Kick for VcpuThreads {
                 tracing::error!(%vcpu, %error, "a vCPU's thread could not be kicked");
             }
         }
+        thread.handle.unpark();
     }
 }
 
@@ -357,13 +363,21 @@ impl Entered<'_> {
     /// order of [the contract](super#the-kick-contract): `immediate_exit` is cleared, then the
     /// request is looked at.
     ///
-    /// To complete an access without running the guest, set `immediate_exit` and call `KVM_RUN`
-    /// without asking.
+    /// To complete an access without running the guest, call [`exit_at_once`](Self::exit_at_once) and
+    /// then `KVM_RUN`, without asking.
     #[must_use]
     pub fn may_run(&self, must_stop: impl FnOnce() -> bool) -> bool {
         self.immediate_exit.byte().store(0, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         !must_stop()
+    }
+}
+
+impl Entered<'_> {
+    /// The next `KVM_RUN` completes an access if one is pending, and runs no instruction: sets
+    /// `immediate_exit`.
+    pub fn exit_at_once(&self) {
+        self.immediate_exit.byte().store(1, Ordering::SeqCst);
     }
 }
 
@@ -384,7 +398,6 @@ impl Drop for Entered<'_> {
 mod tests {
     use std::fs::File;
     use std::sync::mpsc::channel;
-    use std::thread;
     use std::time::Duration;
 
     use super::*;
@@ -425,6 +438,19 @@ mod tests {
             thread::sleep(Duration::from_millis(10));
         }
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_kick_unparks_the_thread_also_before_it_parks() {
+        let threads = Arc::new(VcpuThreads::new(KickSignal::usual().unwrap()));
+        let guard = threads.enter(VcpuId(0), &run_page()).unwrap();
+        threads.kick(VcpuId(0));
+        thread::park();
+        let from_elsewhere = Arc::clone(&threads);
+        let kicker = thread::spawn(move || from_elsewhere.kick(VcpuId(0)));
+        thread::park();
+        kicker.join().unwrap();
+        drop(guard);
     }
 
     #[test]

@@ -91,6 +91,8 @@ impl<S: Read + Write + AsFd> Conversation<S> {
     ) -> Option<S> {
         tracing::info!("a debugger has connected");
         self.client = Some(client);
+        // Before the state is read: the VMM does not start a guest that is taken for stopped.
+        session.host_mut().hold(true);
         let state = session.host().guest_state();
         session.attach(state);
         self.settle(session)
@@ -300,6 +302,9 @@ fn act<H: Host + GuestControl>(session: &mut Session<H>) {
             Action::Release => host.release(),
             Action::Kill => host.kill(),
         }
+    }
+    if !session.is_attached() {
+        session.host_mut().hold(false);
     }
 }
 

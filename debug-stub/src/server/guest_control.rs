@@ -30,6 +30,10 @@ pub trait GuestControl {
     /// Lets all vCPUs go: nothing armed, nothing masked, nothing held.
     fn release(&mut self);
 
+    /// A debugger is attached from now on, or no longer. While one is, only [`resume`](Self::resume) and
+    /// [`release`](Self::release) may let a stopped guest run.
+    fn hold(&mut self, attached: bool);
+
     /// Ends the guest.
     fn kill(&mut self);
 
@@ -107,6 +111,10 @@ impl<T: AllStopGuest> GuestControl for T {
             // It runs already, or a stop has come in between: that is seen next.
             tracing::warn!(%error, "the guest was not released");
         }
+    }
+
+    fn hold(&mut self, attached: bool) {
+        self.all_stop().hold(attached);
     }
 
     fn kill(&mut self) {

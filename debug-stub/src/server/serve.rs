@@ -1,7 +1,8 @@
 //! A session on a plain thread.
 
-use std::io::{self, Read, Write};
+use std::io::{self, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::thread::{Builder, JoinHandle};
 
 use super::conversation::Conversation;
 use super::guest_control::GuestControl;
@@ -93,4 +94,48 @@ where
     };
     conversation.hang_up(session);
     served.and_then(|()| conversation.run_until_released(session))
+}
+
+/// [`serve_forever`] on a thread of its own, named "gdb". The thread inherits the seccomp filters of the one
+/// that calls this.
+///
+/// # Errors
+/// If the process has no thread or descriptor left.
+pub fn serve_in_background<H>(mut session: Session<H>, listener: Listener) -> io::Result<Background>
+where
+    H: Host + GuestControl + Send + 'static,
+{
+    let (watched, quit) = io::pipe()?;
+    let kept = quit.try_clone()?;
+    let thread = Builder::new().name("gdb".to_owned()).spawn(move || {
+        let served = serve_forever(&mut session, listener, Some(&watched));
+        // Until here: a server whose handle was dropped goes on.
+        drop(kept);
+        if let Err(error) = &served {
+            tracing::error!(%error, "the GDB server has ended");
+        }
+        served
+    })?;
+    Ok(Background { quit, thread })
+}
+
+/// A GDB server on a thread of its own. Dropping it lets the server go on, as dropping a [`JoinHandle`] does.
+#[derive(Debug)]
+pub struct Background {
+    quit: PipeWriter,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Background {
+    /// Ends the server and waits for that: the client is gone, and the guest without a trace of it. A guest
+    /// that runs for the client has to stop first.
+    ///
+    /// # Errors
+    /// If the server has ended before, and why.
+    pub fn finish(mut self) -> io::Result<()> {
+        // Refused if the server has ended: then its result says why.
+        let _ = self.quit.write(&[0]);
+        let joined = self.thread.join();
+        joined.unwrap_or_else(|_| Err(io::Error::other("the GDB server panicked")))
+    }
 }

@@ -29,6 +29,7 @@ pub struct Shared {
     stopped: EventFd,
     pub resumes: AtomicUsize,
     pub releases: AtomicUsize,
+    pub held: AtomicBool,
     pub kills: AtomicUsize,
     /// The last stops that no debugger waited for.
     pub unattended: Mutex<Vec<Stop>>,
@@ -52,6 +53,7 @@ impl Simulated {
             stopped: EventFd::new(EFD_NONBLOCK).expect("no eventfd"),
             resumes: AtomicUsize::new(0),
             releases: AtomicUsize::new(0),
+            held: AtomicBool::new(false),
             kills: AtomicUsize::new(0),
             unattended: Mutex::default(),
             brake: Mutex::default(),
@@ -128,6 +130,10 @@ impl GuestControl for Simulated {
             others: VcpuOrder::Continue,
             ..ResumePlan::default()
         });
+    }
+
+    fn hold(&mut self, attached: bool) {
+        self.shared.held.store(attached, Ordering::SeqCst);
     }
 
     fn kill(&mut self) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use debug_stub::kvm::{KvmVcpu, VmMemory, failed_run, internal_error, outcome};
+use debug_stub::kvm::{KvmVcpu, VmMemory, failed_run, internal_error, outcome, take_outcome};
 use debug_stub::x86_64::stepper::{Next, Outcome, Stepper};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups};
 use debug_stub::{Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuId, VcpuOrder};
@@ -157,7 +157,7 @@ impl Vcpu {
 /// `KVM_RUN`, with what it asks for served.
 fn run_once(fd: &mut VcpuFd, devices: &Recorder) -> Outcome {
     let io_size = io_size(fd);
-    match fd.run() {
+    let came_back = match fd.run() {
         Ok(VcpuExit::IoIn(port, data)) => {
             devices.push(Access::In(port, data.len()));
             data.fill(0x5a);
@@ -183,7 +183,11 @@ fn run_once(fd: &mut VcpuFd, devices: &Recorder) -> Outcome {
         Ok(VcpuExit::InternalError) => internal_error(fd),
         Ok(exit) => outcome(&exit),
         Err(error) => failed_run(error),
-    }
+    };
+    // What a VMM finds that has no exit at hand; and not again.
+    assert_eq!(take_outcome(fd), came_back);
+    assert_eq!(take_outcome(fd), Outcome::Nothing);
+    came_back
 }
 
 /// Where the run structure describes a port access.

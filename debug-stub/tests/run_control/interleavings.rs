@@ -8,7 +8,15 @@ use super::model::{Op, World};
 
 /// Every call that can be made of `vcpus` vCPUs.
 fn ops(vcpus: u16) -> Vec<Op> {
-    let mut ops = vec![Op::Release, Op::Interrupt, Op::Event(0), Op::Take];
+    let mut ops = vec![
+        Op::Release,
+        Op::Hold(true),
+        Op::Hold(false),
+        Op::Start,
+        Op::Interrupt,
+        Op::Event(0),
+        Op::Take,
+    ];
     for first in 0..3 {
         for second in 0..3 {
             ops.push(Op::Resume {
@@ -87,6 +95,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (prop::array::uniform4(0u8..3), 0u8..5)
             .prop_map(|(orders, count)| Op::Resume { orders, count }),
         2 => Just(Op::Release),
+        1 => any::<bool>().prop_map(Op::Hold),
+        2 => Just(Op::Start),
         2 => Just(Op::Interrupt),
         1 => id.clone().prop_map(Op::Event),
         4 => Just(Op::Take),

@@ -26,6 +26,10 @@ pub(crate) enum Op {
         count: u8,
     },
     Release,
+    /// A debugger attaches, or goes.
+    Hold(bool),
+    /// The VMM lets the guest run.
+    Start,
     Interrupt,
     Event(u16),
     Take,
@@ -97,6 +101,8 @@ pub(crate) struct World {
     stops: Vec<Stop>,
     /// An `AllStopped` whose list was not taken.
     waiting: bool,
+    /// A debugger is attached.
+    held: bool,
 }
 
 impl Default for World {
@@ -107,6 +113,7 @@ impl Default for World {
             cycle: None,
             stops: Vec::new(),
             waiting: false,
+            held: false,
         }
     }
 }
@@ -119,6 +126,12 @@ impl World {
         let refused = match op {
             Op::Resume { orders, count } => self.resume(&plan(orders, count)),
             Op::Release => self.release(),
+            Op::Hold(held) => {
+                self.held = held;
+                self.control.hold(held);
+                false
+            }
+            Op::Start => self.start(),
             Op::Interrupt => {
                 let effects = self.control.interrupt();
                 self.ask_to_stop();
@@ -267,6 +280,24 @@ impl World {
             assert_eq!(result, Err(refusal));
             return true;
         }
+        self.begin(true, &Arc::default(), |_| Some(VcpuOrder::Continue));
+        self.check(&result.unwrap(), &[]);
+        false
+    }
+
+    fn start(&mut self) -> bool {
+        if self.cycle.is_some() {
+            let before = self.control.clone();
+            assert_eq!(self.control.start(), Ok(Vec::new()));
+            assert_eq!(before, self.control, "a guest that runs was started");
+            return false;
+        }
+        let refusal = self.resumable();
+        if let Some(refusal) = refusal.or(self.held.then_some(ResumeError::Held)) {
+            assert_eq!(self.control.start(), Err(refusal));
+            return true;
+        }
+        let result = self.control.start();
         self.begin(true, &Arc::default(), |_| Some(VcpuOrder::Continue));
         self.check(&result.unwrap(), &[]);
         false

@@ -19,7 +19,7 @@ const MOST_CALLS: usize = 400;
 fn op(choices: &mut Choices<'_>) -> Op {
     let kind = choices.byte();
     let mut vcpu = || u16::from(choices.byte()) % VCPUS;
-    match kind % 12 {
+    match kind % 14 {
         0 => Op::Order(vcpu()),
         1 => Op::Interrupted(vcpu()),
         2 => Op::OwnStop(vcpu()),
@@ -31,6 +31,8 @@ fn op(choices: &mut Choices<'_>) -> Op {
         8 => Op::GiveBack(vcpu()),
         9 => Op::Release,
         10 => Op::Event(vcpu()),
+        12 => Op::Hold(vcpu() % 2 == 0),
+        13 => Op::Start,
         _ => {
             let count = choices.byte() % 5;
             let mut orders = [0; 4];

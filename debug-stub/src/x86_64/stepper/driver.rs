@@ -112,10 +112,20 @@ impl Driver {
     /// The vCPU has run, and what it asked for is served. A run that no order asked for, as of a
     /// VMM that completes an access before it pauses, ends no order; what it did to the registers, and
     /// whether the guest has ended, counts all the same.
-    pub fn ran<V: Vcpu>(&mut self, outcome: Outcome, vcpu: &mut V, memory: &impl GuestMemory) {
+    ///
+    /// Returns `true` if the guest has come to an end within an order, as by a triple fault: the debugger
+    /// shows it, and the VMM does not act on it.
+    pub fn ran<V: Vcpu>(
+        &mut self,
+        outcome: Outcome,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> bool {
+        let is_end = matches!(outcome, Outcome::Fatal(_));
         let next = self.stepper.ran(outcome, vcpu, memory);
         if matches!(self.next, Some(Next::Enter | Next::Complete)) {
             self.next = Some(next);
         }
+        is_end && self.is_busy()
     }
 }

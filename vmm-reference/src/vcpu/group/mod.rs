@@ -214,6 +214,11 @@ impl VcpuGroup {
         }
     }
 
+    /// Says whether a debugger is attached.
+    pub fn hold(&self, attached: bool) {
+        self.all.hold(attached);
+    }
+
     /// Ends the run cycle. Afterwards [`VcpuGroup::take_stops`] returns one list, whether there was a
     /// run cycle or not.
     pub fn interrupt(&self) {
