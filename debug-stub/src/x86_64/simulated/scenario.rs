@@ -90,6 +90,8 @@ pub enum Action {
     Release,
     /// The VMM reports an exit that does not fit.
     WrongExit(u8),
+    /// The debugger's client is lost, and the VMM runs the vCPU without the stepper: so many entries.
+    RunAlone(u8),
 }
 
 impl Action {
@@ -118,10 +120,7 @@ impl Action {
             12 => Self::Look,
             13 => Self::Release,
             14 => Self::WrongExit(value),
-            _ => Self::Step {
-                mask: true,
-                stop: None,
-            },
+            _ => Self::RunAlone(value & 15),
         }
     }
 }
@@ -229,6 +228,7 @@ impl Scenario {
             Action::Look => self.look(),
             Action::Release => self.release(),
             Action::WrongExit(which) => self.report_wrong_exit(which),
+            Action::RunAlone(entries) => self.run_alone(entries),
         }
     }
 
@@ -383,6 +383,45 @@ impl Scenario {
         self.assert_is_clean("after a client was lost");
     }
 
+    /// As [`Stepper::release`] says, before the VMM runs the vCPU without the stepper.
+    fn let_go(&mut self) {
+        self.release();
+        // A call may fail, once.
+        for _ in 0..2 {
+            let reason = self.run_order(&VcpuOrder::Continue, &Arc::default(), Some(5));
+            if !matches!(reason, StopReason::InternalError(_)) {
+                break;
+            }
+        }
+        self.release();
+    }
+
+    fn run_alone(&mut self, entries: u8) {
+        self.let_go();
+        for _ in 0..entries {
+            self.one_entry_later();
+            if self.enter_alone(false) {
+                // The VMM completes an access before the debugger has the vCPU.
+                self.enter_alone(true);
+            }
+        }
+        self.stepper.forget_registers(&mut self.vcpu);
+    }
+
+    /// One entry without the stepper. Returns `true` if the guest has made an access.
+    fn enter_alone(&mut self, complete: bool) -> bool {
+        let exit = self.vcpu.run(&self.memory, complete, 100);
+        let reads = matches!(exit, Exit::PortRead(_) | Exit::MemoryRead(_));
+        if reads {
+            self.vcpu.answer(0x5a);
+        }
+        check(
+            !matches!(exit, Exit::Debug(_) | Exit::InternalError | Exit::Shutdown),
+            "the guest runs as without a debugger",
+        );
+        reads || matches!(SimulatedVcpu::outcome(&exit), Outcome::Served)
+    }
+
     fn assert_is_clean(&self, when: &str) {
         check(
             *self.vcpu.debug() == GuestDebug::OFF,
@@ -428,10 +467,7 @@ impl Scenario {
     /// # Panics
     /// If something does not hold.
     pub fn finish(mut self) {
-        self.release();
-        // As `Stepper::release` says, before the VMM runs it without the stepper.
-        self.run_order(&VcpuOrder::Continue, &Arc::default(), Some(5));
-        self.release();
+        self.let_go();
         while self.to_come.is_some() {
             self.one_entry_later();
         }
@@ -441,14 +477,7 @@ impl Scenario {
             }
             let registers = self.vcpu.registers_mut();
             registers.core.rflags |= RFLAGS_IF;
-            let exit = self.vcpu.run(&self.memory, false, 100);
-            if matches!(exit, Exit::PortRead(_) | Exit::MemoryRead(_)) {
-                self.vcpu.answer(0x5a);
-            }
-            check(
-                !matches!(exit, Exit::Debug(_) | Exit::InternalError | Exit::Shutdown),
-                "the guest runs as without a debugger",
-            );
+            self.enter_alone(false);
         }
         self.vcpu.accept_init();
         check(

@@ -207,18 +207,30 @@ impl PendingStep {
             && registers.refresh_run_state(vcpu)? != RunState::WaitForInit)
     }
 
-    /// Mends what the step left, of which it is not known how far it got.
-    pub(super) fn mend<V: Vcpu, M: GuestMemory>(
+    /// The registers that the step left; `None` if INIT has replaced them: the instruction is no more, and
+    /// nothing of it is to be mended.
+    fn registers_after<V: Vcpu, M: GuestMemory>(
         &self,
         context: &mut Context<'_, V, M>,
-    ) -> Result<(), StepperError<V::Error>> {
+    ) -> Result<Option<RegisterFile>, StepperError<V::Error>> {
         let mut after = context.registers.expedited(context.vcpu)?;
         self.lent.hide(&mut after);
         if is_restarted(&self.before, &after, context.memory) {
             context.registers.set_guest_tf(false);
             context.arming.forget_interrupt();
-            return Ok(());
+            return Ok(None);
         }
+        Ok(Some(after))
+    }
+
+    /// Mends what the step left, of which it is not known how far it got.
+    pub(super) fn mend<V: Vcpu, M: GuestMemory>(
+        &self,
+        context: &mut Context<'_, V, M>,
+    ) -> Result<(), StepperError<V::Error>> {
+        let Some(after) = self.registers_after(context)? else {
+            return Ok(());
+        };
         let settlement = self.plan.settle(&after, context.memory);
         if settlement.progress == Progress::Done {
             self.apply(&settlement, after, context)?;
@@ -233,14 +245,9 @@ impl PendingStep {
         trapped: bool,
         context: &mut Context<'_, V, M>,
     ) -> Result<Progress, StepperError<V::Error>> {
-        let mut after = context.registers.expedited(context.vcpu)?;
-        self.lent.hide(&mut after);
-        if is_restarted(&self.before, &after, context.memory) {
-            // The instruction is no more, and nothing of it is to be mended.
-            context.registers.set_guest_tf(false);
-            context.arming.forget_interrupt();
+        let Some(mut after) = self.registers_after(context)? else {
             return Ok(Progress::Done);
-        }
+        };
         let Context {
             registers,
             vcpu,
