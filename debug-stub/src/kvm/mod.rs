@@ -46,6 +46,8 @@ pub use exit::{failed_run, internal_error, outcome, take_outcome};
 pub use guest::{KvmGuest, KvmGuestError};
 pub use interrupts::pending_interrupts;
 pub use ioctls::IOCTLS;
+/// It is in this crate's interface: a VMM that has no other use for kvm-ioctls need not depend on it.
+pub use kvm_ioctls::VcpuFd;
 pub use memory::{VmAddressSpace, VmMemory};
 pub use registers::RegistersError;
 #[cfg(feature = "threads")]
