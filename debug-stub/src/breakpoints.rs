@@ -71,6 +71,8 @@ impl Point {
 enum Place {
     Memory(GuestPhysAddr),
     Slots(Vec<HwBreakpoint>),
+    /// It stops nothing: the machine was reset, and no debug slot was free.
+    Nowhere,
 }
 
 /// How the table placed a point.
@@ -168,6 +170,9 @@ impl<A: Arch> Breakpoints<A> {
         may_use_slot: bool,
         memory_at: impl FnOnce(u64) -> Result<GuestPhysAddr, &'static str>,
     ) -> Result<Placed, PointError> {
+        if self.points.get(&point) == Some(&Place::Nowhere) {
+            self.points.remove(&point);
+        }
         if self.points.contains_key(&point) {
             return Ok(Placed::AsAsked);
         }
@@ -201,6 +206,7 @@ impl<A: Arch> Breakpoints<A> {
             return false;
         };
         match place {
+            Place::Nowhere => {}
             Place::Memory(gpa) => {
                 if let Some(users) = self.software.get_mut(&gpa) {
                     *users -= 1;
@@ -220,6 +226,32 @@ impl<A: Arch> Breakpoints<A> {
         }
         self.refresh();
         true
+    }
+
+    /// The machine was reset. Software breakpoints take debug slots as far as these go: their code may not be
+    /// in memory yet, and what is in its place may be the data that it will be unpacked from. Returns how many
+    /// stop nothing from now on.
+    pub(crate) fn machine_was_reset(&mut self, may_use_slot: bool) -> usize {
+        self.software.clear();
+        let in_memory = |place: &Place| matches!(place, Place::Memory(_));
+        let moved: Vec<Point> = self
+            .points
+            .iter()
+            .filter_map(|(point, place)| in_memory(place).then_some(*point))
+            .collect();
+        let mut lost = 0;
+        for point in moved {
+            let slots = if may_use_slot {
+                self.take_slots(point).ok()
+            } else {
+                None
+            };
+            lost += usize::from(slots.is_none());
+            self.points
+                .insert(point, slots.map_or(Place::Nowhere, Place::Slots));
+        }
+        self.refresh();
+        lost
     }
 
     /// Removes all points.

@@ -14,6 +14,19 @@ pub struct SessionConfig {
     pub max_packet: usize,
     /// What becomes of the guest when a connection ends without `detach`.
     pub on_disconnect: OnDisconnect,
+    /// Whether a reset that the guest asks for stops it for the client.
+    pub on_reset: OnReset,
+}
+
+/// What becomes of a guest that runs for a client, and has asked for a reset
+/// ([`StopReason::ResetRequest`](crate::StopReason::ResetRequest)). Its breakpoints stay set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReset {
+    /// It stops before its first instruction, with SIGTRAP.
+    #[default]
+    Stop,
+    /// It starts again, and a line on the client's console says so. A step ends all the same.
+    Continue,
 }
 
 /// What becomes of the guest when its client has gone without a word: the connection is closed or broken, by
@@ -46,6 +59,7 @@ impl SessionConfig {
             plan,
             max_packet: Self::DEFAULT_MAX_PACKET,
             on_disconnect: OnDisconnect::default(),
+            on_reset: OnReset::default(),
         }
     }
 

@@ -16,7 +16,7 @@ use vcpu_caps::VcpuId;
 use crate::arch::Arch;
 use crate::breakpoints::{Breakpoints, Placed, Point, PointError, PointKind};
 use crate::config::SessionConfig;
-use crate::host::Host;
+use crate::host::{Host, ResetError};
 use crate::memory::Space;
 use crate::qemu::StepBits;
 use crate::request::ClientFeatures;
@@ -190,6 +190,22 @@ impl<H: Host> Guest<H> {
             why: None,
             noticed: BTreeSet::new(),
         }
+    }
+
+    /// Resets the machine in place. The client's breakpoints stay set, in debug slots.
+    pub(crate) fn reset_machine(&mut self) -> Result<(), ResetError> {
+        self.host.reset()?;
+        self.registers.forget();
+        let lost = self
+            .breakpoints
+            .machine_was_reset(self.config.hardware_breakpoints());
+        if lost > 0 {
+            self.notices.push(&format!(
+                "{lost} breakpoints stop nothing until they are set again: after a reset code is not in memory, \
+                 and no debug register was free"
+            ));
+        }
+        Ok(())
     }
 
     /// Forgets the client: no breakpoint and no policy of it is left.

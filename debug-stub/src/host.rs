@@ -120,7 +120,8 @@ pub trait Host: GuestMemory {
     /// `monitor system_reset`. Its breakpoints stay set.
     ///
     /// # Errors
-    /// If the VMM cannot. The client is told why.
+    /// If the VMM cannot, or the guest has ended ([`StopReason::Exited`](crate::StopReason::Exited)). The client
+    /// is told why.
     fn reset(&mut self) -> Result<(), ResetError> {
         Err(ResetError::NotSupported)
     }
@@ -145,14 +146,14 @@ pub trait Host: GuestMemory {
 }
 
 /// Why a machine was not reset. It is as it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ResetError {
     /// The VMM has no reset in place.
     #[error("this VMM cannot reset the machine in place: start it again")]
     NotSupported,
-    /// Not now, for this reason.
+    /// It could not be done, for this reason.
     #[error("the machine was not reset: {0}")]
-    Refused(&'static str),
+    Failed(String),
 }
 
 /// The pending interrupts of a vCPU.

@@ -56,11 +56,8 @@ pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
             let last = VcpuId(guest.host.vcpu_count().saturating_sub(1));
             registers(guest, VcpuId(0)..=last)
         }
-        ["system_reset"] => match guest.host.reset() {
-            Ok(()) => {
-                guest.registers.forget();
-                "the machine was reset".into()
-            }
+        ["system_reset"] => match guest.reset_machine() {
+            Ok(()) => "the machine was reset".into(),
             Err(error) => error.to_string(),
         },
         ["quit"] => {

@@ -98,6 +98,10 @@ pub enum StopReason {
     /// The machine was reset, and this vCPU is before its first instruction. Breakpoints hold: the
     /// session writes them again when the guest is resumed.
     Reset,
+    /// The guest asks for a reset of the machine, by a device. The session calls
+    /// [`Host::reset`](crate::Host::reset), since only it knows when no breakpoint instruction is in memory, and
+    /// goes on as after [`Reset`](Self::Reset). With no session attached the VMM acts by itself.
+    ResetRequest,
     /// Triple fault: the guest cannot go on. The text says what is known.
     TripleFault(String),
     /// The hypervisor cannot go on with this vCPU (for KVM: `KVM_EXIT_INTERNAL_ERROR`,

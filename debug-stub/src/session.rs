@@ -35,6 +35,9 @@ enum State {
     /// A client in extended mode has detached from the guest, which is not its any more, and has not closed
     /// its connection.
     Idle,
+    /// A client in extended mode has killed the guest. The machine was reset, and is stopped until `run`; the
+    /// client's end is the machine's.
+    Killed,
     /// A client has come, and the guest has been asked to stop. In extended mode it may wait for a stop reply
     /// (`vAttach`).
     Attaching,
@@ -243,12 +246,13 @@ impl<H: Host> Session<H> {
     pub fn stopped(&mut self, stops: Vec<Stop>) {
         // Before anything else: no reader may see a breakpoint instruction.
         self.guest.breakpoints.restore_memory(&self.guest.host);
+        let stops = self.reset_on_request(stops);
         // An interrupt that is not carried out yet is no longer needed: it would stop a later
         // resume.
         self.actions
             .retain(|action| !matches!(action, Action::Interrupt));
         match self.state {
-            State::Detached | State::Idle | State::Ended => {
+            State::Detached | State::Idle | State::Killed | State::Ended => {
                 tracing::warn!(?stops, state = ?self.state, "a stop that was not asked for");
             }
             State::Stopped => self.take_event(stops),
@@ -262,7 +266,11 @@ impl<H: Host> Session<H> {
                     self.report(&self.last_stop.clone());
                 }
             }
-            State::Running { .. } => self.report_stops(stops),
+            State::Running { .. } => {
+                if let Some(stops) = self.go_on_after_reset(stops) {
+                    self.report_stops(stops);
+                }
+            }
         }
         self.process_held();
     }
@@ -274,6 +282,10 @@ impl<H: Host> Session<H> {
         match self.state {
             State::Detached => {}
             State::Idle | State::Ended => self.state = State::Detached,
+            State::Killed => {
+                self.actions.push_back(Action::Kill);
+                self.state = State::Detached;
+            }
             State::Stopped => self.leave(runs_on),
             State::Attaching | State::Running { .. } | State::Leaving { .. } => {
                 if self.state == (State::Running { interrupted: false }) {
@@ -324,7 +336,11 @@ impl<H: Host> Session<H> {
             State::Running { .. } | State::Stopped | State::Attaching => {
                 self.guest.notices.push(text);
             }
-            State::Detached | State::Idle | State::Leaving { .. } | State::Ended => {
+            State::Detached
+            | State::Idle
+            | State::Killed
+            | State::Leaving { .. }
+            | State::Ended => {
                 tracing::debug!(text, "no client to print this");
             }
         }
@@ -524,7 +540,7 @@ impl<H: Host> Session<H> {
     fn is_serving(&self) -> bool {
         matches!(
             self.state,
-            State::Stopped | State::Idle | State::Running { .. }
+            State::Stopped | State::Idle | State::Killed | State::Running { .. }
         ) && !self.closing
             && self.sender.output().len() < self.output_limit()
     }
@@ -557,8 +573,8 @@ impl<H: Host> Session<H> {
             Event::Interrupt => match self.state {
                 State::Running { interrupted: false } => self.interrupt(),
                 State::Stopped => self.early_interrupt = true,
-                State::Idle => {
-                    tracing::debug!("an interrupt request of a client that has detached")
+                State::Idle | State::Killed => {
+                    tracing::debug!("an interrupt request of a client that has no process")
                 }
                 _ => tracing::debug!("the guest is asked to stop already"),
             },
@@ -566,7 +582,7 @@ impl<H: Host> Session<H> {
                 tracing::warn!("a packet with a wrong checksum");
                 if self.sender.acknowledges() {
                     self.sender.refuse();
-                } else if matches!(self.state, State::Stopped | State::Idle) {
+                } else if matches!(self.state, State::Stopped | State::Idle | State::Killed) {
                     self.reply_error(errno::EBADMSG);
                 }
             }
@@ -583,7 +599,7 @@ impl<H: Host> Session<H> {
             Event::Packet => {
                 self.budget = self.budget.saturating_sub(1);
                 let body = self.receiver.take_body();
-                if self.state == State::Idle {
+                if matches!(self.state, State::Idle | State::Killed) {
                     self.sender.acknowledge();
                     self.answer_idle(classify(&body, Stub::<H>::LONGEST), &body);
                 } else if self.state == State::Stopped {

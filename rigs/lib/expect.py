@@ -158,6 +158,7 @@ JOBS = [
     ),
     Job("vmm-reference gdb_sleep", "vmm-reference:gdb_sleep", TESTS, _limits(300, 600, 900), smp=True),
     *_with_all_chips("gdb_end"),
+    *_with_all_chips("gdb_reset"),
     Job("vmm-reference gdb_abuse", "vmm-reference:gdb_abuse", TESTS, _limits(300, 600, 900)),
     Job(
         "vmm-reference gdb_time",

@@ -78,6 +78,10 @@ pub struct RunArgs {
     /// What becomes of ticks of the PIT (8254) that the guest could not be given in time.
     #[arg(long, value_enum, default_value = "reinject")]
     pub lost_ticks: LostTicks,
+    /// What becomes of the machine when the guest resets it. Without a debugger attached, a triple fault is a
+    /// reset too, but with `exit` it is a failure.
+    #[arg(long, value_enum, default_value = "exit", requires_if("stop", "gdb"))]
+    pub on_reset: OnReset,
     /// Do not use the host's own mask for interrupts, as on a host that has none.
     #[arg(long, requires = "gdb")]
     pub no_host_mask: bool,
@@ -166,6 +170,27 @@ impl From<Irqchip> for IrqchipMode {
             Irqchip::Kernel => Self::Kernel,
             Irqchip::Split => Self::Split,
             Irqchip::User => Self::User,
+        }
+    }
+}
+
+/// What becomes of the machine when the guest resets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnReset {
+    /// The VMM ends.
+    Exit,
+    /// The machine starts again in place. The debugger's breakpoints stay set.
+    Restart,
+    /// The machine starts again, and stops before its first instruction, for the debugger.
+    Stop,
+}
+
+impl From<OnReset> for crate::exit::OnReset {
+    fn from(policy: OnReset) -> Self {
+        match policy {
+            OnReset::Exit => Self::Exit,
+            OnReset::Restart => Self::Restart,
+            OnReset::Stop => Self::Stop,
         }
     }
 }

@@ -2,30 +2,60 @@
 
 use std::fmt;
 use std::os::fd::RawFd;
-use std::rc::Rc;
 
 use debug_stub::kvm::{KvmError, VmMemory};
 use debug_stub::server::GuestControl;
 use debug_stub::x86_64::stepper::{RunState, StepperError};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64};
 use debug_stub::{
-    GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResumePlan, Stop, StopReason, VcpuId,
+    GuestMemory, GuestPhysAddr, GuestState, Host, Interrupts, ResetError, ResumePlan, Stop,
+    StopReason, VcpuId,
 };
 use thiserror::Error;
+use vcpu_caps::Plan;
 
-use crate::exit::{ExitEvent, ExitReason};
+use crate::error::with_causes;
+use crate::exit::{ExitEvent, ExitReason, OnReset};
 use crate::irqchip::Irqchip;
+use crate::machine::{Blueprint, Machine};
 use crate::memory::GuestRam;
 use crate::monitor;
-use crate::vcpu::{Vcpu, VcpuGroup};
+use crate::vcpu::{GroupError, MachineExits, Vcpu, VcpuGroup};
 
 /// The machine's vCPUs and memory, with or without a debugger's session.
 #[derive(Debug)]
 pub struct MachineHost {
-    group: Rc<VcpuGroup>,
+    group: VcpuGroup,
     memory: VmMemory<GuestRam>,
     irqchip: Irqchip,
     exit: ExitEvent,
+    /// To build the machine again.
+    origin: Option<(Blueprint, Plan)>,
+    /// The last triple fault that led to a reset.
+    last_fault: Option<String>,
+}
+
+/// What of a machine its vCPUs' threads take.
+type Parts = (Vec<Vcpu>, Irqchip, MachineExits, VmMemory<GuestRam>);
+
+fn parts(machine: Machine, plan: &Plan) -> Parts {
+    let Machine {
+        irqchip,
+        memory,
+        devices,
+        vcpus,
+        exit,
+        ..
+    } = machine;
+    let vcpus = (0..).map(VcpuId).zip(vcpus);
+    let vcpus = vcpus.map(|(id, fd)| Vcpu::new(id, fd, plan, irqchip.clone()));
+    let vcpus = vcpus.collect();
+    let exits = MachineExits {
+        devices,
+        irqchip: irqchip.clone(),
+        exit,
+    };
+    (vcpus, irqchip, exits, VmMemory(memory))
 }
 
 /// A vCPU could not be inspected.
@@ -40,15 +70,51 @@ pub enum HostError {
 }
 
 impl MachineHost {
+    /// Starts the threads of a machine; its vCPUs stay stopped. It can be reset in place.
+    ///
+    /// # Errors
+    /// If the host lacks a descriptor, a signal or a thread.
+    pub fn start(machine: Machine, plan: Plan) -> Result<Self, GroupError> {
+        let (exit, blueprint) = (machine.exit.clone(), machine.blueprint.clone());
+        let (vcpus, irqchip, exits, memory) = parts(machine, &plan);
+        let group = VcpuGroup::start(vcpus, irqchip.clone(), exits, memory.clone())?;
+        Ok(Self {
+            origin: Some((blueprint, plan)),
+            ..Self::new(group, memory.0, irqchip, exit)
+        })
+    }
+
     /// The group's vCPUs with the machine's memory and chips. `exit` is asked for the end when the
-    /// guest ends and no session is attached.
+    /// guest ends and no session is attached. It cannot be reset in place.
     #[must_use]
-    pub fn new(group: Rc<VcpuGroup>, memory: GuestRam, irqchip: Irqchip, exit: ExitEvent) -> Self {
+    pub fn new(group: VcpuGroup, memory: GuestRam, irqchip: Irqchip, exit: ExitEvent) -> Self {
         Self {
             group,
             memory: VmMemory(memory),
             irqchip,
             exit,
+            origin: None,
+            last_fault: None,
+        }
+    }
+
+    /// What a reset by the guest leads to.
+    fn on_reset(&self) -> OnReset {
+        let origin = self.origin.as_ref();
+        origin.map_or(OnReset::Exit, |(blueprint, _)| blueprint.on_reset())
+    }
+
+    /// The guest has reset the machine, and no debugger is attached.
+    fn reset_for_guest(&mut self) {
+        match self.reset() {
+            Err(error) => {
+                let text = format!("the guest asked for a reset: {error}");
+                self.exit.request(ExitReason::GuestFailed(text));
+            }
+            Ok(()) if self.on_reset() == OnReset::Stop => {
+                tracing::warn!("the machine was reset, and waits for a debugger");
+            }
+            Ok(()) => self.group.resume_all(),
         }
     }
 
@@ -144,6 +210,30 @@ impl Host for MachineHost {
         self.with_vcpu(vcpu, Vcpu::release)
     }
 
+    /// Builds the machine again: nothing of the old one is left but the descriptors of its serial port. The
+    /// vCPUs are stopped, before and after.
+    fn reset(&mut self) -> Result<(), ResetError> {
+        if let Some(reason) = self.exit.reason() {
+            return Err(ResetError::Failed(format!("it ends: {reason}")));
+        }
+        let (blueprint, plan) = self.origin.as_ref().ok_or(ResetError::NotSupported)?;
+        let machine = blueprint.build();
+        let machine = machine.map_err(|error| ResetError::Failed(with_causes(&error)))?;
+        let (vcpus, irqchip, exits, memory) = parts(machine, plan);
+        let replaced = (self.group).replace(vcpus, irqchip.clone(), exits, memory.clone());
+        if let Err(error) = replaced {
+            let text = with_causes(&error);
+            if self.group.is_empty() {
+                let text = format!("after a reset there are no vCPUs: {text}");
+                self.exit.request(ExitReason::GuestFailed(text));
+            }
+            return Err(ResetError::Failed(text));
+        }
+        (self.irqchip, self.memory) = (irqchip, memory);
+        tracing::info!("the machine was reset");
+        Ok(())
+    }
+
     fn interrupts(&mut self, id: VcpuId) -> Interrupts {
         let Some(mut vcpu) = self.group.vcpu(id) else {
             return Interrupts::default();
@@ -212,17 +302,26 @@ impl GuestControl for MachineHost {
         self.exit.request(ExitReason::DebuggerKill);
     }
 
-    /// Ends the machine at the first fatal stop.
+    /// Ends the machine at the first fatal stop, or resets it.
     fn unattended(&mut self, stops: Vec<Stop>) {
         for stop in stops {
-            let reason = match stop.reason {
-                StopReason::TripleFault(text) | StopReason::InternalError(text) => {
-                    ExitReason::GuestFailed(text)
+            match stop.reason {
+                // As a PC does.
+                StopReason::TripleFault(text) if self.on_reset() != OnReset::Exit => {
+                    // A kernel that always fails comes back to the same place.
+                    if self.last_fault.as_ref() != Some(&text) {
+                        tracing::warn!("{text}: the machine is reset");
+                        self.last_fault = Some(text);
+                    }
+                    self.reset_for_guest();
                 }
+                StopReason::TripleFault(text) | StopReason::InternalError(text) => {
+                    self.exit.request(ExitReason::GuestFailed(text));
+                }
+                StopReason::ResetRequest => self.reset_for_guest(),
                 // The exit was requested when the guest ended.
                 _ => continue,
-            };
-            self.exit.request(reason);
+            }
             return;
         }
     }

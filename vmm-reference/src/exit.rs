@@ -8,13 +8,25 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::exit_status::ExitStatus;
 
+/// What a reset of the machine by its guest leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnReset {
+    /// The end of the process, as with QEMU's `-no-reboot`.
+    #[default]
+    Exit,
+    /// The machine starts again in place, and runs on. The debugger's breakpoints stay set.
+    Restart,
+    /// It starts again, and waits for the debugger before its first instruction.
+    Stop,
+}
+
 /// Why the machine ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExitReason {
     /// The guest switched itself off (ACPI S5).
     PowerOff,
-    /// The guest reset the machine (keyboard controller, port 0x92 or port 0xcf9). There is no second
-    /// boot: a reset ends the process, as QEMU's `-no-reboot` does.
+    /// The guest reset the machine (keyboard controller, port 0x92 or port 0xcf9), and that is to end it
+    /// ([`OnReset::Exit`]).
     Reset,
     /// The guest wrote this byte to the debug-exit port.
     DebugExit(u8),

@@ -13,9 +13,12 @@ use vcpu_caps::kvm::OpenError;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::{self, AcpiError, Entry, MpTableError, SetupError};
-use crate::devices::{DeviceError, Devices, Firmware, SERIAL_IRQ, SerialOutput, TestMachine};
+use crate::devices::{
+    DeviceError, Devices, EdgeLine, Firmware, SERIAL_IRQ, SerialDevice, SerialError, SerialOutput,
+    TestMachine,
+};
 use crate::error::with_causes;
-use crate::exit::ExitEvent;
+use crate::exit::{ExitEvent, OnReset};
 use crate::exit_status::ExitStatus;
 use crate::irqchip::{Irqchip, IrqchipError, Processor, TimeConfig};
 use crate::layout;
@@ -48,6 +51,8 @@ pub struct MachineConfig {
     pub x2apic: bool,
     /// How time passes for the guest.
     pub time: TimeConfig,
+    /// What a reset by the guest leads to.
+    pub on_reset: OnReset,
 }
 
 impl MachineConfig {
@@ -69,7 +74,47 @@ impl MachineConfig {
                 lost_ticks: LostTicks::Reinject,
                 ..TimeConfig::default()
             },
+            on_reset: OnReset::default(),
         }
+    }
+}
+
+/// What a machine is built from, at its start and at each reset: its configuration, and what outlives a reset.
+#[derive(Clone, Debug)]
+pub struct Blueprint {
+    config: Arc<MachineConfig>,
+    serial: Arc<SerialDevice>,
+    exit: ExitEvent,
+}
+
+impl Blueprint {
+    fn new(config: &MachineConfig) -> Result<Self, MachineError> {
+        let serial = SerialDevice::new(&config.serial).map_err(DeviceError::from)?;
+        let exit = ExitEvent::new().map_err(|source| MachineError::Ioctl {
+            call: "eventfd",
+            source: kvm_ioctls::Error::from(source),
+        })?;
+        Ok(Self {
+            config: Arc::new(config.clone()),
+            serial: Arc::new(serial),
+            exit,
+        })
+    }
+
+    /// What a reset by the guest leads to.
+    #[must_use]
+    pub fn on_reset(&self) -> OnReset {
+        self.config.on_reset
+    }
+
+    /// Builds the machine.
+    ///
+    /// # Errors
+    /// As [`Machine::new`]. A machine that was built before is as it was.
+    pub fn build(&self) -> Result<Machine, MachineError> {
+        let machine = Machine::build(self)?;
+        self.serial.reset(Arc::clone(&machine.serial_line));
+        Ok(machine)
     }
 }
 
@@ -171,6 +216,10 @@ pub struct Machine {
     pub exit: ExitEvent,
     /// How the kernel starts.
     pub entry: Entry,
+    /// To build it again.
+    pub blueprint: Blueprint,
+    /// The serial port's interrupt, which is connected to the chips.
+    serial_line: Arc<EdgeLine>,
 }
 
 impl Machine {
@@ -179,6 +228,15 @@ impl Machine {
     /// # Errors
     /// If the kernel, the host or the configuration cannot be used; [`MachineError::status`] says which.
     pub fn new(config: &MachineConfig) -> Result<Self, MachineError> {
+        Blueprint::new(config)?.build()
+    }
+
+    fn build(blueprint: &Blueprint) -> Result<Self, MachineError> {
+        let Blueprint {
+            config,
+            serial,
+            exit,
+        } = blueprint;
         let kvm = vcpu_caps::kvm::open()?;
         let max = kvm.get_max_vcpus();
         if config.cpus == 0 || usize::from(config.cpus) > max {
@@ -197,11 +255,7 @@ impl Machine {
         boot::write_mp_table(&memory, config.cpus)?;
         let entry = load(&memory, layout, config)?;
 
-        let exit = ExitEvent::new().map_err(|source| MachineError::Ioctl {
-            call: "eventfd",
-            source: kvm_ioctls::Error::from(source),
-        })?;
-        let mut devices = Devices::new(&config.serial, &exit)?;
+        let mut devices = Devices::new(Arc::clone(serial), exit, config.on_reset)?;
         let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
         register_memory(&vm, &memory)?;
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
@@ -230,9 +284,15 @@ impl Machine {
         if !ours {
             vcpus = create_vcpus(&vm, config.cpus)?;
         }
-        let line = devices.serial().interrupt();
+        // A new one for each machine: KVM binds an eventfd to one VM, and the old one is there yet.
+        let line = Arc::new(
+            EdgeLine::new()
+                .map_err(SerialError::EventFd)
+                .map_err(DeviceError::from)?,
+        );
         irqchip.connect(line.event(), SERIAL_IRQ)?;
-        irqchip.take_clocks(kvm_clocks(&vm, &vcpus, config, tsc_hz)?, Arc::clone(line));
+        let clocks = kvm_clocks(&vm, &vcpus, config, tsc_hz)?;
+        irqchip.take_clocks(clocks, Arc::clone(&line));
         if config.testdev {
             let machine = TestMachine {
                 lines: Arc::new(irqchip.clone()),
@@ -247,7 +307,7 @@ impl Machine {
                     Entry::Long { .. } => None,
                 },
             };
-            devices.add_test_devices(machine, &exit)?;
+            devices.add_test_devices(machine, exit)?;
         }
         for (index, vcpu) in (0..).zip(&vcpus) {
             boot::setup_vcpu(vcpu, VcpuId(index), &cpuid, entry)?;
@@ -258,8 +318,10 @@ impl Machine {
             memory,
             devices: Arc::new(devices),
             vcpus,
-            exit,
+            exit: exit.clone(),
             entry,
+            blueprint: blueprint.clone(),
+            serial_line: line,
         })
     }
 }

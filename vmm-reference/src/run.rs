@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use debug_stub::kvm::VmMemory;
 use debug_stub::server::{GdbServer, GuestControl, Listener};
 use debug_stub::{OnDisconnect, SessionConfig};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -14,7 +13,7 @@ use intr_controller::IrqchipMode;
 use intr_controller::kvm::TscControl;
 use kvm_ioctls::Kvm;
 use vcpu_caps::kvm::{probe, verify, verify_some};
-use vcpu_caps::{Capability, Finding, Mechanism, Plan, Profile, VcpuId, negotiate};
+use vcpu_caps::{Capability, Finding, Mechanism, Plan, Profile, negotiate};
 
 use crate::background::Loss;
 use crate::cli::RunArgs;
@@ -23,13 +22,12 @@ use crate::debug::MachineHost;
 use crate::devices::SerialOutput;
 use crate::error::Error;
 use crate::event_loop::EventLoop;
-use crate::exit::ExitReason;
+use crate::exit::{ExitReason, OnReset};
 use crate::irqchip::{self, TimeConfig};
 use crate::loader::ImageFile;
 use crate::machine::{Machine, MachineConfig};
 use crate::signals::{self, Signals};
 use crate::terminal::RawTerminal;
-use crate::vcpu::{MachineExits, Vcpu, VcpuGroup};
 
 /// How long the VMM serves a debugger after the machine's end: the end is still to be reported to it, and
 /// it may close its connection.
@@ -59,6 +57,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         tsc_deadline: false,
         testdev: args.testdev,
         x2apic: !args.no_x2apic,
+        on_reset: args.on_reset.into(),
         time: TimeConfig {
             debug_time: args.debug_time.into(),
             tsc: TscControl::None,
@@ -126,11 +125,11 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
 #[derive(Debug)]
 pub struct Vmm {
     events: EventLoop,
-    group: Rc<VcpuGroup>,
     host: MachineHost,
     plan: Plan,
     listener: Option<Listener>,
     on_disconnect: OnDisconnect,
+    on_reset: OnReset,
 }
 
 impl Vmm {
@@ -148,27 +147,15 @@ impl Vmm {
             source,
         })?;
         events.add(Box::new(signals));
-        let exits = MachineExits {
-            devices: machine.devices,
-            irqchip: machine.irqchip.clone(),
-            exit: exit.clone(),
-        };
-        let vcpus = (0..)
-            .map(VcpuId)
-            .zip(machine.vcpus)
-            .map(|(id, fd)| Vcpu::new(id, fd, &plan, machine.irqchip.clone()))
-            .collect();
-        let memory = VmMemory(machine.memory.clone());
-        let irqchip = machine.irqchip.clone();
-        let group = Rc::new(VcpuGroup::start(vcpus, irqchip, exits, memory)?);
-        let host = MachineHost::new(Rc::clone(&group), machine.memory, machine.irqchip, exit);
+        let on_reset = machine.blueprint.on_reset();
+        let host = MachineHost::start(machine, plan.clone())?;
         Ok(Self {
             events,
-            group,
             host,
             plan,
             listener: None,
             on_disconnect: OnDisconnect::default(),
+            on_reset,
         })
     }
 
@@ -184,7 +171,7 @@ impl Vmm {
 
     /// Lets the vCPUs run.
     pub fn start(&self) {
-        self.group.resume_all();
+        self.host.group().resume_all();
     }
 
     /// Serves the machine until its end. Returns why it ended.
@@ -201,6 +188,10 @@ impl Vmm {
         tracing::info!(address = %listener.address(), "waiting for a debugger");
         let mut config = SessionConfig::new(self.plan);
         config.on_disconnect = self.on_disconnect;
+        config.on_reset = match self.on_reset {
+            OnReset::Restart => debug_stub::OnReset::Continue,
+            OnReset::Stop | OnReset::Exit => debug_stub::OnReset::Stop,
+        };
         let server = Rc::new(RefCell::new(GdbServer::new(listener, self.host, config)));
         self.events.add(Box::new(Rc::clone(&server)));
         let reason = self.events.run()?;

@@ -9,7 +9,7 @@ use vcpu_caps::VcpuId;
 use crate::arch::Arch;
 use crate::filter::{push_escaped, push_hex_bytes};
 use crate::guest::{OrderError, errno, tid};
-use crate::host::{Action, Host};
+use crate::host::{Action, GuestState, Host};
 use crate::memory::{SLICE, Scan, Scanned, Space};
 use crate::order::{Stop, StopReason};
 use crate::qemu;
@@ -36,8 +36,11 @@ impl<H: Host> Session<H> {
             }
             Request::Detach => {
                 self.reply(b"OK");
+                // It says what it understands once in a connection.
+                let client = self.guest.client;
                 self.leave(true);
                 if self.extended {
+                    self.guest.client = client;
                     self.state = State::Idle;
                 } else {
                     self.closing = true;
@@ -54,7 +57,16 @@ impl<H: Host> Session<H> {
                 if reply {
                     self.reply(b"OK");
                 }
-                self.end_guest();
+                // In extended mode the machine may run again.
+                if self.extended && self.guest.reset_machine().is_ok() {
+                    let client = self.guest.client;
+                    self.guest.reset();
+                    self.guest.client = client;
+                    self.queued.clear();
+                    self.state = State::Killed;
+                } else {
+                    self.end_guest();
+                }
             }
             Request::SelectForAccess(thread) => match self.vcpu_of(thread) {
                 Some(vcpu) => {
@@ -132,10 +144,12 @@ impl<H: Host> Session<H> {
         self.closing = true;
     }
 
-    /// Replies to a client in extended mode that has detached. There is no process for it: as gdbserver, the
+    /// Replies to a client in extended mode that has detached, or killed the guest. There is no process for it: as gdbserver, the
     /// session replies to what needs none.
     pub(super) fn answer_idle(&mut self, request: Request<'_>, body: &[u8]) {
         match request {
+            Request::Run { reply } if self.state == State::Killed => self.run_killed(reply),
+            Request::Attach if self.state == State::Killed => self.refuse_idle(),
             Request::Attach => {
                 self.interrupt_for_client();
                 self.awaits_attach = true;
@@ -163,7 +177,7 @@ impl<H: Host> Session<H> {
             },
             // They have no reply.
             Request::Kill { reply: false } | Request::Run { reply: false } => {
-                tracing::warn!(packet = %body.escape_ascii(), "the client has detached: ignored");
+                tracing::warn!(packet = %body.escape_ascii(), "the client has no process: ignored");
             }
             Request::Kill { .. }
             | Request::Run { .. }
@@ -179,22 +193,34 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// The guest runs, and is not the client's.
+    /// The guest runs, and is not the client's; or the client has killed it.
     fn refuse_idle(&mut self) {
-        self.guest
-            .explain("detached from the guest: attach 1 attaches again".into());
+        let why = match self.state {
+            State::Killed => "the guest was killed: run starts it again",
+            _ => "detached from the guest: attach 1 attaches again",
+        };
+        self.guest.explain(why.into());
         self.reply_error(errno::ESRCH);
+    }
+
+    /// `run`, after `kill`: the machine was reset by that.
+    fn run_killed(&mut self, reply: bool) {
+        self.state = State::Stopped;
+        self.found = GuestState::Stopped;
+        self.begin(Vec::new());
+        if reply {
+            self.send_stop_reply(&self.last_stop.clone());
+        }
     }
 
     /// `run`: resets the machine in place.
     fn reset_machine(&mut self, reply: bool) {
-        match self.guest.host.reset() {
+        match self.guest.reset_machine() {
             Ok(()) => {
                 let stop = Stop {
                     vcpu: VcpuId(0),
                     reason: StopReason::Reset,
                 };
-                self.guest.registers.forget();
                 self.queued.clear();
                 self.last_stop = stop.clone();
                 if reply {

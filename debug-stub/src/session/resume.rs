@@ -64,7 +64,7 @@ impl<H: Host> Session<H> {
     /// Resumes the guest by the orders that it has.
     pub(super) fn resume(&mut self) {
         let (vcpus, others) = self.guest.orders.take();
-        let mut plan = ResumePlan {
+        let plan = ResumePlan {
             vcpus,
             others,
             armed: self.guest.breakpoints.armed(),
@@ -80,6 +80,11 @@ impl<H: Host> Session<H> {
         if let Some(stop) = self.next_queued(&plan) {
             return self.report(&stop);
         }
+        self.carry_out(plan);
+    }
+
+    /// Lets the guest run by a plan.
+    pub(super) fn carry_out(&mut self, mut plan: ResumePlan) {
         let lifted = match self.lift(&mut plan) {
             Ok(lifted) => lifted,
             Err((vcpu, text)) => return self.fail_resume(vcpu, &text),

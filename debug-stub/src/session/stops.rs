@@ -8,9 +8,10 @@ use vcpu_caps::VcpuId;
 
 use crate::arch::Arch;
 use crate::breakpoints::PointKind;
+use crate::config::OnReset;
 use crate::guest::{RegisterNumber, log_refused, tid};
 use crate::host::Host;
-use crate::order::{Stop, StopReason, VcpuOrder, WatchAccess};
+use crate::order::{ResumePlan, Stop, StopReason, VcpuOrder, WatchAccess};
 
 use super::{Session, State};
 
@@ -50,6 +51,52 @@ impl<H: Host> Session<H> {
                 reason: StopReason::Interrupted,
             });
         self.report(&stop);
+    }
+
+    /// Resets the machine if the guest asks for that. Breakpoint instructions are out of memory.
+    pub(super) fn reset_on_request(&mut self, mut stops: Vec<Stop>) -> Vec<Stop> {
+        let asks = |stop: &&mut Stop| stop.reason == StopReason::ResetRequest;
+        if stops.iter_mut().any(|stop| asks(&stop)) {
+            let reason = match self.guest.reset_machine() {
+                Ok(()) => StopReason::Reset,
+                Err(error) => {
+                    StopReason::InternalError(format!("the guest asked for a reset: {error}"))
+                }
+            };
+            for stop in stops.iter_mut().filter(asks) {
+                stop.reason = reason.clone();
+            }
+        }
+        stops
+    }
+
+    /// Lets a guest that was reset run again, if that is the policy and the client has let all of it run.
+    /// Returns what is to be reported otherwise.
+    pub(super) fn go_on_after_reset(&mut self, mut stops: Vec<Stop>) -> Option<Vec<Stop>> {
+        let is_reset = |stop: &Stop| stop.reason == StopReason::Reset;
+        let ends = |stop: &Stop| matches!(stop.reason, StopReason::Exited(_));
+        let free = |order: &VcpuOrder| *order == VcpuOrder::Continue;
+        if self.guest.config.on_reset != OnReset::Continue
+            || !stops.iter().any(is_reset)
+            || stops.iter().any(ends)
+            || !(free(&self.resumed.others) && self.resumed.vcpus.iter().all(free))
+        {
+            return Some(stops);
+        }
+        self.guest.notices.push("the machine was reset");
+        self.queued.clear();
+        // Whatever stopped before belongs to a machine that is no more.
+        stops.clear();
+        if self.state == (State::Running { interrupted: true }) {
+            return Some(stops);
+        }
+        self.flush_notices();
+        let plan = ResumePlan {
+            armed: self.guest.breakpoints.armed(),
+            ..self.resumed.clone()
+        };
+        self.carry_out(plan);
+        None
     }
 
     /// Returns the vCPU from which an interrupt is reported. Of those that ran, it is the one in focus;
@@ -230,22 +277,27 @@ pub(super) fn happens_once(reason: &StopReason) -> bool {
         // Fault-like: the vCPU is before the instruction, and stops there again.
         StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint => false,
         // All-stop: a resume has one reply, which is of one vCPU.
-        StopReason::Step | StopReason::Interrupted | StopReason::Reset | StopReason::Exited(_) => {
-            false
-        }
+        StopReason::Step
+        | StopReason::Interrupted
+        | StopReason::Reset
+        | StopReason::ResetRequest
+        | StopReason::Exited(_) => false,
     }
 }
 
 /// Returns `true` for a reason that is the guest's, not a vCPU's.
 pub(super) fn is_of_the_guest(reason: &StopReason) -> bool {
-    matches!(reason, StopReason::Exited(_) | StopReason::Reset)
+    matches!(
+        reason,
+        StopReason::Exited(_) | StopReason::Reset | StopReason::ResetRequest
+    )
 }
 
 /// The smallest is reported first.
 fn urgency(reason: &StopReason) -> u8 {
     match reason {
         StopReason::Exited(_) => 0,
-        StopReason::Reset => 1,
+        StopReason::Reset | StopReason::ResetRequest => 1,
         StopReason::TripleFault(_) | StopReason::InternalError(_) => 2,
         // Trap-like before fault-like: the latter happens again.
         StopReason::Watchpoint { .. } => 3,
@@ -260,7 +312,7 @@ fn reason(stop: &Stop, names_breakpoint: bool) -> MultiThreadStopReason<u64> {
     let signal = |signal| MultiThreadStopReason::SignalWithThread { tid, signal };
     match stop.reason {
         // The protocol has no stop reply for a reset; a notice explains it.
-        StopReason::Step | StopReason::Reset => signal(Signal::SIGTRAP),
+        StopReason::Step | StopReason::Reset | StopReason::ResetRequest => signal(Signal::SIGTRAP),
         StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint if !names_breakpoint => {
             signal(Signal::SIGTRAP)
         }

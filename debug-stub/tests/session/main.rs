@@ -23,6 +23,7 @@ mod maintenance;
 mod memory;
 mod properties;
 mod registers;
+mod resets;
 mod stepping;
 mod toy;
 mod watchpoints;

@@ -7,7 +7,8 @@
 //!
 //! Input: lines of text. The first sets the machine up: a digit for the vCPUs, one of what the
 //! host lacks (1: INT3 exits, 2: watchpoints, 4: the mask), one of what it is like (1: 64-bit
-//! mode, else real-address mode, 4: runs before the client comes), and the program's letters (`machine.rs`). Each other line is one operation:
+//! mode, else real-address mode, 2: can be reset, 4: runs before the client comes, 8: runs on after a reset that it
+//! has asked for), and the program's letters (`machine.rs`). Each other line is one operation:
 //! - `>body`: a packet with the right sum; `=bytes`: bytes as they are; `/n`: the pieces in which
 //!   they arrive;
 //! - `.n`: the guest runs n instructions; `!kn`: it stops, reason k, vCPU n;
@@ -23,8 +24,8 @@ use std::sync::OnceLock;
 
 use debug_stub::x86_64::simulated::host_report;
 use debug_stub::{
-    Action, GuestPhysAddr, GuestState, ResumePlan, Session, SessionConfig, Stop, StopReason,
-    VcpuId, VcpuOrder, WatchAccess,
+    Action, GuestPhysAddr, GuestState, OnReset, ResumePlan, Session, SessionConfig, Stop,
+    StopReason, VcpuId, VcpuOrder, WatchAccess,
 };
 use libfuzzer_sys::fuzz_target;
 use machine::{INT3, Machine};
@@ -87,14 +88,18 @@ impl Vmm {
         let plan = PLANS[usize::from(lacks & 7)]
             .get_or_init(|| plan_without(lacks))
             .clone();
-        let machine = Machine::new(
+        let mut machine = Machine::new(
             usize::from(digit(0) & 3) + 1,
             like & 1 != 0,
             &plan,
             setup.get(3..).unwrap_or_default(),
         );
+        machine.can_reset = like & 2 != 0;
         let mut config = SessionConfig::new(plan.clone());
         config.max_packet = MAX_PACKET;
+        if like & 8 != 0 {
+            config.on_reset = OnReset::Continue;
+        }
         let mut vmm = Self {
             session: Session::new(machine, config),
             plan,
@@ -193,6 +198,7 @@ impl Vmm {
         self.interrupting = false;
         if ended {
             self.guest = Guest::Ended;
+            self.session.host_mut().can_reset = false;
         } else if !self.ended() {
             self.guest = Guest::Stopped;
         }
@@ -238,7 +244,8 @@ impl Vmm {
                         "killed: {:?}",
                         self.guest
                     );
-                    assert!(self.session.is_closing());
+                    // Also one that has killed it in extended mode, and has gone.
+                    assert!(self.session.is_closing() || !self.session.is_attached());
                     if !self.ended() {
                         self.guest = Guest::Killed;
                     }
@@ -338,6 +345,7 @@ impl Vmm {
             b't' => StopReason::TripleFault("\u{fc} no IDT }$#*".into()),
             b'e' => StopReason::InternalError("emulation failed".into()),
             b'x' => StopReason::Exited(7),
+            b'q' => StopReason::ResetRequest,
             b'r' => {
                 self.session.host_mut().reset();
                 StopReason::Reset

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vm_device::DevicePio;
@@ -9,7 +10,7 @@ use vm_device::bus::{PioAddress, PioAddressOffset};
 use vm_superio::{I8042Device, Trigger};
 
 use super::I8042_PORT;
-use crate::exit::{ExitEvent, ExitReason};
+use crate::exit::{ExitEvent, ExitReason, OnReset};
 
 /// Sends INIT to the processors. Returns `true` if they have firmware to go on with.
 type SendInit = Box<dyn Fn() -> bool + Send + Sync>;
@@ -18,15 +19,24 @@ type SendInit = Box<dyn Fn() -> bool + Send + Sync>;
 #[derive(Clone)]
 pub(super) struct Resets {
     exit: ExitEvent,
+    /// Set by a reset of the whole machine, if that is not its end.
+    requested: Option<Arc<AtomicBool>>,
     send_init: Arc<OnceLock<SendInit>>,
 }
 
 impl Resets {
-    pub(super) fn new(exit: ExitEvent) -> Self {
+    pub(super) fn new(exit: ExitEvent, policy: OnReset) -> Self {
         Self {
             exit,
+            requested: (policy != OnReset::Exit).then(Arc::default),
             send_init: Arc::default(),
         }
+    }
+
+    /// Whether the guest has asked for a reset that the machine survives.
+    pub(super) fn is_requested(&self) -> bool {
+        let requested = self.requested.as_ref();
+        requested.is_some_and(|requested| requested.load(Ordering::SeqCst))
     }
 
     /// A reset of the processors alone sends them INIT from now on. It ends the machine only if they have
@@ -37,7 +47,12 @@ impl Resets {
 
     /// Resets the whole machine.
     fn machine(&self) {
-        self.exit.request(ExitReason::Reset);
+        match &self.requested {
+            Some(requested) => requested.store(true, Ordering::SeqCst),
+            None => {
+                self.exit.request(ExitReason::Reset);
+            }
+        }
     }
 
     /// Resets the processors.

@@ -48,7 +48,7 @@ pub use lines::{EdgeLine, InterruptLines, KernelLines};
 pub use serial::{SerialDevice, SerialError, SerialOutput};
 pub use testdev::{DEBUG_EXIT_PORT, Firmware, TestMachine};
 
-use crate::exit::ExitEvent;
+use crate::exit::{ExitEvent, OnReset};
 
 /// COM1.
 pub const SERIAL_PORT: u16 = 0x3f8;
@@ -137,13 +137,16 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Creates the devices.
+    /// Creates the devices. The serial port outlives a reset of the machine, with its output.
     ///
     /// # Errors
-    /// If the serial port's output cannot be opened, or no descriptor is left.
-    pub fn new(output: &SerialOutput, exit: &ExitEvent) -> Result<Self, DeviceError> {
-        let serial = Arc::new(SerialDevice::new(output)?);
-        let resets = Resets::new(exit.clone());
+    /// If two claim one port.
+    pub fn new(
+        serial: Arc<SerialDevice>,
+        exit: &ExitEvent,
+        on_reset: OnReset,
+    ) -> Result<Self, DeviceError> {
+        let resets = Resets::new(exit.clone(), on_reset);
         let mut devices = Self {
             bus: IoManager::new(),
             serial: Arc::clone(&serial),
@@ -182,6 +185,12 @@ impl Devices {
         MmioRange::new(MmioAddress(address), length)
             .and_then(|range| self.bus.register_mmio(range, device))
             .map_err(|source| DeviceError::MmioBus { address, source })
+    }
+
+    /// Whether the guest has asked for a reset that the machine survives.
+    #[must_use]
+    pub fn reset_requested(&self) -> bool {
+        self.resets.is_requested()
     }
 
     /// COM1, for the console to feed.

@@ -186,11 +186,14 @@ fn lock(chip: &Mutex<Chip>) -> MutexGuard<'_, Chip> {
     chip.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn new_chip(line: Arc<EdgeLine>, space: &Arc<InputSpace>, output: &Output) -> Chip {
+    Serial::with_events(Interrupt(line), Arc::clone(space), output.clone())
+}
+
 /// COM1.
 pub struct SerialDevice {
     chip: Arc<Mutex<Chip>>,
     output: Output,
-    interrupt: Arc<EdgeLine>,
     space: Arc<InputSpace>,
 }
 
@@ -224,26 +227,28 @@ impl SerialDevice {
             wanted: AtomicBool::new(false),
             event: event()?,
         });
-        let chip = Arc::new(Mutex::new(Serial::with_events(
-            Interrupt(Arc::clone(&interrupt)),
-            Arc::clone(&space),
-            output.clone(),
-        )));
+        let chip = Arc::new(Mutex::new(new_chip(interrupt, &space, &output)));
         if let Output::Background { writer, .. } = &output {
             writer.set_events(Box::new(OutputEvents(Arc::downgrade(&chip))));
         }
         Ok(Self {
             chip,
             output,
-            interrupt,
             space,
         })
     }
 
+    /// The machine was reset: the chip is as at power-on, and signals this line. Output that waits is still
+    /// written.
+    pub(crate) fn reset(&self, line: Arc<EdgeLine>) {
+        *lock(&self.chip) = new_chip(line, &self.space, &self.output);
+        self.space.in_buffer_empty();
+    }
+
     /// The line that is signalled for each interrupt.
     #[must_use]
-    pub fn interrupt(&self) -> &Arc<EdgeLine> {
-        &self.interrupt
+    pub fn interrupt(&self) -> Arc<EdgeLine> {
+        Arc::clone(&lock(&self.chip).interrupt_evt().0)
     }
 
     /// The descriptor that is signalled when there is room again, after [`Self::room`] was 0.

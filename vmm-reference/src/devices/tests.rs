@@ -5,7 +5,7 @@ use crate::exit::ExitReason;
 
 pub(super) fn devices() -> (Devices, ExitEvent) {
     let exit = ExitEvent::new().unwrap();
-    let devices = Devices::new(&SerialOutput::None, &exit).unwrap();
+    let devices = devices_on(&SerialOutput::None, &exit);
     (devices, exit)
 }
 
@@ -171,7 +171,7 @@ fn serial_output_arrives_in_the_file_and_string_output_byte_by_byte() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("serial");
     let exit = ExitEvent::new().unwrap();
-    let devices = Devices::new(&SerialOutput::File(path.clone()), &exit).unwrap();
+    let devices = devices_on(&SerialOutput::File(path.clone()), &exit);
     write(&devices, 0x3f8, *b"a");
     // REP OUTSB: many bytes to one port, not to eight registers.
     devices.io_out(0x3f8, AccessSize::Byte, b"hello world");
@@ -182,6 +182,45 @@ fn serial_output_arrives_in_the_file_and_string_output_byte_by_byte() {
     assert_eq!(std::fs::read(&path).unwrap(), b"ahello worldxy");
 }
 
+fn devices_on(output: &SerialOutput, exit: &ExitEvent) -> Devices {
+    let serial = Arc::new(SerialDevice::new(output).unwrap());
+    Devices::new(serial, exit, OnReset::Exit).unwrap()
+}
+
+/// A reset is asked for once; the machine has not ended.
+#[test]
+fn a_reset_that_the_machine_survives_is_not_its_end() {
+    for (port, value) in [(0x64, [0xfe]), (0x92, [0x01]), (0xcf9, [0x06])] {
+        let exit = ExitEvent::new().unwrap();
+        let serial = Arc::new(SerialDevice::new(&SerialOutput::None).unwrap());
+        let devices = Devices::new(serial, &exit, OnReset::Restart).unwrap();
+        assert!(!devices.reset_requested());
+        write(&devices, port, value);
+        assert!(devices.reset_requested(), "port {port:#x}");
+        assert_eq!(exit.reason(), None);
+        // The next machine's devices know nothing of it.
+        let next = Devices::new(Arc::clone(devices.serial()), &exit, OnReset::Restart).unwrap();
+        assert!(!next.reset_requested());
+    }
+}
+
+#[test]
+fn a_reset_serial_port_is_as_at_power_on_and_keeps_its_output() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("serial");
+    let exit = ExitEvent::new().unwrap();
+    let devices = devices_on(&SerialOutput::File(path.clone()), &exit);
+    write(&devices, 0x3f8, *b"a");
+    write(&devices, 0x3f9, [0x0f]);
+    write(&devices, 0x3fc, [0x1b]);
+    let line = Arc::new(EdgeLine::new().unwrap());
+    devices.serial().reset(line);
+    assert_eq!(read(&devices, 0x3f9), [0], "IER");
+    write(&devices, 0x3f8, *b"b");
+    devices.serial().finish(Duration::from_secs(20), false);
+    assert_eq!(std::fs::read(&path).unwrap(), b"ab");
+}
+
 /// A pipe as the serial output, whose reader is not reading yet.
 fn unread_output() -> (std::io::PipeReader, Devices) {
     use std::os::fd::AsRawFd;
@@ -189,7 +228,7 @@ fn unread_output() -> (std::io::PipeReader, Devices) {
     let (reader, writer) = std::io::pipe().unwrap();
     let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
     let exit = ExitEvent::new().unwrap();
-    let devices = Devices::new(&SerialOutput::File(path.into()), &exit).unwrap();
+    let devices = devices_on(&SerialOutput::File(path.into()), &exit);
     (reader, devices)
 }
 
@@ -317,9 +356,8 @@ fn a_full_receiver_asks_for_no_more_until_it_is_empty() {
 
 #[test]
 fn an_output_file_that_cannot_be_made_is_named() {
-    let exit = ExitEvent::new().unwrap();
     let output = SerialOutput::File("/no/such/directory/serial".into());
-    let error = Devices::new(&output, &exit).unwrap_err();
+    let error = SerialDevice::new(&output).unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot write the serial output to /no/such/directory/serial"

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use debug_stub::StopReason;
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
 
@@ -22,8 +23,8 @@ pub trait Exits {
     fn mmio_read(&self, vcpu: VcpuId, address: u64, data: &mut [u8]);
     /// The guest writes up to 8 bytes at a guest-physical address without memory.
     fn mmio_write(&self, vcpu: VcpuId, address: u64, data: &[u8]);
-    /// The exit status, if the guest has ended through a device. Read after each access.
-    fn exited(&self) -> Option<u8>;
+    /// The stop, if the guest has ended through a device, or asked for a reset. Read after each access.
+    fn ended(&self) -> Option<StopReason>;
     /// Called before each entry. An event that may enter is handed to KVM (`KVM_INTERRUPT`). For one
     /// that may not, an interrupt window is requested.
     fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit;
@@ -79,8 +80,12 @@ impl Exits for MachineExits {
         }
     }
 
-    fn exited(&self) -> Option<u8> {
-        self.exit.reason().map(|reason| reason.status().code())
+    fn ended(&self) -> Option<StopReason> {
+        let exit = self.exit.reason();
+        match exit.map(|reason| reason.status().code()) {
+            Some(status) => Some(StopReason::Exited(status)),
+            None => (self.devices.reset_requested()).then_some(StopReason::ResetRequest),
+        }
     }
 
     fn before_entry(&self, vcpu: VcpuId, fd: &mut VcpuFd, entering: Entering) -> Permit {

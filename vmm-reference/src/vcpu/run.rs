@@ -268,10 +268,7 @@ impl Vcpu {
             self.answer_wrmsr(taken);
         }
         match outcome {
-            Outcome::Served => match exits.exited() {
-                Some(status) => Outcome::Fatal(StopReason::Exited(status)),
-                None => Outcome::Served,
-            },
+            Outcome::Served => exits.ended().map_or(Outcome::Served, Outcome::Fatal),
             outcome => outcome,
         }
     }

@@ -181,10 +181,10 @@ impl Exits for ScriptExits {
         self.machine.mmio_write(vcpu, address, data);
     }
 
-    fn exited(&self) -> Option<u8> {
+    fn ended(&self) -> Option<StopReason> {
         match self.done.load(Ordering::Acquire) {
-            RUNNING => self.machine.exited(),
-            status => Some(status.to_le_bytes()[0]),
+            RUNNING => self.machine.ended(),
+            status => Some(StopReason::Exited(status.to_le_bytes()[0])),
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
+use debug_stub::StopReason;
 use intr_controller::routing::SourceId;
 use intr_controller::{Gsi, MsiMessage};
 use kvm_ioctls::VcpuFd;
@@ -192,10 +193,10 @@ impl Exits for TestDevice {
         }
     }
 
-    fn exited(&self) -> Option<u8> {
+    fn ended(&self) -> Option<StopReason> {
         match self.state.ended.load(Ordering::Acquire) {
-            RUNNING => self.machine.exited(),
-            status => Some(status.to_le_bytes()[0]),
+            RUNNING => self.machine.ended(),
+            status => Some(StopReason::Exited(status.to_le_bytes()[0])),
         }
     }
 

@@ -1,7 +1,6 @@
 //! A machine of vmm-reference with a guest in its memory.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -84,7 +83,6 @@ pub fn machine(guest: &Guest, chips: IrqchipMode) -> Machine {
 /// A machine whose vCPUs have their threads.
 pub struct Running {
     host: MachineHost,
-    pub group: Rc<VcpuGroup>,
     pub device: TestDevice,
     pub memory: VmMemory<GuestRam>,
     pub plan: &'static Plan,
@@ -116,16 +114,14 @@ impl Running {
             device.clone(),
             memory.clone(),
         );
-        let group = Rc::new(group.unwrap());
         let host = MachineHost::new(
-            Rc::clone(&group),
+            group.unwrap(),
             machine.memory,
             machine.irqchip,
             machine.exit,
         );
         Self {
             host,
-            group,
             device,
             memory,
             plan,
@@ -133,8 +129,12 @@ impl Running {
     }
 
     /// The host of a session with this machine.
-    pub fn into_host(self) -> (MachineHost, Rc<VcpuGroup>, TestDevice, VmMemory<GuestRam>) {
-        (self.host, self.group, self.device, self.memory)
+    pub fn into_host(self) -> (MachineHost, TestDevice, VmMemory<GuestRam>) {
+        (self.host, self.device, self.memory)
+    }
+
+    pub fn group(&self) -> &VcpuGroup {
+        self.host.group()
     }
 
     /// Runs vCPU 0 by this order, and the others free, until all have stopped.
@@ -142,7 +142,7 @@ impl Running {
     /// # Errors
     /// If they do not stop in time. They are stopped then.
     pub fn run(&mut self, order: VcpuOrder, armed: Armed) -> Result<Vec<Stop>, Stuck> {
-        let mut vcpus = vec![VcpuOrder::Continue; self.group.count()];
+        let mut vcpus = vec![VcpuOrder::Continue; self.group().count()];
         vcpus[0] = order;
         let plan = ResumePlan {
             vcpus,
@@ -157,13 +157,13 @@ impl Running {
 
     /// Waits until all vCPUs have stopped.
     pub fn wait(&mut self) -> Result<Vec<Stop>, Stuck> {
-        if !stops(&self.group) {
-            self.group.interrupt();
-            assert!(stops(&self.group), "a vCPU cannot be stopped");
-            let _ = self.group.take_stops();
+        if !stops(self.group()) {
+            self.group().interrupt();
+            assert!(stops(self.group()), "a vCPU cannot be stopped");
+            let _ = self.group().take_stops();
             return Err(Stuck);
         }
-        Ok(self.group.take_stops().unwrap_or_default())
+        Ok(self.group().take_stops().unwrap_or_default())
     }
 
     /// As a debugger that detaches: nothing stays armed, and the guest runs.
@@ -173,14 +173,14 @@ impl Running {
 
     pub fn registers(&self) -> RegisterFile {
         let mut file = RegisterFile::default();
-        let mut vcpu = self.group.vcpu(VcpuId(0)).unwrap();
+        let mut vcpu = self.group().vcpu(VcpuId(0)).unwrap();
         vcpu.read_registers(RegisterGroups::EXPEDITED, &mut file)
             .unwrap();
         file
     }
 
     pub fn finish(self, end: End) -> Outcome {
-        finish(&self.group, &self.device, &self.memory, end)
+        finish(self.group(), &self.device, &self.memory, end)
     }
 }
 

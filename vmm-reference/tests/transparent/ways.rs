@@ -1,6 +1,8 @@
 //! The ways in which a guest is run: free, and with a debugger.
 
+use std::cell::RefCell;
 use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
 use std::thread;
 
 use debug_stub::server::{GdbServer, ListenAddress, Listener};
@@ -11,6 +13,7 @@ use debug_stub::{
 };
 use intr_controller::IrqchipMode;
 use vcpu_caps::HwBreakpoint;
+use vmm_reference::debug::MachineHost;
 use vmm_reference::remote::RemoteClient;
 use vmm_reference::{EventLoop, ExitEvent};
 
@@ -180,7 +183,7 @@ pub fn killed(guest: &Guest, chips: IrqchipMode, steps: usize) -> Outcome {
     const TURN_MS: u16 = 20;
     let running = Running::new(guest, chips);
     let plan = running.plan.clone();
-    let (host, group, device, memory) = running.into_host();
+    let (host, device, memory) = running.into_host();
     let address: ListenAddress = "tcp:127.0.0.1:0".parse().unwrap();
     let listener = Listener::bind(&address, false).unwrap();
     let ListenAddress::Tcp(at) = listener.address().clone() else {
@@ -190,8 +193,8 @@ pub fn killed(guest: &Guest, chips: IrqchipMode, steps: usize) -> Outcome {
     let mut config = SessionConfig::new(plan);
     // It is stopped before the client comes, and is to end after the client has gone.
     config.on_disconnect = OnDisconnect::Run;
-    let server = GdbServer::new(listener, host, config);
-    events.add(Box::new(server));
+    let server = Rc::new(RefCell::new(GdbServer::new(listener, host, config)));
+    events.add(Box::new(Rc::clone(&server)));
     let waits = guest.waits.clone();
     let mut client = Some(thread::spawn(move || step_by_protocol(at, &waits, steps)));
     let mut turns = 0;
@@ -206,22 +209,28 @@ pub fn killed(guest: &Guest, chips: IrqchipMode, steps: usize) -> Outcome {
                 let _ = client.send(STEP);
             }
         }
-        if let (true, Some(end)) = (client.is_none() && group.is_stopped(), device.ended()) {
+        if let (true, Some(end)) = (client.is_none() && is_stopped(&server), device.ended()) {
             break end;
         }
         if turns > MOST_TURNS {
-            group.interrupt();
-            stops(&group);
+            let server = server.borrow();
+            server.host().group().interrupt();
+            stops(server.host().group());
             let text = format!("after the client was killed at step {steps}, it never ends");
             break device.ended().unwrap_or(End::Failed(text));
         }
     };
+    let outcome = finish(server.borrow().host().group(), &device, &memory, end);
     // A client that still waits for a reply sees that the connection is closed.
-    drop(events);
+    drop((events, server));
     if let Some(thread) = client {
         let _ = thread.join().unwrap();
     }
-    finish(&group, &device, &memory, end)
+    outcome
+}
+
+fn is_stopped(server: &RefCell<GdbServer<MachineHost>>) -> bool {
+    server.borrow().host().group().is_stopped()
 }
 
 const STEP: &str = "vCont;s:p1.1;c";

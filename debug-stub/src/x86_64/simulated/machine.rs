@@ -6,7 +6,7 @@ use vcpu_caps::{Plan, VcpuId};
 
 use super::{Habits, Ram, Refused, SimulatedVcpu};
 use crate::address::GuestPhysAddr;
-use crate::host::{GuestMemory, Host, Interrupts};
+use crate::host::{GuestMemory, Host, Interrupts, ResetError};
 use crate::order::{ResumePlan, Stop, StopReason, VcpuOrder};
 use crate::x86_64::bits::RFLAGS_IF;
 use crate::x86_64::stepper::{Next, Outcome, Stepper, StepperError};
@@ -67,6 +67,7 @@ pub struct SimulatedMachine {
     fresh: SimulatedVcpu,
     hlt_exit: Option<u8>,
     monitor: Option<MonitorHook>,
+    resets: Option<usize>,
     register_reads: usize,
 }
 
@@ -113,6 +114,7 @@ impl SimulatedMachine {
             fresh,
             hlt_exit: None,
             monitor: None,
+            resets: None,
             register_reads: 0,
         };
         machine.set_vcpus(vcpus);
@@ -141,6 +143,19 @@ impl SimulatedMachine {
     pub fn with_monitor(mut self, hook: MonitorHook) -> Self {
         self.monitor = Some(hook);
         self
+    }
+
+    /// The client may reset it ([`Host::reset`]); memory stays.
+    #[must_use]
+    pub fn with_reset(mut self) -> Self {
+        self.resets = Some(0);
+        self
+    }
+
+    /// Returns how often a session has reset it.
+    #[must_use]
+    pub fn resets(&self) -> usize {
+        self.resets.unwrap_or_default()
     }
 
     /// Physical memory.
@@ -328,6 +343,13 @@ impl Host for SimulatedMachine {
             Some((stepper, vcpu)) => stepper.release(vcpu),
             None => Err(no_such_vcpu()),
         }
+    }
+
+    fn reset(&mut self) -> Result<(), ResetError> {
+        let resets = self.resets.as_mut().ok_or(ResetError::NotSupported)?;
+        *resets += 1;
+        Self::reset(self);
+        Ok(())
     }
 
     fn is_unguarded(&mut self, vcpu: VcpuId) -> bool {

@@ -5,7 +5,8 @@ use std::cell::RefCell;
 use debug_stub::x86_64::simulated::{self, Habits, Ram, SimulatedMachine, code};
 use debug_stub::x86_64::{RegisterFile, RegisterGroups, X86_64, translate};
 use debug_stub::{
-    GuestMemory, GuestPhysAddr, GuestVirtAddr, Host, Interrupts, ResumePlan, Stop, VcpuId,
+    GuestMemory, GuestPhysAddr, GuestVirtAddr, Host, Interrupts, ResetError, ResumePlan, Stop,
+    VcpuId,
 };
 use vcpu_caps::{GuestDebug, Plan};
 
@@ -21,6 +22,8 @@ pub struct Machine {
     own: RefCell<Vec<u8>>,
     /// Some vCPU may run: only memory may be looked at.
     pub running: bool,
+    /// The client may reset it.
+    pub can_reset: bool,
 }
 
 impl Machine {
@@ -40,6 +43,7 @@ impl Machine {
             own: RefCell::new(inner.memory().snapshot()),
             inner: inner.hlt_exits_with(3),
             running: false,
+            can_reset: false,
         }
     }
 
@@ -173,6 +177,16 @@ impl Host for Machine {
 
     fn disarm(&mut self, vcpu: VcpuId) -> Result<(), Self::Error> {
         self.inner.disarm(vcpu)
+    }
+
+    fn reset(&mut self) -> Result<(), ResetError> {
+        assert!(!self.running, "reset while vCPUs run");
+        assert_eq!(self.foreign_bytes(), [], "reset with an INT3 in memory");
+        if !self.can_reset {
+            return Err(ResetError::NotSupported);
+        }
+        Self::reset(self);
+        Ok(())
     }
 
     fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts {

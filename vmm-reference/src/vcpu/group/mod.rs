@@ -11,26 +11,19 @@ mod thread;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use debug_stub::run_control::{AddError, AllStop, ResumeError};
-use debug_stub::{Armed, GuestMemory, ResumePlan, Stop, VcpuId, VcpuOrder};
+use debug_stub::{GuestMemory, ResumePlan, Stop, VcpuId, VcpuOrder};
 use thiserror::Error;
 
 use super::exits::Exits;
 use super::run::Vcpu;
-use crate::entry::MustStop;
-use crate::irqchip::{ChipsetThread, Irqchip};
+use crate::irqchip::Irqchip;
 use crate::wake::{self, StepSlice};
-use shared::{Shared, Slot, Wakers};
+use shared::{Shared, Wakers};
 use steps::LostSlices;
-
-/// How long the end of a group waits for its threads. They leave the guest at once, and never wait for a host
-/// descriptor.
-const LAST_EXIT: Duration = Duration::from_millis(400);
+use thread::Threads;
 
 /// The vCPU threads could not be started.
 #[derive(Debug, Error)]
@@ -72,12 +65,8 @@ pub enum GroupError {
 #[derive(Debug)]
 pub struct VcpuGroup {
     all: AllStop,
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
-    /// Closed when the last thread has ended: each holds the other side.
-    ended: (Option<mpsc::Sender<()>>, mpsc::Receiver<()>),
-    /// Ends after the vCPUs' threads, which it serves.
-    _chips: Option<ChipsetThread>,
+    wakers: Wakers,
+    threads: Threads,
     /// The step slice of the thread that asks for steps; created at the first one.
     slice: RefCell<Option<StepSlice>>,
     lost: Cell<LostSlices>,
@@ -99,68 +88,59 @@ impl VcpuGroup {
         M: GuestMemory + Send + Sync + 'static,
     {
         wake::install().map_err(GroupError::Signal)?;
-        let all = AllStop::new(Wakers(irqchip.clone())).map_err(GroupError::Notifier)?;
-        let ids: Vec<VcpuId> = vcpus.iter().map(Vcpu::id).collect();
-        let run = move |vcpu: &mut Vcpu,
-                        order: &VcpuOrder,
-                        armed: &Arc<Armed>,
-                        must_stop: &MustStop<'_>,
-                        on_stop| {
-            vcpu.run(order, armed, (&exits, &memory), must_stop, on_stop)
-        };
-        let slot = |vcpu: Vcpu| {
-            let vcpu_id = vcpu.id();
-            Slot::new(vcpu).map_err(|source| GroupError::Map {
-                vcpu: vcpu_id,
-                source,
-            })
-        };
-        let slots = vcpus.into_iter().map(slot).collect::<Result<_, _>>()?;
-        let chips = irqchip.start().map_err(GroupError::Chips)?;
-        let shared = Arc::new(Shared {
-            slots,
-            irqchip,
-            run: Box::new(run),
-        });
-        // Dropped on an early return, it ends the threads that have begun.
-        let mut group = Self {
+        let wakers = Wakers::new(irqchip.clone());
+        let all = AllStop::new(wakers.clone()).map_err(GroupError::Notifier)?;
+        let threads = Threads::start(&all, Shared::new(vcpus, irqchip, exits, memory)?)?;
+        Ok(Self {
             all,
-            shared: Arc::clone(&shared),
-            threads: Vec::new(),
-            ended: {
-                let (alive, ended) = mpsc::channel();
-                (Some(alive), ended)
-            },
-            _chips: chips,
+            wakers,
+            threads,
             slice: RefCell::default(),
             lost: Cell::default(),
-        };
-        for id in ids {
-            let shared = Arc::clone(&shared);
-            let handle = group.all.add(id)?;
-            let alive = group.ended.0.clone();
-            let thread = Builder::new()
-                .name(id.to_string())
-                .spawn(move || {
-                    let _alive = alive;
-                    thread::vcpu_thread(handle, &shared);
-                })
-                .map_err(|source| GroupError::Thread { vcpu: id, source })?;
-            group.threads.push(thread);
-        }
-        Ok(group)
+        })
+    }
+
+    /// Replaces the vCPUs, which are stopped, by those of the machine after a reset. These are stopped too.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start). If [`is_empty`](Self::is_empty) then, the old vCPUs have gone, and the
+    /// guest cannot go on.
+    pub fn replace<E, M>(
+        &mut self,
+        vcpus: Vec<Vcpu>,
+        irqchip: Irqchip,
+        exits: E,
+        memory: M,
+    ) -> Result<(), GroupError>
+    where
+        E: Exits + Send + Sync + 'static,
+        M: GuestMemory + Send + Sync + 'static,
+    {
+        let shared = Shared::new(vcpus, irqchip.clone(), exits, memory)?;
+        self.threads.end(&self.all);
+        self.wakers.replace(irqchip);
+        self.threads = Threads::start(&self.all, shared)?;
+        self.lost = Cell::default();
+        Ok(())
+    }
+
+    /// Whether there are no vCPUs left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.all.vcpus().is_empty()
     }
 
     /// Returns the number of vCPUs.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.shared.slots.len()
+        self.threads.shared.slots.len()
     }
 
     /// A vCPU of a stopped group; blocks while it runs. `None` if there is no such vCPU.
     #[must_use]
     pub fn vcpu(&self, id: VcpuId) -> Option<MutexGuard<'_, Vcpu>> {
-        self.shared
+        self.threads
+            .shared
             .slots
             .get(id.index())
             .map(|slot| lock(&slot.vcpu))
@@ -169,7 +149,7 @@ impl VcpuGroup {
     /// Begins a run cycle. Returns the stops if it is over already; [`VcpuGroup::take_stops`] has none
     /// then. A plan that cannot be carried out is an empty list of stops.
     pub fn resume(&self, plan: &ResumePlan) -> Option<Vec<Stop>> {
-        let irqchip = &self.shared.irqchip;
+        let irqchip = &self.threads.shared.irqchip;
         let resumed = match self.inline_step(plan) {
             Some(id) => {
                 irqchip.step_begins();
@@ -198,10 +178,10 @@ impl VcpuGroup {
 
     /// Lets all vCPUs run with nothing armed.
     pub fn resume_all(&self) {
-        for slot in &self.shared.slots {
+        for slot in &self.threads.shared.slots {
             slot.order_is_step(false);
         }
-        self.shared.irqchip.guest_runs();
+        self.threads.shared.irqchip.guest_runs();
         if let Err(error) = self.all.release() {
             self.not_resumed(&error);
         }
@@ -210,7 +190,7 @@ impl VcpuGroup {
     fn not_resumed(&self, error: &ResumeError) {
         tracing::error!(%error, "the vCPUs were not resumed");
         if *error != ResumeError::Running {
-            self.shared.irqchip.guest_stops();
+            self.threads.shared.irqchip.guest_stops();
         }
     }
 
@@ -245,20 +225,7 @@ impl VcpuGroup {
 
 impl Drop for VcpuGroup {
     fn drop(&mut self) {
-        for id in self.all.vcpus() {
-            // No error: only this thread removes vCPUs, and one that has panicked is gone.
-            let _ = self.all.remove(id);
-        }
-        drop(self.ended.0.take());
-        if self.ended.1.recv_timeout(LAST_EXIT) == Err(RecvTimeoutError::Timeout) {
-            // It keeps what it uses: `Shared` is counted.
-            tracing::error!("a vCPU thread does not end: it is left to the end of the process");
-            return;
-        }
-        for thread in self.threads.drain(..) {
-            // A panic was reported as a stop already.
-            let _ = thread.join();
-        }
+        self.threads.end(&self.all);
     }
 }
 

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use debug_stub::run_control::{ImmediateExit, Kick};
-use debug_stub::{Armed, VcpuId, VcpuOrder};
+use debug_stub::{Armed, GuestMemory, VcpuId, VcpuOrder};
 
+use super::{GroupError, lock};
 use crate::entry::MustStop;
 use crate::irqchip::Irqchip;
+use crate::vcpu::exits::Exits;
 use crate::vcpu::run::{OnStop, RunEnd, Vcpu};
 
 /// One vCPU, shared between its thread and the group.
@@ -48,6 +50,36 @@ pub(super) struct Shared {
     pub(super) run: Box<Run>,
 }
 
+impl Shared {
+    pub(super) fn new<E, M>(
+        vcpus: Vec<Vcpu>,
+        irqchip: Irqchip,
+        exits: E,
+        memory: M,
+    ) -> Result<Self, GroupError>
+    where
+        E: Exits + Send + Sync + 'static,
+        M: GuestMemory + Send + Sync + 'static,
+    {
+        let run = move |vcpu: &mut Vcpu,
+                        order: &VcpuOrder,
+                        armed: &Arc<Armed>,
+                        must_stop: &MustStop<'_>,
+                        on_stop| {
+            vcpu.run(order, armed, (&exits, &memory), must_stop, on_stop)
+        };
+        let slot = |vcpu: Vcpu| {
+            let id = vcpu.id();
+            Slot::new(vcpu).map_err(|source| GroupError::Map { vcpu: id, source })
+        };
+        Ok(Self {
+            slots: vcpus.into_iter().map(slot).collect::<Result<_, _>>()?,
+            irqchip,
+            run: Box::new(run),
+        })
+    }
+}
+
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
@@ -56,18 +88,29 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// What the machine does for run control.
-pub(super) struct Wakers(pub(super) Irqchip);
+/// What the machine does for run control. A reset replaces its chips.
+#[derive(Clone, Debug)]
+pub(super) struct Wakers(Arc<Mutex<Irqchip>>);
+
+impl Wakers {
+    pub(super) fn new(irqchip: Irqchip) -> Self {
+        Self(Arc::new(Mutex::new(irqchip)))
+    }
+
+    pub(super) fn replace(&self, irqchip: Irqchip) {
+        *lock(&self.0) = irqchip;
+    }
+}
 
 impl Kick for Wakers {
     /// Before the vCPU's thread has begun there is nothing to signal: it finds the request.
     fn kick(&self, vcpu: VcpuId) {
-        if let Some(waker) = self.0.waker(vcpu) {
+        if let Some(waker) = lock(&self.0).waker(vcpu) {
             waker.rouse_for_stop();
         }
     }
 
     fn all_stopped(&self) {
-        self.0.guest_stops();
+        lock(&self.0).guest_stops();
     }
 }

@@ -50,7 +50,7 @@ impl VcpuGroup {
     pub(super) fn inline_step(&self, plan: &ResumePlan) -> Option<VcpuId> {
         let mut alone = None;
         let mut count = 0;
-        for ((order, slot), id) in plan.vcpus.iter().zip(&self.shared.slots).zip(0..) {
+        for ((order, slot), id) in plan.vcpus.iter().zip(&self.threads.shared.slots).zip(0..) {
             if *order == VcpuOrder::Stay {
                 continue;
             }
@@ -76,7 +76,7 @@ impl VcpuGroup {
         armed: &Arc<Armed>,
         must_stop: &MustStop<'_>,
     ) -> Option<StopReason> {
-        let slot = self.shared.slots.get(id.index())?;
+        let slot = self.threads.shared.slots.get(id.index())?;
         let mut lost = self.lost.get();
         let mut slice = self.slice.borrow_mut();
         if slice.is_none() {
@@ -89,14 +89,15 @@ impl VcpuGroup {
         let mut vcpu = lock(&slot.vcpu);
         let immediate_exit = slot.immediate_exit.byte();
         // A kick reaches this thread: what has arrived for the vCPU does not wait for the slice's end.
-        let _attached = self.shared.irqchip.waker(id).map(Waker::visit);
+        let _attached = self.threads.shared.irqchip.waker(id).map(Waker::visit);
         let slice = slice.as_mut()?;
         let start = Instant::now();
         let end = loop {
             let mut expired = false;
             let end = slice.take(immediate_exit, |over| {
                 let must_end = || over.load(Ordering::Acquire) || must_stop();
-                let end = (self.shared.run)(&mut vcpu, order, armed, &must_end, OnStop::Yield);
+                let end =
+                    (self.threads.shared.run)(&mut vcpu, order, armed, &must_end, OnStop::Yield);
                 expired = over.load(Ordering::Acquire);
                 end
             });

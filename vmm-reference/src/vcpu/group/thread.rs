@@ -1,15 +1,95 @@
-//! A vCPU's own thread.
+//! The vCPUs' own threads.
 
-use debug_stub::run_control::{Order, VcpuHandle};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use debug_stub::run_control::{AllStop, Order, VcpuHandle};
 use debug_stub::{StopReason, VcpuOrder};
 
-use super::lock;
 use super::shared::Shared;
+use super::{GroupError, lock};
+use crate::irqchip::ChipsetThread;
 use crate::vcpu::run::{OnStop, RunEnd};
 use crate::wake::{self, Kickable, Waker};
 
+/// How long the end of a group waits for its threads. They leave the guest at once, and never wait for a host
+/// descriptor.
+const LAST_EXIT: Duration = Duration::from_millis(400);
+
+/// The threads of a machine's vCPUs, and that of its emulated chips.
+#[derive(Debug)]
+pub(super) struct Threads {
+    pub(super) shared: Arc<Shared>,
+    vcpus: Vec<JoinHandle<()>>,
+    /// Closed when the last thread has ended: each holds the other side.
+    ended: mpsc::Receiver<()>,
+    /// Ends after the vCPUs' threads, which it serves.
+    chips: Option<ChipsetThread>,
+}
+
+impl Threads {
+    /// Starts them; the vCPUs are stopped. If that fails, none is left.
+    pub(super) fn start(all: &AllStop, shared: Shared) -> Result<Self, GroupError> {
+        let chips = shared.irqchip.start().map_err(GroupError::Chips)?;
+        let (alive, ended) = mpsc::channel();
+        let ids: Vec<_> = shared
+            .slots
+            .iter()
+            .map(|slot| lock(&slot.vcpu).id())
+            .collect();
+        let mut threads = Self {
+            shared: Arc::new(shared),
+            vcpus: Vec::new(),
+            ended,
+            chips,
+        };
+        for id in ids {
+            let shared = Arc::clone(&threads.shared);
+            let lives = alive.clone();
+            let started = all.add(id).map_err(GroupError::Add).and_then(|handle| {
+                Builder::new()
+                    .name(id.to_string())
+                    .spawn(move || {
+                        let _lives = lives;
+                        vcpu_thread(handle, &shared);
+                    })
+                    .map_err(|source| GroupError::Thread { vcpu: id, source })
+            });
+            match started {
+                Ok(thread) => threads.vcpus.push(thread),
+                Err(error) => {
+                    drop(alive);
+                    threads.end(all);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(threads)
+    }
+
+    /// Ends them.
+    pub(super) fn end(&mut self, all: &AllStop) {
+        for id in all.vcpus() {
+            // No error: only this thread removes vCPUs, and one that has panicked is gone.
+            let _ = all.remove(id);
+        }
+        if self.ended.recv_timeout(LAST_EXIT) == Err(RecvTimeoutError::Timeout) {
+            // It keeps what it uses: `Shared` is counted.
+            tracing::error!("a vCPU thread does not end: it is left to the end of the process");
+            return;
+        }
+        for thread in self.vcpus.drain(..) {
+            // A panic was reported as a stop already.
+            let _ = thread.join();
+        }
+        self.chips = None;
+    }
+}
+
 /// Runs one vCPU, order by order. If it panics, the handle reports that.
-pub(super) fn vcpu_thread(mut handle: VcpuHandle, shared: &Shared) {
+fn vcpu_thread(mut handle: VcpuHandle, shared: &Shared) {
     let id = handle.id();
     let Some(slot) = shared.slots.get(id.index()) else {
         return;
