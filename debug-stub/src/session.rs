@@ -160,6 +160,11 @@ impl<H: Host> Session<H> {
             State::Stopped if ended.is_some() => guest,
             State::Stopped if self.runs_on() => GuestState::Running,
             State::Stopped => GuestState::Stopped,
+            State::Killed => {
+                // The next client has come for what it left.
+                self.state = State::Detached;
+                GuestState::Stopped
+            }
             _ => guest,
         };
         self.disconnected();

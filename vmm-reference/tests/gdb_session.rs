@@ -653,7 +653,7 @@ info threads
     let gdb = vmm.gdb(&script);
     assert_eq!(gdb.value("attached"), 1);
     assert_eq!(gdb.value("pc"), vmm.symbol("loop_start"));
-    gdb.expect(&["No threads.", "cannot reset the machine in place"]);
+    gdb.expect(&["No threads.", "the machine was reset"]);
     gdb.expect_not("Broken pipe");
     vmm.assert_rises("ticks");
 }

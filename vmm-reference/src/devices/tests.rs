@@ -325,7 +325,8 @@ fn string_input_reads_the_receiver_again_and_again() {
 #[test]
 fn received_data_raises_the_interrupt_once_it_is_enabled() {
     let (devices, _) = devices();
-    let interrupt = devices.serial().interrupt().event();
+    let line = devices.serial().interrupt();
+    let interrupt = line.event();
     devices.serial().input(b"a");
     assert!(interrupt.read().is_err(), "not enabled");
     write(&devices, 0x3f9, [1]);
