@@ -141,7 +141,7 @@ impl Host for MachineHost {
     }
 
     fn disarm(&mut self, vcpu: VcpuId) -> Result<(), HostError> {
-        self.with_vcpu(vcpu, Vcpu::release)
+        self.with_vcpu(vcpu, |vcpu| vcpu.release(&self.memory))
     }
 
     fn interrupts(&mut self, id: VcpuId) -> Interrupts {

@@ -58,7 +58,10 @@ fn without(absent: &[Capability], machine: Machine) -> Rig {
 }
 
 fn step(mask: bool) -> VcpuOrder {
-    VcpuOrder::Step(StepOrder { range: None, mask })
+    VcpuOrder::Step(StepOrder {
+        mask,
+        ..StepOrder::default()
+    })
 }
 
 fn stop(vcpu: u16, reason: StopReason) -> Stop {

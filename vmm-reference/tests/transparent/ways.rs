@@ -118,7 +118,14 @@ fn step(guest: &Guest, running: &mut Running, way: Way, file: &RegisterFile) -> 
             let waits = guest.waits.iter().map(|wait| wait.at).filter(|at| *at > pc);
             let end = waits.min().unwrap_or(u64::MAX).min(line + 0x10);
             let range = (way == Way::Range).then_some(line..end);
-            (VcpuOrder::Step(StepOrder { range, mask }), Vec::new())
+            (
+                VcpuOrder::Step(StepOrder {
+                    range,
+                    mask,
+                    ..StepOrder::default()
+                }),
+                Vec::new(),
+            )
         }
     };
     let armed = Armed {

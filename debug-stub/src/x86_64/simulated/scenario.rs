@@ -193,7 +193,10 @@ impl Scenario {
     pub fn act(&mut self, action: Action) {
         match action {
             Action::Step { mask, stop } => {
-                let order = VcpuOrder::Step(StepOrder { range: None, mask });
+                let order = VcpuOrder::Step(StepOrder {
+                    mask,
+                    ..StepOrder::default()
+                });
                 self.run(&order, &Arc::default(), stop.map(usize::from));
             }
             Action::Range { stop } => {
@@ -201,6 +204,7 @@ impl Scenario {
                 let order = VcpuOrder::Step(StepOrder {
                     range: Some(CODE.into()..end),
                     mask: true,
+                    ..StepOrder::default()
                 });
                 // The program runs in a circle.
                 self.run(&order, &Arc::default(), Some(stop.map_or(60, usize::from)));
@@ -376,7 +380,7 @@ impl Scenario {
     }
 
     fn release(&mut self) {
-        if let Err(error) = self.stepper.release(&mut self.vcpu) {
+        if let Err(error) = self.stepper.release(&mut self.vcpu, &self.memory) {
             // Only once, and the second attempt is the stepper's own.
             check(false, &format!("released in spite of one failure: {error}"));
         }

@@ -4,6 +4,7 @@ use vcpu_caps::{
     Capability, GuestDebugFlags, HwBreakpoint, Inject, Owner, Plan, VcpuControl, VcpuId,
 };
 
+use super::code_guards::CodeGuards;
 use super::held_trap::HeldTrap;
 use super::registers::{Registers, set_tf};
 use super::slots::{OwnBreakpoints, Slots};
@@ -48,6 +49,8 @@ pub(super) struct Arming {
     slots: Slots,
     /// A step of the order may have run a handler that it did not stop at.
     pub(super) unguarded: bool,
+    /// INT3s in place of guards that found no debug register.
+    pub(super) code_guards: CodeGuards,
     /// The plan has execute breakpoints, and watchpoints.
     has_guards: bool,
     has_watchpoints: bool,
@@ -74,6 +77,7 @@ impl Arming {
             queued: None,
             slots: Slots::default(),
             unguarded: false,
+            code_guards: CodeGuards::default(),
             has_guards: plan.has(Capability::HwBreakpoint),
             has_watchpoints: plan.has(Capability::Watchpoint),
             user_traps_reach_the_guest: !plan.has(Capability::SingleStepUser),
@@ -98,6 +102,11 @@ impl Arming {
     pub(super) fn lets_interrupts_in(&self, mask: bool) -> bool {
         let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
         !(mask || (self.is_in_shadow() && can_mask))
+    }
+
+    /// INT3 leaves the guest.
+    pub(super) fn can_write_int3(&self) -> bool {
+        self.control.get(Capability::BptExit).is_ok()
     }
 
     /// The plan has execute breakpoints.
@@ -180,6 +189,7 @@ impl Arming {
         }
         self.control.drop_owner(DEBUGGER);
         self.own = None;
+        self.code_guards.forget();
         self.intend_breakpoints::<V>(armed, Slots::free(&armed.hardware))
     }
 
@@ -229,7 +239,7 @@ impl Arming {
         armed: &Armed,
         slots: Slots,
     ) -> Result<(), StepperError<V::Error>> {
-        let software = !armed.software.is_empty();
+        let software = !armed.software.is_empty() || self.code_guards.are_wanted();
         // Off already where the plan lacks it.
         if software || self.control.get(Capability::BptExit).unwrap_or(false) {
             self.control.set(Capability::BptExit, software)?;
