@@ -198,6 +198,9 @@ USES = {
         "a_watchpoint_stops_behind_the_access_and_tells_its_address": {"watchpoint"},
         "an_int3_of_the_debugger_stops_at_it_and_one_of_the_guest_goes_back_to_it": {"bpt_exit"},
     },
+    "vmm-reference transparent": {
+        "beside_four_watchpoints_a_step_leaves_no_trace_or_says_so": {"watchpoint", "bpt_exit"},
+    },
     "vmm-reference gdb_time": {
         f"{chips}::a_stop_of_two_seconds_is_no_time_for_the_guest": {"tsc_write"}
         for chips in ("kernel", "split", "user")

@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use intr_controller::IrqchipMode;
+use vcpu_caps::{Capability, Mechanism};
 
 use crate::device::End;
 use crate::image::{Guest, guests};
@@ -237,6 +238,54 @@ fn interrupts_of_emulated_chips() {
 #[test]
 fn interrupts_of_split_chips() {
     theme("interrupts", IrqchipMode::Split);
+}
+
+/// Watchpoints take all debug registers: INT3s stop at the handlers, where this KVM can.
+#[test]
+fn beside_four_watchpoints_a_step_leaves_no_trace_or_says_so() {
+    println!();
+    let plan = machine::plan_for(IrqchipMode::Kernel);
+    let needed = [Capability::Watchpoint, Capability::BptExit];
+    let mut lacking = needed.to_vec();
+    lacking.retain(|ability| !plan.is_provided_by(*ability, &Mechanism::HOST));
+    for ability in &lacking {
+        let why = &plan.entry(*ability).unwrap().finding.detail;
+        println!("expected refusal: {ability}: {why}");
+    }
+    if !lacking.is_empty() {
+        return;
+    }
+    let filter = std::env::var("GUEST").unwrap_or_default();
+    let mut chosen = guests();
+    chosen.retain(|guest| {
+        let theme = guest.name.split('/').next().unwrap();
+        let is_short = !is_slow() || guest.name.ends_with("/logs");
+        ["fault", "user"].contains(&theme) && is_short && guest.name.contains(&filter)
+    });
+    let found = for_all(&chosen, |guest| {
+        let free = ways::free(guest, IrqchipMode::Kernel);
+        let (outcome, unguarded) = ways::beside_watchpoints(guest);
+        let difference = (free.end == End::Done)
+            .then(|| report::difference(&free, &outcome))
+            .flatten();
+        (unguarded, difference)
+    });
+    let mut wrong = Vec::new();
+    for (guest, (unguarded, difference)) in chosen.iter().zip(&found) {
+        if let Some(text) = difference {
+            println!("differs: {} unguarded={unguarded} {text}", guest.name);
+            if !unguarded {
+                wrong.push(format!("{} {text}", guest.name));
+            }
+        }
+    }
+    let guarded = found.iter().filter(|(unguarded, _)| !unguarded).count();
+    println!(
+        "{guarded} of {} guests are guarded in each step",
+        found.len()
+    );
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(guarded * 2 > found.len(), "most of them");
 }
 
 #[test]

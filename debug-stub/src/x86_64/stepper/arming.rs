@@ -1,7 +1,7 @@
 //! The vCPU's debug state: what is wanted, and putting it in force.
 
 use vcpu_caps::{
-    Capability, GuestDebugFlags, HwBreakpoint, Inject, Owner, Plan, VcpuControl, VcpuId,
+    Capability, GuestDebugFlags, HwBreakpoint, Inject, Mechanism, Owner, Plan, VcpuControl, VcpuId,
 };
 
 use super::code_guards::CodeGuards;
@@ -54,6 +54,8 @@ pub(super) struct Arming {
     /// The plan has execute breakpoints, and watchpoints.
     has_guards: bool,
     has_watchpoints: bool,
+    /// INT3 leaves the guest. A plan that provides `bpt_exit` by debug registers lacks that.
+    int3_exits: bool,
     /// The trap of a step of user code goes to the guest's own vector 1.
     user_traps_reach_the_guest: bool,
     /// The guest's own breakpoints, if known.
@@ -80,6 +82,7 @@ impl Arming {
             code_guards: CodeGuards::default(),
             has_guards: plan.has(Capability::HwBreakpoint),
             has_watchpoints: plan.has(Capability::Watchpoint),
+            int3_exits: plan.is_provided_by(Capability::BptExit, &Mechanism::HOST),
             user_traps_reach_the_guest: !plan.has(Capability::SingleStepUser),
             own: None,
             shadow: Shadow::None,
@@ -104,9 +107,9 @@ impl Arming {
         !(mask || (self.is_in_shadow() && can_mask))
     }
 
-    /// INT3 leaves the guest.
-    pub(super) fn can_write_int3(&self) -> bool {
-        self.control.get(Capability::BptExit).is_ok()
+    /// See [`Self::int3_exits`].
+    pub(super) fn int3_exits(&self) -> bool {
+        self.int3_exits
     }
 
     /// The plan has execute breakpoints.

@@ -137,7 +137,7 @@ impl PendingStep {
             trap.check_guarded(&slots)?;
         }
         if slots.lack(&guards, pc) {
-            if order.alone && mask && arming.can_write_int3() {
+            if order.alone && mask && arming.int3_exits() {
                 // What is not mapped does not run, unless the step leads there.
                 let may_run = |address: &u64| {
                     guards.needed.contains(address)

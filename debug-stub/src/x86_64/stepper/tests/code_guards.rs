@@ -1,6 +1,6 @@
 //! INT3s at handlers, where watchpoints have taken the debug registers.
 
-use vcpu_caps::HwBreakpointKind;
+use vcpu_caps::{HwBreakpointKind, Mechanism, MechanismSet};
 
 use super::*;
 
@@ -126,6 +126,17 @@ fn no_int3_is_written_where_it_could_be_noticed() {
         assert!(!seen, "{name}");
         assert!(machine.stepper.is_unguarded(), "{name}");
     }
+    // The debugger's breakpoints take debug registers in place of INT3s.
+    let slots = MechanismSet::host_only().offer(Capability::BptExit, Mechanism::HARDWARE_SLOT);
+    let profile = Profile::debugger().with_mechanisms(slots);
+    let slots = negotiate(&host_report(&[Capability::BptExit]), &profile).unwrap();
+    assert!(slots.has(Capability::BptExit));
+    let mut machine = with_watchpoints(Habits::AMD, DIVIDE, &slots);
+    let (_, seen) = run_and_look(&mut machine, &alone(true));
+    assert!(
+        !seen && machine.stepper.is_unguarded(),
+        "by a debug register"
+    );
     // The instruction reads the byte: mov al, [bx]
     let mut machine = watched(Habits::INTEL, &[0x8a, 0x07]);
     machine.set(|file| file.core.rbx = DIVIDE_HANDLER.into());
