@@ -19,7 +19,9 @@ mod started;
 
 use std::sync::atomic::Ordering;
 
+use debug_stub::kvm::KvmVcpu;
 use debug_stub::x86_64::RegisterGroups;
+use debug_stub::x86_64::stepper::Vcpu as _;
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuOrder, WatchAccess,
 };
@@ -315,6 +317,16 @@ fn a_step_that_yields_is_gone_on_with_and_registers_written_in_between_count() {
     guest.stop.store(false, Ordering::Release);
     guest.set(|file| file.core.rip = CODE);
     guest.step_to(CODE + 1);
+}
+
+#[test]
+fn no_interrupt_is_handed_over_behind_sti() {
+    let mut guest = Guest::new(&[0xfb, 0x90, 0xeb, 0xfe]);
+    assert_eq!(guest.step(), StopReason::Step);
+    let fd = &mut guest.vcpu.fd;
+    fd.get_kvm_run().ready_for_interrupt_injection = 1;
+    KvmVcpu(fd).restore_sti_shadow().unwrap();
+    assert_eq!(fd.get_kvm_run().ready_for_interrupt_injection, 0);
 }
 
 #[test]
