@@ -42,7 +42,7 @@ use crate::ways::Way;
 /// Machines at once: the end of a VM waits for the kernel's RCU.
 const WORKERS: usize = 4;
 
-/// As [`WORKERS`]. In Bochs one machine's NMIs stay blocked while another machine is in an NMI's handler.
+/// As [`WORKERS`]. In Bochs NMIs did not come while several machines ran.
 fn workers() -> usize {
     if is_slow() { 1 } else { WORKERS }
 }
