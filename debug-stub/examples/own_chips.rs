@@ -191,7 +191,7 @@ impl Host for &Machine {
     }
     fn disarm(&mut self, _: VcpuId) -> Result<(), Self::Error> {
         let (cpu, stepper) = &mut *self.vcpu();
-        stepper.release(&mut KvmVcpu(&mut cpu.fd))
+        stepper.release(&mut KvmVcpu(&mut cpu.fd), &self.memory)
     }
     fn interrupts(&mut self, _: VcpuId) -> Interrupts {
         let (cpu, stepper) = &*self.vcpu();

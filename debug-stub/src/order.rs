@@ -16,7 +16,7 @@ pub struct ResumePlan {
     /// One order for each vCPU that there is, by index. It is empty if there is none yet.
     pub vcpus: Vec<VcpuOrder>,
     /// The order for a vCPU that appears while the plan is in force: `Continue`, or `Stay` if the
-    /// client named the vCPUs that are to run. Never a step.
+    /// client named the vCPUs that are to run or one steps [alone](StepOrder::alone). Never a step.
     pub others: VcpuOrder,
     /// What is armed while the plan is in force, on every vCPU that runs.
     pub armed: Arc<Armed>,
@@ -51,6 +51,9 @@ pub struct StepOrder {
     /// Hold `mask_hwintr` from before the first instruction until this vCPU is continued. If
     /// `false`, a hold that earlier steps took is dropped.
     pub mask: bool,
+    /// No other vCPU runs code before the next stop. What the step writes into guest memory for its own
+    /// duration, and takes out before it stops, is not seen by another one then.
+    pub alone: bool,
 }
 
 /// The breakpoints and watchpoints in force while the guest runs.

@@ -38,10 +38,12 @@ class Part:
     limit: float
     #: Starts gdb, which a rig has not otherwise.
     gdb: bool = False
+    #: Variables beside those of all parts.
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def line(self):
         """As in the init's script."""
-        environment = [f"{key}={value}" for key, value in ENVIRONMENT.items()]
+        environment = [f"{key}={value}" for key, value in (ENVIRONMENT | self.environment).items()]
         words = ["env", *environment, str(self.binary), *self.arguments]
         return f"part {shlex.quote(self.name)} {max(1, round(self.limit))} {shlex.join(words)}"
 
@@ -65,7 +67,7 @@ def run_here(part, output):
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "RUST_BACKTRACE": "1"},
+        env={**os.environ, "RUST_BACKTRACE": "1", **part.environment},
     )
     try:
         timed_out = False

@@ -17,6 +17,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use debug_stub::kvm::{KvmVcpu, VmMemory};
+use debug_stub::x86_64::stepper::Vcpu as _;
+use debug_stub::x86_64::{RegisterFile, RegisterGroups, StepPlan};
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
 use kvm_ioctls::VcpuExit;
 use vmm_reference::guests::TIMER;
@@ -112,8 +115,12 @@ impl Floor {
     }
 
     fn round(&mut self) -> f64 {
+        time(STEPS, || self.steps(1))
+    }
+
+    fn steps(&mut self, count: u32) {
         let vcpu = self.0.vcpus.first_mut().unwrap();
-        time(STEPS, || {
+        for _ in 0..count {
             loop {
                 match vcpu.run().unwrap() {
                     VcpuExit::Debug(_) => break,
@@ -122,8 +129,47 @@ impl Floor {
                     other => panic!("{other:?}"),
                 }
             }
-        })
+        }
     }
+}
+
+/// Nanoseconds for which this thread has had a processor: on a busy machine the time on the wall says little.
+fn on_processor() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Microseconds of the processor for a step of KVM alone, and for the planner's part of it: to plan and to settle
+/// the steps of the same guest.
+fn planner() -> [f64; 2] {
+    const KINDS: usize = 64;
+    const TIMES: usize = 200;
+    let mut floor = Floor::new();
+    let memory = VmMemory(floor.0.memory.clone());
+    let mut files = Vec::new();
+    for _ in 0..=KINDS {
+        let mut file = RegisterFile::default();
+        let mut vcpu = KvmVcpu(floor.0.vcpus.first_mut().unwrap());
+        vcpu.read_registers(RegisterGroups::EXPEDITED, &mut file)
+            .unwrap();
+        files.push(file);
+        floor.steps(1);
+    }
+    let begun = on_processor();
+    floor.steps(STEPS);
+    let run = (on_processor() - begun) / 1000.0 / f64::from(STEPS);
+    let begun = on_processor();
+    let mut count = 0;
+    for _ in 0..TIMES {
+        for pair in files.windows(2) {
+            let [before, after] = pair else { continue };
+            let plan = StepPlan::new(std::hint::black_box(before), &memory);
+            std::hint::black_box(plan.settle(after, &memory));
+            count += 1;
+        }
+    }
+    let plan = (on_processor() - begun) / 1000.0 / f64::from(count);
+    [run, plan]
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -220,6 +266,11 @@ fn main() {
             ratio(asleep)
         );
     }
+    let [run, plan] = planner();
+    println!(
+        "time on a processor: KVM_RUN {run:.1} µs, the planner's part of a step {plan:.2} µs, {:.1} %",
+        100.0 * plan / run
+    );
     if qemu.is_none() {
         println!("no column for QEMU: install qemu-system-x86");
     }

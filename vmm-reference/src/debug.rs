@@ -207,7 +207,7 @@ impl Host for MachineHost {
     }
 
     fn disarm(&mut self, vcpu: VcpuId) -> Result<(), HostError> {
-        self.with_vcpu(vcpu, Vcpu::release)
+        self.with_vcpu(vcpu, |vcpu| vcpu.release(&self.memory))
     }
 
     /// Builds the machine again: nothing of the old one is left but the descriptors of its serial port. The

@@ -238,8 +238,14 @@ impl<H: Host> Guest<H> {
             }
         };
         let mask = bits.masks();
-        self.orders
-            .give(vcpu, VcpuOrder::Step(StepOrder { range, mask }));
+        self.orders.give(
+            vcpu,
+            VcpuOrder::Step(StepOrder {
+                range,
+                mask,
+                ..StepOrder::default()
+            }),
+        );
         Ok(())
     }
 }

@@ -106,7 +106,10 @@ impl<G: KvmGuest> Host for G {
     }
 
     fn disarm(&mut self, vcpu: VcpuId) -> Result<(), KvmGuestError> {
-        Ok(with(self, vcpu, |stepper, fd| stepper.release(fd))??)
+        let memory = &*self;
+        Ok(with(memory, vcpu, |stepper, fd| {
+            stepper.release(fd, memory)
+        })??)
     }
 
     fn is_unguarded(&mut self, vcpu: VcpuId) -> bool {

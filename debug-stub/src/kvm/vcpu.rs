@@ -241,6 +241,9 @@ impl Vcpu for KvmVcpu<'_> {
                 .set_vcpu_events(&events)
                 .map_err(ioctl("KVM_SET_VCPU_EVENTS"))?;
         }
+        // KVM's report of the last exit, by which the VMM hands interrupts over, is stale. kvm_intel cannot enter
+        // with one behind STI (SDM 3C 26.3.1.5).
+        self.0.get_kvm_run().ready_for_interrupt_injection = 0;
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use gdbstub::common::Tid;
 use gdbstub::target::ext::base::multithread::{
     MultiThreadRangeStepping, MultiThreadResume, MultiThreadSchedulerLocking, MultiThreadSingleStep,
 };
-use vcpu_caps::VcpuId;
+use vcpu_caps::{HwBreakpoint, HwBreakpointKind, VcpuId};
 
 use crate::address::GuestPhysAddr;
 use crate::arch::Arch;
@@ -89,6 +89,7 @@ impl<H: Host> Session<H> {
             Ok(lifted) => lifted,
             Err((vcpu, text)) => return self.fail_resume(vcpu, &text),
         };
+        run_alone(&mut plan);
         let Session { guest, .. } = self;
         if let Err(address) = guest.breakpoints.write_instructions(&guest.host, lifted) {
             let text = format!("the breakpoint at physical {address} cannot be written: delete it");
@@ -195,5 +196,22 @@ impl<H: Host> Session<H> {
             .iter()
             .position(|stop| *plan.order(stop.vcpu) != VcpuOrder::Stay)?;
         self.queued.remove(at)
+    }
+}
+
+/// Says so where one vCPU steps and no other runs, if watchpoints may have taken the debug registers: see
+/// [`StepOrder::alone`](crate::StepOrder::alone). A vCPU that appears waits then.
+fn run_alone(plan: &mut ResumePlan) {
+    let is_watched = |at: &HwBreakpoint| at.kind() != HwBreakpointKind::Execute;
+    if !plan.armed.hardware.iter().any(is_watched) {
+        return;
+    }
+    let mut running = plan
+        .vcpus
+        .iter_mut()
+        .filter(|order| **order != VcpuOrder::Stay);
+    if let (Some(VcpuOrder::Step(step)), None) = (running.next(), running.next()) {
+        step.alone = true;
+        plan.others = VcpuOrder::Stay;
     }
 }

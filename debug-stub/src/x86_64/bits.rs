@@ -4,6 +4,8 @@
 pub(crate) const RFLAGS_TF: u64 = 1 << 8;
 /// RFLAGS.IF.
 pub(crate) const RFLAGS_IF: u64 = 1 << 9;
+/// RFLAGS.DF: string instructions go downwards.
+pub(crate) const RFLAGS_DF: u64 = 1 << 10;
 /// RFLAGS.IOPL.
 pub(crate) const RFLAGS_IOPL: u64 = 3 << 12;
 /// RFLAGS.NT.

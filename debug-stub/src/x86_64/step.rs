@@ -11,6 +11,7 @@ mod decode;
 mod delivery;
 mod exceptions;
 mod faultless;
+mod footprint;
 mod frame;
 mod gate;
 mod guards;
@@ -24,7 +25,8 @@ use arrayvec::ArrayVec;
 use iced_x86::Mnemonic;
 
 pub(crate) use self::delivery::Delivery;
-pub(crate) use self::guards::Guards;
+pub(crate) use self::footprint::Places;
+pub(crate) use self::guards::{Guards, HANDLERS};
 use self::machine::Machine;
 use self::unit::{Outcome, Unit};
 pub(crate) use self::user_return::UserReturn;

@@ -142,9 +142,10 @@ impl Vcpu {
         &self.fd
     }
 
-    pub(crate) fn release(&mut self) {
+    pub(crate) fn release(&mut self, memory: &VmMemory<GuestMemoryMmap<()>>) {
         self.next = None;
-        self.stepper.release(&mut KvmVcpu(&mut self.fd)).unwrap();
+        let vcpu = &mut KvmVcpu(&mut self.fd);
+        self.stepper.release(vcpu, memory).unwrap();
     }
 
     pub(crate) fn write_registers(&mut self, groups: RegisterGroups, file: &RegisterFile) {
@@ -315,7 +316,13 @@ impl Guest {
     }
 
     pub(crate) fn step_with(&mut self, mask: bool, armed: &Armed) -> StopReason {
-        self.run(&VcpuOrder::Step(StepOrder { range: None, mask }), armed)
+        self.run(
+            &VcpuOrder::Step(StepOrder {
+                mask,
+                ..StepOrder::default()
+            }),
+            armed,
+        )
     }
 
     pub(crate) fn step(&mut self) -> StopReason {

@@ -19,7 +19,9 @@ mod started;
 
 use std::sync::atomic::Ordering;
 
+use debug_stub::kvm::KvmVcpu;
 use debug_stub::x86_64::RegisterGroups;
+use debug_stub::x86_64::stepper::Vcpu as _;
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuOrder, WatchAccess,
 };
@@ -117,7 +119,7 @@ fn the_guests_own_trap_flag_is_shown_and_survives_stepping() {
     assert_eq!(guest.registers().core.rflags & TF, 0);
     guest.set(|file| file.core.rflags |= TF);
     assert_ne!(guest.registers().core.rflags & TF, 0, "shown as written");
-    guest.vcpu.release();
+    guest.vcpu.release(&guest.memory);
     assert_ne!(
         guest.registers().core.rflags & TF,
         0,
@@ -238,6 +240,7 @@ fn a_range_step_ends_at_the_first_instruction_outside_and_at_a_breakpoint_inside
     let range = VcpuOrder::Step(StepOrder {
         range: Some(CODE..CODE + 4),
         mask: true,
+        ..StepOrder::default()
     });
     let armed = Armed {
         hardware: vec![HwBreakpoint::execute(CODE + 2)],
@@ -298,6 +301,7 @@ fn a_step_that_yields_is_gone_on_with_and_registers_written_in_between_count() {
     let order = VcpuOrder::Step(StepOrder {
         range: None,
         mask: true,
+        ..StepOrder::default()
     });
     guest.step_to(CODE + 1);
     guest.set(|file| file.core.rax = 0);
@@ -316,6 +320,16 @@ fn a_step_that_yields_is_gone_on_with_and_registers_written_in_between_count() {
 }
 
 #[test]
+fn no_interrupt_is_handed_over_behind_sti() {
+    let mut guest = Guest::new(&[0xfb, 0x90, 0xeb, 0xfe]);
+    assert_eq!(guest.step(), StopReason::Step);
+    let fd = &mut guest.vcpu.fd;
+    fd.get_kvm_run().ready_for_interrupt_injection = 1;
+    KvmVcpu(fd).restore_sti_shadow().unwrap();
+    assert_eq!(fd.get_kvm_run().ready_for_interrupt_injection, 0);
+}
+
+#[test]
 fn what_is_released_is_neither_masked_nor_armed() {
     let mut guest = Guest::new(&[0x90, 0xeb, 0xfe]);
     let armed = Armed {
@@ -324,7 +338,7 @@ fn what_is_released_is_neither_masked_nor_armed() {
     };
     assert_eq!(guest.step_with(true, &armed), StopReason::Step);
     assert!(guest.vcpu.stepper.is_masked());
-    guest.vcpu.release();
+    guest.vcpu.release(&guest.memory);
     assert!(!guest.vcpu.stepper.is_masked());
     let intent = guest.vcpu.stepper.control().intent();
     assert_eq!(intent, DebugIntent::default());
@@ -354,7 +368,7 @@ fn a_hold_of_another_owner_outlives_the_debuggers() {
         assert_eq!(guest.step_with(false, &Armed::default()), StopReason::Step);
         assert_eq!(guest.rip(), CODE + n);
     }
-    guest.vcpu.release();
+    guest.vcpu.release(&guest.memory);
     assert!(guest.vcpu.stepper.is_masked());
     assert_eq!(guest.word(COUNTER), 0);
     guest

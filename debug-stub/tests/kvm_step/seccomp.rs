@@ -83,7 +83,13 @@ fn a_thread_under_a_filter_of_the_listed_ioctls_can_debug_its_vcpu() {
             let refused = fd.get_cpuid2(1).expect_err("the filter holds");
             assert_eq!(refused.errno(), libc::EPERM);
 
-            let step = |range, mask| VcpuOrder::Step(StepOrder { range, mask });
+            let step = |range, mask| {
+                VcpuOrder::Step(StepOrder {
+                    range,
+                    mask,
+                    ..StepOrder::default()
+                })
+            };
             let nothing = Arc::default();
             for mask in [true, false] {
                 for _ in 0..20 {
@@ -111,7 +117,7 @@ fn a_thread_under_a_filter_of_the_listed_ioctls_can_debug_its_vcpu() {
             let masked = guest.vcpu.stepper.is_masked();
             pending_interrupts(guest.vcpu.fd(), masked).unwrap();
             let vcpu = &mut KvmVcpu(&mut guest.vcpu.fd);
-            guest.vcpu.stepper.release(vcpu).unwrap();
+            guest.vcpu.stepper.release(vcpu, &guest.memory).unwrap();
         });
     });
 }

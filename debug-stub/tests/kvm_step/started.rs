@@ -250,7 +250,7 @@ fn a_halted_vcpu_that_nothing_starts_is_as_it_was() {
         }
         assert_eq!(guest.vcpu.waiting(), Some("halted"));
     }
-    guest.vcpu.release();
+    guest.vcpu.release(&guest.memory);
     assert_ne!(guest.registers().core.rflags & TF, 0, "the guest's own");
 }
 

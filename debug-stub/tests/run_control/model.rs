@@ -572,6 +572,7 @@ fn plan(orders: [u8; 4], count: u8) -> ResumePlan {
                 _ => VcpuOrder::Step(StepOrder {
                     range: None,
                     mask: true,
+                    ..StepOrder::default()
                 }),
             })
             .collect(),

@@ -234,16 +234,18 @@ fn a_stop_where_the_client_has_no_breakpoint_is_a_plain_trap() {
 
 #[test]
 fn watchpoints_that_leave_no_debug_register_for_a_handler_are_told_once() {
-    // int 3
-    let program: &[&[u8]] = &[&[0xcd, 3], &[0x90]];
-    let mut rig = Rig::new(machine(1, program));
+    // int 3 by number
+    let program: &[&[u8]] = &[&[0xcd, 3], &[0x90], code::SPIN];
+    let mut rig = Rig::new(machine(2, program));
+    // It spins. No INT3 serves while it runs.
+    registers_mut(rig.machine(), 1).core.rip += 3;
     for address in [0x9000, 0x9100, 0x9200] {
         assert_eq!(rig.ask(format!("Z2,{address:x},1")), "OK");
     }
     let step = |rig: &mut Rig, rip: u64| {
         let file = registers_mut(rig.machine(), 0);
         file.core.rip = rip;
-        let replies = rig.send("vCont;s:1");
+        let replies = rig.send("vCont;s:1;c");
         assert!(replies.last().unwrap().starts_with("T05"), "{replies:?}");
         replies.len()
     };
@@ -253,4 +255,23 @@ fn watchpoints_that_leave_no_debug_register_for_a_handler_are_told_once() {
     assert_eq!(step(&mut rig, start + 2), 1, "NOP enters no handler");
     assert_eq!(step(&mut rig, start), 2, "it is told");
     assert_eq!(step(&mut rig, start), 1, "it is told again");
+}
+
+#[test]
+fn beside_four_watchpoints_an_int3_stops_at_a_handler_of_the_only_vcpu_that_runs() {
+    // int 3 by number
+    let program: &[&[u8]] = &[&[0xcd, 3], &[0x90]];
+    let mut rig = Rig::new(machine(2, program));
+    for address in [0x9000, 0x9100, 0x9200, 0x9300] {
+        assert_eq!(rig.ask(format!("Z2,{address:x},1")), "OK");
+    }
+    let before = rig.machine().memory().snapshot();
+    let replies = rig.send("vCont;s:1");
+    assert_eq!(replies.len(), 1, "it is told: {replies:?}");
+    // The frame is all that is new.
+    let stack = usize::try_from(registers(rig.machine(), 0).core.rsp).unwrap();
+    let after = rig.machine().memory().snapshot();
+    let changed = |at: &usize| before[*at] != after[*at] && !(stack..stack + 40).contains(at);
+    assert_eq!((0..before.len()).find(changed), None);
+    assert_eq!(after[stack + 17] & 1, 0, "the saved TF");
 }

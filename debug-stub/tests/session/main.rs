@@ -59,7 +59,10 @@ fn without(absent: &[Capability], machine: Machine) -> Rig {
 }
 
 fn step(mask: bool) -> VcpuOrder {
-    VcpuOrder::Step(StepOrder { range: None, mask })
+    VcpuOrder::Step(StepOrder {
+        mask,
+        ..StepOrder::default()
+    })
 }
 
 fn stop(vcpu: u16, reason: StopReason) -> Stop {

@@ -23,7 +23,7 @@ fn byte(rig: &mut Rig, at: u64) -> u8 {
 #[test]
 fn by_default_the_guest_stops_before_its_first_instruction() {
     let mut rig = resetting(OnReset::Stop);
-    assert_eq!(rig.ask(&format!("Z0,{:x},1", ENTRY + 0x50)), "OK");
+    assert_eq!(rig.ask(format!("Z0,{:x},1", ENTRY + 0x50)), "OK");
     rig.send("vCont;c");
     let replies = rig.stop(vec![stop(1, REQUEST)]);
     assert!(console(&replies[0]).contains("the machine was reset"));
@@ -53,7 +53,7 @@ fn a_guest_that_may_go_on_starts_again_and_stops_at_its_breakpoints() {
 fn software_breakpoints_move_into_debug_slots_and_those_without_one_are_named() {
     let mut rig = resetting(OnReset::Continue);
     for at in 0..6 {
-        assert_eq!(rig.ask(&format!("Z0,{:x},1", ENTRY + 0x100 + at)), "OK");
+        assert_eq!(rig.ask(format!("Z0,{:x},1", ENTRY + 0x100 + at)), "OK");
     }
     rig.send("vCont;c");
     let replies = rig.stop(vec![stop(0, REQUEST)]);
@@ -66,8 +66,8 @@ fn software_breakpoints_move_into_debug_slots_and_those_without_one_are_named() 
     }
     rig.bytes(&[3]);
     // One is deleted, and a lost one is set again.
-    assert_eq!(rig.ask(&format!("z0,{:x},1", ENTRY + 0x100)), "OK");
-    assert_eq!(rig.ask(&format!("Z0,{:x},1", ENTRY + 0x105)), "OK");
+    assert_eq!(rig.ask(format!("z0,{:x},1", ENTRY + 0x100)), "OK");
+    assert_eq!(rig.ask(format!("Z0,{:x},1", ENTRY + 0x105)), "OK");
     rig.send("vCont;c");
     let armed = &rig.plans.last().unwrap().armed;
     assert_eq!((armed.hardware.len(), armed.software.len()), (3, 1));
@@ -78,7 +78,7 @@ fn a_breakpoint_stops_the_guest_after_its_reset_too() {
     let mut rig = resetting(OnReset::Continue);
     rig.send("vCont;c");
     rig.bytes(&[3]);
-    assert_eq!(rig.ask(&format!("Z0,{POINT:x},1")), "OK");
+    assert_eq!(rig.ask(format!("Z0,{POINT:x},1")), "OK");
     rig.send("vCont;c");
     let replies = rig.stop(vec![stop(0, REQUEST)]);
     assert!(
@@ -137,7 +137,7 @@ fn in_extended_mode_a_guest_that_was_killed_runs_again() {
     let mut rig = resetting(OnReset::Stop);
     rig.ask("!");
     rig.ask("vCont;s:1");
-    assert_eq!(rig.ask(&format!("Z0,{POINT:x},1")), "OK");
+    assert_eq!(rig.ask(format!("Z0,{POINT:x},1")), "OK");
     assert_eq!(rig.ask("vKill;1"), "OK");
     assert!(rig.session.is_attached(), "the VMM does not start it");
     assert_eq!(rig.kills, 0);
@@ -152,7 +152,7 @@ fn in_extended_mode_a_guest_that_was_killed_runs_again() {
     assert!(rig.last_plan().armed.software.is_empty(), "of the old one");
     // What the client has announced holds.
     rig.bytes(&[3]);
-    assert_eq!(rig.ask(&format!("Z1,{:x},1", ENTRY + 5)), "OK");
+    assert_eq!(rig.ask(format!("Z1,{:x},1", ENTRY + 5)), "OK");
     let replies = rig.send("vCont;c");
     assert!(replies[0].contains("hwbreak:;"), "{replies:?}");
 }

@@ -86,6 +86,7 @@ fn a_range_is_handed_on_and_an_empty_one_is_one_step() {
         [VcpuOrder::Step(StepOrder {
             range: Some(ENTRY..ENTRY + 4),
             mask: true,
+            ..StepOrder::default()
         })]
     );
     assert_eq!(registers(rig.machine(), 0).core.rip, ENTRY + 4);
@@ -115,4 +116,29 @@ fn a_step_then_a_continue_carries_no_step_over() {
     rig.ask("vCont;s:1");
     rig.send("vCont;c");
     assert_eq!(rig.last_plan().vcpus, [VcpuOrder::Continue]);
+}
+
+#[test]
+fn a_vcpu_that_steps_beside_watchpoints_while_no_other_runs_is_told_so() {
+    let alone = |rig: &mut Rig, packet| {
+        rig.ask(packet);
+        let plan = rig.last_plan();
+        let VcpuOrder::Step(order) = &plan.vcpus[0] else {
+            panic!("no step");
+        };
+        (order.alone, plan.others.clone())
+    };
+    let mut rig = nops(1);
+    // All four debug registers may be free.
+    assert_eq!(alone(&mut rig, "vCont;s:1;c"), (false, VcpuOrder::Continue));
+    assert_eq!(rig.ask("Z1,9000,1"), "OK");
+    assert_eq!(alone(&mut rig, "vCont;s:1;c"), (false, VcpuOrder::Continue));
+    assert_eq!(rig.ask("Z2,9000,8"), "OK");
+    // A vCPU that appears waits.
+    assert_eq!(alone(&mut rig, "vCont;s:1;c"), (true, VcpuOrder::Stay));
+
+    let mut rig = nops(2);
+    assert_eq!(rig.ask("Z2,9000,8"), "OK");
+    assert_eq!(alone(&mut rig, "vCont;s:1;c"), (false, VcpuOrder::Continue));
+    assert_eq!(alone(&mut rig, "vCont;s:1"), (true, VcpuOrder::Stay));
 }

@@ -101,14 +101,15 @@ impl Vcpu {
         state.ok().and_then(|state| state.waits())
     }
 
-    /// Disarms everything and drops the debugger's holds. The guest's own TF is restored.
+    /// Disarms everything and drops the debugger's holds. The guest's own TF is restored, and what a step has
+    /// written into `memory` is taken out.
     ///
     /// # Errors
     /// If KVM refuses, twice.
-    pub fn release(&mut self) -> Result<(), StepperError<KvmError>> {
+    pub fn release(&mut self, memory: &impl GuestMemory) -> Result<(), StepperError<KvmError>> {
         self.pending = None;
         let (stepper, mut vcpu) = self.parts();
-        stepper.release(&mut vcpu)
+        stepper.release(&mut vcpu, memory)
     }
 
     /// Fills the `groups` of `file`.

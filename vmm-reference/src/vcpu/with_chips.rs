@@ -283,7 +283,10 @@ mod tests {
     impl Machine {
         /// One step. What the chips have enters where the step is prepared for it, as `before_entry` sees to.
         fn step(&mut self, mask: bool) -> StopReason {
-            let order = VcpuOrder::Step(StepOrder { range: None, mask });
+            let order = VcpuOrder::Step(StepOrder {
+                mask,
+                ..StepOrder::default()
+            });
             let armed = Arc::<Armed>::default();
             let mut next = (self.stepper).start(&order, &armed, &mut self.vcpu, &self.memory);
             loop {

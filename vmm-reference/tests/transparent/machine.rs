@@ -195,7 +195,7 @@ pub fn finish(
         let id = VcpuId(u16::try_from(index).unwrap());
         let mut vcpu = group.vcpu(id).unwrap();
         // KVM hides TF as long as a single step is armed.
-        vcpu.release().unwrap();
+        vcpu.release(memory).unwrap();
         Snapshot::of(vcpu.fd())
     });
     Outcome {

@@ -113,14 +113,15 @@ impl Simulation {
             let step = StepOrder {
                 range: None,
                 mask: true,
+                ..StepOrder::default()
             };
             self.order(&mut stepper, &VcpuOrder::Step(step));
         }
-        stepper.release(&mut self.vcpu).unwrap();
+        stepper.release(&mut self.vcpu, &self.memory).unwrap();
         while !self.done {
             self.order(&mut stepper, &VcpuOrder::Continue);
         }
-        stepper.release(&mut self.vcpu).unwrap();
+        stepper.release(&mut self.vcpu, &self.memory).unwrap();
         self.left()
     }
 

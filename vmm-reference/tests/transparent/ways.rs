@@ -12,7 +12,7 @@ use debug_stub::{
     StopReason, VcpuOrder,
 };
 use intr_controller::IrqchipMode;
-use vcpu_caps::HwBreakpoint;
+use vcpu_caps::{HwBreakpoint, HwBreakpointKind, VcpuId};
 use vmm_reference::debug::MachineHost;
 use vmm_reference::remote::RemoteClient;
 use vmm_reference::{EventLoop, ExitEvent};
@@ -99,6 +99,40 @@ pub fn stepped(
     (running.finish(end), steps)
 }
 
+/// Steps a guest to its end, masked, while watchpoints take all debug registers. Returns `true` beside the outcome if
+/// a step has said that it found no way to stop at a handler.
+pub fn beside_watchpoints(guest: &Guest) -> (Outcome, bool) {
+    // Nothing is mapped there.
+    const WATCHED: u64 = 0x7000_0000;
+    let watch = |at| HwBreakpoint::watch(WATCHED + at, 4, HwBreakpointKind::ReadWrite);
+    let mut running = Running::new(guest, IrqchipMode::Kernel);
+    let mut unguarded = false;
+    let mut steps = 0;
+    let end = loop {
+        if steps == MOST_STEPS {
+            break End::Failed(format!("it is not at its end after {steps} steps"));
+        }
+        steps += 1;
+        let order = VcpuOrder::Step(StepOrder {
+            mask: true,
+            alone: true,
+            ..StepOrder::default()
+        });
+        let armed = Armed {
+            hardware: [0, 4, 8, 12].map(watch).to_vec(),
+            ..Armed::default()
+        };
+        let Ok(stops) = running.run(order, armed) else {
+            break End::Failed(format!("a step never ends{}", here(&running)));
+        };
+        unguarded |= running.group().vcpu(VcpuId(0)).unwrap().is_unguarded();
+        if let Some(end) = end_of(&stops, &running.device) {
+            break end;
+        }
+    };
+    (running.finish(end), unguarded)
+}
+
 fn here(running: &Running) -> String {
     let file = running.registers();
     format!(
@@ -121,7 +155,14 @@ fn step(guest: &Guest, running: &mut Running, way: Way, file: &RegisterFile) -> 
             let waits = guest.waits.iter().map(|wait| wait.at).filter(|at| *at > pc);
             let end = waits.min().unwrap_or(u64::MAX).min(line + 0x10);
             let range = (way == Way::Range).then_some(line..end);
-            (VcpuOrder::Step(StepOrder { range, mask }), Vec::new())
+            (
+                VcpuOrder::Step(StepOrder {
+                    range,
+                    mask,
+                    ..StepOrder::default()
+                }),
+                Vec::new(),
+            )
         }
     };
     let armed = Armed {

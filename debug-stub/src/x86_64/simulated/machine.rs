@@ -214,7 +214,7 @@ impl SimulatedMachine {
     pub fn release(&mut self) -> Result<(), StepperError<Refused>> {
         let mut released = Ok(());
         for (stepper, vcpu) in &mut self.vcpus {
-            released = released.and(stepper.release(vcpu));
+            released = released.and(stepper.release(vcpu, &self.memory));
         }
         released
     }
@@ -340,7 +340,7 @@ impl Host for SimulatedMachine {
 
     fn disarm(&mut self, vcpu: VcpuId) -> Result<(), Self::Error> {
         match self.vcpus.get_mut(vcpu.index()) {
-            Some((stepper, vcpu)) => stepper.release(vcpu),
+            Some((stepper, vcpu)) => stepper.release(vcpu, &self.memory),
             None => Err(no_such_vcpu()),
         }
     }

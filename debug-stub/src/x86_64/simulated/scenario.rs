@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use vcpu_caps::{GuestDebug, HwBreakpoint, Plan, VcpuId};
+use vcpu_caps::{GuestDebug, HwBreakpoint, HwBreakpointKind, Plan, VcpuId};
 
 use super::{Exit, Habits, Ram, SimulatedVcpu};
 use crate::order::{Armed, StepOrder, StopReason, VcpuOrder};
@@ -57,6 +57,11 @@ pub enum Action {
         /// See above.
         stop: Option<u8>,
     },
+    /// A masked step of the only vCPU, beside watchpoints that leave no debug register.
+    Watched {
+        /// As for a step.
+        stop: Option<u8>,
+    },
     /// A range step over the whole program.
     Range {
         /// As for a step.
@@ -99,7 +104,7 @@ impl Action {
     #[must_use]
     pub fn decode(kind: u8, value: u8) -> Self {
         let stop = (value & 1 == 1).then_some(value >> 4);
-        match kind % 16 {
+        match kind % 17 {
             0..=3 => Self::Step {
                 mask: kind & 1 == 0,
                 stop,
@@ -120,7 +125,8 @@ impl Action {
             12 => Self::Look,
             13 => Self::Release,
             14 => Self::WrongExit(value),
-            _ => Self::RunAlone(value & 15),
+            15 => Self::RunAlone(value & 15),
+            _ => Self::Watched { stop },
         }
     }
 }
@@ -156,7 +162,7 @@ impl Scenario {
         memory.put(CODE.into(), PROGRAM);
         // inc cx; iret
         memory.put(HANDLER.into(), &[0x41, 0xcf]);
-        for vector in [INTERRUPT, NMI, SOFTWARE, 1, 3] {
+        for vector in (0..32).chain([INTERRUPT, SOFTWARE]) {
             memory.put(u64::from(vector) * 4, &HANDLER.to_le_bytes());
         }
         // inc ax; jmp to it
@@ -192,14 +198,32 @@ impl Scenario {
     pub fn act(&mut self, action: Action) {
         match action {
             Action::Step { mask, stop } => {
-                let order = VcpuOrder::Step(StepOrder { range: None, mask });
+                let order = VcpuOrder::Step(StepOrder {
+                    mask,
+                    ..StepOrder::default()
+                });
                 self.run(&order, &Arc::default(), stop.map(usize::from));
+            }
+            Action::Watched { stop } => {
+                let order = VcpuOrder::Step(StepOrder {
+                    mask: true,
+                    // Where INT3 does not leave the guest the plan of its host lacks it.
+                    alone: self.vcpu.habits().int3_exits,
+                    ..StepOrder::default()
+                });
+                let watch = |at| HwBreakpoint::watch(at, 8, HwBreakpointKind::ReadWrite);
+                let armed = Armed {
+                    hardware: [0x9000, 0x9008, 0x9010, 0x9018].map(watch).to_vec(),
+                    ..Armed::default()
+                };
+                self.run(&order, &Arc::new(armed), stop.map(usize::from));
             }
             Action::Range { stop } => {
                 let end = u64::from(CODE) + 0x100;
                 let order = VcpuOrder::Step(StepOrder {
                     range: Some(CODE.into()..end),
                     mask: true,
+                    ..StepOrder::default()
                 });
                 // The program runs in a circle.
                 self.run(&order, &Arc::default(), Some(stop.map_or(60, usize::from)));
@@ -281,6 +305,10 @@ impl Scenario {
         let failed = failing && self.vcpu.has_failed();
         let masked = matches!(order, VcpuOrder::Step(StepOrder { mask: true, .. }));
         check(!self.stepper.is_incomplete(), "an access is half done");
+        check(
+            self.memory.get(HANDLER.into(), 1) == [0x41],
+            "an INT3 stays at a handler",
+        );
         check(
             self.vcpu.fmask() == 0,
             "IA32_FMASK is as the guest has set it",
@@ -376,7 +404,7 @@ impl Scenario {
     }
 
     fn release(&mut self) {
-        if let Err(error) = self.stepper.release(&mut self.vcpu) {
+        if let Err(error) = self.stepper.release(&mut self.vcpu, &self.memory) {
             // Only once, and the second attempt is the stepper's own.
             check(false, &format!("released in spite of one failure: {error}"));
         }

@@ -11,6 +11,9 @@ use crate::GuestMemory;
 /// More than there are debug registers.
 const MOST: usize = 12;
 
+/// Handlers that a step may enter, at most.
+pub(crate) const HANDLERS: usize = 2 * MOST;
+
 /// Linear addresses to stop at besides the trap, each once, in the order of their importance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Guards {

@@ -1,9 +1,10 @@
 //! The vCPU's debug state: what is wanted, and putting it in force.
 
 use vcpu_caps::{
-    Capability, GuestDebugFlags, HwBreakpoint, Inject, Owner, Plan, VcpuControl, VcpuId,
+    Capability, GuestDebugFlags, HwBreakpoint, Inject, Mechanism, Owner, Plan, VcpuControl, VcpuId,
 };
 
+use super::code_guards::CodeGuards;
 use super::held_trap::HeldTrap;
 use super::registers::{Registers, set_tf};
 use super::slots::{OwnBreakpoints, Slots};
@@ -48,9 +49,13 @@ pub(super) struct Arming {
     slots: Slots,
     /// A step of the order may have run a handler that it did not stop at.
     pub(super) unguarded: bool,
+    /// INT3s in place of guards that found no debug register.
+    pub(super) code_guards: CodeGuards,
     /// The plan has execute breakpoints, and watchpoints.
     has_guards: bool,
     has_watchpoints: bool,
+    /// INT3 leaves the guest. A plan that provides `bpt_exit` by debug registers lacks that.
+    int3_exits: bool,
     /// The trap of a step of user code goes to the guest's own vector 1.
     user_traps_reach_the_guest: bool,
     /// The guest's own breakpoints, if known.
@@ -74,8 +79,10 @@ impl Arming {
             queued: None,
             slots: Slots::default(),
             unguarded: false,
+            code_guards: CodeGuards::default(),
             has_guards: plan.has(Capability::HwBreakpoint),
             has_watchpoints: plan.has(Capability::Watchpoint),
+            int3_exits: plan.is_provided_by(Capability::BptExit, &Mechanism::HOST),
             user_traps_reach_the_guest: !plan.has(Capability::SingleStepUser),
             own: None,
             shadow: Shadow::None,
@@ -98,6 +105,11 @@ impl Arming {
     pub(super) fn lets_interrupts_in(&self, mask: bool) -> bool {
         let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
         !(mask || (self.is_in_shadow() && can_mask))
+    }
+
+    /// See [`Self::int3_exits`].
+    pub(super) fn int3_exits(&self) -> bool {
+        self.int3_exits
     }
 
     /// The plan has execute breakpoints.
@@ -180,6 +192,7 @@ impl Arming {
         }
         self.control.drop_owner(DEBUGGER);
         self.own = None;
+        self.code_guards.forget();
         self.intend_breakpoints::<V>(armed, Slots::free(&armed.hardware))
     }
 
@@ -229,7 +242,7 @@ impl Arming {
         armed: &Armed,
         slots: Slots,
     ) -> Result<(), StepperError<V::Error>> {
-        let software = !armed.software.is_empty();
+        let software = !armed.software.is_empty() || self.code_guards.are_wanted();
         // Off already where the plan lacks it.
         if software || self.control.get(Capability::BptExit).unwrap_or(false) {
             self.control.set(Capability::BptExit, software)?;

@@ -44,6 +44,12 @@ pub(super) fn sort<V: Vcpu>(
             if software_breakpoint_at(exit.pc, armed, registers, vcpu, memory)? {
                 return Ok(Cause::Hit(StopReason::SoftwareBreakpoint));
             }
+            if arming.code_guards.are_wanted() {
+                let place = place_of(exit.pc, registers, vcpu, memory)?;
+                if place.is_some_and(|place| arming.code_guards.stop_at(place)) {
+                    return Ok(Cause::Trap);
+                }
+            }
             arming.give_back::<V>(Inject::Breakpoint)?;
             Ok(Cause::Guest)
         }
@@ -161,10 +167,19 @@ pub(super) fn software_breakpoint_at<V: Vcpu>(
     if armed.software.is_empty() {
         return Ok(false);
     }
+    let place = place_of(pc, registers, vcpu, memory)?;
+    Ok(place.is_some_and(|gpa| armed.software.contains(&gpa)))
+}
+
+/// The physical address of the instruction at this linear address.
+fn place_of<V: Vcpu>(
+    pc: u64,
+    registers: &mut Registers,
+    vcpu: &mut V,
+    memory: &impl GuestMemory,
+) -> Result<Option<GuestPhysAddr>, StepperError<V::Error>> {
     let mut file = RegisterFile::default();
     registers.read(vcpu, RegisterGroups::SPECIAL, &mut file)?;
-    let physical: Option<GuestPhysAddr> = translate(&file.special, memory, GuestVirtAddr(pc))
-        .ok()
-        .map(|found| found.gpa);
-    Ok(physical.is_some_and(|gpa| armed.software.contains(&gpa)))
+    let found = translate(&file.special, memory, GuestVirtAddr(pc));
+    Ok(found.ok().map(|found| found.gpa))
 }

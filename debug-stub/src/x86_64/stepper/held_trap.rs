@@ -86,6 +86,7 @@ impl Stepper {
             self.registers.write(vcpu, RegisterGroups::CORE, &now)?;
         }
         let armed = Arc::clone(&self.armed);
+        self.arming.code_guards.forget();
         let nowhere = Slots::nowhere(now.linear_pc());
         self.arming.intend_step::<V>(true, &armed, nowhere)?;
         self.arming.arm_step(&now, vcpu, &mut self.registers)?;

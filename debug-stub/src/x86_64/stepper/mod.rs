@@ -26,7 +26,8 @@
 //! 4. A trap that moved nothing though the instruction must move is spurious: it is stepped again.
 //! 5. A step that may enter a handler has execute breakpoints at its first instruction, in debug
 //!    registers that are free (`slots`): it ends there, and the frame is mended before the guest reads
-//!    it. An instruction that certainly raises nothing has none, because debug registers cost time.
+//!    it. An instruction that certainly raises nothing has none, because debug registers cost time. Where
+//!    watchpoints have taken the debug registers, INT3s serve if they cannot be noticed (`code_guards`).
 //! 6. An interrupt that the hypervisor is delivering as a masked step begins is taken back
 //!    (`withheld`).
 //!    A trap that the hypervisor holds at the end of a step is taken before a free run (`held_trap`).
@@ -39,6 +40,7 @@
 //! the call; the vCPU is left unarmed and unmasked, and the next order may succeed.
 
 mod arming;
+mod code_guards;
 mod debug_exit;
 mod driver;
 mod held_trap;
@@ -69,6 +71,7 @@ use self::registers::Registers;
 use self::system_call::Lent;
 use super::bits::{RFLAGS_IF, RFLAGS_TF};
 use super::place;
+use crate::address::GuestPhysAddr;
 use crate::host::GuestMemory;
 use crate::order::{Armed, StepOrder, StopReason, VcpuOrder};
 use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepPlan};
@@ -186,7 +189,8 @@ impl Stepper {
     }
 
     /// Returns `true` if a step of the last order may have run an exception's handler to its end, and what the
-    /// handler stores may show TF: watchpoints had taken the debug registers by which the step stops at a handler.
+    /// handler stores may show TF: watchpoints had taken the debug registers by which the step stops at a handler,
+    /// and an INT3 there might have been noticed.
     #[must_use]
     pub fn is_unguarded(&self) -> bool {
         self.arming.unguarded
@@ -240,6 +244,18 @@ impl Stepper {
         vcpu: &mut V,
         memory: &impl GuestMemory,
     ) -> Next {
+        let restored = self.arming.code_guards.restore(memory);
+        let next = self.start_order(order, armed, vcpu, memory);
+        self.with_code_guards(restored, next, vcpu, memory)
+    }
+
+    fn start_order<V: Vcpu>(
+        &mut self,
+        order: &VcpuOrder,
+        armed: &Arc<Armed>,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Next {
         if let State::Over(reason) = &self.state {
             return Next::Stopped(reason.clone());
         }
@@ -256,10 +272,46 @@ impl Stepper {
         started.unwrap_or_else(|error| self.fail(&error, vcpu, memory))
     }
 
+    /// Writes the INT3s of the step for the entry that comes `next`. `restored` says whether those of the last
+    /// entry are out of memory.
+    fn with_code_guards<V: Vcpu>(
+        &mut self,
+        restored: Result<(), GuestPhysAddr>,
+        next: Next,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Next {
+        if let Err(at) = restored {
+            let _ = self.give_up_step(vcpu);
+            let text = format!(
+                "{}: the INT3 that a step has written at physical {at} cannot be taken back",
+                self.id()
+            );
+            return self.stop(StopReason::InternalError(text));
+        }
+        if let (State::Stepping(stepping), Next::Enter | Next::Complete) = (&self.state, &next) {
+            self.arming.unguarded |= !stepping
+                .step
+                .write_code_guards(&mut self.arming.code_guards, memory);
+        }
+        next
+    }
+
     /// The vCPU has run, and what it asked for is served: what to do next.
     ///
     /// An outcome that does not fit what the vCPU was asked to do ends the order with an error.
     pub fn ran<V: Vcpu>(
+        &mut self,
+        outcome: Outcome,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Next {
+        let restored = self.arming.code_guards.restore(memory);
+        let next = self.ran_once(outcome, vcpu, memory);
+        self.with_code_guards(restored, next, vcpu, memory)
+    }
+
+    fn ran_once<V: Vcpu>(
         &mut self,
         outcome: Outcome,
         vcpu: &mut V,
@@ -298,6 +350,12 @@ impl Stepper {
     /// the stop is wanted. The order ends with [`StopReason::Interrupted`], or with what the
     /// completion of an access brings.
     pub fn interrupt<V: Vcpu>(&mut self, vcpu: &mut V, memory: &impl GuestMemory) -> Next {
+        let restored = self.arming.code_guards.restore(memory);
+        let next = self.interrupt_order(vcpu, memory);
+        self.with_code_guards(restored, next, vcpu, memory)
+    }
+
+    fn interrupt_order<V: Vcpu>(&mut self, vcpu: &mut V, memory: &impl GuestMemory) -> Next {
         let incomplete = self.incomplete;
         let next = match &mut self.state {
             State::Over(reason) => return Next::Stopped(reason.clone()),
@@ -325,7 +383,7 @@ impl Stepper {
         next.unwrap_or_else(|error| self.fail(&error, vcpu, memory))
     }
 
-    /// Leaves no trace of a debugger: nothing armed, nothing held by it, the guest's own TF
+    /// Leaves no trace of a debugger: nothing armed, nothing held by it, nothing written, the guest's own TF
     /// restored. The vCPU is stopped, and its last access is completed.
     ///
     /// Let the vCPU go on by [`VcpuOrder::Continue`]: a trap that the hypervisor holds from the last step (seen
@@ -333,7 +391,14 @@ impl Stepper {
     ///
     /// # Errors
     /// If the vCPU refuses, also a second time. Call it again.
-    pub fn release<V: Vcpu>(&mut self, vcpu: &mut V) -> Result<(), StepperError<V::Error>> {
+    pub fn release<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<(), StepperError<V::Error>> {
+        if let Err(address) = self.arming.code_guards.restore(memory) {
+            tracing::error!(%address, "the byte under an INT3 of a step cannot be restored");
+        }
         let given_up = self.give_up_step(vcpu);
         // The rest is released in any case.
         let disarmed = self.disarm(vcpu);
@@ -352,7 +417,8 @@ impl Stepper {
     }
 
     /// A new guest runs on the vCPU: the VMM has reset its registers. A guest that had ended may
-    /// be run again.
+    /// be run again. Where an order is under way, call [`interrupt`](Self::interrupt) first, before memory is
+    /// loaded again.
     pub fn reset(&mut self) {
         self.registers.restarted();
         self.arming.reset();
@@ -596,6 +662,7 @@ impl Stepper {
         let order = StepOrder {
             range: None,
             mask: true,
+            ..StepOrder::default()
         };
         let part = Part {
             is_first: first,
@@ -715,13 +782,7 @@ impl Stepper {
             vcpu: &mut *vcpu,
             memory,
         };
-        let step = PendingStep::arm(
-            order.mask,
-            &self.armed,
-            part.is_first,
-            &mut context,
-            &mut lent,
-        );
+        let step = PendingStep::arm(&order, &self.armed, part.is_first, &mut context, &mut lent);
         match step {
             Ok(step) => {
                 let is_done = step.is_done();

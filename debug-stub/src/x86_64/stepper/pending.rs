@@ -3,18 +3,21 @@
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind, Inject};
 
 use super::arming::{Arming, Shadow, pending_events};
+use super::code_guards::CodeGuards;
 use super::debug_exit::owe_debug_exception;
 use super::registers::{Registers, has_tf};
 use super::system_call::Lent;
 use super::user_code::{UserTrap, return_to_user};
 use super::vcpu::{DebugExit, RunState, StepperError, Vcpu};
-use crate::address::GuestPhysAddr;
+use crate::address::{GuestPhysAddr, GuestVirtAddr};
 use crate::host::GuestMemory;
-use crate::order::Armed;
+use crate::order::{Armed, StepOrder};
 use crate::x86_64::bits::{
     CR0_PE, DR6_BD, DR6_BS, DR6_HITS, MAX_INSTRUCTION, RFLAGS_IF, RFLAGS_RF,
 };
-use crate::x86_64::{Progress, RegisterFile, RegisterGroups, Settlement, StepClass, StepPlan};
+use crate::x86_64::{
+    Progress, RegisterFile, RegisterGroups, Settlement, StepClass, StepPlan, translate,
+};
 
 /// INT1's opcode.
 const INT1: u8 = 0xf1;
@@ -57,7 +60,7 @@ impl PendingStep {
     /// # Errors
     /// If the vCPU refuses. What was lent is in `lent` then, and the caller takes it back.
     pub(super) fn arm<V: Vcpu, M: GuestMemory>(
-        mask: bool,
+        order: &StepOrder,
         armed: &Armed,
         first: bool,
         context: &mut Context<'_, V, M>,
@@ -69,6 +72,8 @@ impl PendingStep {
             vcpu,
             memory,
         } = context;
+        let mask = order.mask;
+        arming.code_guards.forget();
         let before = registers.expedited(*vcpu)?;
         let run_state = registers.run_state();
         let pc = before.linear_pc();
@@ -131,7 +136,19 @@ impl PendingStep {
         if let Some(trap) = &user_trap {
             trap.check_guarded(&slots)?;
         }
-        arming.unguarded |= slots.lack(&guards, pc);
+        if slots.lack(&guards, pc) {
+            if order.alone && mask && arming.int3_exits() {
+                // What is not mapped does not run, unless the step leads there.
+                let may_run = |address: &u64| {
+                    guards.needed.contains(address)
+                        || translate(&before.special, *memory, GuestVirtAddr(*address)).is_ok()
+                };
+                let missed = slots.missed(&guards, pc).filter(may_run).collect();
+                arming.code_guards.want(missed);
+            } else {
+                arming.unguarded = true;
+            }
+        }
         arming.intend_step::<V>(mask, armed, slots)?;
         let is_done = plan.halts() && ready && halt(&before, plan.next_rip(), *vcpu, registers)?;
         if is_done {
@@ -151,6 +168,15 @@ impl PendingStep {
             is_done,
             prepared: lets_in.then_some(event),
         })
+    }
+
+    /// Writes the INT3s that the step wants, for one entry. Returns `false` if it goes without them.
+    pub(super) fn write_code_guards(
+        &self,
+        guards: &mut CodeGuards,
+        memory: &impl GuestMemory,
+    ) -> bool {
+        guards.write(&self.plan, memory)
     }
 
     /// See [`Stepper::prepared_event`](super::Stepper::prepared_event).

@@ -127,6 +127,13 @@ impl Slots {
         elsewhere.take(SLOTS).any(|address| !self.guards(*address))
     }
 
+    /// The handlers that the step at `pc` does not stop at, where [`lack`](Self::lack) is `true`: also those
+    /// that are not needed.
+    pub(super) fn missed(&self, guards: &Guards, pc: u64) -> impl Iterator<Item = u64> {
+        let all = guards.needed.iter().chain(&guards.spare).copied();
+        all.filter(move |address| *address != pc && !self.guards(*address))
+    }
+
     /// The breakpoints, in the order of the registers.
     pub(super) fn breakpoints(&self) -> Vec<HwBreakpoint> {
         self.registers.iter().map(|(at, _)| *at).collect()

@@ -135,7 +135,8 @@ pub trait Vcpu {
     }
 
     /// Blocks interrupts until the next instruction has ended, as STI did (`KVM_SET_VCPU_EVENTS`). A
-    /// hypervisor that keeps that through a step (kvm_amd) needs nothing here.
+    /// hypervisor that keeps that through a step (kvm_amd) needs nothing here. A VMM that injects interrupts
+    /// itself injects none before the next exit.
     ///
     /// # Errors
     /// If the hypervisor refuses.

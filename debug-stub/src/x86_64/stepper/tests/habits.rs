@@ -148,7 +148,10 @@ fn a_hold_of_another_owner_outlives_the_debuggers() {
         machine.vcpu.interrupt(VECTOR);
         machine.step_to(CODE + 1);
         assert_eq!(machine.run(&step(false)), StopReason::Step);
-        machine.stepper.release(&mut machine.vcpu).unwrap();
+        machine
+            .stepper
+            .release(&mut machine.vcpu, &machine.memory)
+            .unwrap();
         assert!(machine.stepper.is_masked());
         assert_eq!(machine.run(&step(false)), StopReason::Step);
         assert_eq!(machine.vcpu.delivered(), []);
@@ -163,7 +166,10 @@ fn the_guests_own_tf_is_shown_and_survives_the_debugger() {
         assert_eq!(machine.registers().core.rflags & TF, 0);
         machine.set(|file| file.core.rflags |= TF);
         assert_ne!(machine.registers().core.rflags & TF, 0);
-        machine.stepper.release(&mut machine.vcpu).unwrap();
+        machine
+            .stepper
+            .release(&mut machine.vcpu, &machine.memory)
+            .unwrap();
         assert_ne!(machine.vcpu.registers().core.rflags & TF, 0);
         assert_ne!(machine.registers().core.rflags & TF, 0);
     });

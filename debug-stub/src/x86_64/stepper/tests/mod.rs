@@ -1,5 +1,6 @@
 //! The step protocol on a simulated vCPU, with the habits of three KVMs.
 
+mod code_guards;
 mod driver;
 mod failures;
 mod habits;
@@ -193,7 +194,7 @@ impl Machine {
 
     /// The debugger goes; what it must not leave is gone.
     fn release(&mut self) {
-        self.stepper.release(&mut self.vcpu).unwrap();
+        self.stepper.release(&mut self.vcpu, &self.memory).unwrap();
         self.assert_is_clean();
     }
 
@@ -206,12 +207,16 @@ impl Machine {
 }
 
 fn step(mask: bool) -> VcpuOrder {
-    VcpuOrder::Step(StepOrder { range: None, mask })
+    VcpuOrder::Step(StepOrder {
+        mask,
+        ..StepOrder::default()
+    })
 }
 
 fn range(range: std::ops::Range<u16>) -> VcpuOrder {
     VcpuOrder::Step(StepOrder {
         range: Some(range.start.into()..range.end.into()),
         mask: true,
+        ..StepOrder::default()
     })
 }

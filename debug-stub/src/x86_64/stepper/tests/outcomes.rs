@@ -367,7 +367,10 @@ fn run_freely_to(machine: &mut Machine, end: u16) -> usize {
 #[test]
 fn a_trap_that_the_guest_is_owed_outlives_a_release() {
     let mut machine = owes_a_trap();
-    machine.stepper.release(&mut machine.vcpu).unwrap();
+    machine
+        .stepper
+        .release(&mut machine.vcpu, &machine.memory)
+        .unwrap();
     assert_ne!(machine.vcpu.registers().core.rflags & TF, 0);
     assert_eq!(run_freely_to(&mut machine, CODE + 3), traps_of_a_free_run());
 }
@@ -384,7 +387,10 @@ fn a_trap_that_is_owed_outlives_a_release_of_which_any_call_fails() {
     for call in 0..12 {
         let mut machine = owes_a_trap();
         machine.vcpu.fail_call(call);
-        machine.stepper.release(&mut machine.vcpu).unwrap();
+        machine
+            .stepper
+            .release(&mut machine.vcpu, &machine.memory)
+            .unwrap();
         let traps = run_freely_to(&mut machine, CODE + 3);
         assert_eq!(traps, traps_of_a_free_run(), "call {call} fails");
     }
