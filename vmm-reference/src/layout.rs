@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `0x0` | `0x5000` | left to the guest: real-mode vectors, BIOS data area |
 //! | `0x5000` | `0x3_0000` | boot data: GDT, boot parameters, memory map, page tables, command line |
+//! | `0x9_fc00` | `0xa_0000` | reserved: extended BIOS data area |
 //! | `0xa_0000` | `0xe_0000` | no memory: the legacy hole |
 //! | `0xe_0000` | `0x10_0000` | reserved: ACPI tables, Intel MP table |
 //! | `0x10_0000` | 3 GiB at most | memory: kernel, initrd |
@@ -38,8 +39,10 @@ pub const BOOT_DATA_START: u64 = 0x5000;
 /// One past its last byte.
 pub const BOOT_DATA_END: u64 = 0x3_0000;
 
-/// One past the memory below the legacy hole.
-pub const LOW_MEMORY_END: u64 = 0xa_0000;
+/// The extended BIOS data area, up to [`LEGACY_HOLE_START`]. Memory for the guest to use ends here.
+pub const EBDA: GuestAddress = GuestAddress(0x9_fc00);
+/// Where the legacy hole begins.
+pub const LEGACY_HOLE_START: u64 = 0xa_0000;
 /// Where the ACPI tables begin: in the area that kernels scan for the RSDP (ACPI 6.5, 5.2.5.1), on a
 /// 16-byte boundary.
 pub const RSDP: GuestAddress = GuestAddress(0xe_0000);

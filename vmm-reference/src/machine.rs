@@ -13,7 +13,7 @@ use vcpu_caps::kvm::OpenError;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::{self, AcpiError, Entry, MpTableError, SetupError};
-use crate::devices::{DeviceError, Devices, Firmware, SERIAL_IRQ, SerialOutput, TestMachine};
+use crate::devices::{DeviceError, Devices, Firmware, Rtc, SERIAL_IRQ, SerialOutput, TestMachine};
 use crate::error::with_causes;
 use crate::exit::ExitEvent;
 use crate::exit_status::ExitStatus;
@@ -193,6 +193,7 @@ impl Machine {
         } else {
             layout.allocate()?
         };
+        boot::write_bios_data(&memory)?;
         boot::write_acpi(&memory, config.cpus)?;
         boot::write_mp_table(&memory, config.cpus)?;
         let entry = load(&memory, layout, config)?;
@@ -233,11 +234,15 @@ impl Machine {
         let line = devices.serial().interrupt();
         irqchip.connect(line.event(), SERIAL_IRQ)?;
         irqchip.take_clocks(kvm_clocks(&vm, &vcpus, config, tsc_hz)?, Arc::clone(line));
+        let guest = irqchip.clone();
+        let rtc = Rtc::new(layout, Box::new(move || guest.clock().wall()));
+        devices.add_rtc(rtc.clone())?;
         if config.testdev {
             let machine = TestMachine {
                 lines: Arc::new(irqchip.clone()),
                 memory: memory.clone(),
                 cpus: config.cpus,
+                rtc,
                 firmware: match entry {
                     Entry::Protected { .. } => {
                         boot::write_firmware(&memory)?;

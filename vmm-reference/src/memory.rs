@@ -115,8 +115,12 @@ impl MemoryLayout {
     pub fn map(self) -> Vec<MapEntry> {
         let mut map = vec![
             MapEntry {
-                range: 0..layout::LOW_MEMORY_END,
+                range: 0..layout::EBDA.0,
                 kind: MapKind::Ram,
+            },
+            MapEntry {
+                range: layout::EBDA.0..layout::LEGACY_HOLE_START,
+                kind: MapKind::Reserved,
             },
             MapEntry {
                 range: layout::RSDP.0..layout::HIGH_MEMORY_START,
@@ -196,7 +200,7 @@ mod tests {
             .filter(|entry| entry.kind == MapKind::Ram)
             .map(|entry| entry.range.end - entry.range.start)
             .sum();
-        assert_eq!(ram, 5 * GIB - (0x10_0000 - 0xa_0000));
+        assert_eq!(ram, 5 * GIB - (0x10_0000 - 0x9_fc00));
     }
 
     #[test]
@@ -211,7 +215,8 @@ mod tests {
         let layout = MemoryLayout::new(4 * GIB).unwrap();
         assert!(layout.is_ram(&(0x10_0000..0xc000_0000)));
         assert!(!layout.is_ram(&(0xbfff_f000..0xc000_0001)));
-        assert!(!layout.is_ram(&(0x9_0000..0xa_0001)));
+        assert!(layout.is_ram(&(0x9_0000..0x9_fc00)));
+        assert!(!layout.is_ram(&(0x9_0000..0x9_fc01)));
         assert!(!layout.is_ram(&(0xe_0000..0x10_0000)));
         assert!(!layout.is_ram(&(0xb_8000..0xb_9000)));
         assert!(layout.is_ram(&(0x1_0000_0000..0x1_4000_0000)));

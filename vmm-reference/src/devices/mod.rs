@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 0x3f8–0x3ff | 16550A serial port, interrupt 4 |
 //! | 0x60, 0x64 | i8042; only resets are emulated: command 0xfe, and the output port |
+//! | 0x70–0x71 | MC146818 clock that cannot be set, and the CMOS |
 //! | 0x92 | system control A; only the reset is emulated |
 //! | 0xcf9 | reset control |
 //! | 0x600–0x603 | ACPI PM1a event, without events |
@@ -18,7 +19,6 @@
 //! | port 0xe4 | pc-testdev: flushes a page from KVM's page tables |
 //! | ports 0x2000–0x2017 | pc-testdev: interrupt lines 0 to 23 |
 //! | memory 0xff00_0000–0xff00_ffff | pc-testdev: memory that takes an exit for each access |
-//! | ports 0x70–0x71 | CMOS: 128 bytes that keep what is written, and no clock |
 //! | port 0xf00 | the firmware's: loads the kernel again |
 //! | ports 0x510–0x511 | firmware configuration: signature, id, memory size, number of vCPUs |
 //!
@@ -29,6 +29,7 @@
 mod acpi;
 mod control;
 pub mod lines;
+mod rtc;
 mod serial;
 mod testdev;
 
@@ -45,6 +46,8 @@ use vm_device::{DeviceMmio, DevicePio};
 
 use control::Resets;
 pub use lines::{EdgeLine, InterruptLines, KernelLines};
+pub(crate) use rtc::CENTURY as RTC_CENTURY;
+pub use rtc::{Rtc, WallClock};
 pub use serial::{SerialDevice, SerialError, SerialOutput};
 pub use testdev::{DEBUG_EXIT_PORT, Firmware, TestMachine};
 
@@ -56,6 +59,8 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_IRQ: Gsi = Gsi(4);
 /// The keyboard controller's data port; its command port is four above.
 pub const I8042_PORT: u16 = 0x60;
+/// The clock chip: the index of a byte; the byte is one above.
+pub const RTC_PORT: u16 = rtc::PORTS;
 /// System control port A.
 pub const SYSTEM_CONTROL_PORT: u16 = 0x92;
 /// The PCI host bridge's reset control register.
@@ -160,6 +165,14 @@ impl Devices {
         devices.add(RESET_PORT, 1, Arc::new(reset_control))?;
         devices.add(PM1_EVENT_PORT, 6, Arc::new(acpi::Pm1::new(exit.clone())))?;
         Ok(devices)
+    }
+
+    /// Adds the clock chip, which reads the time of the guest.
+    ///
+    /// # Errors
+    /// If another device has its place.
+    pub fn add_rtc(&mut self, rtc: Rtc) -> Result<(), DeviceError> {
+        self.add(RTC_PORT, rtc::PORT_COUNT, Arc::new(rtc))
     }
 
     pub(crate) fn add(

@@ -222,8 +222,8 @@ pub(super) fn load(request: &Request<'_>, image: &MultibootImage<'_>) -> Result<
     write_string(request, layout::STRINGS, LOADER_NAME)?;
     let info = [
         flags,
-        // mem_lower, mem_upper: KiB below 640 K, and from 1 MiB up to the first hole.
-        low(layout::LOW_MEMORY_END / 1024),
+        // mem_lower, mem_upper: KiB below the EBDA, and from 1 MiB up to the first hole.
+        low(layout::EBDA.0 / 1024),
         low((request.layout.low_end() - layout::HIGH_MEMORY_START) / 1024),
         0, // boot_device
         low(layout::CMDLINE.0),

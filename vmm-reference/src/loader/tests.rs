@@ -289,7 +289,8 @@ fn segments_outside_memory_are_refused() {
         (16 * MIB - 1, 2),      // across its end
         (0xc000_0000, 1),       // in the hole below 4 GiB
         (0xa_0000, 1),          // in the legacy hole
-        (0x9_ffff, 2),          // into the legacy hole
+        (0x9_fc00, 1),          // in the extended BIOS data area
+        (0x9_fbff, 2),          // into it
         (0xe_0000, 0x2_0000),   // in the ACPI tables
         (u64::MAX - 0x1000, 1), // anywhere
     ] {
@@ -439,7 +440,8 @@ fn a_pvh_kernel_gets_its_start_information() {
         assert_eq!(
             entries,
             [
-                (0, 0xa_0000, 1),
+                (0, 0x9_fc00, 1),
+                (0x9_fc00, 0x400, 2),
                 (0xe_0000, 0x2_0000, 2),
                 (0x10_0000, 15 * MIB, 1)
             ]
@@ -500,7 +502,7 @@ fn a_multiboot_kernel_gets_its_information() {
         );
         let field = |offset: u64| u32_at(&memory, 0x6000 + offset);
         assert_eq!(field(0), 0b10_0100_1101);
-        assert_eq!((field(4), field(8)), (640, 15 * 1024));
+        assert_eq!((field(4), field(8)), (639, 15 * 1024));
         assert_eq!(bytes(&memory, u64::from(field(16)), 11), b"kernel a b\0");
         assert_eq!(field(20), 1);
         let module = u64::from(field(24));
@@ -518,15 +520,15 @@ fn a_multiboot_kernel_gets_its_information() {
         let name = u64::from(u32_at(&memory, module + 8));
         assert_eq!(bytes(&memory, name, 7), b"initrd\0");
         let (length, map) = (field(44), u64::from(field(48)));
-        assert_eq!(length, 3 * 24);
+        assert_eq!(length, 4 * 24);
         assert_eq!(
-            u32_at(&memory, map + 48),
+            u32_at(&memory, map + 72),
             20,
             "the size field does not count itself"
         );
-        assert_eq!(u64_at(&memory, map + 52), 0x10_0000);
-        assert_eq!(u64_at(&memory, map + 60), 15 * MIB);
-        assert_eq!(u32_at(&memory, map + 68), 1);
+        assert_eq!(u64_at(&memory, map + 76), 0x10_0000);
+        assert_eq!(u64_at(&memory, map + 84), 15 * MIB);
+        assert_eq!(u32_at(&memory, map + 92), 1);
         assert_eq!(bytes(&memory, u64::from(field(64)), 14), b"vmm-reference\0");
     }
 }
@@ -622,11 +624,11 @@ fn a_bzimage_goes_where_it_wants_to_be_with_its_zero_page() {
         0xe_0000,
         "acpi_rsdp_addr"
     );
-    assert_eq!(bytes(&memory, zero_page + 0x1e8, 1), [3], "e820 entries");
-    // The third entry, of 20 bytes each.
-    assert_eq!(u64_at(&memory, zero_page + 0x2d0 + 40), 0x10_0000);
-    assert_eq!(u64_at(&memory, zero_page + 0x2d0 + 48), 15 * MIB);
-    assert_eq!(u32_at(&memory, zero_page + 0x2d0 + 56), 1);
+    assert_eq!(bytes(&memory, zero_page + 0x1e8, 1), [4], "e820 entries");
+    // The fourth entry, of 20 bytes each.
+    assert_eq!(u64_at(&memory, zero_page + 0x2d0 + 60), 0x10_0000);
+    assert_eq!(u64_at(&memory, zero_page + 0x2d0 + 68), 15 * MIB);
+    assert_eq!(u32_at(&memory, zero_page + 0x2d0 + 76), 1);
 }
 
 #[test]
