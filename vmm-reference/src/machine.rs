@@ -19,7 +19,7 @@ use crate::exit::ExitEvent;
 use crate::exit_status::ExitStatus;
 use crate::irqchip::{Irqchip, IrqchipError, Processor, TimeConfig};
 use crate::layout;
-use crate::loader::{self, ImageFile, LoadError};
+use crate::loader::{self, ImageFile, LoadError, Loaded, Module};
 use crate::memory::{GuestRam, MemoryError, MemoryLayout};
 
 /// The configuration of a machine.
@@ -27,8 +27,8 @@ use crate::memory::{GuestRam, MemoryError, MemoryLayout};
 pub struct MachineConfig {
     /// The kernel.
     pub kernel: ImageFile,
-    /// The initrd, if any.
-    pub initrd: Option<ImageFile>,
+    /// The initrd, or the kernel's modules.
+    pub modules: Vec<Module>,
     /// The command line.
     pub cmdline: String,
     /// Number of vCPUs; at least one.
@@ -37,6 +37,8 @@ pub struct MachineConfig {
     pub memory: u64,
     /// Where COM1's output goes.
     pub serial: SerialOutput,
+    /// Where the debug console's output goes, if there is one.
+    pub debugcon: Option<SerialOutput>,
     /// Which interrupt chips are KVM's and which are emulated.
     pub irqchip: IrqchipMode,
     /// `true` if the timers of emulated local APICs have TSC-deadline mode. Only if the host was verified
@@ -56,11 +58,12 @@ impl MachineConfig {
     pub fn new(kernel: ImageFile) -> Self {
         Self {
             kernel,
-            initrd: None,
+            modules: Vec::new(),
             cmdline: String::new(),
             cpus: 1,
             memory: 128 << 20,
             serial: SerialOutput::None,
+            debugcon: None,
             irqchip: IrqchipMode::Kernel,
             tsc_deadline: false,
             testdev: false,
@@ -196,13 +199,16 @@ impl Machine {
         boot::write_bios_data(&memory)?;
         boot::write_acpi(&memory, config.cpus)?;
         boot::write_mp_table(&memory, config.cpus)?;
-        let entry = load(&memory, layout, config)?;
+        let Loaded { entry, data } = load(&memory, layout, config)?;
 
         let exit = ExitEvent::new().map_err(|source| MachineError::Ioctl {
             call: "eventfd",
             source: kvm_ioctls::Error::from(source),
         })?;
         let mut devices = Devices::new(&config.serial, &exit)?;
+        if let Some(output) = &config.debugcon {
+            devices.add_debug_console(output)?;
+        }
         let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
         register_memory(&vm, &memory)?;
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
@@ -248,14 +254,14 @@ impl Machine {
                         boot::write_firmware(&memory)?;
                         Some(firmware(&memory, layout, config, &irqchip))
                     }
-                    // The firmware boots in 32-bit mode.
-                    Entry::Long { .. } => None,
+                    // The firmware sets what PVH and multiboot want.
+                    Entry::Linux32 { .. } | Entry::Long { .. } => None,
                 },
             };
             devices.add_test_devices(machine, &exit)?;
         }
         for (index, vcpu) in (0..).zip(&vcpus) {
-            boot::setup_vcpu(vcpu, VcpuId(index), &cpuid, entry)?;
+            boot::setup_vcpu(vcpu, VcpuId(index), &cpuid, entry, data)?;
         }
         Ok(Self {
             kvm,
@@ -274,11 +280,11 @@ fn load(
     memory: &GuestRam,
     layout: MemoryLayout,
     config: &MachineConfig,
-) -> Result<Entry, MachineError> {
-    let (kernel, initrd) = (&config.kernel, config.initrd.as_ref());
-    let entry = loader::load(memory, layout, kernel, initrd, &config.cmdline)?;
-    boot::prepare_memory(memory, entry)?;
-    Ok(entry)
+) -> Result<Loaded, MachineError> {
+    let (kernel, modules) = (&config.kernel, &config.modules);
+    let loaded = loader::load(memory, layout, kernel, modules, &config.cmdline)?;
+    boot::prepare_memory(memory, loaded.entry, loaded.data)?;
+    Ok(loaded)
 }
 
 fn firmware(
@@ -294,7 +300,11 @@ fn firmware(
                 tracing::error!(%error, "INIT could not be sent");
             }
         }),
-        load: Box::new(move || load(&memory, layout, &config).map_err(|error| with_causes(&error))),
+        load: Box::new(move || {
+            load(&memory, layout, &config)
+                .map(|loaded| loaded.entry)
+                .map_err(|error| with_causes(&error))
+        }),
     }
 }
 

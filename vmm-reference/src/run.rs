@@ -17,7 +17,7 @@ use vcpu_caps::kvm::{probe, verify, verify_some};
 use vcpu_caps::{Capability, Finding, Mechanism, Plan, Profile, VcpuId, negotiate};
 
 use crate::background::Loss;
-use crate::cli::RunArgs;
+use crate::cli::{ModuleArg, RunArgs};
 use crate::console::Console;
 use crate::debug::MachineHost;
 use crate::devices::SerialOutput;
@@ -50,11 +50,16 @@ const LAST_OUTPUT_AFTER_SIGNAL: Duration = Duration::from_millis(300);
 pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     let mut config = MachineConfig {
         kernel: ImageFile::read(&args.kernel)?,
-        initrd: args.initrd.as_deref().map(ImageFile::read).transpose()?,
+        modules: args
+            .initrd
+            .iter()
+            .map(ModuleArg::read)
+            .collect::<Result<_, _>>()?,
         cmdline: args.cmdline.clone(),
         cpus: args.cpus,
         memory: args.memory,
         serial: args.serial.clone(),
+        debugcon: args.debugcon.clone(),
         irqchip: IrqchipMode::Kernel,
         tsc_deadline: false,
         testdev: args.testdev,
@@ -110,16 +115,22 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         ExitReason::Signal(_) => (LAST_OUTPUT_AFTER_SIGNAL, false),
         _ => (LAST_OUTPUT, true),
     };
-    let loss = devices.serial().finish(limit, while_it_moves);
+    report_loss("serial", devices.serial().finish(limit, while_it_moves));
+    if let Some(console) = devices.debug_console() {
+        report_loss("debug console", console.finish(limit, while_it_moves));
+    }
+    Ok(reason)
+}
+
+fn report_loss(device: &str, loss: Loss) {
     if loss != Loss::default() {
         tracing::warn!(
             dropped = loss.dropped,
             refused = loss.refused,
             unwritten = loss.unwritten,
-            "bytes of serial output are lost"
+            "bytes of {device} output are lost"
         );
     }
-    Ok(reason)
 }
 
 /// A machine with its vCPU threads and its event loop.

@@ -5,6 +5,7 @@
 mod acpi;
 mod bios_data;
 mod cpuid;
+mod data;
 mod firmware;
 mod mp_table;
 mod state;
@@ -13,6 +14,7 @@ mod vcpu;
 pub use acpi::{AcpiError, tables as acpi_tables, write_acpi};
 pub use bios_data::write_bios_data;
 pub(crate) use bios_data::{BASE_MEMORY_KIB, EQUIPMENT_LOW};
+pub use data::BootData;
 pub(crate) use firmware::write_firmware;
 pub use mp_table::{MAX_CPUS, MpTableError, write_mp_table};
 pub use state::Entry;

@@ -6,6 +6,8 @@
 //! | 0x60, 0x64 | i8042; only resets are emulated: command 0xfe, and the output port |
 //! | 0x70–0x71 | MC146818 clock that cannot be set, and the CMOS |
 //! | 0x92 | system control A; only the reset is emulated |
+//! | 0xe9 | Bochs's debug console, with `--debugcon` |
+//! | 0xcf8, 0xcfc–0xcff | PCI configuration: a host bridge, and nothing behind it |
 //! | 0xcf9 | reset control |
 //! | 0x600–0x603 | ACPI PM1a event, without events |
 //! | 0x604–0x605 | ACPI PM1a control, for powering off |
@@ -28,7 +30,10 @@
 
 mod acpi;
 mod control;
+mod debugcon;
 pub mod lines;
+mod output;
+mod pci;
 mod rtc;
 mod serial;
 mod testdev;
@@ -45,10 +50,12 @@ use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_device::{DeviceMmio, DevicePio};
 
 use control::Resets;
+pub use debugcon::{DebugConsole, DebugConsoleError};
 pub use lines::{EdgeLine, InterruptLines, KernelLines};
+pub use output::{OutputError, SerialOutput};
 pub(crate) use rtc::CENTURY as RTC_CENTURY;
 pub use rtc::{Rtc, WallClock};
-pub use serial::{SerialDevice, SerialError, SerialOutput};
+pub use serial::{SerialDevice, SerialError};
 pub use testdev::{DEBUG_EXIT_PORT, Firmware, TestMachine};
 
 use crate::exit::ExitEvent;
@@ -63,6 +70,8 @@ pub const I8042_PORT: u16 = 0x60;
 pub const RTC_PORT: u16 = rtc::PORTS;
 /// System control port A.
 pub const SYSTEM_CONTROL_PORT: u16 = 0x92;
+/// The debug console.
+pub const DEBUG_CONSOLE_PORT: u16 = 0xe9;
 /// The PCI host bridge's reset control register.
 pub const RESET_PORT: u16 = 0xcf9;
 /// The value that resets the machine when it is written there.
@@ -114,6 +123,9 @@ pub enum DeviceError {
     /// The serial port.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// The debug console.
+    #[error(transparent)]
+    DebugConsole(#[from] DebugConsoleError),
     /// Two devices claim one port.
     #[error("two devices claim port {port:#x}")]
     Bus {
@@ -138,6 +150,7 @@ pub enum DeviceError {
 pub struct Devices {
     bus: IoManager,
     serial: Arc<SerialDevice>,
+    debug_console: Option<Arc<DebugConsole>>,
     resets: Resets,
 }
 
@@ -152,6 +165,7 @@ impl Devices {
         let mut devices = Self {
             bus: IoManager::new(),
             serial: Arc::clone(&serial),
+            debug_console: None,
             resets: resets.clone(),
         };
         devices.add(SERIAL_PORT, 8, serial)?;
@@ -161,10 +175,20 @@ impl Devices {
         devices.add(I8042_PORT + 4, 1, i8042)?;
         let system_control = control::SystemControlA::new(resets.clone());
         devices.add(SYSTEM_CONTROL_PORT, 1, Arc::new(system_control))?;
-        let reset_control = control::ResetControl::new(resets);
-        devices.add(RESET_PORT, 1, Arc::new(reset_control))?;
+        let pci = pci::PciHost::new(control::ResetControl::new(resets));
+        devices.add(pci::PORTS, pci::PORT_COUNT, Arc::new(pci))?;
         devices.add(PM1_EVENT_PORT, 6, Arc::new(acpi::Pm1::new(exit.clone())))?;
         Ok(devices)
+    }
+
+    /// Adds the debug console.
+    ///
+    /// # Errors
+    /// If its output cannot be opened, or another device has its place.
+    pub fn add_debug_console(&mut self, output: &SerialOutput) -> Result<(), DeviceError> {
+        let console = Arc::new(DebugConsole::new(output)?);
+        self.debug_console = Some(Arc::clone(&console));
+        self.add(DEBUG_CONSOLE_PORT, 1, console)
     }
 
     /// Adds the clock chip, which reads the time of the guest.
@@ -201,6 +225,12 @@ impl Devices {
     #[must_use]
     pub fn serial(&self) -> &Arc<SerialDevice> {
         &self.serial
+    }
+
+    /// The debug console, if there is one.
+    #[must_use]
+    pub fn debug_console(&self) -> Option<&Arc<DebugConsole>> {
+        self.debug_console.as_ref()
     }
 
     /// Reads a port. `data` holds one access of `size` for `IN`, several for `REP INS`.

@@ -3,7 +3,7 @@
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, low};
 use crate::devices::{
     PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, RTC_CENTURY, SCI_IRQ,
 };
@@ -71,9 +71,4 @@ fn ports(first: u16, bytes: u8, access: AccessSize) -> GAS {
         access,
         u64::from(first),
     )
-}
-
-/// The lower half of an address: all of it, because the tables are in the first MiB.
-fn low(address: u64) -> u32 {
-    u32::try_from(address).unwrap_or(0)
 }

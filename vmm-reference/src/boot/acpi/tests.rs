@@ -56,6 +56,11 @@ impl Reader {
         let xsdt = self.u64(BASE + 24);
         assert_eq!(self.table(xsdt, b"XSDT").len(), 36 + 2 * 8);
         let (fadt, madt) = (self.u64(xsdt + 36), self.u64(xsdt + 44));
+        // The same for kernels that know only ACPI 1.0.
+        let rsdt = u64::from(self.u32(BASE + 16));
+        assert_eq!(self.table(rsdt, b"RSDT").len(), 36 + 2 * 4);
+        let old = (self.u32(rsdt + 36).into(), self.u32(rsdt + 40).into());
+        assert_eq!(old, (fadt, madt));
         self.table(fadt, b"FACP");
         self.table(madt, b"APIC");
         (fadt, madt)

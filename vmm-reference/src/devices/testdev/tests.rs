@@ -167,7 +167,7 @@ fn the_firmware_boots_again_or_says_why_it_cannot() {
     assert_eq!(calls.loads.load(Ordering::Relaxed), 3);
 
     let long = Entry::Long { rip: 0, rsi: 0 };
-    for (boots, why) in [(Err("no such file"), "no such file"), (Ok(long), "64-bit")] {
+    for (boots, why) in [(Err("no such file"), "no such file"), (Ok(long), "Linux")] {
         let (Setup { devices, exit, .. }, _) = with_firmware(boots);
         write(&devices, 0xf00, [0; 4]);
         let Some(ExitReason::GuestFailed(text)) = exit.reason() else {
