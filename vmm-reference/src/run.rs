@@ -276,7 +276,15 @@ pub fn plan(kvm: &Kvm, wanted: Wanted) -> Result<(Plan, IrqchipMode), Error> {
     if wanted.irqchip.is_none() && wanted.debugger && !plan.has(Capability::MaskHwintr) {
         match negotiate_for(IrqchipMode::User) {
             Ok(other) if other.has(Capability::MaskHwintr) => {
-                tracing::info!("this host cannot mask interrupts: --irqchip user can");
+                if wanted.no_host_mask {
+                    tracing::info!("the emulated chips of --irqchip user mask interrupts");
+                } else {
+                    tracing::warn!(
+                        reason = %report.finding(Capability::MaskHwintr).detail,
+                        "this host was not verified to mask interrupts: --irqchip user is used, whose \
+                         emulated chips can; --irqchip kernel or split keeps the host's chips"
+                    );
+                }
                 return Ok((other, IrqchipMode::User));
             }
             _ => {}

@@ -149,6 +149,12 @@ impl Clock {
         })
     }
 
+    /// Doubles the bound on one run. Returns `false` if no time is left for all of them.
+    pub(super) fn allow_more(&mut self) -> bool {
+        self.one_run = self.one_run.saturating_mul(2);
+        !self.left().is_zero()
+    }
+
     /// Returns the bound on the next run.
     fn left(&self) -> Duration {
         self.end.saturating_duration_since(now()).min(self.one_run)
