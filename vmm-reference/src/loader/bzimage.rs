@@ -25,11 +25,6 @@ pub(super) const HEADER_END: u64 = 0x264;
 const ENTRY_64: u64 = 0x200;
 /// `syssize` counts paragraphs of 16 bytes: the last one need not be whole.
 const PARAGRAPH: u64 = 16;
-/// The name of the kernel's version, from the end of the boot sector.
-const VERSION_NAME: usize = 0x20e;
-/// Kernels with a bzImage's header that call the BIOS: what the name of their version begins with.
-const BIOS_KERNELS: [&[u8]; 2] = [b"iPXE", b"gPXE"];
-
 /// What the header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BzImage {
@@ -64,9 +59,6 @@ impl BzImage {
     pub fn parse(image: &[u8]) -> Result<Self, ImageError> {
         let has = image.len() as u64;
         let short = |what, needs| ImageError::Truncated { what, needs, has };
-        if calls_the_bios(image) {
-            return Err(ImageError::NeedsBios("an iPXE or gPXE image"));
-        }
         let version = u16_at(image, 0x206).ok_or(short("the boot header", HEADER_END))?;
         if version < OLDEST {
             let [minor, major] = version.to_le_bytes();
@@ -134,13 +126,6 @@ impl BzImage {
             range(self.run_address, self.init_size)?,
         ])
     }
-}
-
-/// Whether the name of the kernel's version is that of a program that needs a BIOS.
-fn calls_the_bios(image: &[u8]) -> bool {
-    let offset = u16_at(image, VERSION_NAME).map_or(0, usize::from);
-    let name = offset.checked_add(0x200).and_then(|at| image.get(at..));
-    name.is_some_and(|name| offset != 0 && BIOS_KERNELS.iter().any(|known| name.starts_with(known)))
 }
 
 fn field<const N: usize>(image: &[u8], offset: usize) -> Option<[u8; N]> {

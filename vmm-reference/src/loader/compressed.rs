@@ -72,7 +72,11 @@ impl Compression {
         self.open_within(file, LIMIT)
     }
 
-    pub(super) fn open_within(self, file: &[u8], limit: u64) -> Result<Vec<u8>, ImageError> {
+    /// The same, with a limit on the content's length in bytes.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_within(self, file: &[u8], limit: u64) -> Result<Vec<u8>, ImageError> {
         let damaged = |error: &io::Error| ImageError::DamagedCompression {
             format: self,
             kind: error.kind(),

@@ -180,7 +180,10 @@ pub enum ImageError {
     )]
     Multiboot2Console,
     /// A boot protocol older than we can use.
-    #[error("Linux boot protocol {major}.{minor:02} is too old; 2.10 (Linux 2.6.31) is needed")]
+    #[error(
+        "Linux boot protocol {major}.{minor:02} is too old; 2.10 (Linux 2.6.31) is needed. iPXE and other \
+         programs with such a header need a BIOS, which this VMM does not have"
+    )]
     OldProtocol {
         /// The high byte of the version.
         major: u8,

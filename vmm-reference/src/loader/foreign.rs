@@ -13,15 +13,19 @@ const CD: (usize, &[u8]) = (0x8001, b"CD001");
 const RESET_VECTOR: usize = 16;
 const ROM_UNIT: usize = 0x1000;
 const SMALLEST_ROM: usize = 0x8000;
-/// How reset vectors begin: JMP far, JMP near, JMP short, CLI or WBINVD before it, NOPs before it.
-const JUMPS: [&[u8]; 6] = [
+/// How reset vectors begin: JMP far, JMP near, JMP short; CLI, CLD, WBINVD or NOPs before it.
+const JUMPS: [&[u8]; 7] = [
     &[0xea],
     &[0xe9],
     &[0xeb],
     &[0xfa, 0xe9],
+    &[0xfa, 0xfc, 0xe9],
     &[0x0f, 0x09, 0xe9],
     &[0x90, 0x90, 0xe9],
 ];
+
+/// A ROM that a processor starts in.
+pub(super) const ROM: ImageError = ImageError::Firmware("a ROM with a reset vector");
 
 /// What is wrong with a file that is no kernel of a known kind.
 pub(super) fn refusal(image: &[u8]) -> ImageError {
@@ -34,7 +38,7 @@ pub(super) fn refusal(image: &[u8]) -> ImageError {
     } else if has(BOOT_SECTOR) {
         ImageError::NeedsBios("a disk image or boot sector")
     } else if is_rom(image) {
-        ImageError::Firmware("a ROM with a reset vector")
+        ROM
     } else if has(OPTION_ROM) {
         ImageError::NeedsBios("an option ROM")
     } else {
@@ -42,7 +46,7 @@ pub(super) fn refusal(image: &[u8]) -> ImageError {
     }
 }
 
-fn is_rom(image: &[u8]) -> bool {
+pub(super) fn is_rom(image: &[u8]) -> bool {
     let Some((_, vector)) = image.split_last_chunk::<RESET_VECTOR>() else {
         return false;
     };

@@ -44,6 +44,7 @@ pub use multiboot::{MultibootHeader, MultibootImage};
 pub use multiboot2::{Multiboot2Header, Multiboot2Image};
 
 use crate::boot::{BootData, Entry};
+use crate::layout;
 use crate::memory::{GuestRam, MemoryLayout};
 
 /// A kernel or an initrd: its name, for messages, and its bytes.
@@ -152,7 +153,15 @@ impl<'a> Kernel<'a> {
                 return Multiboot2Image::from_raw(header, image).map(Self::Multiboot2);
             }
             return match MultibootHeader::find(image)? {
-                Some(header) => MultibootImage::from_raw(header, image).map(Self::Multiboot),
+                Some(header) => {
+                    let kernel = MultibootImage::from_raw(header, image)?;
+                    // Such a ROM can be loaded by other firmware, which is there already.
+                    let end = kernel.segments.last().map(|segment| segment.range().end);
+                    if end == Some(layout::MMIO_HOLE_END) && foreign::is_rom(image) {
+                        return Err(foreign::ROM);
+                    }
+                    Ok(Self::Multiboot(kernel))
+                }
                 None => Err(foreign::refusal(image)),
             };
         }

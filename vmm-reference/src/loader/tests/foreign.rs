@@ -43,13 +43,22 @@ fn what_calls_the_bios_is_told_so() {
 }
 
 #[test]
-fn an_ipxe_image_is_no_linux_though_it_has_its_header() {
+fn a_rom_that_has_a_multiboot_header_too_is_firmware() {
+    // As U-Boot's: it loads up to 4 GiB, where no memory is.
+    let mut rom = multiboot(1 << 16, &[0xfff0_0000, 0xfff0_0000, 0, 0, 0xfff0_0020]);
+    rom.resize(0x10_0000, 0);
+    rom[0xf_fff0..0xf_fff3].copy_from_slice(&[0xfa, 0xfc, 0xe9]);
+    assert_eq!(
+        refusal(&rom),
+        ImageError::Firmware("a ROM with a reset vector")
+    );
+}
+
+#[test]
+fn an_ipxe_image_has_an_old_linux_header_and_is_told_that_it_needs_a_bios() {
     let mut image = bzimage();
     image[0x206..0x208].copy_from_slice(&0x0207_u16.to_le_bytes());
-    image[0x20e..0x210].copy_from_slice(&0x100_u16.to_le_bytes());
-    image[0x300..0x30b].copy_from_slice(b"iPXE 1.0.0\0");
-    assert_eq!(
-        refusal(&image),
-        ImageError::NeedsBios("an iPXE or gPXE image")
-    );
+    let refusal = refusal(&image);
+    assert_eq!(refusal, ImageError::OldProtocol { major: 2, minor: 7 });
+    assert!(refusal.to_string().contains("need a BIOS"));
 }
