@@ -121,7 +121,6 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    #[expect(clippy::single_range_in_vec_init, reason = "a kernel of one range")]
     fn start(memory: u64, kernel: Range<u64>) -> Option<u64> {
         let memory = MemoryLayout::new(memory).unwrap();
         BootData::place(memory, &[kernel]).map(|data| data.range().start)

@@ -192,7 +192,7 @@ impl Chip {
         if self.b & BINARY != 0 {
             number
         } else {
-            (number / 10) << 4 | number % 10
+            ((number / 10) << 4) | (number % 10)
         }
     }
 }

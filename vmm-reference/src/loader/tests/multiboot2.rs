@@ -223,7 +223,11 @@ fn what_this_vmm_lacks_is_refused_unless_it_is_optional() {
         (tag2(4, 0, &[3]), ImageError::Multiboot2Console),
     ];
     for (tag, error) in cases {
-        let (memory, result) = boot(&multiboot2_elf(&[tag.clone()]).build(), None, "");
+        let (memory, result) = boot(
+            &multiboot2_elf(std::slice::from_ref(&tag)).build(),
+            None,
+            "",
+        );
         assert!(matches!(result, Err(LoadError::Kernel { source, .. }) if source == error));
         assert_untouched(&memory);
         let mut optional = tag;
