@@ -56,6 +56,9 @@ const TASK: u16 = 0x28;
 pub(super) enum Stop {
     /// The ability does not work.
     Fails(Cow<'static, str>),
+    /// What should have come did not, for as long as the guest waited. It counts as a failure, unless it comes when
+    /// the case is tried again: a loaded host may be late.
+    Late(Cow<'static, str>),
     /// The case showed nothing.
     Unclear(Cow<'static, str>),
 }

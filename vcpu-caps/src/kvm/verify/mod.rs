@@ -6,7 +6,8 @@
 //!
 //! A case that shows the opposite of a claim refutes it. A case can also show nothing, because
 //! time ran out or its control failed. It is then tried again, with more time. If it shows nothing
-//! again, the claim stays as it is, and the finding says so.
+//! again, the claim stays as it is, and the finding says so. An interrupt that has not come refutes a
+//! claim only if it does not come in another try either.
 
 mod deadline;
 mod debug;
@@ -76,10 +77,10 @@ pub fn verify_some(
     Ok(())
 }
 
-/// How often a case that has shown nothing is tried again.
+/// How often such a case is tried again.
 const RETRIES: usize = 3;
 
-/// Runs the cases that are wanted. Returns the abilities whose case has shown nothing.
+/// Runs the cases that are wanted. Returns the abilities for which another try may show more.
 fn pass(
     kvm: &Kvm,
     report: &mut HostReport,
@@ -115,7 +116,7 @@ fn pass(
     Ok(unclear)
 }
 
-/// Runs a case and records what it has shown. Returns its ability if it has shown nothing.
+/// Runs a case and records what it has shown. Returns its ability if another try may show more.
 fn examine(
     (capability, case): &Case,
     machine: &mut Machine<'_>,
@@ -128,6 +129,10 @@ fn examine(
     let finding = match case(machine) {
         Ok(seen) => Finding::verified(seen),
         Err(Stop::Fails(why)) => Finding::refuted(why),
+        Err(Stop::Late(why)) => {
+            unclear = Some(*capability);
+            Finding::refuted(why)
+        }
         Err(Stop::Unclear(why)) => {
             unclear = Some(*capability);
             Finding::claimed(why)
@@ -263,6 +268,29 @@ mod tests {
             tries += 1;
             assert!(tries < 40);
         }
+    }
+
+    #[test]
+    fn what_comes_late_is_refuted_until_another_try_shows_it() {
+        let kvm = open().unwrap();
+        let clock = clock(Duration::from_secs(1));
+        let mut machine = Machine::new(&kvm, IrqchipMode::User, &clock).unwrap();
+        let mut report = probe(&kvm);
+        let ability = Capability::SingleStep;
+        let late = (ability, |_: &mut Machine<'_>| {
+            Err(Stop::Late("0 of 1".into()))
+        });
+        assert_eq!(
+            super::examine(&(late.0, late.1), &mut machine, &mut report),
+            Some(ability)
+        );
+        assert_eq!(report.evidence(ability), Evidence::Refuted);
+        let there = (ability, |_: &mut Machine<'_>| Ok("1 of 1".into()));
+        assert_eq!(
+            super::examine(&(there.0, there.1), &mut machine, &mut report),
+            None
+        );
+        assert_eq!(report.evidence(ability), Evidence::Verified);
     }
 
     #[test]
