@@ -61,11 +61,7 @@ fn places(memory: &GuestRam, kernel: &Kernel<'_>, info: u64) -> Vec<Range<u64>> 
         }
         Kernel::BzImage(_) | Kernel::LinuxElf(_) => {
             let (start, size) = (word(info + 0x218), word(info + 0x21c));
-            if size == 0 {
-                vec![]
-            } else {
-                vec![start..start + size]
-            }
+            Vec::from_iter((size != 0).then_some(start..start + size))
         }
     }
 }
