@@ -61,7 +61,8 @@ class Boot:
     def map(self):
         """The e820 entries as Linux prints them: all of it is below the hole at 3 GiB."""
         return [
-            "[mem 0x0000000000000000-0x000000000009ffff] usable",
+            "[mem 0x0000000000000000-0x000000000009fbff] usable",
+            "[mem 0x000000000009fc00-0x000000000009ffff] reserved",
             "[mem 0x00000000000e0000-0x00000000000fffff] reserved",
             f"[mem 0x0000000000100000-0x{self.memory - 1:016x}] usable",
         ]

@@ -185,6 +185,7 @@ JOBS = [
         },
     ),
     Job("vmm-reference kernels", "vmm-reference:kernels", TESTS, _limits(60, 120, 120)),
+    Job("vmm-reference protocols", "vmm-reference:protocols", TESTS, _limits(60, 200, 300)),
     Job("vmm-reference command", "vmm-reference:command", TESTS, _limits(60, 400, 400)),
     Job("vmm-reference kvm_missing", "vmm-reference:kvm_missing", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference gdb_mask", "vmm-reference:gdb_mask", TESTS, _limits(300, 600, 900), gdb=True),

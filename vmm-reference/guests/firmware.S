@@ -7,8 +7,7 @@
 #include "cmos.inc"
 
     .set BOOT_PORT, 0xf00           # src/devices/testdev/mod.rs
-    .set GDT, 0x5000                # src/layout.rs, and its selectors (src/boot/state.rs)
-    .set CODE, 0x10
+    .set CODE, 0x10                 # its own GDT's selectors, as in src/boot/state.rs
     .set DATA, 0x18
     .set SEGMENT, 0xf000            # that this is linked in
     .set CR0_PE, 1
@@ -42,8 +41,12 @@ resume:
     ljmpw *RESUME_VECTOR
     .balign 4
 gdt_pointer:
-    .word 6 * 8 - 1
-    .long GDT
+    .word gdt_end - gdt - 1
+    .long gdt                       # the copy below 1 MiB
+    .balign 8
+gdt:                                # null, unused, code, data: flat, and accessed already
+    .quad 0, 0, 0x00cf9b000000ffff, 0x00cf93000000ffff
+gdt_end:
 
     .code32
 start32:

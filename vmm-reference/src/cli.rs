@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::boot::MAX_CPUS;
 use crate::devices::SerialOutput;
+use crate::loader::{ImageFile, LoadError, Module};
 use crate::memory::MemoryLayout;
 
 /// A reference VMM whose guests can be debugged with GDB without landing in their interrupts.
@@ -43,12 +44,14 @@ pub enum Command {
 /// `run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// A bzImage, a vmlinux, a PVH ELF file or a multiboot kernel.
+    /// A bzImage, a vmlinux, a PVH ELF file or a multiboot kernel (1 or 2). It may be compressed with gzip, xz,
+    /// lz4 or zstd.
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
-    /// An initrd, or the kernel's first module.
-    #[arg(long, value_name = "FILE")]
-    pub initrd: Option<PathBuf>,
+    /// An initrd, or a module of a multiboot or PVH kernel, which takes several and their arguments. A comma in
+    /// a file's name is written twice.
+    #[arg(long, value_name = "FILE[,ARGS]", value_parser = parse_module)]
+    pub initrd: Vec<ModuleArg>,
     /// The kernel's command line.
     #[arg(
         long,
@@ -89,6 +92,10 @@ pub struct RunArgs {
     /// machine, and Ctrl-A Ctrl-A sends a Ctrl-A.
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = parse_serial)]
     pub serial: SerialOutput,
+    /// Add the debug console of Bochs at port 0xE9, and write its output to stdio or file:PATH. It never makes the
+    /// guest wait: what finds its buffer of 1 MiB full is dropped.
+    #[arg(long, value_name = "WHERE", value_parser = parse_debugcon, conflicts_with = "testdev")]
+    pub debugcon: Option<SerialOutput>,
     /// Listen for GDB on unix:PATH or tcp:127.0.0.1:PORT. A Unix socket is for this user alone. A TCP port has
     /// no password: every user and every program of this machine that connects controls the guest and reads
     /// its memory.
@@ -295,12 +302,72 @@ fn parse_memory(text: &str) -> Result<u64, String> {
         .map_err(|error| error.to_string())
 }
 
+/// A file, and what the kernel gets with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleArg {
+    /// The file.
+    pub file: PathBuf,
+    /// The text behind the comma.
+    pub arguments: Option<String>,
+}
+
+impl ModuleArg {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`LoadError::Read`] with the path and the system's error.
+    pub fn read(&self) -> Result<Module, LoadError> {
+        Ok(Module {
+            file: ImageFile::read(&self.file)?,
+            arguments: self.arguments.clone(),
+        })
+    }
+}
+
+/// `FILE[,ARGS]`, with `,,` for a comma in FILE.
+fn parse_module(text: &str) -> Result<ModuleArg, String> {
+    let mut file = String::new();
+    let mut characters = text.chars();
+    let mut arguments = None;
+    while let Some(character) = characters.next() {
+        if character != ',' {
+            file.push(character);
+            continue;
+        }
+        let mut rest = characters.clone();
+        if rest.next() == Some(',') {
+            file.push(',');
+            characters = rest;
+        } else {
+            arguments = Some(characters.as_str().to_owned());
+            break;
+        }
+    }
+    if file.is_empty() {
+        return Err("expected FILE or FILE,ARGS".to_owned());
+    }
+    if arguments.as_ref().is_some_and(|text| text.contains('\0')) {
+        return Err("arguments cannot have a zero byte".to_owned());
+    }
+    Ok(ModuleArg {
+        file: file.into(),
+        arguments,
+    })
+}
+
 fn parse_serial(text: &str) -> Result<SerialOutput, String> {
     match (text, text.strip_prefix("file:")) {
         ("stdio", _) => Ok(SerialOutput::Stdio),
         ("none", _) => Ok(SerialOutput::None),
         (_, Some(path)) if !path.is_empty() => Ok(SerialOutput::File(path.into())),
         _ => Err("expected stdio, none or file:PATH".to_owned()),
+    }
+}
+
+fn parse_debugcon(text: &str) -> Result<SerialOutput, String> {
+    match parse_serial(text) {
+        Ok(SerialOutput::None) | Err(_) => Err("expected stdio or file:PATH".to_owned()),
+        Ok(output) => Ok(output),
     }
 }
 
@@ -386,6 +453,45 @@ mod tests {
         );
         for wrong in ["", "file:", "pty", "/tmp/x"] {
             assert!(serial(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_debug_console_goes_to_stdio_or_a_file_and_takes_a_port_of_the_test_devices() {
+        let console = |text| run(&["--debugcon", text]).map(|run| run.debugcon.unwrap());
+        assert_eq!(console("stdio").unwrap(), SerialOutput::Stdio);
+        assert_eq!(console("file:x").unwrap(), SerialOutput::File("x".into()));
+        for wrong in ["none", "", "file:", "x"] {
+            assert_eq!(console(wrong).unwrap_err().exit_code(), 2, "{wrong}");
+        }
+        assert!(run(&["--debugcon", "stdio", "--testdev"]).is_err());
+    }
+
+    #[test]
+    fn modules_are_files_with_arguments_in_their_order() {
+        let module = |file: &str, arguments: Option<&str>| ModuleArg {
+            file: file.into(),
+            arguments: arguments.map(str::to_owned),
+        };
+        let all = run(&[
+            "--initrd",
+            "a",
+            "--initrd",
+            "b,x=1,y z",
+            "--initrd",
+            "c,,d,",
+        ])
+        .unwrap();
+        assert_eq!(
+            all.initrd,
+            [
+                module("a", None),
+                module("b", Some("x=1,y z")),
+                module("c,d", Some("")),
+            ]
+        );
+        for wrong in ["", ",", ",x"] {
+            assert_eq!(run(&["--initrd", wrong]).unwrap_err().exit_code(), 2);
         }
     }
 

@@ -11,7 +11,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use intr_controller::kvm::{FrozenClocks, KvmClocks, TscControl};
 use intr_controller::{ClockReading, ClockRun, ClockTotals, DebugTime, GuestTime, StepTime};
@@ -33,6 +33,8 @@ const RETRIES: u32 = 3;
 pub struct GuestClock {
     origin: Instant,
     debug_time: DebugTime,
+    /// The host's time of day at time zero, since 1970.
+    zero: OnceLock<Duration>,
     state: Mutex<State>,
     /// Something is to be done before the next entry that may read a clock ([`State::before_entry`]).
     unobserved: AtomicBool,
@@ -103,6 +105,7 @@ impl GuestClock {
         Self {
             origin: Instant::now(),
             debug_time,
+            zero: OnceLock::new(),
             state: Mutex::new(State {
                 before_entry: BeforeEntry::Nothing,
                 clock: intr_controller::GuestClock::new(debug_time),
@@ -159,8 +162,24 @@ impl GuestClock {
                 .is_none_or(|kvm| kvm.clocks.tsc() == TscControl::None)
     }
 
+    /// The time of day that the guest's clock chip shows, since 1970-01-01 00:00 UTC: the host's when the guest
+    /// first ran, and guest time since.
+    pub fn wall(&self) -> Duration {
+        let since = Duration::from_nanos(self.read().now.as_ns());
+        self.zero().saturating_add(since)
+    }
+
+    fn zero(&self) -> Duration {
+        *self.zero.get_or_init(|| {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+        })
+    }
+
     /// vCPUs are about to run. Time begins to pass with the first `before_entry`; in a step at once.
     pub fn start(&self, run: ClockRun) {
+        self.zero();
         let mut state = self.lock();
         state.before_entry = match run {
             ClockRun::Free => BeforeEntry::Start,
@@ -337,6 +356,25 @@ mod tests {
         assert!(running.running && running.now >= stopped.now);
         assert!(running.stood_still >= Duration::from_millis(2));
         assert_eq!(clock.tsc_ran_on(&running), running.stood_still);
+    }
+
+    #[test]
+    fn the_time_of_day_is_the_hosts_at_the_first_start_and_stands_still_in_a_stop() {
+        let host = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let clock = GuestClock::new(DebugTime::Freeze);
+        thread::sleep(Duration::from_millis(5));
+        let before = host();
+        clock.start(ClockRun::Free);
+        assert!(clock.before_entry());
+        assert!(clock.wall() >= before && clock.wall() <= host());
+        clock.stop();
+        let stopped = clock.wall();
+        thread::sleep(Duration::from_millis(5));
+        assert_eq!(clock.wall(), stopped);
+        clock.start(ClockRun::Free);
+        assert!(clock.before_entry());
+        assert!(clock.wall() >= stopped);
+        assert!(clock.wall() + Duration::from_millis(5) <= host());
     }
 
     #[test]

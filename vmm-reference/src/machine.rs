@@ -14,15 +14,15 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::{self, AcpiError, Entry, MpTableError, SetupError};
 use crate::devices::{
-    DeviceError, Devices, EdgeLine, Firmware, SERIAL_IRQ, SerialDevice, SerialError, SerialOutput,
-    TestMachine,
+    DebugConsole, DeviceError, Devices, EdgeLine, Firmware, Rtc, SERIAL_IRQ, SerialDevice,
+    SerialError, SerialOutput, TestMachine,
 };
 use crate::error::with_causes;
 use crate::exit::{ExitEvent, OnReset};
 use crate::exit_status::ExitStatus;
 use crate::irqchip::{Irqchip, IrqchipError, Processor, TimeConfig};
 use crate::layout;
-use crate::loader::{self, ImageFile, LoadError};
+use crate::loader::{self, ImageFile, LoadError, Loaded, Module};
 use crate::memory::{GuestRam, MemoryError, MemoryLayout};
 
 /// The configuration of a machine.
@@ -30,8 +30,8 @@ use crate::memory::{GuestRam, MemoryError, MemoryLayout};
 pub struct MachineConfig {
     /// The kernel.
     pub kernel: ImageFile,
-    /// The initrd, if any.
-    pub initrd: Option<ImageFile>,
+    /// The initrd, or the kernel's modules.
+    pub modules: Vec<Module>,
     /// The command line.
     pub cmdline: String,
     /// Number of vCPUs; at least one.
@@ -40,6 +40,8 @@ pub struct MachineConfig {
     pub memory: u64,
     /// Where COM1's output goes.
     pub serial: SerialOutput,
+    /// Where the debug console's output goes, if there is one.
+    pub debugcon: Option<SerialOutput>,
     /// Which interrupt chips are KVM's and which are emulated.
     pub irqchip: IrqchipMode,
     /// `true` if the timers of emulated local APICs have TSC-deadline mode. Only if the host was verified
@@ -61,11 +63,12 @@ impl MachineConfig {
     pub fn new(kernel: ImageFile) -> Self {
         Self {
             kernel,
-            initrd: None,
+            modules: Vec::new(),
             cmdline: String::new(),
             cpus: 1,
             memory: 128 << 20,
             serial: SerialOutput::None,
+            debugcon: None,
             irqchip: IrqchipMode::Kernel,
             tsc_deadline: false,
             testdev: false,
@@ -84,6 +87,7 @@ impl MachineConfig {
 pub struct Blueprint {
     config: Arc<MachineConfig>,
     serial: Arc<SerialDevice>,
+    debug_console: Option<Arc<DebugConsole>>,
     exit: ExitEvent,
 }
 
@@ -94,9 +98,12 @@ impl Blueprint {
             call: "eventfd",
             source: kvm_ioctls::Error::from(source),
         })?;
+        let debug_console = config.debugcon.as_ref().map(DebugConsole::new);
+        let debug_console = debug_console.transpose().map_err(DeviceError::from)?;
         Ok(Self {
             config: Arc::new(config.clone()),
             serial: Arc::new(serial),
+            debug_console: debug_console.map(Arc::new),
             exit,
         })
     }
@@ -235,6 +242,7 @@ impl Machine {
         let Blueprint {
             config,
             serial,
+            debug_console,
             exit,
         } = blueprint;
         let kvm = vcpu_caps::kvm::open()?;
@@ -251,11 +259,15 @@ impl Machine {
         } else {
             layout.allocate()?
         };
+        boot::write_bios_data(&memory)?;
         boot::write_acpi(&memory, config.cpus)?;
         boot::write_mp_table(&memory, config.cpus)?;
-        let entry = load(&memory, layout, config)?;
+        let Loaded { entry, data } = load(&memory, layout, config)?;
 
         let mut devices = Devices::new(Arc::clone(serial), exit, config.on_reset)?;
+        if let Some(console) = debug_console {
+            devices.add_debug_console(Arc::clone(console))?;
+        }
         let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
         register_memory(&vm, &memory)?;
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
@@ -293,24 +305,28 @@ impl Machine {
         irqchip.connect(line.event(), SERIAL_IRQ)?;
         let clocks = kvm_clocks(&vm, &vcpus, config, tsc_hz)?;
         irqchip.take_clocks(clocks, Arc::clone(&line));
+        let guest = irqchip.clone();
+        let rtc = Rtc::new(layout, Box::new(move || guest.clock().wall()));
+        devices.add_rtc(rtc.clone())?;
         if config.testdev {
             let machine = TestMachine {
                 lines: Arc::new(irqchip.clone()),
                 memory: memory.clone(),
                 cpus: config.cpus,
+                rtc,
                 firmware: match entry {
                     Entry::Protected { .. } => {
                         boot::write_firmware(&memory)?;
                         Some(firmware(&memory, layout, config, &irqchip))
                     }
-                    // The firmware boots in 32-bit mode.
-                    Entry::Long { .. } => None,
+                    // The firmware sets what PVH and multiboot want.
+                    Entry::Linux32 { .. } | Entry::Long { .. } => None,
                 },
             };
             devices.add_test_devices(machine, exit)?;
         }
         for (index, vcpu) in (0..).zip(&vcpus) {
-            boot::setup_vcpu(vcpu, VcpuId(index), &cpuid, entry)?;
+            boot::setup_vcpu(vcpu, VcpuId(index), &cpuid, entry, data)?;
         }
         Ok(Self {
             kvm,
@@ -331,11 +347,11 @@ fn load(
     memory: &GuestRam,
     layout: MemoryLayout,
     config: &MachineConfig,
-) -> Result<Entry, MachineError> {
-    let (kernel, initrd) = (&config.kernel, config.initrd.as_ref());
-    let entry = loader::load(memory, layout, kernel, initrd, &config.cmdline)?;
-    boot::prepare_memory(memory, entry)?;
-    Ok(entry)
+) -> Result<Loaded, MachineError> {
+    let (kernel, modules) = (&config.kernel, &config.modules);
+    let loaded = loader::load(memory, layout, kernel, modules, &config.cmdline)?;
+    boot::prepare_memory(memory, loaded.entry, loaded.data)?;
+    Ok(loaded)
 }
 
 fn firmware(
@@ -351,7 +367,11 @@ fn firmware(
                 tracing::error!(%error, "INIT could not be sent");
             }
         }),
-        load: Box::new(move || load(&memory, layout, &config).map_err(|error| with_causes(&error))),
+        load: Box::new(move || {
+            load(&memory, layout, &config)
+                .map(|loaded| loaded.entry)
+                .map_err(|error| with_causes(&error))
+        }),
     }
 }
 

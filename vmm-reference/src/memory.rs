@@ -115,8 +115,12 @@ impl MemoryLayout {
     pub fn map(self) -> Vec<MapEntry> {
         let mut map = vec![
             MapEntry {
-                range: 0..layout::LOW_MEMORY_END,
+                range: 0..layout::EBDA.0,
                 kind: MapKind::Ram,
+            },
+            MapEntry {
+                range: layout::EBDA.0..layout::LEGACY_HOLE_START,
+                kind: MapKind::Reserved,
             },
             MapEntry {
                 range: layout::RSDP.0..layout::HIGH_MEMORY_START,
@@ -176,6 +180,40 @@ impl MemoryLayout {
     }
 }
 
+/// Returns the highest address, on a page boundary, from which `size` bytes are `within` the range and touch
+/// nothing that is occupied.
+pub(crate) fn highest_gap(within: Range<u64>, occupied: &[Range<u64>], size: u64) -> Option<u64> {
+    let mut top = within.end;
+    loop {
+        let start = top.checked_sub(size)? / PAGE * PAGE;
+        if start < within.start {
+            return None;
+        }
+        match occupied.iter().find(|range| touches(range, start, size)) {
+            Some(range) => top = range.start,
+            None => return Some(start),
+        }
+    }
+}
+
+/// As [`highest_gap`], but the lowest address.
+pub(crate) fn lowest_gap(within: Range<u64>, occupied: &[Range<u64>], size: u64) -> Option<u64> {
+    let mut start = within.start.checked_next_multiple_of(PAGE)?;
+    loop {
+        if start.checked_add(size)? > within.end {
+            return None;
+        }
+        match occupied.iter().find(|range| touches(range, start, size)) {
+            Some(range) => start = range.end.checked_next_multiple_of(PAGE)?,
+            None => return Some(start),
+        }
+    }
+}
+
+fn touches(range: &Range<u64>, start: u64, size: u64) -> bool {
+    !range.is_empty() && range.start < start.saturating_add(size) && start < range.end
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,7 +234,7 @@ mod tests {
             .filter(|entry| entry.kind == MapKind::Ram)
             .map(|entry| entry.range.end - entry.range.start)
             .sum();
-        assert_eq!(ram, 5 * GIB - (0x10_0000 - 0xa_0000));
+        assert_eq!(ram, 5 * GIB - (0x10_0000 - 0x9_fc00));
     }
 
     #[test]
@@ -211,11 +249,29 @@ mod tests {
         let layout = MemoryLayout::new(4 * GIB).unwrap();
         assert!(layout.is_ram(&(0x10_0000..0xc000_0000)));
         assert!(!layout.is_ram(&(0xbfff_f000..0xc000_0001)));
-        assert!(!layout.is_ram(&(0x9_0000..0xa_0001)));
+        assert!(layout.is_ram(&(0x9_0000..0x9_fc00)));
+        assert!(!layout.is_ram(&(0x9_0000..0x9_fc01)));
         assert!(!layout.is_ram(&(0xe_0000..0x10_0000)));
         assert!(!layout.is_ram(&(0xb_8000..0xb_9000)));
         assert!(layout.is_ram(&(0x1_0000_0000..0x1_4000_0000)));
         assert!(!layout.is_ram(&(0x1_0000_0000..0x1_4000_1000)));
+    }
+
+    #[test]
+    fn gaps_are_whole_pages_between_what_is_occupied() {
+        let occupied = [0x3000..0x3001, 0x8800..0x9000, 0x5000..0x5000];
+        let highest = |within, size| highest_gap(within, &occupied, size);
+        let lowest = |within, size| lowest_gap(within, &occupied, size);
+        assert_eq!(highest(0..0xa000, 0x1000), Some(0x9000));
+        assert_eq!(highest(0..0xa000, 0x1001), Some(0x7000));
+        assert_eq!(highest(0..0xa000, 0x4800), Some(0x4000));
+        assert_eq!(highest(0..0xa000, 0x4801), None);
+        assert_eq!(highest(0..0x100, 0x101), None);
+        assert_eq!(lowest(0x2001..0xa000, 1), Some(0x4000));
+        assert_eq!(lowest(0x2001..0xa000, 0x4801), None);
+        assert_eq!(lowest(0x2001..0xffff, 0x4801), Some(0x9000));
+        assert_eq!(lowest(u64::MAX - 5..u64::MAX, 1), None);
+        assert_eq!(lowest(0..u64::MAX, u64::MAX), None);
     }
 
     #[test]

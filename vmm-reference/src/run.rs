@@ -16,7 +16,7 @@ use vcpu_caps::kvm::{probe, verify, verify_some};
 use vcpu_caps::{Capability, Finding, Mechanism, Plan, Profile, negotiate};
 
 use crate::background::Loss;
-use crate::cli::RunArgs;
+use crate::cli::{ModuleArg, RunArgs};
 use crate::console::Console;
 use crate::debug::MachineHost;
 use crate::devices::SerialOutput;
@@ -48,11 +48,16 @@ const LAST_OUTPUT_AFTER_SIGNAL: Duration = Duration::from_millis(300);
 pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     let mut config = MachineConfig {
         kernel: ImageFile::read(&args.kernel)?,
-        initrd: args.initrd.as_deref().map(ImageFile::read).transpose()?,
+        modules: args
+            .initrd
+            .iter()
+            .map(ModuleArg::read)
+            .collect::<Result<_, _>>()?,
         cmdline: args.cmdline.clone(),
         cpus: args.cpus,
         memory: args.memory,
         serial: args.serial.clone(),
+        debugcon: args.debugcon.clone(),
         irqchip: IrqchipMode::Kernel,
         tsc_deadline: false,
         testdev: args.testdev,
@@ -109,16 +114,22 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         ExitReason::Signal(_) => (LAST_OUTPUT_AFTER_SIGNAL, false),
         _ => (LAST_OUTPUT, true),
     };
-    let loss = devices.serial().finish(limit, while_it_moves);
+    report_loss("serial", devices.serial().finish(limit, while_it_moves));
+    if let Some(console) = devices.debug_console() {
+        report_loss("debug console", console.finish(limit, while_it_moves));
+    }
+    Ok(reason)
+}
+
+fn report_loss(device: &str, loss: Loss) {
     if loss != Loss::default() {
         tracing::warn!(
             dropped = loss.dropped,
             refused = loss.refused,
             unwritten = loss.unwritten,
-            "bytes of serial output are lost"
+            "bytes of {device} output are lost"
         );
     }
-    Ok(reason)
 }
 
 /// A machine with its vCPU threads and its event loop.
@@ -256,7 +267,15 @@ pub fn plan(kvm: &Kvm, wanted: Wanted) -> Result<(Plan, IrqchipMode), Error> {
     if wanted.irqchip.is_none() && wanted.debugger && !plan.has(Capability::MaskHwintr) {
         match negotiate_for(IrqchipMode::User) {
             Ok(other) if other.has(Capability::MaskHwintr) => {
-                tracing::info!("this host cannot mask interrupts: --irqchip user can");
+                if wanted.no_host_mask {
+                    tracing::info!("the emulated chips of --irqchip user mask interrupts");
+                } else {
+                    tracing::warn!(
+                        reason = %report.finding(Capability::MaskHwintr).detail,
+                        "this host was not verified to mask interrupts: --irqchip user is used, whose \
+                         emulated chips can; --irqchip kernel or split keeps the host's chips"
+                    );
+                }
                 return Ok((other, IrqchipMode::User));
             }
             _ => {}

@@ -104,7 +104,7 @@ fn broken_kernels_are_refused_with_status_2() {
             "address at the end of all",
             first(P_PADDR, u64::MAX - 0xfff),
         ),
-        ("address over the boot data", first(P_PADDR, 0)),
+        ("address away from the entry", first(P_PADDR, 0)),
         (
             "header table beyond the file",
             changed(|elf| put(elf, E_PHOFF, u64::MAX - 8)),

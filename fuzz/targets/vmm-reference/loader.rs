@@ -8,7 +8,9 @@ use std::ops::Range;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_reference::boot::Entry;
-use vmm_reference::loader::{ImageFile, Kernel, LoadError, Segment, load};
+use vmm_reference::loader::{
+    Compression, ImageFile, Kernel, LoadError, Loaded, MultibootImage, Segment, load,
+};
 use vmm_reference::memory::{GuestRam, MIN_MEMORY, MemoryLayout};
 
 const SIZE: usize = 2 << 20;
@@ -34,24 +36,34 @@ fn check_segments(image: &[u8], segments: &[Segment<'_>]) {
 fn check_parsed(image: &[u8], kernel: &Kernel<'_>) {
     match kernel {
         Kernel::BzImage(header) => {
-            assert!(header.entry() > header.load_address || header.load_address > u64::MAX - 0x200);
-            assert!(header.init_size > 0x200, "the entry is in the kernel");
+            let entry = if header.is_64_bit { 0x200 } else { 0 };
+            assert_eq!(header.entry(), header.load_address.saturating_add(entry));
+            assert!(header.code_size > entry, "the entry is in the kernel");
+            assert!(header.init_size >= header.code_size);
         }
         Kernel::Pvh { elf, .. } | Kernel::LinuxElf(elf) => check_segments(image, &elf.segments),
-        Kernel::Multiboot(multiboot) => {
-            check_segments(image, &multiboot.segments);
-            let entry = u64::from(multiboot.entry);
-            assert!(
-                multiboot
-                    .segments
-                    .iter()
-                    .any(|s| s.range().contains(&entry))
-            );
+        Kernel::Multiboot2(kernel) => {
+            check_multiboot(image, &kernel.image);
+            if let Some(sections) = kernel.sections {
+                let bytes = sections.bytes.len() as u64;
+                assert_eq!(bytes, u64::from(sections.count) * u64::from(sections.size));
+            }
         }
+        Kernel::Multiboot(kernel) => check_multiboot(image, kernel),
     }
 }
 
+fn check_multiboot(image: &[u8], kernel: &MultibootImage<'_>) {
+    check_segments(image, &kernel.segments);
+    let entry = u64::from(kernel.entry);
+    assert!(kernel.segments.iter().any(|s| s.range().contains(&entry)));
+}
+
 fuzz_target!(|image: &[u8]| {
+    // They have a target of their own.
+    if Compression::of(image).is_some() {
+        return;
+    }
     let parsed = Kernel::parse(image);
     assert_eq!(parsed, Kernel::parse(image), "a pure function");
     let kernel = match parsed {
@@ -67,7 +79,7 @@ fuzz_target!(|image: &[u8]| {
         name: "fuzz".into(),
         bytes: Cow::Owned(image.to_vec()),
     };
-    let loaded = load(&memory, layout, &file, None, "quiet");
+    let loaded = load(&memory, layout, &file, &[], "quiet");
     match &loaded {
         // linux-loader writes the segments before it looks at the notes, and may refuse those.
         Err(LoadError::Loader { .. }) => {}
@@ -80,23 +92,28 @@ fuzz_target!(|image: &[u8]| {
             // As one comparison: a loop over each byte of it would be most of the work.
             assert!(bytes == ZEROES, "written before it was checked: {error}");
         }
-        Ok(entry) => {
+        Ok(Loaded { entry, data }) => {
             let start = match *entry {
-                Entry::Protected { rip, .. } => u64::from(rip),
+                Entry::Protected { rip, .. } | Entry::Linux32 { rip, .. } => u64::from(rip),
                 Entry::Long { rip, .. } => rip,
             };
             assert!(
                 layout.is_ram(&(start..start + 1)),
                 "the entry {start:#x} is not in RAM"
             );
-            if let Kernel::Pvh { elf, .. } | Kernel::LinuxElf(elf) = &kernel {
-                for segment in &elf.segments {
-                    let mut there = vec![0; segment.data.len()];
-                    memory
-                        .read_slice(&mut there, GuestAddress(segment.physical))
-                        .expect("a loaded segment is in RAM");
-                    assert_eq!(there, segment.data);
-                }
+            assert!(layout.is_ram(&data.range()));
+            let segments = match &kernel {
+                Kernel::Pvh { elf, .. } | Kernel::LinuxElf(elf) => &elf.segments[..],
+                Kernel::Multiboot(kernel) => &kernel.segments,
+                Kernel::Multiboot2(kernel) => &kernel.image.segments,
+                Kernel::BzImage(_) => &[],
+            };
+            for segment in segments {
+                let mut there = vec![0; segment.data.len()];
+                memory
+                    .read_slice(&mut there, GuestAddress(segment.physical))
+                    .expect("a loaded segment is in RAM");
+                assert_eq!(there, segment.data, "the boot data is not over it");
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
-use crate::layout;
+use super::BootData;
 
 /// How the kernel starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,13 @@ pub enum Entry {
         eax: u32,
         /// EBX at the start: the address of the protocol's information.
         ebx: u32,
+    },
+    /// As [`Entry::Protected`]: 32-bit Linux.
+    Linux32 {
+        /// The first instruction.
+        rip: u32,
+        /// The address of the zero page.
+        esi: u32,
     },
     /// 64-bit mode with the first 4 GiB identity-mapped: Linux.
     Long {
@@ -39,8 +46,8 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
-/// The selectors that Linux's 64-bit entry requires: `__BOOT_CS` and `__BOOT_DS`. The 32-bit
-/// protocols require no particular numbers.
+/// The selectors that Linux's entries require: `__BOOT_CS` and `__BOOT_DS`. PVH and
+/// multiboot require no particular numbers.
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
 const TASK_SELECTOR: u16 = 0x20;
@@ -66,6 +73,13 @@ impl Entry {
                 rflags: RFLAGS,
                 ..Default::default()
             },
+            // "Other registers (EBP, EDI, EBX) must be 0" (boot.rst, "32-bit Boot Protocol").
+            Self::Linux32 { rip, esi } => kvm_regs {
+                rip: u64::from(rip),
+                rsi: u64::from(esi),
+                rflags: RFLAGS,
+                ..Default::default()
+            },
             Self::Long { rip, rsi } => kvm_regs {
                 rip,
                 rsi,
@@ -75,9 +89,9 @@ impl Entry {
         }
     }
 
-    /// The special registers. The rest, such as the APIC base, stays as at reset.
+    /// The special registers, with the tables in the boot data. The rest, such as the APIC base, stays as at reset.
     #[must_use]
-    pub fn sregs(self, reset: kvm_sregs) -> kvm_sregs {
+    pub fn sregs(self, boot_data: BootData, reset: kvm_sregs) -> kvm_sregs {
         let code = self.code_segment();
         let data = data_segment();
         let mut sregs = kvm_sregs {
@@ -89,7 +103,7 @@ impl Entry {
             gs: data,
             tr: task_segment(),
             gdt: kvm_dtable {
-                base: layout::GDT.0,
+                base: boot_data.gdt().0,
                 limit: GDT_LIMIT,
                 padding: [0; 3],
             },
@@ -103,7 +117,7 @@ impl Entry {
         };
         if let Self::Long { .. } = self {
             sregs.cr0 |= CR0_PG;
-            sregs.cr3 = layout::PAGE_TABLES.0;
+            sregs.cr3 = boot_data.page_tables().0;
             sregs.cr4 = CR4_PAE;
             sregs.efer = EFER_LME | EFER_LMA;
         }
@@ -196,12 +210,23 @@ fn descriptor(segment: &kvm_segment) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::MemoryLayout;
 
     const PVH: Entry = Entry::Protected {
         rip: 0x10_0020,
         eax: 0x1111,
         ebx: 0x6000,
     };
+    const LINUX32: Entry = Entry::Linux32 {
+        rip: 0x10_0000,
+        esi: 0x7000,
+    };
+
+    /// In its usual place, 0x5000.
+    fn boot_data() -> BootData {
+        BootData::place(MemoryLayout::new(4 << 20).unwrap(), &[]).unwrap()
+    }
+
     const LINUX: Entry = Entry::Long {
         rip: 0x100_0200,
         rsi: 0x7000,
@@ -217,11 +242,13 @@ mod tests {
 
     #[test]
     fn protected_mode_has_neither_paging_nor_long_mode() {
-        let sregs = PVH.sregs(kvm_sregs {
+        let reset = kvm_sregs {
             apic_base: 0xfee0_0900,
             cr3: 0x1234,
             ..Default::default()
-        });
+        };
+        let sregs = PVH.sregs(boot_data(), reset);
+        assert_eq!(sregs, LINUX32.sregs(boot_data(), reset));
         assert_eq!(sregs.cr0, 0x11);
         assert_eq!((sregs.cr3, sregs.cr4, sregs.efer), (0, 0, 0));
         assert_eq!((sregs.cs.db, sregs.cs.l), (1, 0));
@@ -235,7 +262,7 @@ mod tests {
 
     #[test]
     fn linux_starts_in_64_bit_mode_with_its_boot_selectors() {
-        let sregs = LINUX.sregs(kvm_sregs::default());
+        let sregs = LINUX.sregs(boot_data(), kvm_sregs::default());
         assert_eq!(sregs.cr0, 0x8000_0011);
         assert_eq!(sregs.cr4, 0x20);
         assert_eq!(sregs.efer, 0x500);
@@ -243,5 +270,13 @@ mod tests {
         assert_eq!((sregs.cs.selector, sregs.ds.selector), (0x10, 0x18));
         assert_eq!((sregs.cs.db, sregs.cs.l), (0, 1));
         assert_eq!(LINUX.regs().rsi, 0x7000);
+    }
+
+    #[test]
+    fn linux_at_its_32_bit_entry_gets_the_zero_page_and_zeroes() {
+        let regs = LINUX32.regs();
+        assert_eq!((regs.rip, regs.rsi, regs.rflags), (0x10_0000, 0x7000, 2));
+        assert_eq!((regs.rbp, regs.rdi, regs.rbx), (0, 0, 0));
+        assert_eq!(LINUX32.gdt(), PVH.gdt());
     }
 }

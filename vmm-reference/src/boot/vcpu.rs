@@ -7,9 +7,9 @@ use vcpu_caps::VcpuId;
 use vcpu_caps::cpuid::TopologyError;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::BootData;
 use super::cpuid::CpuidTables;
 use super::state::Entry;
-use crate::layout;
 use crate::memory::GuestRam;
 
 /// A vCPU could not be given its first state.
@@ -70,12 +70,12 @@ const MXCSR: u32 = 0x1f80;
 /// # Errors
 /// [`SetupError::Memory`] if the memory does not reach that far; [`crate::memory::MIN_MEMORY`]
 /// does.
-pub fn prepare_memory(memory: &GuestRam, entry: Entry) -> Result<(), SetupError> {
-    write_words(memory, "the GDT", layout::GDT, &entry.gdt())?;
+pub fn prepare_memory(memory: &GuestRam, entry: Entry, data: BootData) -> Result<(), SetupError> {
+    write_words(memory, "the GDT", data.gdt(), &entry.gdt())?;
     let Entry::Long { .. } = entry else {
         return Ok(());
     };
-    let pml4 = layout::PAGE_TABLES.0;
+    let pml4 = data.page_tables().0;
     let pdpt = pml4 + TABLE;
     let directories = pdpt + TABLE;
     let what = "the page tables";
@@ -119,6 +119,7 @@ pub(crate) fn setup_vcpu(
     id: VcpuId,
     tables: &CpuidTables,
     entry: Entry,
+    data: BootData,
 ) -> Result<(), SetupError> {
     let failed = |call| {
         move |source| SetupError::Ioctl {
@@ -133,7 +134,7 @@ pub(crate) fn setup_vcpu(
         return Ok(());
     }
     let reset = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-    vcpu.set_sregs(&entry.sregs(reset))
+    vcpu.set_sregs(&entry.sregs(data, reset))
         .map_err(failed("KVM_SET_SREGS"))?;
     vcpu.set_regs(&entry.regs())
         .map_err(failed("KVM_SET_REGS"))?;

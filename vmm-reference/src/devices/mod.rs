@@ -4,7 +4,10 @@
 //! |---|---|
 //! | 0x3f8–0x3ff | 16550A serial port, interrupt 4 |
 //! | 0x60, 0x64 | i8042; only resets are emulated: command 0xfe, and the output port |
+//! | 0x70–0x71 | MC146818 clock that cannot be set, and the CMOS |
 //! | 0x92 | system control A; only the reset is emulated |
+//! | 0xe9 | Bochs's debug console, with `--debugcon` |
+//! | 0xcf8, 0xcfc–0xcff | PCI configuration: a host bridge, and nothing behind it |
 //! | 0xcf9 | reset control |
 //! | 0x600–0x603 | ACPI PM1a event, without events |
 //! | 0x604–0x605 | ACPI PM1a control, for powering off |
@@ -18,7 +21,6 @@
 //! | port 0xe4 | pc-testdev: flushes a page from KVM's page tables |
 //! | ports 0x2000–0x2017 | pc-testdev: interrupt lines 0 to 23 |
 //! | memory 0xff00_0000–0xff00_ffff | pc-testdev: memory that takes an exit for each access |
-//! | ports 0x70–0x71 | CMOS: 128 bytes that keep what is written, and no clock |
 //! | port 0xf00 | the firmware's: loads the kernel again |
 //! | ports 0x510–0x511 | firmware configuration: signature, id, memory size, number of vCPUs |
 //!
@@ -28,7 +30,11 @@
 
 mod acpi;
 mod control;
+mod debugcon;
 pub mod lines;
+mod output;
+mod pci;
+mod rtc;
 mod serial;
 mod testdev;
 
@@ -44,8 +50,12 @@ use vm_device::device_manager::{IoManager, MmioManager, PioManager};
 use vm_device::{DeviceMmio, DevicePio};
 
 use control::Resets;
+pub use debugcon::{DebugConsole, DebugConsoleError};
 pub use lines::{EdgeLine, InterruptLines, KernelLines};
-pub use serial::{SerialDevice, SerialError, SerialOutput};
+pub use output::{OutputError, SerialOutput};
+pub(crate) use rtc::CENTURY as RTC_CENTURY;
+pub use rtc::{Rtc, WallClock};
+pub use serial::{SerialDevice, SerialError};
 pub use testdev::{DEBUG_EXIT_PORT, Firmware, TestMachine};
 
 use crate::exit::{ExitEvent, OnReset};
@@ -56,8 +66,12 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_IRQ: Gsi = Gsi(4);
 /// The keyboard controller's data port; its command port is four above.
 pub const I8042_PORT: u16 = 0x60;
+/// The clock chip: the index of a byte; the byte is one above.
+pub const RTC_PORT: u16 = rtc::PORTS;
 /// System control port A.
 pub const SYSTEM_CONTROL_PORT: u16 = 0x92;
+/// The debug console.
+pub const DEBUG_CONSOLE_PORT: u16 = 0xe9;
 /// The PCI host bridge's reset control register.
 pub const RESET_PORT: u16 = 0xcf9;
 /// The value that resets the machine when it is written there.
@@ -109,6 +123,9 @@ pub enum DeviceError {
     /// The serial port.
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// The debug console.
+    #[error(transparent)]
+    DebugConsole(#[from] DebugConsoleError),
     /// Two devices claim one port.
     #[error("two devices claim port {port:#x}")]
     Bus {
@@ -133,6 +150,7 @@ pub enum DeviceError {
 pub struct Devices {
     bus: IoManager,
     serial: Arc<SerialDevice>,
+    debug_console: Option<Arc<DebugConsole>>,
     resets: Resets,
 }
 
@@ -150,6 +168,7 @@ impl Devices {
         let mut devices = Self {
             bus: IoManager::new(),
             serial: Arc::clone(&serial),
+            debug_console: None,
             resets: resets.clone(),
         };
         devices.add(SERIAL_PORT, 8, serial)?;
@@ -159,10 +178,27 @@ impl Devices {
         devices.add(I8042_PORT + 4, 1, i8042)?;
         let system_control = control::SystemControlA::new(resets.clone());
         devices.add(SYSTEM_CONTROL_PORT, 1, Arc::new(system_control))?;
-        let reset_control = control::ResetControl::new(resets);
-        devices.add(RESET_PORT, 1, Arc::new(reset_control))?;
+        let pci = pci::PciHost::new(control::ResetControl::new(resets));
+        devices.add(pci::PORTS, pci::PORT_COUNT, Arc::new(pci))?;
         devices.add(PM1_EVENT_PORT, 6, Arc::new(acpi::Pm1::new(exit.clone())))?;
         Ok(devices)
+    }
+
+    /// Adds the debug console, which outlives a reset of the machine, too.
+    ///
+    /// # Errors
+    /// If another device has its place.
+    pub fn add_debug_console(&mut self, console: Arc<DebugConsole>) -> Result<(), DeviceError> {
+        self.debug_console = Some(Arc::clone(&console));
+        self.add(DEBUG_CONSOLE_PORT, 1, console)
+    }
+
+    /// Adds the clock chip, which reads the time of the guest.
+    ///
+    /// # Errors
+    /// If another device has its place.
+    pub fn add_rtc(&mut self, rtc: Rtc) -> Result<(), DeviceError> {
+        self.add(RTC_PORT, rtc::PORT_COUNT, Arc::new(rtc))
     }
 
     pub(crate) fn add(
@@ -197,6 +233,12 @@ impl Devices {
     #[must_use]
     pub fn serial(&self) -> &Arc<SerialDevice> {
         &self.serial
+    }
+
+    /// The debug console, if there is one.
+    #[must_use]
+    pub fn debug_console(&self) -> Option<&Arc<DebugConsole>> {
+        self.debug_console.as_ref()
     }
 
     /// Reads a port. `data` holds one access of `size` for `IN`, several for `REP INS`.

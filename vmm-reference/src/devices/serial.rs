@@ -5,10 +5,7 @@
 //! writes to a busy transmitter loses the byte, as on the real chip.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -21,7 +18,8 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::EdgeLine;
-use crate::background::{self, BackgroundWriter, Loss};
+use super::output::{Output, OutputError, SerialOutput};
+use crate::background::{self, Loss};
 
 /// Bytes of output that may wait for the descriptor.
 const OUTPUT_BUFFER: usize = 64 << 10;
@@ -40,32 +38,12 @@ const MCR_LOOPBACK: u8 = 1 << 4;
 const LSR_HOLDING_EMPTY: u8 = 1 << 5;
 const LSR_TRANSMITTER_EMPTY: u8 = 1 << 6;
 
-/// Where the guest's output goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SerialOutput {
-    /// Standard output; standard input is the guest's input.
-    Stdio,
-    /// Nowhere.
-    None,
-    /// A file. It is created, or truncated.
-    File(PathBuf),
-}
-
 /// The serial port could not be created.
 #[derive(Debug, Error)]
 pub enum SerialError {
-    /// The output file.
-    #[error("cannot write the serial output to {path}")]
-    Output {
-        /// Its path.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// Standard output.
-    #[error("cannot write the serial output to standard output")]
-    Stdout(#[source] io::Error),
+    /// The output.
+    #[error("cannot write the serial output to {0}")]
+    Output(OutputError, #[source] io::Error),
     /// No descriptor left.
     #[error("cannot create an event descriptor for the serial port")]
     EventFd(#[source] io::Error),
@@ -102,52 +80,6 @@ impl SerialEvents for InputSpace {
             // A full counter is readable too.
             let _ = self.event.write(1);
         }
-    }
-}
-
-/// Where the transmitter's bytes go.
-#[derive(Clone)]
-enum Output {
-    Discard,
-    Background {
-        writer: Arc<BackgroundWriter>,
-        /// Bytes are being dropped, which was logged.
-        dropping: Arc<AtomicBool>,
-    },
-}
-
-impl Output {
-    fn start(name: &str, sink: impl io::Write + AsFd + Send + 'static) -> io::Result<Self> {
-        Ok(Self::Background {
-            writer: Arc::new(BackgroundWriter::start(name, sink, OUTPUT_BUFFER)?),
-            dropping: Arc::default(),
-        })
-    }
-
-    fn has_room(&self) -> bool {
-        match self {
-            Self::Discard => true,
-            Self::Background { writer, .. } => writer.has_room(),
-        }
-    }
-}
-
-impl io::Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Self::Background { writer, dropping } = self {
-            if writer.push(bytes) {
-                dropping.store(false, Ordering::Relaxed);
-            } else if !dropping.swap(true, Ordering::Relaxed) {
-                tracing::warn!(
-                    "the serial output is not read, and the guest does not wait: dropped"
-                );
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
@@ -203,24 +135,8 @@ impl SerialDevice {
     /// # Errors
     /// If the output cannot be opened, or no descriptor is left.
     pub fn new(output: &SerialOutput) -> Result<Self, SerialError> {
-        let output = match output {
-            SerialOutput::Stdio => io::stdout()
-                .as_fd()
-                .try_clone_to_owned()
-                .and_then(|stdout| Output::start("stdout", File::from(stdout)))
-                .map_err(SerialError::Stdout)?,
-            SerialOutput::None => Output::Discard,
-            SerialOutput::File(path) => OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .open(path)
-                .and_then(|file| Output::start("serial", file))
-                .map_err(|source| SerialError::Output {
-                    path: path.clone(),
-                    source,
-                })?,
-        };
+        let output = Output::open(output, "the serial output", OUTPUT_BUFFER)
+            .map_err(|(place, source)| SerialError::Output(place, source))?;
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(SerialError::EventFd);
         let interrupt = Arc::new(EdgeLine::new().map_err(SerialError::EventFd)?);
         let space = Arc::new(InputSpace {
@@ -228,9 +144,7 @@ impl SerialDevice {
             event: event()?,
         });
         let chip = Arc::new(Mutex::new(new_chip(interrupt, &space, &output)));
-        if let Output::Background { writer, .. } = &output {
-            writer.set_events(Box::new(OutputEvents(Arc::downgrade(&chip))));
-        }
+        output.set_events(Box::new(OutputEvents(Arc::downgrade(&chip))));
         Ok(Self {
             chip,
             output,
@@ -288,10 +202,7 @@ impl SerialDevice {
     /// Waits until the output has been written, for at most `limit`. With `while_it_moves` the limit begins
     /// again with each write that succeeds. Returns what was lost so far.
     pub fn finish(&self, limit: Duration, while_it_moves: bool) -> Loss {
-        match &self.output {
-            Output::Discard => Loss::default(),
-            Output::Background { writer, .. } => writer.finish(limit, while_it_moves),
-        }
+        self.output.finish(limit, while_it_moves)
     }
 }
 

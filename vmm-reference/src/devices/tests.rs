@@ -22,7 +22,8 @@ pub(super) fn write<const N: usize>(devices: &Devices, port: u16, data: [u8; N])
 #[test]
 fn what_no_device_claims_reads_as_all_ones_and_takes_writes() {
     let (devices, exit) = devices();
-    for port in [0, 0x70, 0xcf8, 0xcfc, 0x3ef, 0x400, 0xffff, DEBUG_EXIT_PORT] {
+    let ports = [0, 0x70, 0xe9, 0xcf7, 0xd00, 0x3ef, 0x400, 0xffff];
+    for port in ports.into_iter().chain([DEBUG_EXIT_PORT]) {
         write(&devices, port, [0xff]);
         assert_eq!(read(&devices, port), [0xff], "{port:#x}");
     }
@@ -112,6 +113,97 @@ fn a_pci_configuration_address_is_no_reset() {
     // Bus 6: the byte that would be at 0xcf9 has bit 2 set.
     write(&devices, 0xcf8, 0x8000_0600_u32.to_le_bytes());
     assert_eq!(exit.reason(), None);
+}
+
+/// Reads a register of a PCI function by mechanism 1.
+fn pci_read(devices: &Devices, address: u32) -> u32 {
+    write(devices, 0xcf8, address.to_le_bytes());
+    u32::from_le_bytes(read(devices, 0xcfc))
+}
+
+#[test]
+fn a_kernel_that_probes_for_pci_finds_mechanism_1_and_a_host_bridge() {
+    let (devices, _) = devices();
+    // As Linux's `pci_check_type1`: the address can be read back. Then its sanity check.
+    write(&devices, 0xcfb, [1]);
+    write(&devices, 0xcf8, 0x8000_0000_u32.to_le_bytes());
+    assert_eq!(read(&devices, 0xcf8), 0x8000_0000_u32.to_le_bytes());
+    assert_eq!(pci_read(&devices, 0x8000_0000), 0x0008_1b36);
+    assert_eq!(pci_read(&devices, 0x8000_0008), 0x0600_0000, "class");
+    write(&devices, 0xcf8, 0x8000_0008_u32.to_le_bytes());
+    assert_eq!(read(&devices, 0xcfe), [0x00, 0x06], "as a word");
+    assert_eq!(read(&devices, 0xcff), [0x06], "as a byte");
+    // Nothing of it can be written.
+    for register in [0x8000_0000, 0x8000_0004, 0x8000_0010] {
+        let before = pci_read(&devices, register);
+        write(&devices, 0xcfc, [0xff; 4]);
+        assert_eq!(pci_read(&devices, register), before);
+    }
+}
+
+#[test]
+fn there_is_no_other_pci_function() {
+    let (devices, exit) = devices();
+    for address in [
+        0x8000_0100, // 00:00.1
+        0x8000_0800, // 00:01.0
+        0x8001_0000, // 01:00.0
+        0x80ff_ff00, // the last
+        0x0000_0000, // not enabled
+    ] {
+        assert_eq!(pci_read(&devices, address), u32::MAX, "{address:#x}");
+    }
+    // Reserved bits read as zero.
+    write(&devices, 0xcf8, [0xff; 4]);
+    assert_eq!(read(&devices, 0xcf8), 0x80ff_fffc_u32.to_le_bytes());
+    // Parts of the address are no access of it.
+    write(&devices, 0xcf8, [0; 2]);
+    write(&devices, 0xcfa, [0]);
+    assert_eq!(read(&devices, 0xcf8), 0x80ff_fffc_u32.to_le_bytes());
+    assert_eq!(read(&devices, 0xcfa), [0xff]);
+    assert_eq!(exit.reason(), None);
+}
+
+#[test]
+fn the_debug_console_says_that_it_is_there_and_writes_each_byte() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("debug");
+    let (mut devices, _) = devices();
+    let console = DebugConsole::new(&SerialOutput::File(path.clone())).unwrap();
+    devices.add_debug_console(Arc::new(console)).unwrap();
+    assert_eq!(read(&devices, 0xe9), [0xe9]);
+    for byte in b"a\0" {
+        write(&devices, 0xe9, [*byte]);
+    }
+    devices.io_out(0xe9, AccessSize::Byte, b"string output");
+    // It has one port.
+    write(&devices, 0xe9, *b"no");
+    let console = devices.debug_console().unwrap();
+    assert_eq!(console.finish(Duration::from_secs(20), false).total(), 0);
+    assert_eq!(std::fs::read(&path).unwrap(), b"a\0string output");
+    let error = DebugConsole::new(&SerialOutput::File("/no/such/place".into())).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot write the debug console to /no/such/place"
+    );
+}
+
+#[test]
+fn a_debug_console_that_is_not_read_blocks_no_vcpu_and_counts_what_is_lost() {
+    use std::os::fd::AsRawFd;
+
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let (mut devices, _) = devices();
+    let console = DebugConsole::new(&SerialOutput::File(path.into())).unwrap();
+    devices.add_debug_console(Arc::new(console)).unwrap();
+    let block = vec![b'x'; 64 << 10];
+    for _ in 0..40 {
+        devices.io_out(0xe9, AccessSize::Byte, &block);
+    }
+    let console = devices.debug_console().unwrap();
+    let loss = console.finish(Duration::from_millis(10), false);
+    assert!(loss.dropped > 0 && loss.unwritten > 0);
 }
 
 #[test]

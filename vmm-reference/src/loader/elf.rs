@@ -43,6 +43,19 @@ impl Segment<'_> {
     }
 }
 
+/// The section headers of a file, as they are in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SectionHeaders<'a> {
+    /// How many there are.
+    pub count: u32,
+    /// Bytes of each.
+    pub size: u32,
+    /// Which of them is the table of names.
+    pub names: u32,
+    /// All of them.
+    pub bytes: &'a [u8],
+}
+
 /// An ELF file that can be loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ElfImage<'a> {
@@ -54,6 +67,8 @@ pub struct ElfImage<'a> {
     pub segments: Vec<Segment<'a>>,
     /// The PVH entry, if the file has the note.
     pub pvh_entry: Option<u32>,
+    /// The section headers, if the file has them.
+    pub sections: Option<SectionHeaders<'a>>,
 }
 
 impl<'a> ElfImage<'a> {
@@ -202,6 +217,27 @@ where
         entry: header.e_entry(endian).into(),
         segments,
         pvh_entry,
+        sections: section_headers(header, image),
+    })
+}
+
+/// Nothing that is loaded depends on them: a damaged table is none.
+fn section_headers<'a, H>(header: &H, image: &'a [u8]) -> Option<SectionHeaders<'a>>
+where
+    H: FileHeader<Endian = LittleEndian>,
+    H::Word: Into<u64>,
+{
+    let endian = LittleEndian;
+    let start = usize::try_from(header.e_shoff(endian).into()).ok()?;
+    let count = header.e_shnum(endian);
+    let size = header.e_shentsize(endian);
+    let length = usize::from(count) * usize::from(size);
+    let bytes = image.get(start..start.checked_add(length)?)?;
+    (start != 0 && length != 0).then_some(SectionHeaders {
+        count: count.into(),
+        size: size.into(),
+        names: header.e_shstrndx(endian).0.into(),
+        bytes,
     })
 }
 

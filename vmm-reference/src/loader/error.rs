@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use super::compressed::Compression;
+
 /// The file cannot be used as a kernel. The message follows the file's name.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ImageError {
@@ -22,9 +24,53 @@ pub enum ImageError {
     },
     /// No known magic.
     #[error(
-        "not a kernel: expected a bzImage, an ELF file or a multiboot header in the first 8 KiB"
+        "not a kernel: expected a bzImage, an ELF file, or a multiboot header in the first 8 KiB \
+         (multiboot 2: 32 KiB)"
     )]
     NotAKernel,
+    /// Firmware.
+    #[error(
+        "{0}: firmware starts at the reset vector, and this VMM boots kernels directly; \
+         give the kernel that the firmware would boot"
+    )]
+    Firmware(&'static str),
+    /// It calls a BIOS.
+    #[error(
+        "{0} needs a BIOS, which this VMM does not have: it boots kernels directly; \
+         give the kernel itself"
+    )]
+    NeedsBios(&'static str),
+    /// Compressed in a format that is not supported.
+    #[error(
+        "the file is compressed with {format}, which this VMM does not open; use {command} first"
+    )]
+    Compressed {
+        /// The format.
+        format: Compression,
+        /// What opens it.
+        command: &'static str,
+    },
+    /// Compressed, and damaged.
+    #[error(
+        "the file is compressed with {format} and cannot be opened: {kind}; \
+         it is damaged, truncated, or needs more than 256 MiB to open"
+    )]
+    DamagedCompression {
+        /// The format.
+        format: Compression,
+        /// The decoder's error.
+        kind: std::io::ErrorKind,
+    },
+    /// Compressed, and too long.
+    #[error(
+        "the file is compressed with {format} and opens to more than {limit} bytes; no kernel is that long"
+    )]
+    CompressedTooLong {
+        /// The format.
+        format: Compression,
+        /// The longest content.
+        limit: u64,
+    },
     /// An ELF file for another processor.
     #[error("built for another processor: ELF machine {machine}; x86 kernels have 62 or 3")]
     WrongMachine {
@@ -90,17 +136,11 @@ pub enum ImageError {
         /// Guest-physical addresses.
         segment: Range<u64>,
     },
-    /// A segment overlaps the boot data.
+    /// The kernel takes all memory.
     #[error(
-        "segment {segment:#x?} overlaps the boot data at {reserved:#x?}; \
-         link the kernel at 1 MiB or above"
+        "the kernel leaves no 172 KiB of memory in one piece for the boot data; give more --memory"
     )]
-    OverlapsBootData {
-        /// Guest-physical addresses.
-        segment: Range<u64>,
-        /// Where the boot data is.
-        reserved: Range<u64>,
-    },
+    NoRoomForBootData,
     /// The kernel would start outside itself.
     #[error("the entry point {entry:#x} is in none of the loaded segments")]
     EntryOutside {
@@ -119,8 +159,31 @@ pub enum ImageError {
     /// The addresses in the multiboot header contradict one another.
     #[error("the addresses in the multiboot header are damaged: {0}")]
     MultibootAddresses(&'static str),
+    /// A multiboot 2 header for another architecture.
+    #[error("the multiboot 2 header is for architecture {0}; x86 kernels have 0")]
+    Multiboot2Architecture(u32),
+    /// The multiboot 2 header contradicts itself.
+    #[error("the multiboot 2 header is damaged: {0}")]
+    Multiboot2Header(&'static str),
+    /// The multiboot 2 header has an unknown tag that is not optional.
+    #[error("the multiboot 2 header requires tag {0}, which this VMM does not know")]
+    Multiboot2Tag(u16),
+    /// The multiboot 2 header requires unknown information.
+    #[error(
+        "the multiboot 2 header requires information of type {0}; this VMM offers command line, \
+         loader name, modules, memory sizes, memory map, ELF sections, ACPI RSDP and load address"
+    )]
+    Multiboot2Information(u32),
+    /// The multiboot 2 header requires a console.
+    #[error(
+        "the multiboot 2 header requires a text or graphics console, and this machine has only a serial port"
+    )]
+    Multiboot2Console,
     /// A boot protocol older than we can use.
-    #[error("Linux boot protocol {major}.{minor:02} is too old; 2.12 (Linux 3.8) is needed")]
+    #[error(
+        "Linux boot protocol {major}.{minor:02} is too old; 2.10 (Linux 2.6.31) is needed. iPXE and other \
+         programs with such a header need a BIOS, which this VMM does not have"
+    )]
     OldProtocol {
         /// The high byte of the version.
         major: u8,
@@ -130,9 +193,6 @@ pub enum ImageError {
     /// A zImage.
     #[error("a zImage, which loads below 1 MiB; build a bzImage")]
     ZImage,
-    /// A 32-bit Linux kernel.
-    #[error("a 32-bit Linux kernel (no 64-bit entry point); build it for x86_64")]
-    No64BitEntry,
 }
 
 /// A kernel could not be loaded.
@@ -156,18 +216,41 @@ pub enum LoadError {
         #[source]
         source: ImageError,
     },
-    /// The initrd is empty.
+    /// An initrd or module is empty.
     #[error("the initrd {file} is empty")]
-    InitrdEmpty {
+    ModuleEmpty {
         /// Its path.
         file: String,
     },
-    /// The initrd has no room.
+    /// Linux gets an initrd with arguments.
+    #[error(
+        "the initrd {file} has arguments, which Linux does not take; write ,, for a comma in a file's name"
+    )]
+    InitrdArguments {
+        /// Its path.
+        file: String,
+    },
+    /// Linux gets several initrds.
+    #[error(
+        "Linux takes one initrd, not {0}; concatenate them, or use a kernel that takes modules \
+         (multiboot, PVH)"
+    )]
+    SeveralInitrds(usize),
+    /// The modules' list and their arguments are too long.
+    #[error(
+        "the modules' names and arguments, and the command line, need more than the {room} bytes that \
+         there are; give fewer or shorter --initrd"
+    )]
+    TooManyModules {
+        /// The room for them.
+        room: u64,
+    },
+    /// An initrd or module has no room.
     #[error(
         "the initrd {file} has {size} bytes, and between the kernel and the end of low memory \
-         there is room for {room}; give more --memory"
+         there is room for {room}, less what alignment takes; give more --memory"
     )]
-    InitrdTooBig {
+    ModuleTooBig {
         /// Its path.
         file: String,
         /// Its size.

@@ -1,4 +1,5 @@
-//! Linux's 64-bit boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
+//! Linux's boot protocol (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"; "32-bit Boot Protocol" for
+//! kernels without a 64-bit entry).
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -12,8 +13,9 @@ use vm_memory::{ByteValued, GuestAddress};
 use super::bzimage::{self, BzImage};
 use super::elf::{ElfClass, ElfImage, Segment};
 use super::error::{ImageError, LoadError};
-use super::{Request, placement};
-use crate::boot::Entry;
+use super::placement::Plan;
+use super::{Loaded, Module, Request, placement};
+use crate::boot::{BootData, Entry};
 use crate::layout;
 
 /// `HdrS`.
@@ -30,32 +32,64 @@ const COMMAND_LINE_SIZE: u32 = 2048;
 const KERNEL_ALIGNMENT: u32 = 0x0100_0000;
 
 /// Loads a bzImage at the address that it prefers: it need not move itself.
-pub(super) fn load_bzimage(request: &Request<'_>, image: &BzImage) -> Result<Entry, LoadError> {
-    let start = image.load_address;
-    let range = start
-        ..start
-            .checked_add(image.init_size)
-            .ok_or_else(|| request.kernel_error(ImageError::SegmentWraps { index: 0, start }))?;
-    let ranges = [range];
-    placement::check_segments(request.layout, &ranges).map_err(|e| request.kernel_error(e))?;
+pub(super) fn load_bzimage(request: &Request<'_>, image: &BzImage) -> Result<Loaded, LoadError> {
+    let in_kernel = |error| request.kernel_error(error);
+    let ranges = image.ranges().map_err(in_kernel)?;
+    let plan = Plan::new(request.layout, &ranges).map_err(in_kernel)?;
+    let at_entry = if image.is_64_bit {
+        AtEntry::Long(image.entry())
+    } else {
+        let entry = image.entry();
+        let rip =
+            u32::try_from(entry).map_err(|_| in_kernel(ImageError::EntryOutside { entry }))?;
+        AtEntry::Protected(rip)
+    };
     let cmdline = placement::cmdline(request.cmdline, image.cmdline_size)?;
     let limit = image.initrd_max.saturating_add(1);
-    let initrd = placement::below(request, placement::end_of(&ranges), limit)?;
+    let initrd = initrd(request, &plan, limit)?;
 
     let loaded = BzImageLoader::load(
         request.memory,
-        Some(GuestAddress(start)),
+        Some(GuestAddress(image.load_address)),
         &mut Cursor::new(&request.kernel.bytes),
         None,
     )
     .map_err(|source| loader_error(request, source))?;
+    let header = own_fields(loaded.setup_header.unwrap_or_default());
     finish(
         request,
-        own_fields(loaded.setup_header.unwrap_or_default()),
+        plan.data,
+        header,
         &cmdline,
-        initrd,
-        image.entry(),
+        initrd.as_ref(),
+        at_entry,
     )
+}
+
+/// The initrd's place. Linux takes one, without arguments.
+fn initrd(request: &Request<'_>, plan: &Plan, limit: u64) -> Result<Option<Range<u64>>, LoadError> {
+    match request.modules {
+        []
+        | [
+            Module {
+                arguments: None, ..
+            },
+        ] => {}
+        [Module { file, .. }] => {
+            return Err(LoadError::InitrdArguments {
+                file: file.name.clone(),
+            });
+        }
+        several => return Err(LoadError::SeveralInitrds(several.len())),
+    }
+    Ok(plan.below(request, limit)?.pop())
+}
+
+/// The entry, in its mode.
+#[derive(Clone, Copy)]
+enum AtEntry {
+    Protected(u32),
+    Long(u64),
 }
 
 /// The header, zero beyond its end in the file, where code begins: older kernels have fewer fields
@@ -72,13 +106,13 @@ fn own_fields(mut header: setup_header) -> setup_header {
 }
 
 /// Loads an ELF `vmlinux` at the physical addresses in its headers.
-pub(super) fn load_elf(request: &Request<'_>, elf: &ElfImage<'_>) -> Result<Entry, LoadError> {
-    let entry = elf.physical_entry().map_err(|e| request.kernel_error(e))?;
+pub(super) fn load_elf(request: &Request<'_>, elf: &ElfImage<'_>) -> Result<Loaded, LoadError> {
+    let in_kernel = |error| request.kernel_error(error);
+    let entry = elf.physical_entry().map_err(in_kernel)?;
     let ranges: Vec<Range<u64>> = elf.segments.iter().map(Segment::range).collect();
-    placement::check_segments(request.layout, &ranges).map_err(|e| request.kernel_error(e))?;
+    let plan = Plan::new(request.layout, &ranges).map_err(in_kernel)?;
     let cmdline = placement::cmdline(request.cmdline, u64::from(COMMAND_LINE_SIZE - 1))?;
-    let kernel_end = placement::end_of(&ranges);
-    let initrd = placement::below(request, kernel_end, layout::MMIO_HOLE_START)?;
+    let initrd = initrd(request, &plan, layout::MMIO_HOLE_START)?;
 
     write_elf(request, elf)?;
     let header = setup_header {
@@ -88,7 +122,15 @@ pub(super) fn load_elf(request: &Request<'_>, elf: &ElfImage<'_>) -> Result<Entr
         cmdline_size: COMMAND_LINE_SIZE - 1,
         ..Default::default()
     };
-    finish(request, header, &cmdline, initrd, entry)
+    let at_entry = AtEntry::Long(entry);
+    finish(
+        request,
+        plan.data,
+        header,
+        &cmdline,
+        initrd.as_ref(),
+        at_entry,
+    )
 }
 
 /// Writes an ELF kernel's segments: 64-bit files through linux-loader, which supports no others.
@@ -116,13 +158,17 @@ fn loader_error(request: &Request<'_>, source: linux_loader::loader::Error) -> L
 /// Writes the command line, the initrd and the zero page.
 fn finish(
     request: &Request<'_>,
+    data: BootData,
     header: setup_header,
     cmdline: &[u8],
-    initrd: Option<Range<u64>>,
-    entry: u64,
-) -> Result<Entry, LoadError> {
-    placement::write_cmdline(request, cmdline)?;
-    placement::write_initrd(request, initrd.as_ref())?;
+    initrd: Option<&Range<u64>>,
+    entry: AtEntry,
+) -> Result<Loaded, LoadError> {
+    placement::write(request, "the command line", data.cmdline(), cmdline)?;
+    placement::write_modules(
+        request,
+        initrd.map(std::slice::from_ref).unwrap_or_default(),
+    )?;
 
     let low = |address: u64| u32::try_from(address).unwrap_or(u32::MAX);
     let mut params = boot_params {
@@ -131,7 +177,7 @@ fn finish(
     };
     params.acpi_rsdp_addr = layout::RSDP.0;
     params.hdr.type_of_loader = LOADER_UNDEFINED;
-    params.hdr.cmd_line_ptr = low(layout::CMDLINE.0);
+    params.hdr.cmd_line_ptr = low(data.cmdline().0);
     if let Some(range) = initrd {
         params.hdr.ramdisk_image = low(range.start);
         params.hdr.ramdisk_size = low(range.end - range.start);
@@ -146,12 +192,19 @@ fn finish(
         };
     }
     LinuxBootConfigurator::write_bootparams(
-        &BootParams::new(&params, layout::ZERO_PAGE),
+        &BootParams::new(&params, data.zero_page()),
         request.memory,
     )
     .map_err(LoadError::Configurator)?;
-    Ok(Entry::Long {
-        rip: entry,
-        rsi: layout::ZERO_PAGE.0,
-    })
+    let entry = match entry {
+        AtEntry::Protected(rip) => Entry::Linux32 {
+            rip,
+            esi: low(data.zero_page().0),
+        },
+        AtEntry::Long(rip) => Entry::Long {
+            rip,
+            rsi: data.zero_page().0,
+        },
+    };
+    Ok(Loaded { entry, data })
 }

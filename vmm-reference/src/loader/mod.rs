@@ -7,19 +7,24 @@
 //!
 //! # Which protocol
 //! A file may offer several. They are tried in this order:
-//! 1. **bzImage**: its magic is unambiguous.
+//! 1. **bzImage**: its magic is unambiguous. The 64-bit entry if it has one, the 32-bit one otherwise.
 //! 2. **PVH** (an ELF note `XEN_ELFNOTE_PHYS32_ENTRY`): made for direct boot by a VMM, with a full
 //!    memory map.
-//! 3. **multiboot 1** (a header in the first 8 KiB): a kernel that carries it means it to be used.
-//!    An ELF64 file may carry it too: it still starts in 32-bit mode.
+//! 3. **multiboot 2** (a header in the first 32 KiB), then **multiboot 1** (in the first 8 KiB): a kernel that
+//!    carries one means it to be used. An ELF64 file may carry it too: it still starts in 32-bit mode.
 //! 4. **Linux 64-bit**: an ELF64 file with neither counts as a `vmlinux`, which has no mark of its
 //!    own.
+//!
+//! A file that is compressed as a whole is opened first, in memory, up to a limit.
 
 mod bzimage;
+mod compressed;
 mod elf;
 mod error;
+mod foreign;
 mod linux;
 mod multiboot;
+mod multiboot2;
 mod placement;
 mod pvh;
 #[cfg(test)]
@@ -32,11 +37,14 @@ use std::fmt;
 use std::path::Path;
 
 pub use bzimage::BzImage;
-pub use elf::{ElfClass, ElfImage, Segment};
+pub use compressed::Compression;
+pub use elf::{ElfClass, ElfImage, SectionHeaders, Segment};
 pub use error::{ImageError, LoadError};
 pub use multiboot::{MultibootHeader, MultibootImage};
+pub use multiboot2::{Multiboot2Header, Multiboot2Image};
 
-use crate::boot::Entry;
+use crate::boot::{BootData, Entry};
+use crate::layout;
 use crate::memory::{GuestRam, MemoryLayout};
 
 /// A kernel or an initrd: its name, for messages, and its bytes.
@@ -80,10 +88,37 @@ impl fmt::Debug for ImageFile {
     }
 }
 
+/// A file for the kernel: Linux's initrd, or a module of a PVH or multiboot kernel.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// The file.
+    pub file: ImageFile,
+    /// What the kernel gets with it.
+    pub arguments: Option<String>,
+}
+
+impl From<ImageFile> for Module {
+    fn from(file: ImageFile) -> Self {
+        Self {
+            file,
+            arguments: None,
+        }
+    }
+}
+
+/// A kernel in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// How it starts.
+    pub entry: Entry,
+    /// Where its boot data is.
+    pub data: BootData,
+}
+
 /// A parsed kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kernel<'a> {
-    /// A compressed Linux kernel with a 64-bit entry.
+    /// A compressed Linux kernel.
     BzImage(BzImage),
     /// An ELF file with a PVH entry.
     Pvh {
@@ -92,7 +127,9 @@ pub enum Kernel<'a> {
         /// Where it starts, in 32-bit mode.
         entry: u32,
     },
-    /// A file with a multiboot header.
+    /// A file with a multiboot 2 header.
+    Multiboot2(Multiboot2Image<'a>),
+    /// A file with a multiboot 1 header.
     Multiboot(MultibootImage<'a>),
     /// A 64-bit ELF file that counts as a Linux kernel.
     LinuxElf(ElfImage<'a>),
@@ -110,19 +147,32 @@ impl<'a> Kernel<'a> {
         if BzImage::matches(image) {
             return BzImage::parse(image).map(Self::BzImage);
         }
-        let header = MultibootHeader::find(image)?;
         if !ElfImage::matches(image) {
             // Without ELF headers only a header with its own addresses says what goes where.
-            return match header {
-                Some(header) => MultibootImage::from_raw(header, image).map(Self::Multiboot),
-                None => Err(ImageError::NotAKernel),
+            if let Some(header) = Multiboot2Header::find(image)? {
+                return Multiboot2Image::from_raw(header, image).map(Self::Multiboot2);
+            }
+            return match MultibootHeader::find(image)? {
+                Some(header) => {
+                    let kernel = MultibootImage::from_raw(header, image)?;
+                    // Such a ROM can be loaded by other firmware, which is there already.
+                    let end = kernel.segments.last().map(|segment| segment.range().end);
+                    if end == Some(layout::MMIO_HOLE_END) && foreign::is_rom(image) {
+                        return Err(foreign::ROM);
+                    }
+                    Ok(Self::Multiboot(kernel))
+                }
+                None => Err(foreign::refusal(image)),
             };
         }
         let elf = ElfImage::parse(image)?;
         if let Some(entry) = elf.pvh_entry {
             return Ok(Self::Pvh { elf, entry });
         }
-        if let Some(header) = header {
+        if let Some(header) = Multiboot2Header::find(image)? {
+            return Multiboot2Image::from_elf(header, elf, image).map(Self::Multiboot2);
+        }
+        if let Some(header) = MultibootHeader::find(image)? {
             return MultibootImage::from_elf(header, elf, image).map(Self::Multiboot);
         }
         match elf.class {
@@ -136,29 +186,39 @@ impl<'a> Kernel<'a> {
 ///
 /// # Errors
 /// A [`LoadError`] that names the file, the value and what to do. The memory is untouched if the
-/// kernel, the initrd or the command line cannot be used, but for [`LoadError::Loader`]:
+/// kernel, a module or the command line cannot be used, but for [`LoadError::Loader`]:
 /// linux-loader writes segments before it has looked at all headers.
 pub fn load(
     memory: &GuestRam,
     layout: MemoryLayout,
     kernel: &ImageFile,
-    initrd: Option<&ImageFile>,
+    modules: &[Module],
     cmdline: &str,
-) -> Result<Entry, LoadError> {
-    let parsed = Kernel::parse(&kernel.bytes).map_err(|source| LoadError::Kernel {
+) -> Result<Loaded, LoadError> {
+    let unusable = |source| LoadError::Kernel {
         file: kernel.name.clone(),
         source,
-    })?;
+    };
+    let opened = match Compression::of(&kernel.bytes) {
+        Some(format) => Some(ImageFile {
+            name: kernel.name.clone(),
+            bytes: Cow::Owned(format.open(&kernel.bytes).map_err(unusable)?),
+        }),
+        None => None,
+    };
+    let kernel = opened.as_ref().unwrap_or(kernel);
+    let parsed = Kernel::parse(&kernel.bytes).map_err(unusable)?;
     let request = Request {
         memory,
         layout,
         kernel,
-        initrd,
+        modules,
         cmdline,
     };
     match parsed {
         Kernel::BzImage(image) => linux::load_bzimage(&request, &image),
         Kernel::Pvh { elf, entry } => pvh::load(&request, &elf, entry),
+        Kernel::Multiboot2(image) => multiboot2::load(&request, &image),
         Kernel::Multiboot(image) => multiboot::load(&request, &image),
         Kernel::LinuxElf(elf) => linux::load_elf(&request, &elf),
     }
@@ -170,7 +230,7 @@ struct Request<'a> {
     memory: &'a GuestRam,
     layout: MemoryLayout,
     kernel: &'a ImageFile,
-    initrd: Option<&'a ImageFile>,
+    modules: &'a [Module],
     cmdline: &'a str,
 }
 

@@ -2,12 +2,10 @@
 
 use std::ops::Range;
 
-use vm_memory::GuestAddress;
-
 use super::elf::{ElfImage, Segment};
 use super::error::{ImageError, LoadError};
-use super::{Request, placement};
-use crate::boot::Entry;
+use super::{Loaded, Module, Request, placement};
+use crate::boot::{BootData, Entry};
 use crate::layout;
 
 /// The header is within this many bytes of the file, on a 4-byte boundary (3.1).
@@ -31,7 +29,11 @@ const INFO_MODULES: u32 = 1 << 3;
 const INFO_MAP: u32 = 1 << 6;
 const INFO_LOADER: u32 = 1 << 9;
 
-const LOADER_NAME: &str = "vmm-reference";
+/// The bytes of an entry of the module list.
+const MODULE_BYTES: usize = 16;
+
+/// The name that kernels get.
+pub(super) const LOADER_NAME: &str = "vmm-reference";
 
 /// The multiboot header of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +107,6 @@ impl<'a> MultibootImage<'a> {
         if header.flags & HAS_ADDRESSES == 0 {
             return Err(ImageError::NotAKernel);
         }
-        let bad = ImageError::MultibootAddresses;
         let fields = image.get(header.offset..).unwrap_or_default();
         let mut addresses = [0; 5];
         for (address, at) in addresses.iter_mut().zip((12..).step_by(4)) {
@@ -116,12 +117,50 @@ impl<'a> MultibootImage<'a> {
             })?;
         }
         let [header_address, load, load_end, bss_end, entry] = addresses;
-        let before = header_address
+        let addresses = Addresses {
+            header: header_address,
+            load,
+            load_end,
+            bss_end,
+        };
+        addresses.image(header.offset, entry, image)
+    }
+}
+
+/// The addresses in a header, of either version.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addresses {
+    /// Of the header itself.
+    pub(super) header: u32,
+    /// Of what is loaded.
+    pub(super) load: u32,
+    /// Its end; 0 for the end of the file.
+    pub(super) load_end: u32,
+    /// The end of the memory that is zero behind it; 0 for none.
+    pub(super) bss_end: u32,
+}
+
+impl Addresses {
+    /// The image of a file whose header is at `offset`.
+    pub(super) fn image(
+        self,
+        offset: usize,
+        entry: u32,
+        image: &[u8],
+    ) -> Result<MultibootImage<'_>, ImageError> {
+        let Self {
+            header,
+            load,
+            load_end,
+            bss_end,
+        } = self;
+        let bad = ImageError::MultibootAddresses;
+        let before = header
             .checked_sub(load)
             .ok_or(bad("load_addr is above header_addr"))?;
         let start = usize::try_from(before)
             .ok()
-            .and_then(|before| header.offset.checked_sub(before))
+            .and_then(|before| offset.checked_sub(before))
             .ok_or(bad("load_addr lies before the start of the file"))?;
         let data = image.get(start..).unwrap_or_default();
         let data = if load_end == 0 {
@@ -159,14 +198,14 @@ impl<'a> MultibootImage<'a> {
                 entry: u64::from(entry),
             });
         }
-        Ok(Self {
+        Ok(MultibootImage {
             segments: vec![segment],
             entry,
         })
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes
         .get(at..)?
         .first_chunk()
@@ -174,36 +213,35 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
         .map(u32::from_le_bytes)
 }
 
-/// Loads the kernel, the initrd as its only module, and the information for it.
-pub(super) fn load(request: &Request<'_>, image: &MultibootImage<'_>) -> Result<Entry, LoadError> {
+/// Loads the kernel, the modules, and the information for it.
+pub(super) fn load(request: &Request<'_>, image: &MultibootImage<'_>) -> Result<Loaded, LoadError> {
     let ranges: Vec<Range<u64>> = image.segments.iter().map(Segment::range).collect();
-    placement::check_segments(request.layout, &ranges).map_err(|e| request.kernel_error(e))?;
-    let end = placement::end_of(&ranges);
-    // The first word is the kernel's own name, as boot loaders pass it.
-    let cmdline = format!("{} {}", request.kernel.name, request.cmdline);
-    let cmdline = placement::cmdline(&cmdline, layout::CMDLINE_ROOM - 1)?;
-    // Right above the kernel, where such kernels expect it, rather than at the top of memory.
-    let initrd = placement::above(request, end)?;
+    let plan =
+        placement::Plan::new(request.layout, &ranges).map_err(|e| request.kernel_error(e))?;
+    let data = plan.data;
+    let cmdline = kernel_cmdline(request);
+    let cmdline = placement::cmdline(&cmdline, BootData::CMDLINE_ROOM - 1)?;
+    // Right above the kernel, where such kernels expect them, rather than at the top of memory.
+    let places = plan.above(request)?;
+    // The list of modules comes first: mod_start, mod_end, string, reserved (3.3, "mods").
+    let mut strings = placement::Area::new(data.modules());
+    let list = strings.add(&vec![0; places.len() * MODULE_BYTES])?;
+    let loader_name = strings.add_string(LOADER_NAME)?;
+    let mut modules = Vec::new();
+    for (module, place) in request.modules.iter().zip(&places) {
+        let string = strings.add_string(&module_string(module))?;
+        modules.extend([low(place.start), low(place.end), low(string), 0]);
+    }
+    strings.set(list, &bytes_of(&modules));
 
     placement::write_segments(request, &image.segments)?;
-    placement::write_cmdline(request, &cmdline)?;
-    placement::write_initrd(request, initrd.as_ref())?;
+    placement::write(request, "the command line", data.cmdline(), &cmdline)?;
+    placement::write_modules(request, &places)?;
+    strings.write(request, "the multiboot modules")?;
 
-    let mut module_count = 0;
     let mut flags = INFO_MEMORY | INFO_CMDLINE | INFO_MAP | INFO_LOADER;
-    if let (Some(range), Some(file)) = (&initrd, request.initrd) {
+    if !places.is_empty() {
         flags |= INFO_MODULES;
-        module_count = 1;
-        let name = GuestAddress(layout::STRINGS.0 + layout::STRING_ROOM);
-        write_string(request, name, &file.name)?;
-        // mod_start, mod_end, string, reserved (3.3, "mods").
-        let module = [low(range.start), low(range.end), low(name.0), 0];
-        placement::write(
-            request,
-            "the multiboot modules",
-            layout::MODULES,
-            &bytes_of(&module),
-        )?;
     }
     // Each entry starts with the size of what follows (3.3, "mmap").
     let mut map = Vec::new();
@@ -213,59 +251,69 @@ pub(super) fn load(request: &Request<'_>, image: &MultibootImage<'_>) -> Result<
         map.extend((entry.range.end - entry.range.start).to_le_bytes());
         map.extend(entry.kind.e820_type().to_le_bytes());
     }
-    placement::write(
-        request,
-        "the multiboot memory map",
-        layout::MEMORY_MAP,
-        &map,
-    )?;
-    write_string(request, layout::STRINGS, LOADER_NAME)?;
+    placement::write(request, "the multiboot memory map", data.memory_map(), &map)?;
+    let [lower, upper] = memory_kib(request);
     let info = [
         flags,
-        // mem_lower, mem_upper: KiB below 640 K, and from 1 MiB up to the first hole.
-        low(layout::LOW_MEMORY_END / 1024),
-        low((request.layout.low_end() - layout::HIGH_MEMORY_START) / 1024),
+        lower,
+        upper,
         0, // boot_device
-        low(layout::CMDLINE.0),
-        module_count,
-        low(layout::MODULES.0),
+        low(data.cmdline().0),
+        low(places.len() as u64),
+        low(list),
         0, // syms
         0,
         0,
         0,
         low(map.len() as u64),
-        low(layout::MEMORY_MAP.0),
+        low(data.memory_map().0),
         0, // drives_length, drives_addr
         0,
         0, // config_table
-        low(layout::STRINGS.0),
+        low(loader_name),
     ];
     placement::write(
         request,
         "the multiboot information",
-        layout::START_INFO,
+        data.start_info(),
         &bytes_of(&info),
     )?;
-    Ok(Entry::Protected {
-        rip: image.entry,
-        eax: LOADER_MAGIC,
-        ebx: low(layout::START_INFO.0),
+    Ok(Loaded {
+        entry: Entry::Protected {
+            rip: image.entry,
+            eax: LOADER_MAGIC,
+            ebx: low(data.start_info().0),
+        },
+        data,
     })
 }
 
+/// The first word is the kernel's own name, as boot loaders pass it.
+pub(super) fn kernel_cmdline(request: &Request<'_>) -> String {
+    format!("{} {}", request.kernel.name, request.cmdline)
+}
+
+/// The same for a module.
+pub(super) fn module_string(module: &Module) -> String {
+    match &module.arguments {
+        Some(arguments) => format!("{} {arguments}", module.file.name),
+        None => module.file.name.clone(),
+    }
+}
+
+/// mem_lower and mem_upper: KiB below the EBDA, and from 1 MiB up to the first hole.
+pub(super) fn memory_kib(request: &Request<'_>) -> [u32; 2] {
+    [
+        low(layout::EBDA.0 / 1024),
+        low((request.layout.low_end() - layout::HIGH_MEMORY_START) / 1024),
+    ]
+}
+
 /// An address below 4 GiB; everything that multiboot points to is.
-fn low(address: u64) -> u32 {
+pub(super) fn low(address: u64) -> u32 {
     u32::try_from(address).unwrap_or(u32::MAX)
 }
 
 fn bytes_of(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-/// Writes a string and its terminating zero, cut to the room for it: these are names.
-fn write_string(request: &Request<'_>, at: GuestAddress, text: &str) -> Result<(), LoadError> {
-    let room = usize::try_from(layout::STRING_ROOM - 1).unwrap_or(0);
-    let mut bytes: Vec<u8> = text.bytes().take(room).collect();
-    bytes.push(0);
-    placement::write(request, "a name", at, &bytes)
 }

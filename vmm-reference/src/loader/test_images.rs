@@ -142,6 +142,36 @@ pub(super) fn multiboot(flags: u32, addresses: &[u32]) -> Vec<u8> {
         .collect()
 }
 
+/// A tag of a multiboot 2 header, padded to 8 bytes.
+pub(super) fn tag2(kind: u16, flags: u16, words: &[u32]) -> Vec<u8> {
+    let size = u32::try_from(8 + 4 * words.len()).unwrap();
+    let mut tag = [kind.to_le_bytes(), flags.to_le_bytes()].concat();
+    tag.extend(size.to_le_bytes());
+    tag.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+    tag.resize(tag.len().next_multiple_of(8), 0);
+    tag
+}
+
+/// A multiboot 2 header with these tags and an end tag.
+pub(super) fn multiboot2(tags: &[Vec<u8>]) -> Vec<u8> {
+    multiboot2_raw(0, &[tags.concat(), tag2(0, 0, &[])].concat(), None)
+}
+
+/// One with any bytes as its tags, and any length.
+pub(super) fn multiboot2_raw(architecture: u32, tags: &[u8], length: Option<u32>) -> Vec<u8> {
+    let magic = 0xe852_50d6_u32;
+    let length = length.unwrap_or(u32::try_from(16 + tags.len()).unwrap());
+    let checksum = [magic, architecture, length]
+        .iter()
+        .fold(0_u32, |sum, word| sum.wrapping_sub(*word));
+    let mut header: Vec<u8> = [magic, architecture, length, checksum]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect();
+    header.extend(tags);
+    header
+}
+
 /// A bzImage with one setup sector, and 0x400 bytes of code that prefers 2 MiB.
 pub(super) fn bzimage() -> Vec<u8> {
     let mut image = vec![0; 1024];

@@ -1,7 +1,15 @@
 use vm_memory::{Bytes, GuestAddress};
 
-use super::test_images::{Elf, Load, bzimage, load as load_segment, multiboot, note, pvh_note};
+use super::test_images::{
+    Elf, Load, bzimage, load as load_segment, multiboot, multiboot2, note, pvh_note,
+};
 use super::*;
+
+mod compressed;
+mod foreign;
+mod linux32;
+mod modules;
+mod multiboot2;
 
 const MIB: u64 = 1 << 20;
 
@@ -18,17 +26,33 @@ fn boot(
     initrd: Option<&[u8]>,
     cmdline: &str,
 ) -> (GuestRam, Result<Entry, LoadError>) {
+    let initrd = initrd.map(|bytes| file("initrd", bytes).into());
+    boot_with(image, initrd.as_slice(), cmdline)
+}
+
+fn boot_with(
+    image: &[u8],
+    modules: &[Module],
+    cmdline: &str,
+) -> (GuestRam, Result<Entry, LoadError>) {
     let layout = MemoryLayout::new(16 * MIB).unwrap();
     let memory = layout.allocate().unwrap();
-    let initrd = initrd.map(|bytes| file("initrd", bytes));
-    let entry = load(
-        &memory,
-        layout,
-        &file("kernel", image),
-        initrd.as_ref(),
-        cmdline,
-    );
-    (memory, entry)
+    let loaded = load(&memory, layout, &file("kernel", image), modules, cmdline);
+    (memory, loaded.map(|loaded| loaded.entry))
+}
+
+fn module(name: &str, bytes: &[u8], arguments: Option<&str>) -> Module {
+    Module {
+        file: file(name, bytes),
+        arguments: arguments.map(str::to_owned),
+    }
+}
+
+/// No byte was written.
+#[track_caller]
+fn assert_untouched(memory: &GuestRam) {
+    let all = bytes(memory, 0, usize::try_from(16 * MIB).unwrap());
+    assert!(all.iter().all(|&byte| byte == 0));
 }
 
 fn refusal(image: &[u8]) -> ImageError {
@@ -68,6 +92,23 @@ fn multiboot_elf(elf: Elf, flags: u32) -> Elf {
     Elf {
         loads: vec![load_segment(0x10_0000, &data)],
         entry: 0x10_000c,
+        ..elf
+    }
+}
+
+/// The same with a multiboot 2 header of these tags. It is entered behind an empty header.
+fn multiboot2_elf(tags: &[Vec<u8>]) -> Elf {
+    multiboot2_in(Elf::narrow(), tags)
+}
+
+fn multiboot2_in(elf: Elf, tags: &[Vec<u8>]) -> Elf {
+    // The header is on an 8-byte boundary of the file, behind 84 or 120 bytes of ELF headers.
+    let padding = vec![0x90; if elf.wide { 0 } else { 4 }];
+    let entry = 0x10_0018 + padding.len() as u64;
+    let data = [padding, multiboot2(tags), b"code".to_vec()].concat();
+    Elf {
+        loads: vec![load_segment(0x10_0000, &data)],
+        entry,
         ..elf
     }
 }
@@ -144,10 +185,16 @@ fn a_file_cut_anywhere_is_refused() {
         pvh().build(),
         Elf::wide().build(),
         multiboot_elf(Elf::narrow(), 0).build(),
+        multiboot2_elf(&[]).build(),
         bzimage(),
     ] {
         assert!(Kernel::parse(&image).is_ok());
-        for length in 0..image.len() {
+        // A bzImage's size is in paragraphs of 16 bytes, the last of which need not be whole.
+        let spare = if BzImage::matches(&image) { 15 } else { 0 };
+        for length in image.len() - spare..image.len() {
+            assert!(Kernel::parse(&image[..length]).is_ok(), "{length} bytes");
+        }
+        for length in 0..image.len() - spare {
             assert!(Kernel::parse(&image[..length]).is_err(), "{length} bytes");
         }
     }
@@ -162,6 +209,7 @@ fn no_damaged_byte_makes_loading_panic() {
         pvh().build(),
         multiboot_elf(Elf::narrow(), 3).build(),
         Elf::wide().build(),
+        multiboot2_elf(&[]).build(),
         raw,
         bzimage(),
     ] {
@@ -169,9 +217,9 @@ fn no_damaged_byte_makes_loading_panic() {
             for value in [0x00, 0x01, 0x7f, 0x80, 0xff] {
                 let mut damaged = image.clone();
                 damaged[at] = value;
-                let initrd = file("initrd", &[7; 100]);
+                let initrd = [module("initrd", &[7; 100], None)];
                 // Any result will do.
-                let _ = load(&memory, layout, &file("k", &damaged), Some(&initrd), "x");
+                let _ = load(&memory, layout, &file("k", &damaged), &initrd, "x");
             }
         }
     }
@@ -194,6 +242,13 @@ fn the_protocols_are_tried_in_the_documented_order() {
         Kernel::parse(&multiboot_elf(Elf::wide(), 0).build()),
         Ok(Kernel::Multiboot(_))
     ));
+    let mut both = multiboot2_elf(&[]);
+    both.loads[0].data.extend([0; 4]);
+    both.loads[0].data.extend(multiboot(0, &[]));
+    both.loads[0].memory_size += 16;
+    let both = both.build();
+    assert!(MultibootHeader::find(&both).unwrap().is_some());
+    assert!(matches!(Kernel::parse(&both), Ok(Kernel::Multiboot2(_))));
     assert!(matches!(
         Kernel::parse(&Elf::wide().build()),
         Ok(Kernel::LinuxElf(_))
@@ -289,7 +344,8 @@ fn segments_outside_memory_are_refused() {
         (16 * MIB - 1, 2),      // across its end
         (0xc000_0000, 1),       // in the hole below 4 GiB
         (0xa_0000, 1),          // in the legacy hole
-        (0x9_ffff, 2),          // into the legacy hole
+        (0x9_fc00, 1),          // in the extended BIOS data area
+        (0x9_fbff, 2),          // into it
         (0xe_0000, 0x2_0000),   // in the ACPI tables
         (u64::MAX - 0x1000, 1), // anywhere
     ] {
@@ -303,25 +359,52 @@ fn segments_outside_memory_are_refused() {
 }
 
 #[test]
-fn segments_over_the_boot_data_are_refused() {
-    for (start, size) in [(0x4fff, 2), (0x5000, 1), (0x2_ffff, 1), (0x1000, 0x8_0000)] {
+fn the_boot_data_gives_way_to_the_kernel() {
+    // (the kernel, the zero page that Linux gets)
+    for (start, size, zero_page) in [
+        (0x4fff, 1, 0x7000),
+        (0x3_0000, 0x100, 0x7000),
+        (0x4fff, 2, 0x9_f000 - 0x2_b000 + 0x2000),
+        (0x2_ffff, 1, 0x9_f000 - 0x2_b000 + 0x2000),
+        (0x7_0000, 0x2_f000, 0x7000),
+        (0x4000, 0x9_0000, 16 * MIB - 0x2_b000 + 0x2000),
+    ] {
         let load = Load {
             memory_size: size,
-            ..load_segment(start, b"x")
+            ..load_segment(start, b"\xf4")
         };
         let elf = Elf {
             loads: vec![load],
             entry: start,
             ..Elf::wide()
         };
-        assert_eq!(
-            refusal(&elf.build()),
-            ImageError::OverlapsBootData {
-                segment: start..start + size,
-                reserved: 0x5000..0x3_0000,
-            }
-        );
+        let (memory, entry) = boot(&elf.build(), Some(&[7; 5000]), "quiet");
+        let Entry::Long { rip, rsi } = entry.unwrap() else {
+            panic!("not Linux");
+        };
+        assert_eq!((rip, rsi), (start, zero_page), "{start:#x}");
+        let field = |offset| u64::from(u32_at(&memory, rsi + offset));
+        assert_eq!(bytes(&memory, field(0x228), 6), b"quiet\0");
+        // The initrd is clear of both.
+        let initrd = field(0x218);
+        assert_eq!(bytes(&memory, initrd, 5000), [7; 5000]);
+        let data = rsi - 0x2000..rsi - 0x2000 + 0x2_b000;
+        assert!(initrd >= data.end || initrd + 5000 <= data.start);
+        assert_eq!(bytes(&memory, start, 1), b"\xf4");
     }
+}
+
+#[test]
+fn a_kernel_that_leaves_no_room_for_the_boot_data_is_refused() {
+    let segment = |start, size| Load {
+        memory_size: size,
+        ..load_segment(start, b"x")
+    };
+    let elf = Elf {
+        loads: vec![segment(0, 0x9_fc00), segment(MIB, 15 * MIB)],
+        ..Elf::wide()
+    };
+    assert_eq!(refusal(&elf.build()), ImageError::NoRoomForBootData);
 }
 
 #[test]
@@ -439,7 +522,8 @@ fn a_pvh_kernel_gets_its_start_information() {
         assert_eq!(
             entries,
             [
-                (0, 0xa_0000, 1),
+                (0, 0x9_fc00, 1),
+                (0x9_fc00, 0x400, 2),
                 (0xe_0000, 0x2_0000, 2),
                 (0x10_0000, 15 * MIB, 1)
             ]
@@ -500,7 +584,7 @@ fn a_multiboot_kernel_gets_its_information() {
         );
         let field = |offset: u64| u32_at(&memory, 0x6000 + offset);
         assert_eq!(field(0), 0b10_0100_1101);
-        assert_eq!((field(4), field(8)), (640, 15 * 1024));
+        assert_eq!((field(4), field(8)), (639, 15 * 1024));
         assert_eq!(bytes(&memory, u64::from(field(16)), 11), b"kernel a b\0");
         assert_eq!(field(20), 1);
         let module = u64::from(field(24));
@@ -518,15 +602,15 @@ fn a_multiboot_kernel_gets_its_information() {
         let name = u64::from(u32_at(&memory, module + 8));
         assert_eq!(bytes(&memory, name, 7), b"initrd\0");
         let (length, map) = (field(44), u64::from(field(48)));
-        assert_eq!(length, 3 * 24);
+        assert_eq!(length, 4 * 24);
         assert_eq!(
-            u32_at(&memory, map + 48),
+            u32_at(&memory, map + 72),
             20,
             "the size field does not count itself"
         );
-        assert_eq!(u64_at(&memory, map + 52), 0x10_0000);
-        assert_eq!(u64_at(&memory, map + 60), 15 * MIB);
-        assert_eq!(u32_at(&memory, map + 68), 1);
+        assert_eq!(u64_at(&memory, map + 76), 0x10_0000);
+        assert_eq!(u64_at(&memory, map + 84), 15 * MIB);
+        assert_eq!(u32_at(&memory, map + 92), 1);
         assert_eq!(bytes(&memory, u64::from(field(64)), 14), b"vmm-reference\0");
     }
 }
@@ -622,11 +706,11 @@ fn a_bzimage_goes_where_it_wants_to_be_with_its_zero_page() {
         0xe_0000,
         "acpi_rsdp_addr"
     );
-    assert_eq!(bytes(&memory, zero_page + 0x1e8, 1), [3], "e820 entries");
-    // The third entry, of 20 bytes each.
-    assert_eq!(u64_at(&memory, zero_page + 0x2d0 + 40), 0x10_0000);
-    assert_eq!(u64_at(&memory, zero_page + 0x2d0 + 48), 15 * MIB);
-    assert_eq!(u32_at(&memory, zero_page + 0x2d0 + 56), 1);
+    assert_eq!(bytes(&memory, zero_page + 0x1e8, 1), [4], "e820 entries");
+    // The fourth entry, of 20 bytes each.
+    assert_eq!(u64_at(&memory, zero_page + 0x2d0 + 60), 0x10_0000);
+    assert_eq!(u64_at(&memory, zero_page + 0x2d0 + 68), 15 * MIB);
+    assert_eq!(u32_at(&memory, zero_page + 0x2d0 + 76), 1);
 }
 
 #[test]
@@ -649,18 +733,15 @@ fn bzimages_that_cannot_be_entered_are_refused() {
         refusal(&image)
     };
     assert_eq!(
-        with(0x206, &0x020b_u16.to_le_bytes()),
-        ImageError::OldProtocol {
-            major: 2,
-            minor: 11
-        }
+        with(0x206, &0x0209_u16.to_le_bytes()),
+        ImageError::OldProtocol { major: 2, minor: 9 }
     );
     assert_eq!(with(0x211, &[0]), ImageError::ZImage);
-    assert_eq!(with(0x236, &[0, 0]), ImageError::No64BitEntry);
+    // 0x41 paragraphs of which the last is not there at all: at least one byte of it must be.
     assert!(matches!(
         with(0x1f4, &0x41_u32.to_le_bytes()),
         ImageError::Truncated {
-            needs: 2064,
+            needs: 2049,
             has: 2048,
             ..
         }
@@ -723,16 +804,12 @@ fn an_initrd_that_does_not_fit_is_refused_and_the_memory_untouched() {
         let (memory, result) = boot(&image, Some(&huge), "");
         assert!(matches!(
             result,
-            Err(LoadError::InitrdTooBig { size, room, .. }) if size == 16 * MIB && room < size
+            Err(LoadError::ModuleTooBig { size, room, .. }) if size == 16 * MIB && room < size
         ));
-        assert!(
-            bytes(&memory, 0, usize::try_from(16 * MIB).unwrap())
-                .iter()
-                .all(|&b| b == 0)
-        );
+        assert_untouched(&memory);
         assert!(matches!(
             boot(&image, Some(b""), "").1,
-            Err(LoadError::InitrdEmpty { .. })
+            Err(LoadError::ModuleEmpty { .. })
         ));
     }
 }

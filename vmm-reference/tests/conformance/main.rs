@@ -71,6 +71,7 @@ macro_rules! in_modes {
                 mod pic;
                 mod pic_modes;
                 mod pit;
+                mod rtc;
                 mod startup;
                 mod x2apic;
                 mod x2apic_ipi;

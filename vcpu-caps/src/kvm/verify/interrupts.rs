@@ -99,16 +99,15 @@ pub(super) fn nothing_comes_in(machine: &mut Machine<'_>, masked: &DebugIntent<'
     guest.debug(&DebugIntent::default())?;
     guest.expect(&Exit::Out(SECOND_REPORT))?;
     let after = delivered(&guest)?;
-    if after
-        != (Delivered {
-            interrupts: 1,
-            nmis: 1,
-        })
-    {
-        return Err(Stop::fails(format!(
-            "after the mask was lifted {} of 1 interrupts and {} of 1 NMIs were delivered",
-            after.interrupts, after.nmis
-        )));
+    let what = format!(
+        "after the mask was lifted {} of 1 interrupts and {} of 1 NMIs were delivered",
+        after.interrupts, after.nmis
+    );
+    match (after.interrupts, after.nmis) {
+        (1, 1) => {}
+        // The guest waits for a number of instructions, and the host may be late.
+        (0..=1, 0..=1) => return Err(Stop::Late(what.into())),
+        _ => return Err(Stop::fails(what)),
     }
     Ok(format!(
         "{STEPS} steps beside a pending interrupt and NMI stayed in the loop; both came, once, when \
@@ -152,10 +151,11 @@ fn split_irqchip(machine: &mut Machine<'_>) -> Seen {
     {
         Ok("an MSI was delivered by the local APIC in the kernel".into())
     } else {
-        Err(Stop::fails(format!(
-            "{} of 1 interrupts were delivered",
-            seen.interrupts
-        )))
+        let what = format!("{} of 1 interrupts were delivered", seen.interrupts);
+        Err(match seen.interrupts {
+            0 => Stop::Late(what.into()),
+            _ => Stop::fails(what),
+        })
     }
 }
 

@@ -56,6 +56,9 @@ const TASK: u16 = 0x28;
 pub(super) enum Stop {
     /// The ability does not work.
     Fails(Cow<'static, str>),
+    /// What should have come did not, for as long as the guest waited. It counts as a failure, unless it comes when
+    /// the case is tried again: a loaded host may be late.
+    Late(Cow<'static, str>),
     /// The case showed nothing.
     Unclear(Cow<'static, str>),
 }
@@ -147,6 +150,12 @@ impl Clock {
             one_run,
             end: now() + all,
         })
+    }
+
+    /// Doubles the bound on one run. Returns `false` if no time is left for all of them.
+    pub(super) fn allow_more(&mut self) -> bool {
+        self.one_run = self.one_run.saturating_mul(2);
+        !self.left().is_zero()
     }
 
     /// Returns the bound on the next run.

@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::devices::{SERIAL_IRQ, SERIAL_PORT};
+use crate::devices::{RTC_PORT, SERIAL_IRQ, SERIAL_PORT};
 
 /// 2 or more: integers have 64 bits (20.1).
 const REVISION: u8 = 2;
@@ -18,7 +18,7 @@ const SLP_TYP_S5: u8 = 5;
 /// Present, enabled, shown, working (6.3.7).
 const STATUS_PRESENT: u8 = 0xf;
 
-/// COM1, and power-off.
+/// COM1, the clock chip, and power-off.
 pub(super) fn dsdt() -> Sdt {
     let mut code = Vec::new();
     // SLP_TYP for PM1a and PM1b, and two reserved values (7.4.2).
@@ -27,27 +27,29 @@ pub(super) fn dsdt() -> Sdt {
         &Package::new(vec![&SLP_TYP_S5, &SLP_TYP_S5, &0_u8, &0_u8]),
     )
     .to_aml_bytes(&mut code);
-    Scope::new(
-        Path::new("_SB_"),
-        vec![&Device::new(
-            Path::new("COM1"),
-            vec![
-                // A 16550A-compatible serial port.
-                &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
-                &Name::new(Path::new("_UID"), &1_u8),
-                &Name::new(Path::new("_STA"), &STATUS_PRESENT),
-                &Name::new(
-                    Path::new("_CRS"),
-                    &ResourceTemplate::new(vec![
-                        &IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8),
-                        // For this device, edge-triggered, active high, not shared: ISA's.
-                        &Interrupt::new(true, true, false, false, SERIAL_IRQ.0),
-                    ]),
-                ),
-            ],
-        )],
-    )
-    .to_aml_bytes(&mut code);
+    // A 16550A-compatible serial port.
+    let serial_id = Name::new(Path::new("_HID"), &EISAName::new("PNP0501"));
+    let serial_uid = Name::new(Path::new("_UID"), &1_u8);
+    let present = Name::new(Path::new("_STA"), &STATUS_PRESENT);
+    let serial_ports = IO::new(SERIAL_PORT, SERIAL_PORT, 1, 8);
+    // For this device, edge-triggered, active high, not shared: ISA's.
+    let serial_interrupt = Interrupt::new(true, true, false, false, SERIAL_IRQ.0);
+    let serial_resources = ResourceTemplate::new(vec![&serial_ports, &serial_interrupt]);
+    let serial_resources = Name::new(Path::new("_CRS"), &serial_resources);
+    let serial = Device::new(
+        Path::new("COM1"),
+        vec![&serial_id, &serial_uid, &present, &serial_resources],
+    );
+    // A PC/AT clock, which has no interrupt here.
+    let clock_id = Name::new(Path::new("_HID"), &EISAName::new("PNP0B00"));
+    let clock_ports = IO::new(RTC_PORT, RTC_PORT, 1, 2);
+    let clock_resources = ResourceTemplate::new(vec![&clock_ports]);
+    let clock_resources = Name::new(Path::new("_CRS"), &clock_resources);
+    let clock = Device::new(
+        Path::new("RTC_"),
+        vec![&clock_id, &present, &clock_resources],
+    );
+    Scope::new(Path::new("_SB_"), vec![&serial, &clock]).to_aml_bytes(&mut code);
 
     let mut table = Sdt::new(
         *b"DSDT",

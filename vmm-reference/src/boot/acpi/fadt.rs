@@ -3,18 +3,19 @@
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::devices::{PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_IRQ};
+use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, low};
+use crate::devices::{
+    PM1_CONTROL_PORT, PM1_EVENT_PORT, RESET_PORT, RESET_VALUE, RTC_CENTURY, SCI_IRQ,
+};
 
 /// Length of PM1a event: status and enable, two bytes each (4.8.3.1); of PM1a control (4.8.3.2).
 const PM1_EVENT_LENGTH: u8 = 4;
 const PM1_CONTROL_LENGTH: u8 = 2;
 
 /// IAPC_BOOT_ARCH (table 5.11). Bit 1, a keyboard controller, stays clear: only its resets are
-/// emulated.
+/// emulated. So does bit 5, "CMOS RTC not present".
 const LEGACY_DEVICES: u16 = 1 << 0;
 const NO_VGA: u16 = 1 << 2;
-const NO_CMOS_RTC: u16 = 1 << 5;
 
 /// C2 and C3 do not exist: latencies above 100 and 1000 µs say so.
 const NO_C2: u16 = 101;
@@ -57,7 +58,8 @@ pub(super) fn fadt(dsdt: u64, facs: u64) -> FADT {
     fadt.reset_value = RESET_VALUE;
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
-    fadt.iapc_boot_arch = (LEGACY_DEVICES | NO_VGA | NO_CMOS_RTC).into();
+    fadt.century = RTC_CENTURY;
+    fadt.iapc_boot_arch = (LEGACY_DEVICES | NO_VGA).into();
     fadt.finalize()
 }
 
@@ -69,9 +71,4 @@ fn ports(first: u16, bytes: u8, access: AccessSize) -> GAS {
         access,
         u64::from(first),
     )
-}
-
-/// The lower half of an address: all of it, because the tables are in the first MiB.
-fn low(address: u64) -> u32 {
-    u32::try_from(address).unwrap_or(0)
 }

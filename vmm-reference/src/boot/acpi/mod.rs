@@ -23,6 +23,7 @@ mod madt;
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use thiserror::Error;
 use vm_memory::Bytes;
@@ -76,7 +77,9 @@ pub fn tables(cpus: u16) -> Result<Vec<u8>, AcpiError> {
         xsdt.add_entry(table);
     }
     let xsdt = area.append(&xsdt);
+    let rsdt = area.append(&rsdt(&[fadt, madt]));
     area.put(rsdp, &Rsdp::new(OEM_ID, xsdt));
+    area.put_rsdt(rsdp, rsdt);
 
     let needs = area.bytes.len() as u64;
     let room = layout::ACPI_END - layout::RSDP.0;
@@ -84,6 +87,30 @@ pub fn tables(cpus: u16) -> Result<Vec<u8>, AcpiError> {
         return Err(AcpiError::TooManyCpus { cpus, needs, room });
     }
     Ok(area.bytes)
+}
+
+/// The RSDT (5.2.7), for kernels that know only ACPI 1.0: the XSDT with 32-bit addresses.
+fn rsdt(tables: &[u64]) -> Sdt {
+    const REVISION: u8 = 1;
+    /// A table of nothing but its header (5.2.6).
+    const HEADER: u32 = 36;
+    let mut rsdt = Sdt::new(
+        *b"RSDT",
+        HEADER,
+        REVISION,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
+    );
+    for &table in tables {
+        rsdt.append(low(table));
+    }
+    rsdt
+}
+
+/// The lower half of an address: all of it, because the tables are in the first MiB.
+fn low(address: u64) -> u32 {
+    u32::try_from(address).unwrap_or(0)
 }
 
 /// Writes the tables of `cpus` processors.
@@ -118,6 +145,34 @@ impl Area {
         let address = layout::RSDP.0 + self.bytes.len() as u64;
         table.to_aml_bytes(&mut self.bytes);
         address
+    }
+
+    /// Sets the RSDT's address in the RSDP, and the two checksums (5.2.5.3).
+    fn put_rsdt(&mut self, rsdp: usize, rsdt: u64) {
+        const CHECKSUM: usize = 8;
+        const RSDT_ADDRESS: usize = 16;
+        const EXTENDED_CHECKSUM: usize = 32;
+        /// What the first checksum covers: ACPI 1.0's RSDP.
+        const OLD_LENGTH: usize = 20;
+        let Some(bytes) = self.bytes.get_mut(rsdp..) else {
+            return;
+        };
+        for (slot, byte) in bytes
+            .iter_mut()
+            .skip(RSDT_ADDRESS)
+            .zip(low(rsdt).to_le_bytes())
+        {
+            *slot = byte;
+        }
+        for (at, covers) in [(CHECKSUM, OLD_LENGTH), (EXTENDED_CHECKSUM, Rsdp::len())] {
+            let sum = bytes
+                .iter()
+                .take(covers)
+                .fold(0_u8, |sum, &byte| sum.wrapping_add(byte));
+            if let Some(slot) = bytes.get_mut(at) {
+                *slot = slot.wrapping_sub(sum);
+            }
+        }
     }
 
     /// Writes a table into reserved room.

@@ -56,6 +56,11 @@ impl Reader {
         let xsdt = self.u64(BASE + 24);
         assert_eq!(self.table(xsdt, b"XSDT").len(), 36 + 2 * 8);
         let (fadt, madt) = (self.u64(xsdt + 36), self.u64(xsdt + 44));
+        // The same for kernels that know only ACPI 1.0.
+        let rsdt = u64::from(self.u32(BASE + 16));
+        assert_eq!(self.table(rsdt, b"RSDT").len(), 36 + 2 * 4);
+        let old = (self.u32(rsdt + 36).into(), self.u32(rsdt + 40).into());
+        assert_eq!(old, (fadt, madt));
         self.table(fadt, b"FACP");
         self.table(madt, b"APIC");
         (fadt, madt)
@@ -147,7 +152,8 @@ fn the_fixed_registers_are_where_the_devices_are() {
         ((1, 8, 0, 1, 0xcf9), 6),
         "reset"
     );
-    assert_eq!(tables.u16(fadt + 109), 0b10_0101, "IAPC_BOOT_ARCH");
+    assert_eq!(tables.u16(fadt + 109), 0b101, "IAPC_BOOT_ARCH");
+    assert_eq!(tables.at(fadt + 108, 1), [0x32], "CENTURY");
     let flags = tables.u32(fadt + 112);
     assert_eq!(
         flags,
@@ -192,12 +198,22 @@ fn the_dsdt_is_this_byte_code() {
         &crs,
     ]
     .concat();
-    // A length counts itself, and has one byte up to 63.
+    let clock = [
+        b"RTC_".as_slice(),
+        b"\x08_HID\x0c\x41\xd0\x0b\x00",
+        b"\x08_STA\x0a\x0f",
+        b"\x08_CRS\x11\x0d\x0a\x0a",
+        &[0x47, 1, 0x70, 0, 0x70, 0, 1, 2], // I/O ports
+        &[0x79, 0],                         // end
+    ]
+    .concat();
+    // A length counts itself. It has one byte up to 63; then a second one follows the low four bits.
     let length = |bytes: &[u8]| u8::try_from(bytes.len() + 1).unwrap();
     let device = [&[0x5b, 0x82, length(&device)][..], &device].concat();
-    let scope = [b"_SB_".as_slice(), &device].concat();
-    let scope = [&[0x10, length(&scope)][..], &scope].concat();
-    assert_eq!(scope.get(1), Some(&63));
+    let clock = [&[0x5b, 0x82, length(&clock)][..], &clock].concat();
+    let scope = [b"_SB_".as_slice(), &device, &clock].concat();
+    let total = u8::try_from(scope.len() + 2).unwrap();
+    let scope = [&[0x10, 1 << 6 | total & 0xf, total >> 4][..], &scope].concat();
     assert_eq!(dsdt[36..], [s5, scope].concat());
 }
 

@@ -59,7 +59,7 @@ impl DevicePio for BootAgain {
                 *registers = VecDeque::from([rip, ebx, eax]);
                 return;
             }
-            Ok(Entry::Long { .. }) => "it starts in 64-bit mode".to_owned(),
+            Ok(Entry::Linux32 { .. } | Entry::Long { .. }) => "it is Linux".to_owned(),
             Err(error) => error,
         };
         let text = format!("the kernel cannot be booted a second time: {problem}");

@@ -2,7 +2,6 @@
 //! QEMU's `isa-debug-exit`, `pc-testdev` and firmware configuration.
 
 mod boot_again;
-mod cmos;
 mod debug_exit;
 mod fw_cfg;
 mod irq_lines;
@@ -13,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::lines::InterruptLines;
-use super::{DeviceError, Devices};
+use super::{DeviceError, Devices, Rtc};
 use crate::boot::Entry;
 use crate::exit::ExitEvent;
 use crate::memory::GuestRam;
@@ -30,8 +29,6 @@ const REGISTER_PORT_ALIAS: u16 = 0xe8;
 const IRQ_LINE_PORT: u16 = 0x2000;
 /// pc-testdev: 64 KiB that keep what is written, with an exit for each access.
 const IO_MEMORY: u64 = 0xff00_0000;
-/// CMOS: the index of a byte, and its value.
-const CMOS_PORT: u16 = 0x70;
 /// The firmware's own.
 const BOOT_PORT: u16 = 0xf00;
 /// Firmware configuration: a word selects the item; its bytes are at the next port.
@@ -45,6 +42,8 @@ pub struct TestMachine {
     pub memory: GuestRam,
     /// The number of vCPUs, for the image to read.
     pub cpus: u16,
+    /// The clock chip, whose shutdown status the firmware reads.
+    pub rtc: Rtc,
     /// What the firmware does.
     pub firmware: Option<Firmware>,
 }
@@ -68,6 +67,7 @@ impl fmt::Debug for TestMachine {
         f.debug_struct("TestMachine")
             .field("memory", &self.memory)
             .field("cpus", &self.cpus)
+            .field("rtc", &self.rtc)
             .field("firmware", &self.firmware)
             .finish_non_exhaustive()
     }
@@ -87,6 +87,7 @@ impl Devices {
             lines,
             memory,
             cpus,
+            rtc,
             firmware,
         } = machine;
         let debug_exit = debug_exit::DebugExit::new(exit.clone());
@@ -101,13 +102,11 @@ impl Devices {
         self.add(IRQ_LINE_PORT, irq_lines::COUNT, Arc::new(irq_lines))?;
         let io_memory = Arc::new(memory::IoMemory::default());
         self.add_mmio(IO_MEMORY, memory::IO_MEMORY_LENGTH, io_memory)?;
-        let cmos = cmos::Cmos::default();
-        self.add(CMOS_PORT, 2, Arc::new(cmos.clone()))?;
         if let Some(Firmware { send_init, load }) = firmware {
             let boot_again = boot_again::BootAgain::new(load, exit.clone());
             self.add(BOOT_PORT, 4, Arc::new(boot_again))?;
             self.resets.survive_init(Box::new(move || {
-                let resumes = cmos.wants_to_resume();
+                let resumes = rtc.wants_to_resume();
                 if resumes {
                     send_init();
                 }

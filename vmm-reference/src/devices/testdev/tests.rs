@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use intr_controller::Gsi;
 use intr_controller::routing::SourceId;
@@ -43,11 +44,15 @@ fn setup() -> Setup {
 fn setup_with(firmware: Option<Firmware>) -> Setup {
     let (mut devices, exit) = plain_devices();
     let lines = Arc::new(Recorder::default());
-    let memory = MemoryLayout::new(6 << 20).unwrap().allocate().unwrap();
+    let layout = MemoryLayout::new(6 << 20).unwrap();
+    let memory = layout.allocate().unwrap();
+    let rtc = Rtc::new(layout, Box::new(|| Duration::ZERO));
+    devices.add_rtc(rtc.clone()).unwrap();
     let machine = TestMachine {
         lines: Arc::clone(&lines) as _,
         memory: memory.clone(),
         cpus: 3,
+        rtc,
         firmware,
     };
     devices.add_test_devices(machine, &exit).unwrap();
@@ -146,23 +151,6 @@ fn a_reset_of_the_processors_is_an_init_if_they_want_to_go_on() {
 }
 
 #[test]
-fn the_cmos_keeps_what_is_written_to_each_byte() {
-    let Setup { devices, .. } = setup();
-    for index in 0..=0x7f {
-        write(&devices, 0x70, [index]);
-        write(&devices, 0x71, [index ^ 0x5a]);
-    }
-    for index in 0..=0xff {
-        write(&devices, 0x70, [index]);
-        assert_eq!(read(&devices, 0x71), [(index & 0x7f) ^ 0x5a]);
-    }
-    write(&devices, 0x70, [0, 1]);
-    assert_eq!(read(&devices, 0x70), [0xff]);
-    assert_eq!(read::<2>(&devices, 0x70), [0xff; 2]);
-    assert_eq!(read(&devices, 0x71), [0x7f ^ 0x5a], "byte 0xff still");
-}
-
-#[test]
 fn the_firmware_boots_again_or_says_why_it_cannot() {
     let (Setup { devices, exit, .. }, calls) = with_firmware(BOOTS);
     let register = || u32::from_le_bytes(read(&devices, 0xf00));
@@ -179,7 +167,7 @@ fn the_firmware_boots_again_or_says_why_it_cannot() {
     assert_eq!(calls.loads.load(Ordering::Relaxed), 3);
 
     let long = Entry::Long { rip: 0, rsi: 0 };
-    for (boots, why) in [(Err("no such file"), "no such file"), (Ok(long), "64-bit")] {
+    for (boots, why) in [(Err("no such file"), "no such file"), (Ok(long), "Linux")] {
         let (Setup { devices, exit, .. }, _) = with_firmware(boots);
         write(&devices, 0xf00, [0; 4]);
         let Some(ExitReason::GuestFailed(text)) = exit.reason() else {
@@ -417,11 +405,12 @@ proptest! {
         use vm_device::bus::{MmioAddress, PioAddress};
         use vm_device::{DeviceMmio, DevicePio};
 
-        let memory = MemoryLayout::new(2 << 20).unwrap().allocate().unwrap();
+        let layout = MemoryLayout::new(2 << 20).unwrap();
+        let memory = layout.allocate().unwrap();
         let boots = Box::new(|| BOOTS.map_err(str::to_owned));
         let devices: [&dyn DevicePio; 7] = [
             &boot_again::BootAgain::new(boots, ExitEvent::new().unwrap()),
-            &cmos::Cmos::default(),
+            &Rtc::new(layout, Box::new(|| Duration::ZERO)),
             &debug_exit::DebugExit::new(ExitEvent::new().unwrap()),
             &registers::Registers::default(),
             &fw_cfg::FwCfg::new(1, &memory),
