@@ -14,6 +14,26 @@ pub struct SessionConfig {
     pub max_packet: usize,
     /// What becomes of the guest when a connection ends without `detach`.
     pub on_disconnect: OnDisconnect,
+    /// Which target description a client gets.
+    pub description: Description,
+}
+
+/// Which target description a client gets: the registers that it knows, and the architecture by which it disassembles.
+/// It cannot change by itself in a connection. It changes when the client reads the description again.
+///
+/// Names are GDB's of architectures: `i386:x86-64`. An unknown one is logged, and taken for
+/// [`ByMode`](Self::ByMode).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Description {
+    /// That of the mode that the vCPUs are in when the client reads it: the widest of them.
+    #[default]
+    ByMode,
+    /// The one with this name for a client that reads it for the first time, and that of the mode when it reads it
+    /// again. For a 64-bit kernel that starts in 32-bit mode: its user has the kernel's symbols, and sets
+    /// breakpoints in 64-bit code.
+    FirstThis(&'static str),
+    /// Always the one with this name.
+    Always(&'static str),
 }
 
 /// What becomes of the guest when its client has gone without a word: the connection is closed or broken, by
@@ -46,6 +66,7 @@ impl SessionConfig {
             plan,
             max_packet: Self::DEFAULT_MAX_PACKET,
             on_disconnect: OnDisconnect::default(),
+            description: Description::default(),
         }
     }
 

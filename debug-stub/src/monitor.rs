@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use vcpu_caps::{Capability, VcpuId};
 
 use crate::arch::Arch;
-use crate::guest::Guest;
+use crate::guest::{Guest, tid};
 use crate::host::Host;
 
 const HELP: &str = "\
@@ -15,6 +15,7 @@ monitor caps         what the host can do for the debugger, how, and why not
 monitor mask on      steps hold hardware interrupts back (mask_hwintr); the default if possible
 monitor mask off     interrupts enter stepped vCPUs
 monitor mask status  which is in force, and the pending interrupts
+monitor mode         the mode of each vCPU, the target description that the client has, and how to get another
 monitor system_reset resets the machine in place, if the VMM can; breakpoints stay
 monitor quit         ends the guest
 monitor info registers
@@ -47,6 +48,7 @@ pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
         ["mask", "on"] => set_mask(guest, true),
         ["mask", "off"] => set_mask(guest, false),
         ["mask", "status"] | ["mask"] => mask_status(guest),
+        ["mode"] => modes(guest),
         ["info", "mem"] => mappings(guest),
         ["info", "registers"] => {
             let vcpu = guest.current;
@@ -89,6 +91,34 @@ fn vmm_command<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
         "unknown command \"{}\"; monitor help lists the commands",
         command.escape_debug()
     )
+}
+
+/// The vCPUs' modes, and the client's target description.
+fn modes<H: Host>(guest: &mut Guest<H>) -> String {
+    let mut text = String::new();
+    for vcpu in (0..guest.host.vcpu_count()).map(VcpuId) {
+        let thread = tid(vcpu);
+        let read = guest
+            .registers
+            .read(&mut guest.host, vcpu, H::Arch::STOP_GROUPS);
+        // Writing to a String does not fail.
+        let _ = match read {
+            Ok(registers) => writeln!(text, "thread {thread}: {}", H::Arch::mode(registers)),
+            Err(error) => writeln!(text, "thread {thread}: {error}"),
+        };
+    }
+    let view = guest.view();
+    let fitting = guest.view_by_mode();
+    let name = H::Arch::view_name(view);
+    let _ = write!(text, "this client has the target description {name}");
+    if view == fitting {
+        text.push_str(", which is that of the mode");
+    } else {
+        let wanted = H::Arch::view_name(fitting);
+        let how = guest.how_to_change();
+        let _ = write!(text, "; that of the mode is {wanted}. {how}");
+    }
+    text
 }
 
 /// QEMU's `info mem`. What does not fit is left out, and a line says so.

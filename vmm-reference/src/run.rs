@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use debug_stub::kvm::VmMemory;
 use debug_stub::server::{GdbServer, GuestControl, Listener};
-use debug_stub::{OnDisconnect, SessionConfig};
+use debug_stub::{Description, OnDisconnect, SessionConfig};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use intr_controller::IrqchipMode;
 use intr_controller::kvm::TscControl;
@@ -99,6 +99,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     if let Some(listener) = listener {
         vmm.listen(listener);
         vmm.on_disconnect(args.gdb_on_disconnect.into());
+        vmm.describe(args.gdb_arch.description(&config.kernel));
         vmm.events
             .set_busy_poll(Duration::from_micros(args.gdb_busy_poll));
     }
@@ -131,6 +132,7 @@ pub struct Vmm {
     plan: Plan,
     listener: Option<Listener>,
     on_disconnect: OnDisconnect,
+    description: Description,
 }
 
 impl Vmm {
@@ -169,6 +171,7 @@ impl Vmm {
             plan,
             listener: None,
             on_disconnect: OnDisconnect::default(),
+            description: Description::default(),
         })
     }
 
@@ -180,6 +183,11 @@ impl Vmm {
     /// Sets what becomes of the guest when a debugger's connection ends without `detach`.
     pub fn on_disconnect(&mut self, policy: OnDisconnect) {
         self.on_disconnect = policy;
+    }
+
+    /// Sets which target description a debugger gets.
+    pub fn describe(&mut self, description: Description) {
+        self.description = description;
     }
 
     /// Lets the vCPUs run.
@@ -201,6 +209,7 @@ impl Vmm {
         tracing::info!(address = %listener.address(), "waiting for a debugger");
         let mut config = SessionConfig::new(self.plan);
         config.on_disconnect = self.on_disconnect;
+        config.description = self.description;
         let server = Rc::new(RefCell::new(GdbServer::new(listener, self.host, config)));
         self.events.add(Box::new(Rc::clone(&server)));
         let reason = self.events.run()?;

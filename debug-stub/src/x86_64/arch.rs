@@ -8,7 +8,7 @@ use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 use super::paging::{translate, write_regions};
 use super::text::write_registers;
 use super::{
-    RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, WriteError, read_all, target_xml,
+    Mode, RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, View, WriteError, target_xml,
     write_all,
 };
 use crate::address::GuestVirtAddr;
@@ -17,14 +17,14 @@ use crate::host::GuestMemory;
 
 /// The x86-64 architecture, in each of its modes.
 ///
-/// The mode of the CPU (16, 32 or 64 bits) does not change the layout of the packets: there is
-/// one register file of 64-bit registers.
+/// There is one register file, of 64-bit registers. A [`View`] is what a client sees of it.
 #[derive(Debug)]
 pub enum X86_64 {}
 
 impl Arch for X86_64 {
     type Registers = RegisterFile;
     type Groups = RegisterGroups;
+    type View = View;
     type RegisterId = RegisterId;
     type WriteError = WriteError;
     type AddressSpace = SpecialRegisters;
@@ -34,7 +34,8 @@ impl Arch for X86_64 {
     const SPACE_GROUPS: RegisterGroups = RegisterGroups::SPECIAL;
     const PC_GROUPS: RegisterGroups = RegisterGroups::CORE;
 
-    const REGISTER_BYTES: usize = RegisterId::TOTAL_BYTES;
+    const REGISTER_BYTES: usize = View::LONGEST;
+    const WIDEST_VIEW: View = View::X86_64;
 
     /// INT3 (SDM 2A).
     const BREAKPOINT: &'static [u8] = &[0xcc];
@@ -42,8 +43,36 @@ impl Arch for X86_64 {
     const SLOTS: DebugSlots = DebugSlots::Shared(4);
     const SLOTS_NAME: &'static str = "debug registers";
 
-    fn register(number: usize) -> Option<RegisterId> {
-        RegisterId::new(number)
+    fn view(registers: &RegisterFile) -> View {
+        Mode::of(registers).view()
+    }
+
+    fn view_name(view: View) -> &'static str {
+        view.name()
+    }
+
+    fn view_named(name: &str) -> Option<View> {
+        View::from_name(name)
+    }
+
+    fn is_whole(view: View, registers: &RegisterFile) -> bool {
+        view.is_wide() || !Mode::of(registers).is_64_bit()
+    }
+
+    fn mode(registers: &RegisterFile) -> &'static str {
+        Mode::of(registers).name()
+    }
+
+    fn register(view: View, number: usize) -> Option<RegisterId> {
+        view.register(number)
+    }
+
+    fn registers(view: View) -> impl Iterator<Item = RegisterId> {
+        view.registers()
+    }
+
+    fn size(register: RegisterId) -> usize {
+        register.size_bytes()
     }
 
     fn number(register: RegisterId) -> usize {
@@ -77,15 +106,17 @@ impl Arch for X86_64 {
         changed
     }
 
-    /// The general-purpose registers, RIP, EFLAGS and CS: GDB asks for these at every stop.
-    fn expedited() -> impl Iterator<Item = RegisterId> {
-        (0..=RegisterId::CS.number()).filter_map(RegisterId::new)
+    fn expedited(view: View) -> impl Iterator<Item = RegisterId> {
+        view.expedited()
     }
 
-    fn read_register(register: RegisterId, from: &RegisterFile, value: &mut Vec<u8>) {
+    fn read_register(register: RegisterId, from: &RegisterFile, value: &mut Vec<u8>) -> bool {
         let mut bytes = [0; 16];
-        let length = register.read(from, &mut bytes);
+        let Some(length) = register.read(from, &mut bytes) else {
+            return false;
+        };
         value.extend_from_slice(bytes.get(..length).unwrap_or_default());
+        true
     }
 
     fn write_register(
@@ -97,31 +128,26 @@ impl Arch for X86_64 {
         register.write(registers, memory, value)
     }
 
-    fn read_all(from: &RegisterFile, data: &mut Vec<u8>) {
-        read_all(from, data);
-    }
-
     fn write_all(
+        view: View,
         registers: &mut RegisterFile,
         memory: &impl GuestMemory,
         data: &[u8],
     ) -> Result<(), WriteError> {
-        write_all(registers, memory, data)
+        write_all(view, registers, memory, data)
     }
 
     fn pc(registers: &RegisterFile) -> GuestVirtAddr {
         GuestVirtAddr(registers.linear_pc())
     }
 
+    /// The client counts in linear addresses, as breakpoints do.
     fn client_pc(registers: &RegisterFile) -> u64 {
-        registers.core.rip
+        registers.linear_pc()
     }
 
-    /// The client counts in RIP, breakpoints and ranges in linear addresses: CS has a base
-    /// outside 64-bit mode.
-    fn code_address(registers: &RegisterFile, address: u64) -> u64 {
-        let base = registers.linear_pc().wrapping_sub(registers.core.rip);
-        address.wrapping_add(base)
+    fn code_address(_: &RegisterFile, address: u64) -> u64 {
+        address
     }
 
     fn set_pc(
@@ -129,7 +155,9 @@ impl Arch for X86_64 {
         memory: &impl GuestMemory,
         address: u64,
     ) -> Result<(), WriteError> {
-        RegisterId::RIP.write(registers, memory, &address.to_le_bytes())
+        View::X86_64.program_counter().map_or(Ok(()), |rip| {
+            rip.write(registers, memory, &address.to_le_bytes())
+        })
     }
 
     /// Aligned runs of 1, 2, 4 or 8 bytes (SDM 3B 19.2.5), the largest first where the alignment
@@ -184,8 +212,8 @@ impl Arch for X86_64 {
         write_regions(space, memory, out)
     }
 
-    fn target_description(annex: &[u8]) -> Option<Cow<'static, str>> {
-        (annex == b"target.xml").then(|| target_xml().into())
+    fn target_description(view: View, annex: &[u8]) -> Option<Cow<'static, str>> {
+        (annex == b"target.xml").then(|| target_xml(view).into())
     }
 }
 

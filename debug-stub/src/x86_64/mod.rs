@@ -4,6 +4,7 @@ mod arch;
 pub(crate) mod bits;
 mod descriptor;
 mod layout;
+mod mode;
 mod paging;
 mod place;
 mod registers;
@@ -16,6 +17,7 @@ mod text;
 
 pub use arch::X86_64;
 pub use layout::{RegisterId, WriteError, read_all, write_all};
+pub use mode::{Mode, View};
 pub use paging::{
     Level, PageSize, PagingMode, PhysicalAddressing, TranslateError, Translation, read_virtual,
     translate, translate_with, write_virtual,

@@ -2,6 +2,8 @@
 
 use bitflags::bitflags;
 
+use super::Mode;
+
 bitflags! {
     /// Which part of a [`RegisterFile`]: the parts that a hypervisor reads and writes together.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -146,14 +148,32 @@ impl RegisterFile {
     /// and wraps at 32 bits elsewhere (SDM 3A 3.3.5).
     #[must_use]
     pub fn linear_pc(&self) -> u64 {
-        let linear = self.special.cs.base.wrapping_add(self.core.rip);
-        if self.special.cs.long && self.special.efer & EFER_LMA != 0 {
-            self.core.rip
+        if Mode::of(self).is_64_bit() {
+            return self.core.rip;
+        }
+        self.special.cs.base.wrapping_add(self.core.rip) & LINEAR_32
+    }
+
+    /// The linear address of the top of the stack: SS.base + ESP, or SP if SS.B is clear (SDM 3A 3.4.5). It is
+    /// RSP in 64-bit mode, and wraps at 32 bits elsewhere.
+    #[must_use]
+    pub fn linear_sp(&self) -> u64 {
+        if Mode::of(self).is_64_bit() {
+            return self.core.rsp;
+        }
+        let offset = self.core.rsp & self.stack_mask();
+        self.special.ss.base.wrapping_add(offset) & LINEAR_32
+    }
+
+    /// The bits of RSP that are the stack pointer, outside 64-bit mode.
+    pub(super) fn stack_mask(&self) -> u64 {
+        if self.special.ss.default_big {
+            0xffff_ffff
         } else {
-            linear & 0xffff_ffff
+            0xffff
         }
     }
 }
 
-/// IA32_EFER.LMA: long mode is active (SDM 4, table 2-2).
-const EFER_LMA: u64 = 1 << 10;
+/// The bits of a linear address outside 64-bit mode.
+pub(super) const LINEAR_32: u64 = 0xffff_ffff;

@@ -1,34 +1,52 @@
-//! The target description, generated from the register table.
+//! The target descriptions, generated from the register table.
 //!
-//! One feature `org.gnu.gdb.i386.core` has all 66 registers, as in QEMU. GDB rejects a description
+//! One feature `org.gnu.gdb.i386.core` has all registers, as in QEMU. GDB rejects a description
 //! whose core feature lacks a register that it requires (GDB manual, "i386 Features" and "Target
 //! Description Format").
 
 use core::fmt::Write as _;
 
-use super::layout::{Kind, TABLE};
+use super::View;
+use super::layout::Kind;
 
-/// `target.xml`, complete: it includes no other annex.
+/// `target.xml` for a view, complete: it includes no other annex.
+///
+/// Each view is said to be compatible with programs of the other word size. GDB takes the view's architecture then,
+/// and not the program's: a 32-bit kernel's file may be at hand while the vCPU is in 64-bit mode, and a 64-bit one's
+/// before. Without this it refuses the description, and the connection is of no use.
 #[must_use]
-pub fn target_xml() -> String {
-    let mut xml = String::from(
+pub fn target_xml(view: View) -> String {
+    let other = if view.is_wide() {
+        View::I386
+    } else {
+        View::X86_64
+    };
+    let mut xml = format!(
         "<?xml version=\"1.0\"?>\n<!DOCTYPE target SYSTEM \"gdb-target.dtd\">\n\
-         <target version=\"1.0\">\n<architecture>i386:x86-64</architecture>\n\
-         <feature name=\"org.gnu.gdb.i386.core\">\n",
+         <target version=\"1.0\">\n<architecture>{}</architecture>\n",
+        view.name()
+    );
+    if view == View::I8086 {
+        // GDB warns that it knows no Linux for this architecture otherwise.
+        xml.push_str("<osabi>none</osabi>\n");
+    }
+    line(
+        &mut xml,
+        format_args!(
+            "<compatible>{}</compatible>\n<feature name=\"org.gnu.gdb.i386.core\">",
+            other.name()
+        ),
     );
     for flags in &FLAGS {
-        flags_type(&mut xml, flags);
+        flags_type(&mut xml, flags, view);
     }
     vector_types(&mut xml);
-    for row in &TABLE {
-        let bits = row.kind.bytes() * 8;
-        let (kind, group) = gdb_type(row.kind);
+    for id in view.registers() {
+        let (bits, name) = (id.size_bytes() * 8, id.name());
+        let (kind, group) = gdb_type(id.kind(), view);
         line(
             &mut xml,
-            format_args!(
-                "<reg name=\"{}\" bitsize=\"{bits}\" type=\"{kind}\"{group}/>",
-                row.name
-            ),
+            format_args!("<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\"{group}/>"),
         );
     }
     xml.push_str("</feature>\n</target>\n");
@@ -41,9 +59,10 @@ fn line(xml: &mut String, text: core::fmt::Arguments<'_>) {
 }
 
 /// GDB's type, and its register group where the type does not imply it.
-fn gdb_type(kind: Kind) -> (&'static str, &'static str) {
+fn gdb_type(kind: Kind, view: View) -> (&'static str, &'static str) {
     match kind {
-        Kind::Int64 => ("int64", ""),
+        Kind::Word if view.is_wide() => ("int64", ""),
+        Kind::Word => ("int32", ""),
         Kind::Int32 => ("int32", ""),
         Kind::DataPointer => ("data_ptr", ""),
         Kind::CodePointer => ("code_ptr", ""),
@@ -62,26 +81,24 @@ fn gdb_type(kind: Kind) -> (&'static str, &'static str) {
 /// A register that GDB shows bit by bit.
 struct Flags {
     id: &'static str,
-    size_bytes: usize,
-    /// Name, lowest bit, highest bit.
+    kind: Kind,
+    /// Name, lowest bit, highest bit. A field that a narrow register does not have is left out there.
     fields: &'static [(&'static str, u8, u8)],
 }
 
-fn flags_type(xml: &mut String, flags: &Flags) {
-    let Flags {
-        id,
-        size_bytes,
-        fields,
-    } = flags;
-    line(
-        xml,
-        format_args!("<flags id=\"{id}\" size=\"{size_bytes}\">"),
-    );
+fn flags_type(xml: &mut String, flags: &Flags, view: View) {
+    let Flags { id, kind, fields } = flags;
+    let size = kind.bytes(view);
+    line(xml, format_args!("<flags id=\"{id}\" size=\"{size}\">"));
     for (name, start, end) in *fields {
-        line(
-            xml,
-            format_args!("<field name=\"{name}\" start=\"{start}\" end=\"{end}\"/>"),
-        );
+        let last = u8::try_from(size * 8).unwrap_or(64).saturating_sub(1);
+        if *start <= last {
+            let end = last.min(*end);
+            line(
+                xml,
+                format_args!("<field name=\"{name}\" start=\"{start}\" end=\"{end}\"/>"),
+            );
+        }
     }
     xml.push_str("</flags>\n");
 }
@@ -108,7 +125,7 @@ const FLAGS: [Flags; 6] = [EFLAGS, CR0, CR3, CR4, EFER, MXCSR];
 /// SDM 1 3.4.3.
 const EFLAGS: Flags = Flags {
     id: "x64_eflags",
-    size_bytes: 4,
+    kind: Kind::Eflags,
     fields: &[
         ("CF", 0, 0),
         ("", 1, 1),
@@ -138,7 +155,7 @@ const EFLAGS: Flags = Flags {
 /// SDM 3A 2.5.
 const CR0: Flags = Flags {
     id: "x64_cr0",
-    size_bytes: 8,
+    kind: Kind::Cr0,
     fields: &[
         ("PE", 0, 0),
         ("MP", 1, 1),
@@ -157,14 +174,14 @@ const CR0: Flags = Flags {
 /// SDM 3A 2.5, with CR4.PCIDE set.
 const CR3: Flags = Flags {
     id: "x64_cr3",
-    size_bytes: 8,
+    kind: Kind::Cr3,
     fields: &[("PCID", 0, 11), ("PDBR", 12, 63)],
 };
 
 /// SDM 3A 2.5.
 const CR4: Flags = Flags {
     id: "x64_cr4",
-    size_bytes: 8,
+    kind: Kind::Cr4,
     fields: &[
         ("VME", 0, 0),
         ("PVI", 1, 1),
@@ -199,7 +216,7 @@ const CR4: Flags = Flags {
 /// SDM 4 table 2-2, APM 2 3.1.7.
 const EFER: Flags = Flags {
     id: "x64_efer",
-    size_bytes: 8,
+    kind: Kind::Efer,
     fields: &[
         ("SCE", 0, 0),
         ("LME", 8, 8),
@@ -219,7 +236,7 @@ const EFER: Flags = Flags {
 /// SDM 1 10.2.3.
 const MXCSR: Flags = Flags {
     id: "x64_mxcsr",
-    size_bytes: 4,
+    kind: Kind::Mxcsr,
     fields: &[
         ("IE", 0, 0),
         ("DE", 1, 1),

@@ -1,19 +1,19 @@
-//! The 66 rows.
+//! The rows, and their order in each view.
 
 use super::access;
 use crate::x86_64::bits::{CR3_DEFINED, CR4_DEFINED, EFER_DEFINED};
-use crate::x86_64::{RegisterFile, RegisterGroups, Segment, SpecialRegisters};
+use crate::x86_64::{RegisterFile, RegisterGroups, Segment, SpecialRegisters, View};
 
 /// What a register holds, for GDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::x86_64) enum Kind {
-    /// 64-bit number.
-    Int64,
+    /// A number of the view's word size: 64 or 32 bits.
+    Word,
     /// 32-bit number.
     Int32,
-    /// 64-bit data address.
+    /// Data address.
     DataPointer,
-    /// 64-bit code address.
+    /// Code address.
     CodePointer,
     /// 32-bit RFLAGS.
     Eflags,
@@ -36,16 +36,22 @@ pub(in crate::x86_64) enum Kind {
 }
 
 impl Kind {
-    pub(in crate::x86_64) const fn bytes(self) -> usize {
+    pub(in crate::x86_64) const fn bytes(self, view: View) -> usize {
         match self {
             Self::Int32 | Self::Eflags | Self::X87Control | Self::Mxcsr => 4,
-            Self::Int64
+            Self::Word
             | Self::DataPointer
             | Self::CodePointer
             | Self::Cr0
             | Self::Cr3
             | Self::Cr4
-            | Self::Efer => 8,
+            | Self::Efer => {
+                if view.is_wide() {
+                    8
+                } else {
+                    4
+                }
+            }
             Self::Extended => 10,
             Self::Vector => 16,
         }
@@ -61,6 +67,10 @@ pub(super) enum Rule {
     Bits(u64),
     /// A linear address that the CPU checks.
     Address,
+    /// RIP, as a linear address: with the base of CS outside 64-bit mode.
+    ProgramCounter,
+    /// RSP, as a linear address: with the base of SS outside 64-bit mode.
+    StackPointer,
     /// RFLAGS: undefined bits are ignored.
     Flags,
     /// CR0: reserved bits below 32 are ignored, others refused (SDM 3A 2.5).
@@ -83,7 +93,10 @@ pub(super) enum SegmentName {
 /// One register.
 #[derive(Debug)]
 pub(in crate::x86_64) struct Row {
+    /// Its name in the view with 64-bit registers.
     pub(in crate::x86_64) name: &'static str,
+    /// Its name in the views with 32-bit registers, if it is there.
+    pub(in crate::x86_64) narrow: Option<&'static str>,
     pub(in crate::x86_64) kind: Kind,
     pub(super) groups: RegisterGroups,
     pub(super) rule: Rule,
@@ -98,6 +111,7 @@ macro_rules! plain {
     ($name:literal, $kind:ident, $groups:ident, $rule:expr, $($field:tt)+) => {
         Row {
             name: $name,
+            narrow: Some($name),
             kind: Kind::$kind,
             groups: RegisterGroups::$groups,
             rule: $rule,
@@ -107,12 +121,13 @@ macro_rules! plain {
     };
 }
 
-macro_rules! core {
-    ($name:literal, $kind:ident, $field:ident) => {
-        plain!($name, $kind, CORE, Rule::Any, core.$field)
-    };
-    ($name:literal, $kind:ident, $field:ident, $rule:expr) => {
-        plain!($name, $kind, CORE, $rule, core.$field)
+/// A general-purpose register, with its name in the views with 32-bit registers.
+macro_rules! general {
+    ($name:literal, $narrow:expr, $kind:ident, $field:ident) => {
+        Row {
+            narrow: $narrow,
+            ..plain!($name, $kind, CORE, Rule::Any, core.$field)
+        }
     };
 }
 
@@ -132,6 +147,7 @@ macro_rules! st {
     ($name:literal, $index:literal) => {
         Row {
             name: $name,
+            narrow: Some($name),
             kind: Kind::Extended,
             groups: RegisterGroups::FPU,
             rule: Rule::Any,
@@ -145,6 +161,7 @@ macro_rules! x87 {
     ($name:literal, $bits:expr, $get:expr, $set:expr) => {
         Row {
             name: $name,
+            narrow: Some($name),
             kind: Kind::X87Control,
             groups: RegisterGroups::FPU,
             rule: Rule::Bits($bits),
@@ -155,9 +172,10 @@ macro_rules! x87 {
 }
 
 macro_rules! xmm {
-    ($name:literal, $index:literal) => {
+    ($name:literal, $narrow:expr, $index:literal) => {
         Row {
             name: $name,
+            narrow: $narrow,
             kind: Kind::Vector,
             groups: RegisterGroups::FPU,
             rule: Rule::Any,
@@ -167,42 +185,58 @@ macro_rules! xmm {
     };
 }
 
-pub(super) const RAX: Row = core!("rax", Int64, rax);
+pub(super) const RAX: Row = general!("rax", Some("eax"), Word, rax);
 
-/// All registers. The order is QEMU's.
+/// All registers. The order is that of the view with 64-bit registers, and QEMU's.
 pub(in crate::x86_64) static TABLE: [Row; 66] = [
     RAX,
-    core!("rbx", Int64, rbx),
-    core!("rcx", Int64, rcx),
-    core!("rdx", Int64, rdx),
-    core!("rsi", Int64, rsi),
-    core!("rdi", Int64, rdi),
-    core!("rbp", DataPointer, rbp),
-    core!("rsp", DataPointer, rsp),
-    core!("r8", Int64, r8),
-    core!("r9", Int64, r9),
-    core!("r10", Int64, r10),
-    core!("r11", Int64, r11),
-    core!("r12", Int64, r12),
-    core!("r13", Int64, r13),
-    core!("r14", Int64, r14),
-    core!("r15", Int64, r15),
-    core!("rip", CodePointer, rip, Rule::Address),
-    core!("eflags", Eflags, rflags, Rule::Flags),
+    general!("rbx", Some("ebx"), Word, rbx),
+    general!("rcx", Some("ecx"), Word, rcx),
+    general!("rdx", Some("edx"), Word, rdx),
+    general!("rsi", Some("esi"), Word, rsi),
+    general!("rdi", Some("edi"), Word, rdi),
+    general!("rbp", Some("ebp"), DataPointer, rbp),
+    Row {
+        name: "rsp",
+        narrow: Some("esp"),
+        kind: Kind::DataPointer,
+        groups: RegisterGroups::EXPEDITED,
+        rule: Rule::StackPointer,
+        get: |file| u128::from(file.linear_sp()),
+        set: |file, value| file.core.rsp = access::truncate(value),
+    },
+    general!("r8", None, Word, r8),
+    general!("r9", None, Word, r9),
+    general!("r10", None, Word, r10),
+    general!("r11", None, Word, r11),
+    general!("r12", None, Word, r12),
+    general!("r13", None, Word, r13),
+    general!("r14", None, Word, r14),
+    general!("r15", None, Word, r15),
+    Row {
+        name: "rip",
+        narrow: Some("eip"),
+        kind: Kind::CodePointer,
+        groups: RegisterGroups::EXPEDITED,
+        rule: Rule::ProgramCounter,
+        get: |file| u128::from(file.linear_pc()),
+        set: |file, value| file.core.rip = access::truncate(value),
+    },
+    plain!("eflags", Eflags, CORE, Rule::Flags, core.rflags),
     selector!("cs", Code, cs),
     selector!("ss", Stack, ss),
     selector!("ds", Data, ds),
     selector!("es", Data, es),
     selector!("fs", Data, fs),
     selector!("gs", Data, gs),
-    plain!("fs_base", Int64, SPECIAL, Rule::Address, special.fs.base),
-    plain!("gs_base", Int64, SPECIAL, Rule::Address, special.gs.base),
-    plain!("k_gs_base", Int64, MSRS, Rule::Address, kernel_gs_base),
+    plain!("fs_base", Word, SPECIAL, Rule::Address, special.fs.base),
+    plain!("gs_base", Word, SPECIAL, Rule::Address, special.gs.base),
+    plain!("k_gs_base", Word, MSRS, Rule::Address, kernel_gs_base),
     plain!("cr0", Cr0, SPECIAL, Rule::Cr0, special.cr0),
-    plain!("cr2", Int64, SPECIAL, Rule::Any, special.cr2),
+    plain!("cr2", Word, SPECIAL, Rule::Any, special.cr2),
     plain!("cr3", Cr3, SPECIAL, Rule::Bits(CR3_DEFINED), special.cr3),
     plain!("cr4", Cr4, SPECIAL, Rule::Bits(CR4_DEFINED), special.cr4),
-    plain!("cr8", Int64, SPECIAL, Rule::Bits(0xf), special.cr8),
+    plain!("cr8", Word, SPECIAL, Rule::Bits(0xf), special.cr8),
     plain!(
         "efer",
         Efer,
@@ -254,30 +288,146 @@ pub(in crate::x86_64) static TABLE: [Row; 66] = [
         }
     ),
     plain!("fop", X87Control, FPU, Rule::Bits(0x7ff), fpu.fop),
-    xmm!("xmm0", 0),
-    xmm!("xmm1", 1),
-    xmm!("xmm2", 2),
-    xmm!("xmm3", 3),
-    xmm!("xmm4", 4),
-    xmm!("xmm5", 5),
-    xmm!("xmm6", 6),
-    xmm!("xmm7", 7),
-    xmm!("xmm8", 8),
-    xmm!("xmm9", 9),
-    xmm!("xmm10", 10),
-    xmm!("xmm11", 11),
-    xmm!("xmm12", 12),
-    xmm!("xmm13", 13),
-    xmm!("xmm14", 14),
-    xmm!("xmm15", 15),
+    xmm!("xmm0", Some("xmm0"), 0),
+    xmm!("xmm1", Some("xmm1"), 1),
+    xmm!("xmm2", Some("xmm2"), 2),
+    xmm!("xmm3", Some("xmm3"), 3),
+    xmm!("xmm4", Some("xmm4"), 4),
+    xmm!("xmm5", Some("xmm5"), 5),
+    xmm!("xmm6", Some("xmm6"), 6),
+    xmm!("xmm7", Some("xmm7"), 7),
+    xmm!("xmm8", None, 8),
+    xmm!("xmm9", None, 9),
+    xmm!("xmm10", None, 10),
+    xmm!("xmm11", None, 11),
+    xmm!("xmm12", None, 12),
+    xmm!("xmm13", None, 13),
+    xmm!("xmm14", None, 14),
+    xmm!("xmm15", None, 15),
     plain!("mxcsr", Mxcsr, FPU, Rule::Bits(0xffff), fpu.mxcsr),
 ];
 
-pub(super) const fn total_bytes() -> usize {
+/// The first registers of the views with 32-bit registers, in the order of machine encoding as in QEMU. The others
+/// follow in the order of the table.
+const NARROW_FIRST: [&str; 8] = ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"];
+
+/// How many registers the views with 32-bit registers have.
+const NARROW_COUNT: usize = {
+    let mut count = 0;
+    let mut rest: &[Row] = &TABLE;
+    while let [row, tail @ ..] = rest {
+        if row.narrow.is_some() {
+            count += 1;
+        }
+        rest = tail;
+    }
+    count
+};
+
+/// For each register of the views with 32-bit registers its place in [`TABLE`].
+static NARROW: [u8; NARROW_COUNT] = {
+    let mut order = [0; NARROW_COUNT];
+    let mut number = 0;
+    let mut rest: &mut [u8] = &mut order;
+    while let [entry, tail @ ..] = rest {
+        *entry = narrow_place(number);
+        number += 1;
+        rest = tail;
+    }
+    order
+};
+
+/// The place in [`TABLE`] of the register with this number in the views with 32-bit registers.
+const fn narrow_place(number: usize) -> u8 {
+    let mut left = number;
+    let mut first: &[&str] = &NARROW_FIRST;
+    while let [name, tail @ ..] = first {
+        if left == 0 {
+            return place(name);
+        }
+        left -= 1;
+        first = tail;
+    }
+    let mut index = 0;
+    let mut table: &[Row] = &TABLE;
+    while let [row, tail @ ..] = table {
+        if let Some(name) = row.narrow {
+            if !is_first(name) {
+                if left == 0 {
+                    return index;
+                }
+                left -= 1;
+            }
+        }
+        index += 1;
+        table = tail;
+    }
+    index
+}
+
+const fn is_first(name: &str) -> bool {
+    let mut rest: &[&str] = &NARROW_FIRST;
+    while let [first, tail @ ..] = rest {
+        if is_same(first, name) {
+            return true;
+        }
+        rest = tail;
+    }
+    false
+}
+
+/// The place of a register with this narrow name in [`TABLE`].
+const fn place(name: &str) -> u8 {
+    let mut index = 0;
+    let mut rest: &[Row] = &TABLE;
+    while let [row, tail @ ..] = rest {
+        if let Some(narrow) = row.narrow {
+            if is_same(narrow, name) {
+                return index;
+            }
+        }
+        index += 1;
+        rest = tail;
+    }
+    index
+}
+
+const fn is_same(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.as_bytes(), other.as_bytes());
+    while let ([a, tail @ ..], [b, other_tail @ ..]) = (one, other) {
+        if *a != *b {
+            return false;
+        }
+        (one, other) = (tail, other_tail);
+    }
+    one.is_empty() && other.is_empty()
+}
+
+/// Returns the number of registers of a view.
+pub(super) fn count(view: View) -> usize {
+    if view.is_wide() {
+        TABLE.len()
+    } else {
+        NARROW.len()
+    }
+}
+
+/// Returns the row of a view's register with this number.
+pub(super) fn row(view: View, number: usize) -> Option<&'static Row> {
+    let place = if view.is_wide() {
+        number
+    } else {
+        usize::from(*NARROW.get(number)?)
+    };
+    TABLE.get(place)
+}
+
+/// Length of all registers of the view with 64-bit registers, in bytes.
+pub(super) const fn wide_bytes() -> usize {
     let mut total = 0;
     let mut rest: &[Row] = &TABLE;
     while let [row, tail @ ..] = rest {
-        total += row.kind.bytes();
+        total += row.kind.bytes(View::X86_64);
         rest = tail;
     }
     total
