@@ -7,44 +7,56 @@ use crate::arch::Arch;
 use crate::config::Description;
 use crate::host::Host;
 
-/// The target description that the client has.
+/// The target description that the client has read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ClientView<V> {
-    view: V,
-    /// The client has read it.
-    was_read: bool,
+    /// `None` before the client reads one.
+    read: Option<V>,
     /// The client has been told that it is too narrow.
     told: bool,
 }
 
-impl<H: Host> Guest<H> {
-    /// Returns the client's view. It is chosen once, and again when the client reads the description again.
-    pub(crate) fn view(&mut self) -> <H::Arch as Arch>::View {
-        match self.client_view {
-            Some(ClientView { view, .. }) => view,
-            None => self.choose_view(false),
+impl<V> Default for ClientView<V> {
+    fn default() -> Self {
+        Self {
+            read: None,
+            told: false,
         }
+    }
+}
+
+impl<H: Host> Guest<H> {
+    /// Returns the client's view: that of the description which it has read last. One that reads none knows the
+    /// architecture by itself, and has all registers.
+    pub(crate) fn view(&self) -> <H::Arch as Arch>::View {
+        let view = self.client_view.read.or_else(|| self.named_view());
+        view.unwrap_or(H::Arch::WIDEST_VIEW)
     }
 
     /// The client reads the description from its beginning: it numbers registers by it from now on.
     pub(crate) fn read_view(&mut self) -> <H::Arch as Arch>::View {
-        self.choose_view(true)
+        let view = self.named_view().unwrap_or_else(|| self.view_by_mode());
+        self.client_view = ClientView {
+            read: Some(view),
+            told: false,
+        };
+        view
     }
 
-    fn choose_view(&mut self, was_read: bool) -> <H::Arch as Arch>::View {
-        let before = self.client_view;
-        let again = before.is_some_and(|before| before.was_read);
-        let named = match self.config.description {
-            Description::Always(name) => view_named::<H::Arch>(name),
-            Description::FirstThis(name) if !again => view_named::<H::Arch>(name),
-            Description::FirstThis(_) | Description::ByMode => None,
+    /// Returns the view that the VMM has named for this client, as far as it has read any.
+    fn named_view(&self) -> Option<<H::Arch as Arch>::View> {
+        let name = match self.config.description {
+            Description::Always(name) => name,
+            Description::FirstThis(name) if self.client_view.read.is_none() => name,
+            Description::FirstThis(_) | Description::ByMode => return None,
         };
-        let view = named.unwrap_or_else(|| self.view_by_mode());
-        self.client_view = Some(ClientView {
-            view,
-            was_read,
-            told: false,
-        });
+        let view = H::Arch::view_named(name);
+        if view.is_none() {
+            tracing::error!(
+                name,
+                "there is no such target description: the mode decides"
+            );
+        }
         view
     }
 
@@ -73,11 +85,8 @@ impl<H: Host> Guest<H> {
 
     /// Says once that the client's description is too narrow for the mode in which a vCPU has stopped.
     pub(crate) fn note_narrow_view(&mut self, vcpu: VcpuId) {
-        let Some(client_view) = self.client_view.filter(|client_view| !client_view.told) else {
-            return;
-        };
-        let view = client_view.view;
-        if view == H::Arch::WIDEST_VIEW || !self.exists(vcpu) {
+        let view = self.view();
+        if self.client_view.told || view == H::Arch::WIDEST_VIEW || !self.exists(vcpu) {
             return;
         }
         let read = self
@@ -99,10 +108,7 @@ impl<H: Host> Guest<H> {
             self.how_to_change(),
         );
         self.notices.push(&text);
-        self.client_view = Some(ClientView {
-            told: true,
-            ..client_view
-        });
+        self.client_view.told = true;
     }
 
     /// Says how a client gets the description for the mode of the vCPUs.
@@ -113,15 +119,4 @@ impl<H: Host> Guest<H> {
             "In GDB type `unset tdesc filename` to read the one for this mode; other clients connect again"
         }
     }
-}
-
-fn view_named<A: Arch>(name: &'static str) -> Option<A::View> {
-    let view = A::view_named(name);
-    if view.is_none() {
-        tracing::error!(
-            name,
-            "there is no such target description: the mode decides"
-        );
-    }
-    view
 }

@@ -110,8 +110,6 @@ fn a_breakpoint_in_a_debug_register_is_told_of_once_not_at_each_next() {
 #[test]
 fn a_text_is_one_packet_whatever_is_in_it() {
     let mut rig = with_texts(machine(1, &[code::SPIN]));
-    // It chooses the description.
-    rig.ask("p0");
     let (_, vcpu) = rig.machine().vcpu_mut(0).unwrap();
     vcpu.fail_call(0);
     let reply = rig.ask("P0=0100000000000000");

@@ -61,7 +61,7 @@ fn a_client_gets_the_description_for_the_mode() {
     assert_eq!(description(&mut rig), target_xml(View::X86_64));
     assert_eq!(rig.ask("g").len(), 2 * 608);
     protected(&mut rig, 0);
-    assert_eq!(rig.ask("g").len(), 2 * 608, "not until it reads it");
+    assert_eq!(rig.ask("g").len(), 2 * 608, "until it reads it again");
     assert_eq!(description(&mut rig), target_xml(View::I386));
     assert_eq!(rig.ask("g").len(), 2 * View::I386.total_bytes());
     real(&mut rig, 0, (0x800, 0), (0, 0x7c00));
@@ -75,6 +75,16 @@ fn a_client_gets_the_description_for_the_mode() {
     );
     assert_eq!(rig.ask("g").len(), 2 * View::I8086.total_bytes());
     assert_eq!(description(&mut rig), target_xml(View::X86_64));
+}
+
+#[test]
+fn a_client_that_reads_no_description_has_all_registers() {
+    let mut rig = nops(1);
+    real(&mut rig, 0, (0x700, 0x1000), (0x900, 0xfff0));
+    assert_eq!(rig.ask("g").len(), 2 * 608);
+    assert!(rig.ask("vCont;s:1").contains("10:0180000000000000;"));
+    // Its first one is read when it asks.
+    assert_eq!(description(&mut rig), target_xml(View::I8086));
 }
 
 #[test]
@@ -145,6 +155,7 @@ fn the_next_client_chooses_again() {
 fn a_stop_reply_has_the_registers_of_the_description() {
     let mut rig = nops(1);
     real(&mut rig, 0, (0x700, 0x1000), (0x900, 0xfff0));
+    description(&mut rig);
     let reply = rig.ask("vCont;s:1");
     // ESP is 4 and EIP 8; CS is 10 (0a), and the last.
     assert!(reply.starts_with("T05thread:01;00:00000000;"), "{reply}");

@@ -5,8 +5,6 @@ use super::*;
 #[test]
 fn a_step_reports_its_thread_and_the_registers_without_a_further_read() {
     let mut rig = nops(2);
-    // It chooses the description.
-    rig.ask("?");
     let reads = rig.machine().register_reads();
     let reply = rig.ask("vCont;s:2");
     assert!(reply.starts_with("T05thread:02;"), "{reply}");
