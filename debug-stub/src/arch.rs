@@ -58,7 +58,7 @@ pub trait Arch: fmt::Debug + 'static {
     /// The groups that [`set_pc`](Self::set_pc) changes.
     const PC_GROUPS: Self::Groups;
 
-    /// Length of all registers in a `g` packet, in bytes before hexadecimal: that of the longest view.
+    /// Length of the registers in a `g` packet, in bytes before hexadecimal: that of the longest view.
     const REGISTER_BYTES: usize;
 
     /// The view with all registers.
@@ -96,7 +96,7 @@ pub trait Arch: fmt::Debug + 'static {
     /// Returns the register with the client's number, if there is one.
     fn register(view: Self::View, number: usize) -> Option<Self::RegisterId>;
 
-    /// Returns all registers of a view, in the order of the `g` packet.
+    /// Returns the registers of the `g` packet in its order. A client asks for others one by one.
     fn registers(view: Self::View) -> impl Iterator<Item = Self::RegisterId>;
 
     /// Returns the size of a register, in bytes.

@@ -304,11 +304,11 @@ fn wrong_sizes_and_unknown_registers_are_refused_in_32_bit_mode() {
         .concat();
     for (request, reply) in [
         ("p8", entry.as_str()),
-        ("p32", "E0e"),
+        ("p54", "E0e"),
         ("pffffffff", "E0e"),
         ("P8=0000100000000000", "E16"),
         ("P8=0000", "E16"),
-        ("P32=00000000", "E0e"),
+        ("P54=00000000", "E0e"),
         ("P8=xxxxxxxx", "E16"),
     ] {
         assert_eq!(client.request(request).unwrap(), reply, "{request}");
@@ -322,7 +322,7 @@ fn wrong_sizes_and_unknown_registers_are_refused_in_32_bit_mode() {
     drop(client);
     let mut raw = vmm.connect();
     raw.send(b"$P8=0000");
-    raw.send(frame("p32"));
+    raw.send(frame("p54"));
     raw.until("#");
 }
 
@@ -364,4 +364,77 @@ detach
     ]);
     assert_eq!((gdb.value("high"), gdb.value("low")), (low, low));
     assert_eq!(gdb.value("edx"), 1);
+}
+
+#[test]
+fn system_registers_are_there_and_the_guests_debug_registers_are_its_own() {
+    let vmm = Setup::new(&TIMER).start();
+    let gdb = vmm.gdb(
+        r#"
+hbreak *loop_start
+continue
+info registers gdtr_base gdtr_limit idtr_limit tr_rights cs_rights cs_limit
+printf "gdtr=%#lx\n", $gdtr_base
+printf "limit=%ld\n", $gdtr_limit
+printf "cs_base=%#lx\n", $cs_base
+printf "dr0=%#lx\n", $dr0
+printf "dr7=%#lx\n", (unsigned long) $dr7
+set var $dr1 = 0x123456
+printf "dr1=%#lx\n", $dr1
+stepi
+printf "still=%#lx\n", $dr1
+set var $idtr_limit = $idtr_limit
+monitor info registers
+monitor dr
+python
+for name, value in [("tr_limit", 1), ("gdtr_base", 1 << 62), ("gdtr_limit", 0x10000), ("cs_rights", 0)]:
+    try:
+        gdb.execute(f"set var ${name} = {value}")
+        print("taken:", name)
+    except gdb.error as error:
+        print("refused:", name)
+end
+monitor help
+monitor msr ia32_efer
+monitor msr 0xc0000082
+monitor msr LSTAR 0xffffffff80001000
+monitor msr lstar
+monitor msr lstar 0x0000900000000000
+monitor msr efer 0
+monitor msr 0x12345
+monitor msr nonsense
+monitor msr
+detach
+"#,
+    );
+    gdb.expect(&[
+        "Breakpoint 1, ",
+        "gdtr_limit     0x1f",
+        "[ P ",
+        "DR0=0000000000000000 DR1=0000000000123456",
+        "the guest's own",
+        "the debugger's",
+        "execute",
+        "refused: tr_limit",
+        "refused: gdtr_base",
+        "refused: gdtr_limit",
+        "refused: cs_rights",
+        "gdtr_base cannot hold",
+        "IA32_EFER (0xc0000080) = 0x500",
+        "IA32_LSTAR (0xc0000082) = 0",
+        "IA32_LSTAR (0xc0000082) = 0xffffffff80001000",
+        "IA32_LSTAR (0xc0000082) = 0xffffffff80001000",
+        "refused: ",
+        "canonical",
+        "refused: ",
+        "write $efer",
+        "refused",
+        "no MSR is called \"nonsense\"",
+        "IA32_PAT (0x277) = ",
+    ]);
+    assert_eq!(gdb.value("gdtr"), vmm.symbol("gdt"));
+    assert_eq!(gdb.value("limit"), 0x1f);
+    assert_eq!((gdb.value("cs_base"), gdb.value("dr0")), (0, 0));
+    assert_eq!(gdb.value("dr7"), 0x400, "the debugger's breakpoint is not there");
+    assert_eq!((gdb.value("dr1"), gdb.value("still")), (0x12_3456, 0x12_3456));
 }

@@ -186,8 +186,9 @@ impl<H: Host> SingleRegisterAccess<Tid> for Guest<H> {
         let vcpu = self.selected().map_err(TargetError::Errno)?;
         let filled = H::Arch::groups_for_write(register);
         self.change_registers(vcpu, filled, |registers, host| {
+            let before = registers.clone();
             H::Arch::write_register(register, registers, host, value)?;
-            Ok(H::Arch::groups(register))
+            Ok(H::Arch::changed_groups(&before, registers))
         })
         .map_err(TargetError::Errno)
     }

@@ -68,7 +68,7 @@ impl Arch for X86_64 {
     }
 
     fn registers(view: View) -> impl Iterator<Item = RegisterId> {
-        view.registers()
+        view.registers_in_g()
     }
 
     fn size(register: RegisterId) -> usize {
@@ -94,6 +94,7 @@ impl Arch for X86_64 {
             special,
             fpu,
             kernel_gs_base,
+            debug,
         } = before;
         let mut changed = RegisterGroups::empty();
         changed.set(RegisterGroups::CORE, *core != after.core);
@@ -103,6 +104,7 @@ impl Arch for X86_64 {
             RegisterGroups::MSRS,
             *kernel_gs_base != after.kernel_gs_base,
         );
+        changed.set(RegisterGroups::DEBUG, *debug != after.debug);
         changed
     }
 
@@ -254,6 +256,7 @@ mod tests {
         );
         after.special.cr2 = 1;
         after.fpu.fcw = 1;
+        after.debug.dr[3] = 1;
         assert_eq!(
             X86_64::changed_groups(&before, &after),
             RegisterGroups::all()

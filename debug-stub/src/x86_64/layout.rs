@@ -1,4 +1,4 @@
-//! GDB's view of the registers, as one table: QEMU's registers, in QEMU's order.
+//! GDB's view of the registers, as one table: QEMU's registers, in QEMU's order, and more behind them.
 //!
 //! Scripts written for QEMU's stub name and number registers as it does, so the order is part of
 //! the interface. Everything else follows from the table: the `g` and `p` packets, the checks of
@@ -50,7 +50,7 @@ impl View {
     /// Length of the `g` packet's data in bytes (before hexadecimal).
     #[must_use]
     pub fn total_bytes(self) -> usize {
-        self.registers().map(RegisterId::size_bytes).sum()
+        self.registers_in_g().map(RegisterId::size_bytes).sum()
     }
 
     /// The register with this number, if there is one.
@@ -66,9 +66,14 @@ impl View {
         self.registers().find(|id| id.name() == name)
     }
 
-    /// All registers, in the order of the `g` packet.
+    /// All registers, by number.
     pub fn registers(self) -> impl DoubleEndedIterator<Item = RegisterId> + Clone {
         (0..self.count()).filter_map(move |number| self.register(number))
+    }
+
+    /// The registers of the `g` packet, in its order: QEMU's.
+    pub fn registers_in_g(self) -> impl DoubleEndedIterator<Item = RegisterId> + Clone {
+        (0..table::count_in_g(self)).filter_map(move |number| self.register(number))
     }
 
     /// The general-purpose registers, the program counter, the flags and CS: GDB asks for these at every stop.
@@ -200,10 +205,10 @@ impl RegisterId {
     }
 }
 
-/// The data of a `g` packet: all registers of a view, in order, appended to `data`. A register that the view has too
+/// The data of a `g` packet, in order, appended to `data`. A register that the view has too
 /// few bits for is zeros here; the packet calls it unavailable.
 pub fn read_all(view: View, registers: &RegisterFile, data: &mut Vec<u8>) {
-    for id in view.registers() {
+    for id in view.registers_in_g() {
         let mut value = [0; 16];
         let length = id.read(registers, &mut value).unwrap_or(id.size_bytes());
         data.extend(value.iter().take(length));

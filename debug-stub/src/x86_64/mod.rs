@@ -23,8 +23,8 @@ pub use paging::{
     translate, translate_with, write_virtual,
 };
 pub use registers::{
-    CoreRegisters, DescriptorTable, FpuState, RegisterFile, RegisterGroups, Segment,
-    SpecialRegisters,
+    CoreRegisters, DebugRegisters, DescriptorTable, FpuState, RegisterFile, RegisterGroups,
+    Segment, SpecialRegisters,
 };
 pub use step::{Mend, Progress, Settlement, StepClass, StepPlan};
 pub use target_xml::target_xml;

@@ -16,6 +16,8 @@ bitflags! {
         const FPU = 0b0100;
         /// [`RegisterFile::kernel_gs_base`] (`KVM_GET_MSRS`).
         const MSRS = 0b1000;
+        /// [`RegisterFile::debug`] (`KVM_GET_DEBUGREGS`).
+        const DEBUG = 0b1_0000;
         /// What a stop reply carries, and what comes with every exit.
         const EXPEDITED = Self::CORE.bits() | Self::SPECIAL.bits();
     }
@@ -32,6 +34,19 @@ pub struct RegisterFile {
     pub fpu: FpuState,
     /// IA32_KERNEL_GS_BASE.
     pub kernel_gs_base: u64,
+    /// The guest's own debug registers. Those that the debugger has armed are not here.
+    pub debug: DebugRegisters,
+}
+
+/// The guest's own debug registers (SDM 3B 19.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DebugRegisters {
+    /// DR0-DR3.
+    pub dr: [u64; 4],
+    /// DR6.
+    pub dr6: u64,
+    /// DR7.
+    pub dr7: u64,
 }
 
 /// General-purpose registers, RIP and RFLAGS.

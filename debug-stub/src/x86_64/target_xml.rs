@@ -1,13 +1,14 @@
 //! The target descriptions, generated from the register table.
 //!
-//! One feature `org.gnu.gdb.i386.core` has all registers, as in QEMU. GDB rejects a description
+//! The feature `org.gnu.gdb.i386.core` has QEMU's registers, as in QEMU, and one with a name of our own has those that
+//! QEMU lacks. GDB rejects a description
 //! whose core feature lacks a register that it requires (GDB manual, "i386 Features" and "Target
 //! Description Format").
 
 use core::fmt::Write as _;
 
-use super::View;
 use super::layout::Kind;
+use super::{RegisterId, View};
 
 /// `target.xml` for a view, complete: it includes no other annex.
 ///
@@ -41,16 +42,31 @@ pub fn target_xml(view: View) -> String {
         flags_type(&mut xml, flags, view);
     }
     vector_types(&mut xml);
-    for id in view.registers() {
-        let (bits, name) = (id.size_bytes() * 8, id.name());
-        let (kind, group) = gdb_type(id.kind(), view);
-        line(
-            &mut xml,
-            format_args!("<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\"{group}/>"),
-        );
+    for id in view.registers_in_g() {
+        register(&mut xml, id, view);
+    }
+    xml.push_str("</feature>\n<feature name=\"org.rust-vmm.debug-stub.x86.system\">\n");
+    for flags in &SYSTEM_FLAGS {
+        flags_type(&mut xml, flags, view);
+    }
+    for id in view.registers().skip(view.registers_in_g().count()) {
+        register(&mut xml, id, view);
     }
     xml.push_str("</feature>\n</target>\n");
     xml
+}
+
+fn register(xml: &mut String, id: RegisterId, view: View) {
+    let (bits, name) = (id.size_bytes() * 8, id.name());
+    let (kind, mut group) = gdb_type(id.kind(), view);
+    if id.number() >= view.registers_in_g().count() {
+        // `info registers` stays as it is with QEMU; `info registers system` shows these.
+        group = " group=\"system\"";
+    }
+    line(
+        xml,
+        format_args!("<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\"{group}/>"),
+    );
 }
 
 fn line(xml: &mut String, text: core::fmt::Arguments<'_>) {
@@ -75,6 +91,9 @@ fn gdb_type(kind: Kind, view: View) -> (&'static str, &'static str) {
         Kind::X87Control => ("int", " group=\"float\""),
         Kind::Vector => ("vec128", ""),
         Kind::Mxcsr => (MXCSR.id, " group=\"vector\""),
+        Kind::Rights => (RIGHTS.id, ""),
+        Kind::Dr6 => (DR6.id, ""),
+        Kind::Dr7 => (DR7.id, ""),
     }
 }
 
@@ -121,6 +140,70 @@ fn vector_types(xml: &mut String) {
 }
 
 const FLAGS: [Flags; 6] = [EFLAGS, CR0, CR3, CR4, EFER, MXCSR];
+
+const SYSTEM_FLAGS: [Flags; 3] = [RIGHTS, DR6, DR7];
+
+/// SDM 3C table 25-2.
+const RIGHTS: Flags = Flags {
+    id: "x86_segment_rights",
+    kind: Kind::Rights,
+    fields: &[
+        ("TYPE", 0, 3),
+        ("S", 4, 4),
+        ("DPL", 5, 6),
+        ("P", 7, 7),
+        ("AVL", 12, 12),
+        ("L", 13, 13),
+        ("DB", 14, 14),
+        ("G", 15, 15),
+        ("UNUSABLE", 16, 16),
+    ],
+};
+
+/// SDM 3B 19.2.3. BLD and RTM are 0 if the event has happened.
+const DR6: Flags = Flags {
+    id: "x86_dr6",
+    kind: Kind::Dr6,
+    fields: &[
+        ("B0", 0, 0),
+        ("B1", 1, 1),
+        ("B2", 2, 2),
+        ("B3", 3, 3),
+        ("BLD", 11, 11),
+        ("BD", 13, 13),
+        ("BS", 14, 14),
+        ("BT", 15, 15),
+        ("RTM", 16, 16),
+    ],
+};
+
+/// SDM 3B 19.2.4.
+const DR7: Flags = Flags {
+    id: "x86_dr7",
+    kind: Kind::Dr7,
+    fields: &[
+        ("L0", 0, 0),
+        ("G0", 1, 1),
+        ("L1", 2, 2),
+        ("G1", 3, 3),
+        ("L2", 4, 4),
+        ("G2", 5, 5),
+        ("L3", 6, 6),
+        ("G3", 7, 7),
+        ("LE", 8, 8),
+        ("GE", 9, 9),
+        ("RTM", 11, 11),
+        ("GD", 13, 13),
+        ("RW0", 16, 17),
+        ("LEN0", 18, 19),
+        ("RW1", 20, 21),
+        ("LEN1", 22, 23),
+        ("RW2", 24, 25),
+        ("LEN2", 26, 27),
+        ("RW3", 28, 29),
+        ("LEN3", 30, 31),
+    ],
+};
 
 /// SDM 1 3.4.3.
 const EFLAGS: Flags = Flags {

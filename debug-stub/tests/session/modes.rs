@@ -185,8 +185,8 @@ fn wrong_sizes_and_unknown_registers_are_refused_by_the_description_that_the_cli
     let before = registers(rig.machine(), 0).clone();
     assert_eq!(rig.ask("P0=0100000000000000"), "E16", "8 bytes");
     assert_eq!(rig.ask("P0=010000"), "E16");
-    assert_eq!(rig.ask("P32=00000000"), "E0e", "register 50");
-    assert_eq!(rig.ask("p32"), "E0e");
+    assert_eq!(rig.ask("P54=00000000"), "E0e", "register 84");
+    assert_eq!(rig.ask("p54"), "E0e");
     assert_eq!(rig.ask("pffffffffffffffff"), "E0e");
     assert_eq!(rig.ask("p10000000000000000"), "E16", "no number");
     assert_eq!(rig.ask("p"), "E16");

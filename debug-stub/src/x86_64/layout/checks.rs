@@ -4,8 +4,9 @@ use super::table::{Rule, SegmentName};
 use super::{RegisterId, WriteError};
 use crate::GuestMemory;
 use crate::x86_64::bits::{
-    CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CR4_PCIDE, EFER_LMA,
-    EFER_LME, RFLAGS_FIXED, RFLAGS_RESERVED, RFLAGS_VM, is_canonical,
+    CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CR4_PCIDE,
+    DR6_ACTIVE_LOW, DR6_WRITABLE, DR7_FIXED, DR7_WRITABLE, EFER_LMA, EFER_LME, RFLAGS_FIXED,
+    RFLAGS_RESERVED, RFLAGS_VM, is_canonical,
 };
 use crate::x86_64::descriptor::{self, SELECTOR_RPL};
 use crate::x86_64::registers::LINEAR_32;
@@ -53,6 +54,24 @@ pub(super) fn store(
         Rule::StackPointer => after.core.rsp = stack_pointer(name, after, low)?,
         Rule::Bits(defined) => set(after, only(defined)?),
         Rule::Flags => set(after, (low & !RFLAGS_RESERVED) | RFLAGS_FIXED),
+        Rule::SegmentBase if low > LINEAR_32 => return address(name, low),
+        Rule::SegmentBase if after.core.rflags & RFLAGS_VM != 0 => {
+            return Err(WriteError::State {
+                register: name,
+                value: low,
+                reason: "it is 16 times the selector in virtual-8086 mode",
+            });
+        }
+        Rule::SegmentBase => set(after, low),
+        Rule::Dr6 => set(after, (only(0xffff_ffff)? & DR6_WRITABLE) | DR6_ACTIVE_LOW),
+        Rule::Dr7 => set(after, (only(0xffff_ffff)? & DR7_WRITABLE) | DR7_FIXED),
+        Rule::ReadOnly(reason) => {
+            return Err(WriteError::State {
+                register: name,
+                value: low,
+                reason,
+            });
+        }
         Rule::Cr0 => set(after, (only(0xffff_ffff)? & CR0_DEFINED) | CR0_ET),
         Rule::Selector(role, segment) => {
             let selector = u16::try_from(only(0xffff)?).unwrap_or_default();
@@ -262,6 +281,8 @@ pub(super) fn settle(before: &RegisterFile, after: &mut RegisterFile) -> Result<
         ("fs_base", old.fs.base, new.fs.base),
         ("gs_base", old.gs.base, new.gs.base),
         ("k_gs_base", before.kernel_gs_base, after.kernel_gs_base),
+        ("gdtr_base", old.gdtr.base, new.gdtr.base),
+        ("idtr_base", old.idtr.base, new.idtr.base),
     ] {
         if was != is && !is_canonical(is, linear_width(new)) {
             return address(register, is);

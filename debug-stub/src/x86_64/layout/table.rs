@@ -33,19 +33,27 @@ pub(in crate::x86_64) enum Kind {
     Vector,
     /// MXCSR, 32 bits.
     Mxcsr,
+    /// A segment's access rights, 32 bits.
+    Rights,
+    /// DR6.
+    Dr6,
+    /// DR7.
+    Dr7,
 }
 
 impl Kind {
     pub(in crate::x86_64) const fn bytes(self, view: View) -> usize {
         match self {
-            Self::Int32 | Self::Eflags | Self::X87Control | Self::Mxcsr => 4,
+            Self::Int32 | Self::Eflags | Self::X87Control | Self::Mxcsr | Self::Rights => 4,
             Self::Word
             | Self::DataPointer
             | Self::CodePointer
             | Self::Cr0
             | Self::Cr3
             | Self::Cr4
-            | Self::Efer => {
+            | Self::Efer
+            | Self::Dr6
+            | Self::Dr7 => {
                 if view.is_wide() {
                     8
                 } else {
@@ -75,6 +83,14 @@ pub(super) enum Rule {
     Flags,
     /// CR0: reserved bits below 32 are ignored, others refused (SDM 3A 2.5).
     Cr0,
+    /// The base of a segment of code, a stack or data: 32 bits (SDM 3C 27.3.1.2).
+    SegmentBase,
+    /// DR6: bits that do not exist are ignored below 32, others refused.
+    Dr6,
+    /// DR7: the same.
+    Dr7,
+    /// Not written by a debugger, for this reason.
+    ReadOnly(&'static str),
     /// A selector: a write also loads the hidden part of its segment.
     Selector(SegmentName, fn(&mut SpecialRegisters) -> &mut Segment),
 }
@@ -307,6 +323,142 @@ pub(in crate::x86_64) static TABLE: [Row; 66] = [
     plain!("mxcsr", Mxcsr, FPU, Rule::Bits(0xffff), fpu.mxcsr),
 ];
 
+/// What a segment register holds beside its selector.
+macro_rules! hidden {
+    ($limit:literal, $rights:literal, $field:ident) => {
+        [
+            plain!($limit, Int32, SPECIAL, LOADED, special.$field.limit),
+            Row {
+                name: $rights,
+                narrow: Some($rights),
+                kind: Kind::Rights,
+                groups: RegisterGroups::SPECIAL,
+                rule: LOADED,
+                get: |file| u128::from(access::rights(&file.special.$field)),
+                // The rule refuses every value.
+                set: |_, _| {},
+            },
+        ]
+    };
+}
+
+/// The hidden part of a segment register.
+const LOADED: Rule = Rule::ReadOnly("only a load of its selector changes it");
+/// LDTR and TR.
+const BY_INSTRUCTION: Rule = Rule::ReadOnly("only LLDT, LTR and a task switch change it");
+
+/// A segment whose base no other register shows.
+macro_rules! segment {
+    ($base:literal, $limit:literal, $rights:literal, $field:ident) => {{
+        let [limit, rights] = hidden!($limit, $rights, $field);
+        [
+            plain!($base, Word, SPECIAL, Rule::SegmentBase, special.$field.base),
+            limit,
+            rights,
+        ]
+    }};
+}
+
+/// LDTR or TR.
+macro_rules! system {
+    ($name:literal, $base:literal, $limit:literal, $rights:literal, $field:ident) => {{
+        let [limit, rights] = hidden!($limit, $rights, $field);
+        [
+            plain!(
+                $name,
+                Int32,
+                SPECIAL,
+                BY_INSTRUCTION,
+                special.$field.selector
+            ),
+            plain!($base, Word, SPECIAL, BY_INSTRUCTION, special.$field.base),
+            Row {
+                rule: BY_INSTRUCTION,
+                ..limit
+            },
+            Row {
+                rule: BY_INSTRUCTION,
+                ..rights
+            },
+        ]
+    }};
+}
+
+macro_rules! dr {
+    ($name:literal, $index:literal) => {
+        Row {
+            name: $name,
+            narrow: Some($name),
+            kind: Kind::Word,
+            groups: RegisterGroups::DEBUG,
+            rule: Rule::Any,
+            get: |file| u128::from(file.debug.dr[$index]),
+            set: |file, value| file.debug.dr[$index] = access::truncate(value),
+        }
+    };
+}
+
+/// Registers that QEMU's description lacks. Their numbers follow those of [`TABLE`]'s. They are in no `g` packet, so
+/// it stays as long as QEMU's; GDB asks for each with `p` when its user does.
+static MORE: [Row; 34] = {
+    let [a, b, c] = segment!("cs_base", "cs_limit", "cs_rights", cs);
+    let [d, e, f] = segment!("ss_base", "ss_limit", "ss_rights", ss);
+    let [g, h, i] = segment!("ds_base", "ds_limit", "ds_rights", ds);
+    let [j, k, l] = segment!("es_base", "es_limit", "es_rights", es);
+    let [m, n] = hidden!("fs_limit", "fs_rights", fs);
+    let [o, p] = hidden!("gs_limit", "gs_rights", gs);
+    let [q, r, s, t] = system!("ldtr", "ldtr_base", "ldtr_limit", "ldtr_rights", ldtr);
+    let [u, v, w, x] = system!("tr", "tr_base", "tr_limit", "tr_rights", tr);
+    [
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
+        g,
+        h,
+        i,
+        j,
+        k,
+        l,
+        m,
+        n,
+        o,
+        p,
+        q,
+        r,
+        s,
+        t,
+        u,
+        v,
+        w,
+        x,
+        plain!("gdtr_base", Word, SPECIAL, Rule::Address, special.gdtr.base),
+        plain!(
+            "gdtr_limit",
+            Int32,
+            SPECIAL,
+            Rule::Bits(0xffff),
+            special.gdtr.limit
+        ),
+        plain!("idtr_base", Word, SPECIAL, Rule::Address, special.idtr.base),
+        plain!(
+            "idtr_limit",
+            Int32,
+            SPECIAL,
+            Rule::Bits(0xffff),
+            special.idtr.limit
+        ),
+        dr!("dr0", 0),
+        dr!("dr1", 1),
+        dr!("dr2", 2),
+        dr!("dr3", 3),
+        plain!("dr6", Dr6, DEBUG, Rule::Dr6, debug.dr6),
+        plain!("dr7", Dr7, DEBUG, Rule::Dr7, debug.dr7),
+    ]
+};
+
 /// The first registers of the views with 32-bit registers, in the order of machine encoding as in QEMU. The others
 /// follow in the order of the table.
 const NARROW_FIRST: [&str; 8] = ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"];
@@ -403,8 +555,8 @@ const fn is_same(one: &str, other: &str) -> bool {
     one.is_empty() && other.is_empty()
 }
 
-/// Returns the number of registers of a view.
-pub(super) fn count(view: View) -> usize {
+/// Returns the number of registers in a view's `g` packet.
+pub(super) fn count_in_g(view: View) -> usize {
     if view.is_wide() {
         TABLE.len()
     } else {
@@ -412,8 +564,16 @@ pub(super) fn count(view: View) -> usize {
     }
 }
 
+/// Returns the number of registers of a view.
+pub(super) fn count(view: View) -> usize {
+    count_in_g(view) + MORE.len()
+}
+
 /// Returns the row of a view's register with this number.
 pub(super) fn row(view: View, number: usize) -> Option<&'static Row> {
+    if let Some(more) = number.checked_sub(count_in_g(view)) {
+        return MORE.get(more);
+    }
     let place = if view.is_wide() {
         number
     } else {
@@ -422,7 +582,7 @@ pub(super) fn row(view: View, number: usize) -> Option<&'static Row> {
     TABLE.get(place)
 }
 
-/// Length of all registers of the view with 64-bit registers, in bytes.
+/// Length of the `g` packet's data of the view with 64-bit registers, in bytes.
 pub(super) const fn wide_bytes() -> usize {
     let mut total = 0;
     let mut rest: &[Row] = &TABLE;

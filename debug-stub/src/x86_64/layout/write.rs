@@ -48,7 +48,7 @@ pub fn write_all(
     let mut after = registers.clone();
     for stage in Stage::ORDER {
         let mut rest = data;
-        for id in view.registers() {
+        for id in view.registers_in_g() {
             let Some((bytes, tail)) = rest.split_at_checked(id.size_bytes()) else {
                 break;
             };
@@ -89,7 +89,7 @@ impl Stage {
     fn of(id: RegisterId) -> Self {
         match id.row().rule {
             Rule::Selector(..) => Self::Selectors,
-            Rule::Address => Self::Bases,
+            Rule::Address | Rule::SegmentBase => Self::Bases,
             Rule::ProgramCounter | Rule::StackPointer => Self::Linear,
             _ => Self::Mode,
         }

@@ -58,9 +58,7 @@ use vcpu_caps::{Plan, VcpuControl, VcpuId};
 
 pub use arming::DEBUGGER;
 pub use driver::{Driver, Entry};
-pub use vcpu::{
-    DebugExit, DebugStatus, Next, Outcome, PendingEvents, RunState, StepperError, Vcpu,
-};
+pub use vcpu::{DebugExit, Next, Outcome, PendingEvents, RunState, StepperError, Vcpu};
 
 use self::arming::{Arming, Shadow};
 use self::debug_exit::Cause;

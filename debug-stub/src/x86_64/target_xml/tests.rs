@@ -23,21 +23,24 @@ fn described(view: View) -> (Vec<String>, usize) {
 #[test]
 fn all_registers_are_described_in_order() {
     let (names, bits) = described(View::X86_64);
-    assert_eq!(names.len(), 66);
+    assert_eq!(names.len(), 100);
     assert_eq!(names[..4], ["rax", "rbx", "rcx", "rdx"]);
     assert_eq!(names[16..19], ["rip", "eflags", "cs"]);
     assert_eq!(names[24..27], ["fs_base", "gs_base", "k_gs_base"]);
     assert_eq!(names[65], "mxcsr");
-    assert_eq!(bits, 608 * 8);
+    assert_eq!(names[66..69], ["cs_base", "cs_limit", "cs_rights"]);
+    assert_eq!(names[94..], ["dr0", "dr1", "dr2", "dr3", "dr6", "dr7"]);
+    // The `g` packet, 14 more of 8 bytes, and 20 of 4.
+    assert_eq!(bits, (608 + 14 * 8 + 20 * 4) * 8);
 
     for view in [View::I8086, View::I386] {
         let (names, bits) = described(view);
-        assert_eq!(names.len(), 50);
+        assert_eq!(names.len(), 84);
         assert_eq!(names[..4], ["eax", "ecx", "edx", "ebx"]);
         assert_eq!(names[8..11], ["eip", "eflags", "cs"]);
         assert_eq!(names[49], "mxcsr");
-        // 34 of 4 bytes, 8 of 10, 8 of 16.
-        assert_eq!(bits, (34 * 4 + 8 * 10 + 8 * 16) * 8);
+        // 68 of 4 bytes, 8 of 10, 8 of 16.
+        assert_eq!(bits, (68 * 4 + 8 * 10 + 8 * 16) * 8);
     }
 }
 
@@ -75,7 +78,7 @@ fn every_type_of(view: View) {
 
 #[test]
 fn flag_fields_lie_within_their_register_and_do_not_overlap() {
-    for flags in &FLAGS {
+    for flags in FLAGS.iter().chain(&SYSTEM_FLAGS) {
         let mut seen = 0u64;
         for (name, start, end) in flags.fields {
             let bits = flags.kind.bytes(View::X86_64) * 8;
@@ -117,11 +120,11 @@ fn gdb_accepts_the_descriptions_without_a_word() {
     for (view, known) in [
         (
             View::X86_64,
-            [("rax", 0), ("k_gs_base", 26), ("efer", 32), ("mxcsr", 65)],
+            [("rax", 0), ("k_gs_base", 26), ("mxcsr", 65), ("dr7", 99)],
         ),
         (
             View::I386,
-            [("eax", 0), ("k_gs_base", 18), ("efer", 24), ("mxcsr", 49)],
+            [("eax", 0), ("k_gs_base", 18), ("efer", 24), ("cs_base", 50)],
         ),
         (
             View::I8086,
