@@ -215,6 +215,48 @@ pub trait Arch: fmt::Debug + 'static {
         Ok(())
     }
 
+    /// The `monitor` command that shows debug slots: `dr`.
+    const SLOTS_COMMAND: &'static str;
+
+    /// The `monitor` command for registers of the system that are not among [`Registers`](Self::Registers), which is
+    /// what one of them is called: `msr`.
+    const SYSTEM_REGISTER: &'static str;
+
+    /// Writes the guest's own debug slots as text, a line for each register. The default writes nothing.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_slots_text(registers: &Self::Registers, out: &mut dyn Write) -> fmt::Result {
+        let _ = (registers, out);
+        Ok(())
+    }
+
+    /// Returns the names and numbers of system registers. Others are known by their number only. The default has
+    /// none.
+    fn system_registers() -> impl Iterator<Item = (&'static str, u32)> {
+        std::iter::empty()
+    }
+
+    /// Returns the number of a system register with this name. The default has none.
+    fn system_register(name: &str) -> Option<u32> {
+        let _ = name;
+        None
+    }
+
+    /// Checks a value for a system register, as far as the architecture knows better than the hypervisor.
+    /// [`STOP_GROUPS`](Self::STOP_GROUPS) of `registers` are filled. The default takes all.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    fn check_system_register(
+        number: u32,
+        value: u64,
+        registers: &Self::Registers,
+    ) -> Result<(), &'static str> {
+        let _ = (number, value, registers);
+        Ok(())
+    }
+
     /// Returns an annex of a view's target description ("Target Description Format"); the client asks
     /// for `target.xml` first.
     fn target_description(view: Self::View, annex: &[u8]) -> Option<Cow<'static, str>>;

@@ -1,5 +1,7 @@
 //! `monitor` commands: text in, text out.
 
+mod system;
+
 use std::fmt::{self, Write as _};
 use std::ops::RangeInclusive;
 
@@ -43,12 +45,22 @@ impl fmt::Write for Bounded {
 pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
     let words: Vec<&str> = command.split_whitespace().collect();
     let mut text = match words.as_slice() {
-        [] | ["help"] => format!("{HELP}{}", guest.host.monitor_help()),
+        [] | ["help"] => {
+            let system = system::help::<H::Arch>();
+            format!("{HELP}{system}{}", guest.host.monitor_help())
+        }
         ["caps"] => guest.config.plan.to_string(),
         ["mask", "on"] => set_mask(guest, true),
         ["mask", "off"] => set_mask(guest, false),
         ["mask", "status"] | ["mask"] => mask_status(guest),
         ["mode"] => modes(guest),
+        [command] if *command == H::Arch::SLOTS_COMMAND => system::slots(guest),
+        [command, rest @ ..] if *command == H::Arch::SYSTEM_REGISTER => match rest {
+            [] => system::all(guest),
+            [register] => system::one(guest, register, None),
+            [register, value] => system::one(guest, register, Some(value)),
+            _ => system::help::<H::Arch>(),
+        },
         ["info", "mem"] => mappings(guest),
         ["info", "registers"] => {
             let vcpu = guest.current;

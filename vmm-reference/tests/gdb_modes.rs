@@ -373,6 +373,7 @@ fn system_registers_are_there_and_the_guests_debug_registers_are_its_own() {
         r#"
 hbreak *loop_start
 continue
+monitor dr
 info registers gdtr_base gdtr_limit idtr_limit tr_rights cs_rights cs_limit
 printf "gdtr=%#lx\n", $gdtr_base
 printf "limit=%ld\n", $gdtr_limit
@@ -385,7 +386,6 @@ stepi
 printf "still=%#lx\n", $dr1
 set var $idtr_limit = $idtr_limit
 monitor info registers
-monitor dr
 python
 for name, value in [("tr_limit", 1), ("gdtr_base", 1 << 62), ("gdtr_limit", 0x10000), ("cs_rights", 0)]:
     try:
@@ -409,12 +409,13 @@ detach
     );
     gdb.expect(&[
         "Breakpoint 1, ",
+        "the guest's own, on vcpu0:",
+        "DR0=0x0: off",
+        "the debugger's, on all vCPUs while they ran last: 1 of 4",
+        "execute at 0x",
         "gdtr_limit     0x1f",
-        "[ P ",
+        "TYPE=11 ",
         "DR0=0000000000000000 DR1=0000000000123456",
-        "the guest's own",
-        "the debugger's",
-        "execute",
         "refused: tr_limit",
         "refused: gdtr_base",
         "refused: gdtr_limit",
@@ -435,6 +436,13 @@ detach
     assert_eq!(gdb.value("gdtr"), vmm.symbol("gdt"));
     assert_eq!(gdb.value("limit"), 0x1f);
     assert_eq!((gdb.value("cs_base"), gdb.value("dr0")), (0, 0));
-    assert_eq!(gdb.value("dr7"), 0x400, "the debugger's breakpoint is not there");
-    assert_eq!((gdb.value("dr1"), gdb.value("still")), (0x12_3456, 0x12_3456));
+    assert_eq!(
+        gdb.value("dr7"),
+        0x400,
+        "the debugger's breakpoint is not there"
+    );
+    assert_eq!(
+        (gdb.value("dr1"), gdb.value("still")),
+        (0x12_3456, 0x12_3456)
+    );
 }

@@ -6,10 +6,10 @@ use std::fmt::{self, Write};
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use super::paging::{translate, write_regions};
-use super::text::write_registers;
+use super::text::{write_debug_registers, write_registers};
 use super::{
-    Mode, RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, View, WriteError, target_xml,
-    write_all,
+    Mode, RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, View, WriteError, msr,
+    target_xml, write_all,
 };
 use crate::address::GuestVirtAddr;
 use crate::arch::{Arch, DebugSlots, Mapped};
@@ -200,6 +200,29 @@ impl Arch for X86_64 {
             gpa: found.gpa,
             length: found.bytes_to_page_end(),
         })
+    }
+
+    const SLOTS_COMMAND: &'static str = "dr";
+    const SYSTEM_REGISTER: &'static str = "msr";
+
+    fn write_slots_text(registers: &RegisterFile, out: &mut dyn Write) -> fmt::Result {
+        write_debug_registers(&registers.debug, out)
+    }
+
+    fn system_registers() -> impl Iterator<Item = (&'static str, u32)> {
+        msr::all()
+    }
+
+    fn system_register(name: &str) -> Option<u32> {
+        msr::number(name)
+    }
+
+    fn check_system_register(
+        number: u32,
+        value: u64,
+        registers: &RegisterFile,
+    ) -> Result<(), &'static str> {
+        msr::check(number, value, registers)
     }
 
     fn write_registers_text(registers: &RegisterFile, out: &mut dyn Write) -> fmt::Result {

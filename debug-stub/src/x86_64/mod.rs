@@ -5,6 +5,7 @@ pub(crate) mod bits;
 mod descriptor;
 mod layout;
 mod mode;
+mod msr;
 mod paging;
 mod place;
 mod registers;

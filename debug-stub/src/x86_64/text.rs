@@ -5,6 +5,37 @@ use std::fmt::{self, Write};
 use super::bits::{CR0_PE, EFER_LMA};
 use super::{CoreRegisters, DebugRegisters, FpuState, RegisterFile, Segment, SpecialRegisters};
 
+/// Writes the guest's own debug registers, with what they stop at (SDM 3B 19.2.4).
+///
+/// # Errors
+/// If `out` takes no more.
+pub(super) fn write_debug_registers(debug: &DebugRegisters, out: &mut dyn Write) -> fmt::Result {
+    let DebugRegisters { dr, dr6, dr7 } = debug;
+    for ((index, address), slot) in dr.iter().enumerate().zip(0u32..) {
+        let field = |shift: u32| dr7 >> shift & 3;
+        let enabled = field(2 * slot) != 0;
+        let kind = match field(16 + 4 * slot) {
+            0 => "execute",
+            1 => "write",
+            2 => "I/O",
+            _ => "read or write",
+        };
+        let length = match field(18 + 4 * slot) {
+            0 => 1,
+            1 => 2,
+            2 => 8,
+            _ => 4,
+        };
+        write!(out, "DR{index}={address:#x}")?;
+        if enabled {
+            writeln!(out, ": {kind}, {length} bytes")?;
+        } else {
+            writeln!(out, ": off")?;
+        }
+    }
+    writeln!(out, "DR6={dr6:#x} DR7={dr7:#x}")
+}
+
 /// Writes all registers. What the register file does not hold is left out: A20, SMM and HLT. The debug registers are
 /// the guest's own.
 ///

@@ -113,6 +113,27 @@ impl Arch for Toy {
         watch: 2,
     };
     const SLOTS_NAME: &'static str = "comparators";
+    const SLOTS_COMMAND: &'static str = "comparators";
+    const SYSTEM_REGISTER: &'static str = "cell";
+
+    fn system_registers() -> impl Iterator<Item = (&'static str, u32)> {
+        [("CLOCK", 7)].into_iter()
+    }
+
+    fn system_register(name: &str) -> Option<u32> {
+        (name == "clock").then_some(7)
+    }
+
+    fn check_system_register(
+        _: u32,
+        value: u64,
+        registers: &Registers,
+    ) -> Result<(), &'static str> {
+        if registers.short && value > 9 {
+            return Err("short mode counts to 9");
+        }
+        Ok(())
+    }
 
     fn view(registers: &Registers) -> View {
         if registers.short {
@@ -294,6 +315,8 @@ struct ToyMachine {
     groups_read: Vec<Groups>,
     /// How many more calls for registers succeed before one fails.
     until_failure: Option<usize>,
+    /// What the host provides of cell 7; others do not exist.
+    cell: Option<u64>,
 }
 
 impl ToyMachine {
@@ -307,6 +330,7 @@ impl ToyMachine {
             vcpus: vec![Registers::default(); 2],
             groups_read: Vec::new(),
             until_failure: None,
+            cell: Some(5),
         }
     }
 
@@ -455,6 +479,27 @@ impl Host for ToyMachine {
         Ok(())
     }
 
+    fn read_system_register(&mut self, _: VcpuId, number: u32) -> Option<Result<u64, HostError>> {
+        let cell = self.cell?;
+        Some(match number {
+            7 => self.call().map(|()| cell),
+            _ => Err(HostError("no such cell".into())),
+        })
+    }
+
+    fn write_system_register(
+        &mut self,
+        _: VcpuId,
+        number: u32,
+        value: u64,
+    ) -> Option<Result<(), HostError>> {
+        self.cell?;
+        Some(match number {
+            7 => self.call().map(|()| self.cell = Some(value)),
+            _ => Err(HostError("no such cell".into())),
+        })
+    }
+
     fn disarm(&mut self, _: VcpuId) -> Result<(), HostError> {
         Ok(())
     }
@@ -601,6 +646,103 @@ fn a_mode_with_other_registers_has_a_description_of_its_own() {
     assert_eq!(replies[1], "T05thread:01;00:0200;");
     assert!(rig.ask(read).contains("toy.xml"));
     assert_eq!(rig.ask("g"), "040000000200000000");
+}
+
+#[test]
+fn monitor_commands_for_slots_and_system_registers_have_the_architectures_names() {
+    let mut rig = toy(&[SPIN]);
+    let mut monitor = |command: &str, cell: Option<u64>, short: bool| {
+        rig.machine().cell = cell;
+        rig.machine().vcpus[0].short = short;
+        rig.session.stopped(Vec::new());
+        let replies = rig.send(format!("qRcmd,{}", hex(command)));
+        let text = console(&replies[0]);
+        (text, rig.machine().cell)
+    };
+    for (command, cell, short, says, after) in [
+        ("cell clock", Some(5), false, "CLOCK (0x7) = 0x5\n", Some(5)),
+        (
+            "cell 7 0x20",
+            Some(5),
+            false,
+            "CLOCK (0x7) = 0x20\n",
+            Some(32),
+        ),
+        ("cell", Some(5), false, "CLOCK (0x7) = 0x5\n", Some(5)),
+        ("cell 8", Some(5), false, "refused: no such cell\n", Some(5)),
+        (
+            "cell 8 1",
+            Some(5),
+            false,
+            "refused: no such cell\n",
+            Some(5),
+        ),
+        (
+            "cell clock 10",
+            Some(5),
+            true,
+            "refused: short mode counts to 9\n",
+            Some(5),
+        ),
+        (
+            "cell clock x",
+            Some(5),
+            false,
+            "refused: the value is no number of 64 bits\n",
+            Some(5),
+        ),
+        (
+            "cell 0x100000000",
+            Some(5),
+            false,
+            "no CELL is called \"0x100000000\"\n",
+            Some(5),
+        ),
+        (
+            "cell dial",
+            Some(5),
+            false,
+            "no CELL is called \"dial\"\n",
+            Some(5),
+        ),
+        (
+            "cell clock 1",
+            None,
+            false,
+            "refused: this VMM does not let a debugger at CELLs\n",
+            None,
+        ),
+        (
+            "cell",
+            None,
+            false,
+            "refused: this VMM does not let a debugger at CELLs\n",
+            None,
+        ),
+    ] {
+        assert_eq!(
+            monitor(command, cell, short),
+            (says.to_owned(), after),
+            "{command}"
+        );
+    }
+    let (text, _) = monitor("help", None, false);
+    assert!(text.contains("monitor comparators"), "{text}");
+    assert!(text.contains("monitor cell NAME|NUMBER [VALUE]"), "{text}");
+    let (text, _) = monitor("cell 1 2 3", None, false);
+    assert!(text.contains("NAME|NUMBER"), "{text}");
+    assert_eq!(rig.ask(format!("Z1,{CODE:x},4")), "OK");
+    assert_eq!(rig.ask(format!("Z2,{BASE:x},4")), "OK");
+    rig.send("vCont;c");
+    rig.bytes(b"\x03");
+    assert_eq!(rig.ask(format!("z1,{CODE:x},4")), "OK", "as GDB does");
+    let text = console(&rig.send(format!("qRcmd,{}", hex("comparators")))[0]);
+    assert!(
+        text.contains("the debugger's, on all vCPUs while they ran last: 2 of 6"),
+        "{text}"
+    );
+    assert!(text.contains(&format!("execute at {CODE:#x}")), "{text}");
+    assert!(text.contains("(16 bytes)"), "{text}");
 }
 
 #[test]

@@ -10,7 +10,9 @@
 
 use debug_stub::kvm::KvmVcpu;
 use debug_stub::x86_64::stepper::{PendingEvents, RunState, Vcpu};
-use debug_stub::x86_64::{CoreRegisters, DebugRegisters, RegisterFile, RegisterGroups, SpecialRegisters};
+use debug_stub::x86_64::{
+    CoreRegisters, DebugRegisters, RegisterFile, RegisterGroups, SpecialRegisters,
+};
 use intr_controller::IrqchipMode;
 use intr_controller::kvm::passes_ext_int;
 use vcpu_caps::{GuestDebug, VcpuId};

@@ -391,6 +391,35 @@ impl Stepper {
         self.registers.write(vcpu, groups, file)
     }
 
+    /// Reads an MSR, for the debugger's user.
+    ///
+    /// # Errors
+    /// If the vCPU refuses.
+    pub fn read_msr<V: Vcpu>(
+        &mut self,
+        number: u32,
+        vcpu: &mut V,
+    ) -> Result<u64, StepperError<V::Error>> {
+        vcpu.read_msr(number)
+            .map_err(StepperError::of("reading an MSR"))
+    }
+
+    /// Writes an MSR, for the debugger's user. Registers are read again: some are MSRs.
+    ///
+    /// # Errors
+    /// If the vCPU refuses.
+    pub fn write_msr<V: Vcpu>(
+        &mut self,
+        number: u32,
+        value: u64,
+        vcpu: &mut V,
+    ) -> Result<(), StepperError<V::Error>> {
+        self.registers.forget();
+        vcpu.discard_tf_at_entry();
+        vcpu.write_msr(number, value)
+            .map_err(StepperError::of("writing an MSR"))
+    }
+
     /// The vCPU is about to get this RIP from the debugger.
     fn halt_or_wake<V: Vcpu>(
         &mut self,
