@@ -50,11 +50,13 @@ pub trait Arch: fmt::Debug + 'static {
     /// All groups.
     const ALL_GROUPS: Self::Groups;
     /// The groups that a stop needs: [`expedited`](Self::expedited), [`pc`](Self::pc),
-    /// [`code_address`](Self::code_address), [`set_pc`](Self::set_pc), [`view`](Self::view),
-    /// [`mode`](Self::mode) and [`is_whole`](Self::is_whole).
+    /// [`code_address`](Self::code_address), [`set_pc`](Self::set_pc), [`mode`](Self::mode) and
+    /// [`is_whole`](Self::is_whole).
     const STOP_GROUPS: Self::Groups;
     /// The groups that [`address_space`](Self::address_space) needs.
     const SPACE_GROUPS: Self::Groups;
+    /// The groups that [`view`](Self::view) needs.
+    const VIEW_GROUPS: Self::Groups;
     /// The groups that [`set_pc`](Self::set_pc) changes.
     const PC_GROUPS: Self::Groups;
 
@@ -71,10 +73,11 @@ pub trait Arch: fmt::Debug + 'static {
     /// What to call debug slots in messages, in the plural: "debug registers".
     const SLOTS_NAME: &'static str;
 
-    /// Returns the view for the mode that a vCPU is in. The default is the widest.
-    fn view(registers: &Self::Registers) -> Self::View {
+    /// Returns the view for the mode that a vCPU is in, or the `named` one, with the registers that the vCPU has.
+    /// [`VIEW_GROUPS`](Self::VIEW_GROUPS) are filled. The default is the widest.
+    fn view(registers: &Self::Registers, named: Option<Self::View>) -> Self::View {
         let _ = registers;
-        Self::WIDEST_VIEW
+        named.unwrap_or(Self::WIDEST_VIEW)
     }
 
     /// Returns the client's name of a view's architecture.

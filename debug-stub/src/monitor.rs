@@ -120,11 +120,17 @@ fn modes<H: Host>(guest: &mut Guest<H>) -> String {
         };
     }
     let view = guest.view();
-    let fitting = guest.view_by_mode();
+    let fitting = guest.view_of_vcpus(None);
     let name = H::Arch::view_name(view);
     let _ = write!(text, "this client has the target description {name}");
     if view == fitting {
         text.push_str(", which is that of the mode");
+    } else if name == H::Arch::view_name(fitting) {
+        let how = guest.how_to_change();
+        let _ = write!(
+            text,
+            ", which is that of the mode; the vCPUs have other registers since. {how}"
+        );
     } else {
         let wanted = H::Arch::view_name(fitting);
         let how = guest.how_to_change();

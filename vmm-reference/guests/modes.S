@@ -15,6 +15,10 @@
     .set CR0_PE, 1 << 0
     .set CR0_PG, 1 << 31
     .set CR4_PAE, 1 << 5
+    .set CR4_OSFXSR, 1 << 9
+    .set CR4_OSXSAVE, 1 << 18
+    .set CPUID_XSAVE_AVX, 1 << 26 | 1 << 28
+    .set XCR0_X87_SSE_AVX, 7
     .set EFER, 0xc0000080
     .set EFER_LME, 1 << 8
 
@@ -130,8 +134,25 @@ compatibility:
 FUNCTION start64
     movabsq $0x1122334455667788, %rax
     movabsq $HIGH, %rbx
-    movl $high_loop, %ecx
-    addq %rbx, %rcx
+    movl $high_loop, %esi
+    addq %rbx, %rsi
+# Enables AVX if there is XSAVE and AVX (SDM 1 13.2, 14.3).
+    movl $1, %eax
+    cpuid
+    andl $CPUID_XSAVE_AVX, %ecx
+    cmpl $CPUID_XSAVE_AVX, %ecx
+    jne 1f
+    movq %cr4, %rax
+    orl $(CR4_OSFXSR | CR4_OSXSAVE), %eax
+    movq %rax, %cr4
+    movl $XCR0_X87_SSE_AVX, %eax
+    xorl %ecx, %ecx
+    xorl %edx, %edx
+    xsetbv
+    movl $has_avx, %edi
+    movl $1, (%rdi)
+1:  movq %rsi, %rcx
+    xorl %edx, %edx
     .globl to_high
 to_high:
     jmp *%rcx
@@ -143,6 +164,11 @@ FUNCTION high_loop
     .size high_loop, . - high_loop
 
     .data
+    .globl has_avx
+    .type has_avx, @object
+    .size has_avx, 4
+has_avx:
+    .long 0
     .balign 8
 gdt:
     .quad 0

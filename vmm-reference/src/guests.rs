@@ -72,7 +72,7 @@ pub static SCRIPT: Guest = Guest {
 
 /// Goes through 32-bit (`double`, `doubled`, `leave32`), 16-bit (`protected16`) and real mode (`real16`, `real_work`,
 /// `real_pushed`; it runs at 0x7000), 32-bit mode again (`back32`, `compatibility`), and 64-bit mode (`start64`,
-/// `to_high`), and ends in a loop above 4 GiB (`high_loop`). An ELF32 file.
+/// `to_high`), enables AVX if there is AVX (`has_avx`), and ends in a loop above 4 GiB (`high_loop`). An ELF32 file.
 pub static MODES: Guest = Guest {
     name: "modes",
     elf: include_bytes!(concat!(env!("OUT_DIR"), "/modes.elf")),
@@ -210,6 +210,7 @@ mod tests {
                     "compatibility",
                     "start64",
                     "to_high",
+                    "has_avx",
                     "high_loop",
                 ],
             ),

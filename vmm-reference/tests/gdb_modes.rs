@@ -446,3 +446,36 @@ detach
         (0x12_3456, 0x12_3456)
     );
 }
+
+/// `$ymm0` is there if the guest has enabled AVX, and not otherwise.
+#[test]
+fn the_description_has_avx_once_the_guest_has_it() {
+    let vmm = paused(&["--gdb-arch", "x86-64"]);
+    let gdb = vmm.gdb(
+        r#"
+output $ymm0
+hbreak *to_high
+continue
+printf "\nhas=%ld\n", *(int *) &has_avx
+unset tdesc filename
+output $ymm0
+set var $xmm0.uint128 = 1
+python
+try:
+    gdb.execute("set var $ymm0.v4_int64[2] = 0x123456789")
+    gdb.execute("stepi")
+    gdb.execute('printf "\\nymm=%#lx\\n", $ymm0.v4_int64[2]')
+    gdb.execute('printf "xmm=%#lx\\n", $ymm0.v4_int64[0]')
+except gdb.error as error:
+    print("no AVX:", error)
+end
+detach
+"#,
+    );
+    gdb.expect(&["void", "has="]);
+    if gdb.value("has") == 1 {
+        assert_eq!((gdb.value("ymm"), gdb.value("xmm")), (0x1_2345_6789, 1));
+    } else {
+        gdb.expect(&["void", "void", "no AVX"]);
+    }
+}

@@ -35,7 +35,7 @@ impl<H: Host> Guest<H> {
 
     /// The client reads the description from its beginning: it numbers registers by it from now on.
     pub(crate) fn read_view(&mut self) -> <H::Arch as Arch>::View {
-        let view = self.named_view().unwrap_or_else(|| self.view_by_mode());
+        let view = self.view_of_vcpus(self.named_view());
         self.client_view = ClientView {
             read: Some(view),
             told: false,
@@ -60,19 +60,23 @@ impl<H: Host> Guest<H> {
         view
     }
 
-    /// Returns the widest view of the modes that the vCPUs are in: a client has one for all threads. It is the
-    /// widest of all while there is no vCPU, and if the registers of one cannot be read.
-    pub(crate) fn view_by_mode(&mut self) -> <H::Arch as Arch>::View {
+    /// Returns the widest view that the vCPUs have, or the `named` one with their registers: a client has one for
+    /// all threads. It is the widest of all while there is no vCPU, and if the registers of one cannot be read.
+    pub(crate) fn view_of_vcpus(
+        &mut self,
+        named: Option<<H::Arch as Arch>::View>,
+    ) -> <H::Arch as Arch>::View {
+        let all = named.unwrap_or(H::Arch::WIDEST_VIEW);
         let mut widest = None;
         for vcpu in (0..self.host.vcpu_count()).map(VcpuId) {
             let read = self
                 .registers
-                .read(&mut self.host, vcpu, H::Arch::STOP_GROUPS);
+                .read(&mut self.host, vcpu, H::Arch::VIEW_GROUPS);
             let view = match read {
-                Ok(registers) => H::Arch::view(registers),
+                Ok(registers) => H::Arch::view(registers, named),
                 Err(error) => {
                     super::log_refused(vcpu, &error);
-                    H::Arch::WIDEST_VIEW
+                    all
                 }
             };
             widest = widest.max(Some(view));
@@ -80,7 +84,7 @@ impl<H: Host> Guest<H> {
                 break;
             }
         }
-        widest.unwrap_or(H::Arch::WIDEST_VIEW)
+        widest.unwrap_or(all)
     }
 
     /// Says once that the client's description is too narrow for the mode in which a vCPU has stopped.

@@ -64,7 +64,7 @@ pub(super) fn read_registers(
     if groups.contains(RegisterGroups::FPU) {
         // Not KVM_GET_FPU: that leaves MXCSR out (x86.c, `kvm_arch_vcpu_ioctl_get_fpu`).
         let xsave = vcpu.get_xsave().map_err(ioctl("KVM_GET_XSAVE"))?;
-        file.fpu = fxsave::decode(&xsave.region);
+        file.fpu = fxsave::decode(&xsave.region, has_avx(vcpu));
     }
     if groups.contains(RegisterGroups::MSRS) {
         file.kernel_gs_base = read_msr(vcpu, MSR_KERNEL_GS_BASE)?;
@@ -120,6 +120,19 @@ pub(super) fn write_registers(
             .map_err(ioctl("KVM_SET_DEBUGREGS"))?;
     }
     Ok(())
+}
+
+/// Returns `true` if the guest has enabled AVX: XCR0 bits 2:1 (SDM 1 13.3). A KVM without XCR0 has none.
+fn has_avx(vcpu: &VcpuFd) -> bool {
+    const SSE_AND_AVX: u64 = 0b110;
+    let Ok(all) = vcpu.get_xcrs() else {
+        return false;
+    };
+    let count = usize::try_from(all.nr_xcrs).unwrap_or(0);
+    all.xcrs
+        .iter()
+        .take(count)
+        .any(|xcr| xcr.xcr == 0 && xcr.value & SSE_AND_AVX == SSE_AND_AVX)
 }
 
 fn get_debug_registers(vcpu: &VcpuFd) -> Result<kvm_debugregs, RegistersError> {

@@ -32,10 +32,11 @@ impl Arch for X86_64 {
     const ALL_GROUPS: RegisterGroups = RegisterGroups::all();
     const STOP_GROUPS: RegisterGroups = RegisterGroups::EXPEDITED;
     const SPACE_GROUPS: RegisterGroups = RegisterGroups::SPECIAL;
+    const VIEW_GROUPS: RegisterGroups = RegisterGroups::EXPEDITED.union(RegisterGroups::FPU);
     const PC_GROUPS: RegisterGroups = RegisterGroups::CORE;
 
     const REGISTER_BYTES: usize = View::LONGEST;
-    const WIDEST_VIEW: View = View::X86_64;
+    const WIDEST_VIEW: View = View::X86_64.with_avx(true);
 
     /// INT3 (SDM 2A).
     const BREAKPOINT: &'static [u8] = &[0xcc];
@@ -43,8 +44,10 @@ impl Arch for X86_64 {
     const SLOTS: DebugSlots = DebugSlots::Shared(4);
     const SLOTS_NAME: &'static str = "debug registers";
 
-    fn view(registers: &RegisterFile) -> View {
-        Mode::of(registers).view()
+    fn view(registers: &RegisterFile, named: Option<View>) -> View {
+        named
+            .unwrap_or_else(|| Mode::of(registers).view())
+            .with_avx(registers.fpu.ymm_high.is_some())
     }
 
     fn view_name(view: View) -> &'static str {

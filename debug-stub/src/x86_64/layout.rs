@@ -174,7 +174,11 @@ impl RegisterId {
 
     /// Returns the value as GDB sees it, or `None` if it is unavailable.
     fn shown(self, registers: &RegisterFile) -> Option<u128> {
-        let shown = self.is_whole(registers) || matches!(self.row().rule, Rule::ProgramCounter);
+        let shown = match self.row().rule {
+            Rule::ProgramCounter => true,
+            Rule::Avx => registers.fpu.ymm_high.is_some(),
+            _ => self.is_whole(registers),
+        };
         shown.then(|| self.value(registers))
     }
 

@@ -80,32 +80,57 @@ impl Mode {
 }
 
 /// A target description: the architecture by which GDB disassembles, and the registers with their numbers and
-/// sizes. A later one shows all that an earlier one does.
+/// sizes. Of two without AVX, or with it, the greater one shows all that the other one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum View {
-    /// 16-bit code, 32-bit registers.
-    I8086,
-    /// 32-bit code, 32-bit registers. The registers and numbers are those of [`View::I8086`].
-    I386,
-    /// 64-bit code, 64-bit registers.
-    X86_64,
+pub struct View {
+    code: CodeSize,
+    avx: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum CodeSize {
+    Bits16,
+    Bits32,
+    Bits64,
 }
 
 impl View {
-    /// All views.
+    /// 16-bit code, 32-bit registers.
+    pub const I8086: Self = Self::of(CodeSize::Bits16);
+    /// 32-bit code, 32-bit registers. The registers and numbers are those of [`View::I8086`].
+    pub const I386: Self = Self::of(CodeSize::Bits32);
+    /// 64-bit code, 64-bit registers.
+    pub const X86_64: Self = Self::of(CodeSize::Bits64);
+    /// All views without AVX.
     pub const ALL: [Self; 3] = [Self::I8086, Self::I386, Self::X86_64];
+
+    const fn of(code: CodeSize) -> Self {
+        Self { code, avx: false }
+    }
+
+    /// This view with or without the upper halves of the YMM registers.
+    #[must_use]
+    pub const fn with_avx(self, avx: bool) -> Self {
+        Self { avx, ..self }
+    }
+
+    /// Returns `true` if it has the upper halves of the YMM registers.
+    #[must_use]
+    pub const fn has_avx(self) -> bool {
+        self.avx
+    }
 
     /// GDB's name of the architecture.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::I8086 => "i8086",
-            Self::I386 => "i386",
-            Self::X86_64 => "i386:x86-64",
+        match self.code {
+            CodeSize::Bits16 => "i8086",
+            CodeSize::Bits32 => "i386",
+            CodeSize::Bits64 => "i386:x86-64",
         }
     }
 
-    /// The view with this name, if there is one.
+    /// The view with this name, if there is one, without AVX.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|view| view.name() == name)
@@ -114,7 +139,12 @@ impl View {
     /// Returns `true` if its general-purpose registers have 64 bits.
     #[must_use]
     pub const fn is_wide(self) -> bool {
-        matches!(self, Self::X86_64)
+        matches!(self.code, CodeSize::Bits64)
+    }
+
+    /// Returns `true` if GDB disassembles 16-bit code.
+    pub(super) fn is_16_bit(self) -> bool {
+        self.code == CodeSize::Bits16
     }
 }
 

@@ -30,7 +30,7 @@ pub struct RegisterFile {
     pub core: CoreRegisters,
     /// Segments, descriptor tables, control registers.
     pub special: SpecialRegisters,
-    /// x87 and SSE.
+    /// x87, SSE and AVX.
     pub fpu: FpuState,
     /// IA32_KERNEL_GS_BASE.
     pub kernel_gs_base: u64,
@@ -135,7 +135,7 @@ pub struct SpecialRegisters {
     pub apic_base: u64,
 }
 
-/// x87 and SSE state, as FXSAVE holds it (SDM 1 10.5.1).
+/// x87, SSE and AVX state, as XSAVE holds it (SDM 1 10.5.1, 13.4).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FpuState {
     /// ST0-ST7 in stack order, 80 bits each.
@@ -156,6 +156,8 @@ pub struct FpuState {
     pub xmm: [[u8; 16]; 16],
     /// MXCSR.
     pub mxcsr: u32,
+    /// Bits 255:128 of YMM0-YMM15, if the guest has enabled AVX in XCR0.
+    pub ymm_high: Option<[[u8; 16]; 16]>,
 }
 
 impl RegisterFile {

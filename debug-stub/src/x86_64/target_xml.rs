@@ -1,6 +1,6 @@
 //! The target descriptions, generated from the register table.
 //!
-//! The feature `org.gnu.gdb.i386.core` has QEMU's registers, as in QEMU, and one with a name of our own has those that
+//! The feature `org.gnu.gdb.i386.core` has QEMU's registers, as in QEMU (with AVX, that of SSE has some of them), and one with a name of our own has those that
 //! QEMU lacks. GDB rejects a description
 //! whose core feature lacks a register that it requires (GDB manual, "i386 Features" and "Target
 //! Description Format").
@@ -27,7 +27,7 @@ pub fn target_xml(view: View) -> String {
          <target version=\"1.0\">\n<architecture>{}</architecture>\n",
         view.name()
     );
-    if view == View::I8086 {
+    if view.is_16_bit() {
         // GDB warns that it knows no Linux for this architecture otherwise.
         xml.push_str("<osabi>none</osabi>\n");
     }
@@ -42,24 +42,47 @@ pub fn target_xml(view: View) -> String {
         flags_type(&mut xml, flags, view);
     }
     vector_types(&mut xml);
-    for id in view.registers_in_g() {
+    let is_sse = |id: &RegisterId| matches!(id.kind(), Kind::Vector | Kind::Mxcsr);
+    for id in view.registers_in_g().filter(|id| !is_sse(id)) {
         register(&mut xml, id, view);
     }
-    xml.push_str("</feature>\n<feature name=\"org.rust-vmm.debug-stub.x86.system\">\n");
+    if view.has_avx() {
+        // GDB wants a feature for SSE beside one for AVX.
+        feature(&mut xml, "org.gnu.gdb.i386.sse");
+        vector_types(&mut xml);
+        flags_type(&mut xml, &MXCSR, view);
+    }
+    for id in view.registers_in_g().filter(is_sse) {
+        register(&mut xml, id, view);
+    }
+    feature(&mut xml, "org.rust-vmm.debug-stub.x86.system");
     for flags in &SYSTEM_FLAGS {
         flags_type(&mut xml, flags, view);
     }
-    for id in view.registers().skip(view.registers_in_g().count()) {
+    let is_avx = |id: &RegisterId| id.kind() == Kind::YmmHigh;
+    let more = || view.registers().skip(view.registers_in_g().count());
+    for id in more().filter(|id| !is_avx(id)) {
         register(&mut xml, id, view);
+    }
+    if view.has_avx() {
+        feature(&mut xml, "org.gnu.gdb.i386.avx");
+        for id in more().filter(is_avx) {
+            register(&mut xml, id, view);
+        }
     }
     xml.push_str("</feature>\n</target>\n");
     xml
 }
 
+/// Ends a feature and begins the next one.
+fn feature(xml: &mut String, name: &str) {
+    line(xml, format_args!("</feature>\n<feature name=\"{name}\">"));
+}
+
 fn register(xml: &mut String, id: RegisterId, view: View) {
     let (bits, name) = (id.size_bytes() * 8, id.name());
     let (kind, mut group) = gdb_type(id.kind(), view);
-    if id.number() >= view.registers_in_g().count() {
+    if id.number() >= view.registers_in_g().count() && id.kind() != Kind::YmmHigh {
         // `info registers` stays as it is with QEMU; `info registers system` shows these.
         group = " group=\"system\"";
     }
@@ -90,6 +113,7 @@ fn gdb_type(kind: Kind, view: View) -> (&'static str, &'static str) {
         Kind::Extended => ("i387_ext", ""),
         Kind::X87Control => ("int", " group=\"float\""),
         Kind::Vector => ("vec128", ""),
+        Kind::YmmHigh => ("uint128", ""),
         Kind::Mxcsr => (MXCSR.id, " group=\"vector\""),
         Kind::Rights => (RIGHTS.id, ""),
         Kind::Dr6 => (DR6.id, ""),

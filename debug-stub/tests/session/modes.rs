@@ -241,6 +241,37 @@ fn a_client_whose_description_is_too_narrow_is_told_once_and_writes_nothing_by_h
 }
 
 #[test]
+fn a_guest_that_has_enabled_avx_has_its_registers_for_clients_that_ask() {
+    let mut config = SessionConfig::new(plan(&[]));
+    config.description = Description::FirstThis("i386:x86-64");
+    let mut rig = Rig::with(machine(2, &[code::SPIN]), config);
+    assert_eq!(description(&mut rig), target_xml(View::X86_64));
+    assert_eq!(rig.ask("p64"), "E0e", "register 100");
+    for vcpu in 0..2 {
+        registers_mut(rig.machine(), vcpu).fpu.ymm_high = Some([[0x5a; 16]; 16]);
+    }
+    rig.session.stopped(Vec::new());
+    let text = monitor(&mut rig, "mode");
+    assert!(
+        text.contains("other registers since. In GDB type"),
+        "{text}"
+    );
+    let avx = View::X86_64.with_avx(true);
+    assert_eq!(description(&mut rig), target_xml(avx));
+    assert_eq!(rig.ask("p64"), "5a".repeat(16));
+    assert_eq!(rig.ask("g").len(), 2 * 608);
+    assert_eq!(rig.ask(format!("P64={}", "77".repeat(16))), "OK");
+    assert_eq!(rig.ask(format!("P64={}", "77".repeat(15))), "E16");
+    let high = registers(rig.machine(), 0).fpu.ymm_high.unwrap();
+    assert_eq!((high[0], high[1]), ([0x77; 16], [0x5a; 16]));
+    // A vCPU without it.
+    registers_mut(rig.machine(), 0).fpu.ymm_high = None;
+    rig.session.stopped(Vec::new());
+    assert_eq!(rig.ask("p64"), "xx");
+    assert_eq!(rig.ask(format!("P64={}", "77".repeat(16))), "E16");
+}
+
+#[test]
 fn monitor_mode_says_the_mode_the_description_and_how_to_change_it() {
     let mut rig = spinning(2);
     real(&mut rig, 1, (0, 0x8000), (0, 0x7c00));
@@ -270,11 +301,8 @@ fn monitor_mode_says_the_mode_the_description_and_how_to_change_it() {
 #[test]
 fn a_failing_host_leaves_the_widest_description() {
     let mut rig = Rig::new(machine(0, &[code::SPIN]));
-    assert_eq!(
-        description(&mut rig),
-        target_xml(View::X86_64),
-        "no vCPU yet"
-    );
+    let all = target_xml(View::X86_64.with_avx(true));
+    assert!(description(&mut rig) == all, "no vCPU yet");
     assert_eq!(rig.ask("g").len(), 2 * 608);
     assert!(monitor(&mut rig, "mode").contains("i386:x86-64"));
 }

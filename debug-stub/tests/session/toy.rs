@@ -104,6 +104,7 @@ impl Arch for Toy {
     const ALL_GROUPS: Groups = Groups(3);
     const STOP_GROUPS: Groups = Groups(2);
     const SPACE_GROUPS: Groups = Groups(0);
+    const VIEW_GROUPS: Groups = Groups(2);
     const PC_GROUPS: Groups = Groups(2);
     const REGISTER_BYTES: usize = 9;
     const WIDEST_VIEW: View = View::Long;
@@ -135,8 +136,10 @@ impl Arch for Toy {
         Ok(())
     }
 
-    fn view(registers: &Registers) -> View {
-        if registers.short {
+    fn view(registers: &Registers, named: Option<View>) -> View {
+        if let Some(view) = named {
+            view
+        } else if registers.short {
             View::Short
         } else {
             View::Long

@@ -65,6 +65,14 @@ pub(super) fn store(
         Rule::SegmentBase => set(after, low),
         Rule::Dr6 => set(after, (only(0xffff_ffff)? & DR6_WRITABLE) | DR6_ACTIVE_LOW),
         Rule::Dr7 => set(after, (only(0xffff_ffff)? & DR7_WRITABLE) | DR7_FIXED),
+        Rule::Avx if after.fpu.ymm_high.is_none() => {
+            return Err(WriteError::State {
+                register: name,
+                value: low,
+                reason: "the guest has not enabled AVX",
+            });
+        }
+        Rule::Avx => (row.set)(after, value),
         Rule::ReadOnly(reason) => {
             return Err(WriteError::State {
                 register: name,

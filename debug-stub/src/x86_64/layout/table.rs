@@ -33,6 +33,8 @@ pub(in crate::x86_64) enum Kind {
     Vector,
     /// MXCSR, 32 bits.
     Mxcsr,
+    /// Bits 255:128 of a YMM register.
+    YmmHigh,
     /// A segment's access rights, 32 bits.
     Rights,
     /// DR6.
@@ -61,7 +63,7 @@ impl Kind {
                 }
             }
             Self::Extended => 10,
-            Self::Vector => 16,
+            Self::Vector | Self::YmmHigh => 16,
         }
     }
 }
@@ -89,6 +91,8 @@ pub(super) enum Rule {
     Dr6,
     /// DR7: the same.
     Dr7,
+    /// All, if the guest has enabled AVX.
+    Avx,
     /// Not written by a debugger, for this reason.
     ReadOnly(&'static str),
     /// A selector: a write also loads the hidden part of its segment.
@@ -459,6 +463,49 @@ static MORE: [Row; 34] = {
     ]
 };
 
+macro_rules! ymm_high {
+    ($name:literal, $narrow:expr, $index:literal) => {
+        Row {
+            name: $name,
+            narrow: $narrow,
+            kind: Kind::YmmHigh,
+            groups: RegisterGroups::FPU,
+            rule: Rule::Avx,
+            get: |file| match &file.fpu.ymm_high {
+                Some(high) => u128::from_le_bytes(high[$index]),
+                None => 0,
+            },
+            set: |file, value| {
+                if let Some(high) = &mut file.fpu.ymm_high {
+                    high[$index] = value.to_le_bytes();
+                }
+            },
+        }
+    };
+}
+
+/// The upper halves of the YMM registers, for views with AVX. Their numbers follow those of [`MORE`]. The first
+/// [`NARROW_YMM`] are in the views with 32-bit registers, too.
+static AVX: [Row; 16] = [
+    ymm_high!("ymm0h", Some("ymm0h"), 0),
+    ymm_high!("ymm1h", Some("ymm1h"), 1),
+    ymm_high!("ymm2h", Some("ymm2h"), 2),
+    ymm_high!("ymm3h", Some("ymm3h"), 3),
+    ymm_high!("ymm4h", Some("ymm4h"), 4),
+    ymm_high!("ymm5h", Some("ymm5h"), 5),
+    ymm_high!("ymm6h", Some("ymm6h"), 6),
+    ymm_high!("ymm7h", Some("ymm7h"), 7),
+    ymm_high!("ymm8h", None, 8),
+    ymm_high!("ymm9h", None, 9),
+    ymm_high!("ymm10h", None, 10),
+    ymm_high!("ymm11h", None, 11),
+    ymm_high!("ymm12h", None, 12),
+    ymm_high!("ymm13h", None, 13),
+    ymm_high!("ymm14h", None, 14),
+    ymm_high!("ymm15h", None, 15),
+];
+const NARROW_YMM: usize = 8;
+
 /// The first registers of the views with 32-bit registers, in the order of machine encoding as in QEMU. The others
 /// follow in the order of the table.
 const NARROW_FIRST: [&str; 8] = ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"];
@@ -566,13 +613,21 @@ pub(super) fn count_in_g(view: View) -> usize {
 
 /// Returns the number of registers of a view.
 pub(super) fn count(view: View) -> usize {
-    count_in_g(view) + MORE.len()
+    let ymm = match (view.has_avx(), view.is_wide()) {
+        (false, _) => 0,
+        (true, false) => NARROW_YMM,
+        (true, true) => AVX.len(),
+    };
+    count_in_g(view) + MORE.len() + ymm
 }
 
 /// Returns the row of a view's register with this number.
 pub(super) fn row(view: View, number: usize) -> Option<&'static Row> {
     if let Some(more) = number.checked_sub(count_in_g(view)) {
-        return MORE.get(more);
+        return match more.checked_sub(MORE.len()) {
+            None => MORE.get(more),
+            Some(ymm) => AVX.get(ymm),
+        };
     }
     let place = if view.is_wide() {
         number

@@ -48,6 +48,7 @@ fn all_registers_are_described_in_order() {
 fn every_type_that_is_used_is_defined() {
     for view in View::ALL {
         every_type_of(view);
+        every_type_of(view.with_avx(true));
     }
 }
 
@@ -130,12 +131,29 @@ fn gdb_accepts_the_descriptions_without_a_word() {
             View::I8086,
             [("ebx", 3), ("eip", 8), ("st0", 25), ("xmm7", 48)],
         ),
+        (
+            View::X86_64.with_avx(true),
+            [("rax", 0), ("xmm15", 64), ("mxcsr", 65), ("dr7", 99)],
+        ),
+        (
+            View::I386.with_avx(true),
+            [("eax", 0), ("xmm7", 48), ("mxcsr", 49), ("cs_base", 50)],
+        ),
     ] {
         let said = gdb(
             view,
             None,
-            &["show architecture", "maint print remote-registers"],
+            &[
+                "show architecture",
+                "maint print remote-registers",
+                "maint print registers",
+            ],
         );
+        // GDB makes YMM registers of the two halves.
+        let has_ymm = said
+            .lines()
+            .any(|line| line.split_whitespace().next() == Some("ymm0"));
+        assert_eq!(has_ymm, view.has_avx(), "{said}");
         let current = format!("(currently \"{}\")", view.name());
         assert!(said.contains(&current), "{said}");
         // Name, number in the protocol, size: GDB has taken them from the description.

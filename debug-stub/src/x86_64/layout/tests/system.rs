@@ -175,6 +175,36 @@ fn a_base_of_cs_moves_the_linear_pc_with_it() {
 }
 
 #[test]
+fn the_upper_halves_of_ymm_registers_are_there_if_the_guest_has_avx() {
+    let wide = View::X86_64.with_avx(true);
+    assert_eq!(wide.count(), 116);
+    assert_eq!(wide.total_bytes(), 608);
+    assert_eq!(wide.register(115).unwrap().name(), "ymm15h");
+    assert_eq!(wide.register(116), None);
+    let narrow = View::I386.with_avx(true);
+    assert_eq!(narrow.register(91).unwrap().name(), "ymm7h");
+    assert_eq!(narrow.register(92), None);
+    assert_eq!(View::X86_64.register_named("ymm0h"), None);
+
+    let ymm5 = wide.register_named("ymm5h").unwrap();
+    assert_eq!((ymm5.number(), ymm5.size_bytes()), (105, 16));
+    let mut file = kernel();
+    let mut value = [0; 16];
+    assert_eq!(ymm5.read(&file, &mut value), None);
+    let error = ymm5.write(&mut file, &Ram::new(0), &[7; 16]).unwrap_err();
+    assert!(error.to_string().contains("has not enabled AVX"), "{error}");
+    assert_eq!(file, kernel());
+
+    file.fpu.ymm_high = Some([[0; 16]; 16]);
+    ymm5.write(&mut file, &Ram::new(0), &[7; 16]).unwrap();
+    assert_eq!(ymm5.read(&file, &mut value), Some(16));
+    assert_eq!(value, [7; 16]);
+    let high = file.fpu.ymm_high.unwrap();
+    assert_eq!((high[4], high[5], high[6]), ([0; 16], [7; 16], [0; 16]));
+    assert!(ymm5.write(&mut file, &Ram::new(0), &[7; 32]).is_err());
+}
+
+#[test]
 fn debug_registers_take_what_the_cpu_takes() {
     let mut file = kernel();
     set(&mut file, "dr1", 0xffff_8000_0000_0008).unwrap();
