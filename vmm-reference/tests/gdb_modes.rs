@@ -451,12 +451,13 @@ detach
 #[test]
 fn the_description_has_avx_once_the_guest_has_it() {
     let vmm = paused(&["--gdb-arch", "x86-64"]);
-    let gdb = vmm.gdb(
+    let has_avx = vmm.symbol("has_avx");
+    let gdb = vmm.gdb(&format!(
         r#"
 output $ymm0
 hbreak *to_high
 continue
-printf "\nhas=%ld\n", *(int *) &has_avx
+printf "\nhas=%ld\n", *(int *) {has_avx:#x}
 unset tdesc filename
 output $ymm0
 set var $xmm0.uint128 = 1
@@ -470,8 +471,8 @@ except gdb.error as error:
     print("no AVX:", error)
 end
 detach
-"#,
-    );
+"#
+    ));
     gdb.expect(&["void", "has="]);
     if gdb.value("has") == 1 {
         assert_eq!((gdb.value("ymm"), gdb.value("xmm")), (0x1_2345_6789, 1));
