@@ -83,7 +83,7 @@ pub(super) fn decode(region: &Region, avx: bool) -> FpuState {
         fdp: u64::from_le_bytes(bytes.get(FDP)),
         xmm: Default::default(),
         mxcsr: u32::from_le_bytes(bytes.get(MXCSR)),
-        ymm_high: avx.then(|| [[0; 16]; 16]),
+        ymm_high: avx.then_some([[0; 16]; 16]),
     };
     for (index, register) in state.st.iter_mut().enumerate() {
         *register = bytes.get(ST + index * STRIDE);
