@@ -83,7 +83,7 @@ fn register(xml: &mut String, id: RegisterId, view: View) {
     let (bits, name) = (id.size_bytes() * 8, id.name());
     let (kind, mut group) = gdb_type(id.kind(), view);
     if id.number() >= view.registers_in_g().count() && id.kind() != Kind::YmmHigh {
-        // `info registers` stays as it is with QEMU; `info registers system` shows these.
+        // GDB knows no groups of a description on x86 (13): it shows these with the general registers.
         group = " group=\"system\"";
     }
     line(
