@@ -21,13 +21,16 @@ fn main() -> ExitCode {
     let source = source.join("guests");
     let script = format!("-Wl,-T,{}", source.join("link.ld").display());
     let elf = [script.as_str(), "-Wl,-z,max-page-size=0x1000"];
+    let script32 = format!("-Wl,-T,{}", source.join("link32.ld").display());
+    let elf32 = ["-m32", script32.as_str(), "-Wl,-z,max-page-size=0x1000"];
     let flat = [&format!("-Wl,-Ttext={FIRMWARE}"), "-Wl,--oformat=binary"];
     // Not part of the library: tests/transparent includes it.
     let image = [&format!("-Wl,-Ttext={TRANSPARENT}"), "-Wl,--oformat=binary"];
-    let guests = GUESTS.map(|guest| (guest, "elf", &elf));
+    let guests = GUESTS.map(|guest| (guest, "elf", &elf[..]));
     let others = [
-        ("firmware", "bin", &flat),
-        ("transparent/image", "bin", &image),
+        ("modes", "elf", &elf32[..]),
+        ("firmware", "bin", &flat[..]),
+        ("transparent/image", "bin", &image[..]),
     ];
     for (guest, extension, options) in guests.into_iter().chain(others) {
         let name = guest.replace('/', "_");

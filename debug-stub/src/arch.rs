@@ -35,7 +35,11 @@ pub trait Arch: fmt::Debug + Send + 'static {
         + BitOr<Output = Self::Groups>
         + Sub<Output = Self::Groups>;
 
-    /// One register that the client can name.
+    /// A target description: which registers a client can name, their numbers and sizes. A CPU with one mode has
+    /// one. A greater one shows all that a smaller one does.
+    type View: Copy + fmt::Debug + Ord + Send;
+
+    /// One register that the client can name, in a view.
     type RegisterId: Copy + fmt::Debug + Send;
 
     /// Why a register cannot have a value. The text is shown to the client.
@@ -47,15 +51,21 @@ pub trait Arch: fmt::Debug + Send + 'static {
     /// All groups.
     const ALL_GROUPS: Self::Groups;
     /// The groups that a stop needs: [`expedited`](Self::expedited), [`pc`](Self::pc),
-    /// [`code_address`](Self::code_address) and [`set_pc`](Self::set_pc).
+    /// [`code_address`](Self::code_address), [`set_pc`](Self::set_pc), [`mode`](Self::mode) and
+    /// [`is_whole`](Self::is_whole).
     const STOP_GROUPS: Self::Groups;
     /// The groups that [`address_space`](Self::address_space) needs.
     const SPACE_GROUPS: Self::Groups;
+    /// The groups that [`view`](Self::view) needs.
+    const VIEW_GROUPS: Self::Groups;
     /// The groups that [`set_pc`](Self::set_pc) changes.
     const PC_GROUPS: Self::Groups;
 
-    /// Length of all registers in a `g` packet, in bytes before hexadecimal.
+    /// Length of the registers in a `g` packet, in bytes before hexadecimal: that of the longest view.
     const REGISTER_BYTES: usize;
+
+    /// The view with all registers.
+    const WIDEST_VIEW: Self::View;
 
     /// The breakpoint instruction, as it is in memory. At least one byte.
     const BREAKPOINT: &'static [u8];
@@ -64,8 +74,37 @@ pub trait Arch: fmt::Debug + Send + 'static {
     /// What to call debug slots in messages, in the plural: "debug registers".
     const SLOTS_NAME: &'static str;
 
+    /// Returns the view for the mode that a vCPU is in, or the `named` one, with the registers that the vCPU has.
+    /// [`VIEW_GROUPS`](Self::VIEW_GROUPS) are filled. The default is the widest.
+    fn view(registers: &Self::Registers, named: Option<Self::View>) -> Self::View {
+        let _ = registers;
+        named.unwrap_or(Self::WIDEST_VIEW)
+    }
+
+    /// Returns the client's name of a view's architecture.
+    fn view_name(view: Self::View) -> &'static str;
+
+    /// Returns the view with this name, if there is one.
+    fn view_named(name: &str) -> Option<Self::View>;
+
+    /// Returns `false` if a view has too few bits for the registers of the mode that a vCPU is in. The default is
+    /// `true`.
+    fn is_whole(view: Self::View, registers: &Self::Registers) -> bool {
+        let _ = (view, registers);
+        true
+    }
+
+    /// Returns the name of the mode that a vCPU is in.
+    fn mode(registers: &Self::Registers) -> &'static str;
+
     /// Returns the register with the client's number, if there is one.
-    fn register(number: usize) -> Option<Self::RegisterId>;
+    fn register(view: Self::View, number: usize) -> Option<Self::RegisterId>;
+
+    /// Returns the registers of the `g` packet in its order. A client asks for others one by one.
+    fn registers(view: Self::View) -> impl Iterator<Item = Self::RegisterId>;
+
+    /// Returns the size of a register, in bytes.
+    fn size(register: Self::RegisterId) -> usize;
 
     /// Returns the client's number of a register.
     fn number(register: Self::RegisterId) -> usize;
@@ -82,10 +121,15 @@ pub trait Arch: fmt::Debug + Send + 'static {
     fn changed_groups(before: &Self::Registers, after: &Self::Registers) -> Self::Groups;
 
     /// Returns the registers that a stop reply carries, so a client need not ask for them.
-    fn expedited() -> impl Iterator<Item = Self::RegisterId>;
+    fn expedited(view: Self::View) -> impl Iterator<Item = Self::RegisterId>;
 
-    /// Appends the value of a register to `value`, in the byte order of the packets.
-    fn read_register(register: Self::RegisterId, from: &Self::Registers, value: &mut Vec<u8>);
+    /// Appends the value of a register to `value`, in the byte order of the packets. Returns `false`, and appends
+    /// nothing, if the view has too few bits for it.
+    fn read_register(
+        register: Self::RegisterId,
+        from: &Self::Registers,
+        value: &mut Vec<u8>,
+    ) -> bool;
 
     /// Sets a register. All or nothing: after an error `registers` is unchanged.
     ///
@@ -98,15 +142,13 @@ pub trait Arch: fmt::Debug + Send + 'static {
         value: &[u8],
     ) -> Result<(), Self::WriteError>;
 
-    /// Appends the data of a `g` packet to `data`: all registers, in the client's order.
-    fn read_all(from: &Self::Registers, data: &mut Vec<u8>);
-
     /// Sets all registers from the data of a `G` packet. All or nothing: after an error
     /// `registers` is unchanged.
     ///
     /// # Errors
     /// If the length or a value is wrong.
     fn write_all(
+        view: Self::View,
         registers: &mut Self::Registers,
         memory: &impl GuestMemory,
         data: &[u8],
@@ -177,9 +219,51 @@ pub trait Arch: fmt::Debug + Send + 'static {
         Ok(())
     }
 
-    /// Returns an annex of the target description ("Target Description Format"); the client asks
+    /// The `monitor` command that shows debug slots: `dr`.
+    const SLOTS_COMMAND: &'static str;
+
+    /// The `monitor` command for registers of the system that are not among [`Registers`](Self::Registers), which is
+    /// what one of them is called: `msr`.
+    const SYSTEM_REGISTER: &'static str;
+
+    /// Writes the guest's own debug slots as text, a line for each register. The default writes nothing.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_slots_text(registers: &Self::Registers, out: &mut dyn Write) -> fmt::Result {
+        let _ = (registers, out);
+        Ok(())
+    }
+
+    /// Returns the names and numbers of system registers. Others are known by their number only. The default has
+    /// none.
+    fn system_registers() -> impl Iterator<Item = (&'static str, u32)> {
+        std::iter::empty()
+    }
+
+    /// Returns the number of a system register with this name. The default has none.
+    fn system_register(name: &str) -> Option<u32> {
+        let _ = name;
+        None
+    }
+
+    /// Checks a value for a system register, as far as the architecture knows better than the hypervisor.
+    /// [`STOP_GROUPS`](Self::STOP_GROUPS) of `registers` are filled. The default takes all.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    fn check_system_register(
+        number: u32,
+        value: u64,
+        registers: &Self::Registers,
+    ) -> Result<(), &'static str> {
+        let _ = (number, value, registers);
+        Ok(())
+    }
+
+    /// Returns an annex of a view's target description ("Target Description Format"); the client asks
     /// for `target.xml` first.
-    fn target_description(annex: &[u8]) -> Option<Cow<'static, str>>;
+    fn target_description(view: Self::View, annex: &[u8]) -> Option<Cow<'static, str>>;
 }
 
 /// Where an address is in guest-physical memory.

@@ -133,6 +133,8 @@ pub(crate) struct Breakpoints<A> {
     originals: Vec<u8>,
     /// The table as run control and the vCPUs get it. Rebuilt when the table changes.
     armed: Arc<Armed>,
+    /// The table at the last resume.
+    last_armed: Arc<Armed>,
     arch: PhantomData<A>,
 }
 
@@ -145,6 +147,7 @@ impl<A: Arch> Default for Breakpoints<A> {
             written: Vec::new(),
             originals: Vec::new(),
             armed: Arc::default(),
+            last_armed: Arc::default(),
             arch: PhantomData,
         }
     }
@@ -260,11 +263,18 @@ impl<A: Arch> Breakpoints<A> {
         self.software.clear();
         self.slots.clear();
         self.refresh();
+        self.last_armed = Arc::default();
     }
 
-    /// Returns what is in force while the guest runs.
-    pub(crate) fn armed(&self) -> Arc<Armed> {
+    /// Returns what is in force while the guest runs, which is about to.
+    pub(crate) fn arm_for_resume(&mut self) -> Arc<Armed> {
+        self.last_armed = Arc::clone(&self.armed);
         Arc::clone(&self.armed)
+    }
+
+    /// Returns what was in force while the guest ran last. GDB removes its breakpoints at each stop.
+    pub(crate) fn last_armed(&self) -> &Armed {
+        &self.last_armed
     }
 
     /// Returns `true` if the client has set a breakpoint at this address: of its own `kind`, or of a kind that

@@ -16,6 +16,8 @@ pub struct SessionConfig {
     pub on_disconnect: OnDisconnect,
     /// Whether a reset that the guest asks for stops it for the client.
     pub on_reset: OnReset,
+    /// Which target description a client gets.
+    pub description: Description,
 }
 
 /// What becomes of a guest that runs for a client, and has asked for a reset
@@ -27,6 +29,24 @@ pub enum OnReset {
     Stop,
     /// It starts again, and a line on the client's console says so. A step ends all the same.
     Continue,
+}
+
+/// Which target description a client gets: the registers that it knows, and the architecture by which it disassembles.
+/// It cannot change by itself in a connection. It changes when the client reads the description again.
+///
+/// Names are GDB's of architectures: `i386:x86-64`. An unknown one is logged, and taken for
+/// [`ByMode`](Self::ByMode).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Description {
+    /// That of the mode that the vCPUs are in when the client reads it: the widest of them.
+    #[default]
+    ByMode,
+    /// The one with this name for a client that reads it for the first time, and that of the mode when it reads it
+    /// again. For a 64-bit kernel that starts in 32-bit mode: its user has the kernel's symbols, and sets
+    /// breakpoints in 64-bit code.
+    FirstThis(&'static str),
+    /// Always the one with this name.
+    Always(&'static str),
 }
 
 /// What becomes of the guest when its client has gone without a word: the connection is closed or broken, by
@@ -60,6 +80,7 @@ impl SessionConfig {
             max_packet: Self::DEFAULT_MAX_PACKET,
             on_disconnect: OnDisconnect::default(),
             on_reset: OnReset::default(),
+            description: Description::default(),
         }
     }
 

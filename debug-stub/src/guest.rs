@@ -2,6 +2,7 @@
 
 mod orders;
 mod target;
+mod view;
 mod wire;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use crate::request::ClientFeatures;
 use crate::state::RegisterCache;
 
 pub(crate) use orders::Orders;
+use view::ClientView;
 pub(crate) use wire::RegisterNumber;
 
 /// Linux error numbers, as the client shows them. The packets carry them in hexadecimal.
@@ -68,6 +70,8 @@ pub(crate) struct Guest<H: Host> {
     pub(crate) in_focus: VcpuId,
     /// What the client has announced.
     pub(crate) client: ClientFeatures,
+    /// The target description that the client has read.
+    client_view: ClientView<<H::Arch as Arch>::View>,
     pub(crate) physical_memory: bool,
     pub(crate) step_bits: StepBits,
     /// `monitor quit`: the guest is to end.
@@ -182,6 +186,7 @@ impl<H: Host> Guest<H> {
             current: VcpuId(0),
             in_focus: VcpuId(0),
             client: ClientFeatures::default(),
+            client_view: ClientView::default(),
             physical_memory: false,
             ends: false,
             orders: Orders::default(),
@@ -215,6 +220,7 @@ impl<H: Host> Guest<H> {
         self.current = VcpuId(0);
         self.in_focus = VcpuId(0);
         self.client = ClientFeatures::default();
+        self.client_view = ClientView::default();
         self.physical_memory = false;
         self.step_bits = StepBits::new(self.config.mask());
         self.ends = false;

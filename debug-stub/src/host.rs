@@ -106,6 +106,28 @@ pub trait Host: GuestMemory {
         registers: &<Self::Arch as Arch>::Registers,
     ) -> Result<(), Self::Error>;
 
+    /// Reads a system register that is not among the architecture's [`Registers`](Arch::Registers), by its number:
+    /// on x86 an MSR. `None` where the VMM does not provide that.
+    fn read_system_register(
+        &mut self,
+        vcpu: VcpuId,
+        number: u32,
+    ) -> Option<Result<u64, Self::Error>> {
+        let _ = (vcpu, number);
+        None
+    }
+
+    /// Writes one. The session has checked what the architecture knows of it.
+    fn write_system_register(
+        &mut self,
+        vcpu: VcpuId,
+        number: u32,
+        value: u64,
+    ) -> Option<Result<(), Self::Error>> {
+        let _ = (vcpu, number, value);
+        None
+    }
+
     /// Disarms a stopped vCPU and drops the debugger's holds on it. The vCPU stays stopped.
     ///
     /// Called for each vCPU when a client has gone and the guest stays stopped. The next order, if there is

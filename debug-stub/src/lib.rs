@@ -91,7 +91,7 @@ pub mod x86_64;
 pub use address::{GuestPhysAddr, GuestVirtAddr};
 pub use arch::Arch;
 #[cfg(feature = "session")]
-pub use config::{OnDisconnect, OnReset, SessionConfig};
+pub use config::{Description, OnDisconnect, OnReset, SessionConfig};
 pub use host::{Action, GuestMemory, GuestState, Host, Interrupts, ResetError};
 pub use order::{Armed, ResumePlan, StepOrder, Stop, StopReason, VcpuOrder, WatchAccess};
 #[cfg(feature = "session")]

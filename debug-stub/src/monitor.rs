@@ -1,12 +1,14 @@
 //! `monitor` commands: text in, text out.
 
+mod system;
+
 use std::fmt::{self, Write as _};
 use std::ops::RangeInclusive;
 
 use vcpu_caps::{Capability, VcpuId};
 
 use crate::arch::Arch;
-use crate::guest::Guest;
+use crate::guest::{Guest, tid};
 use crate::host::Host;
 
 const HELP: &str = "\
@@ -15,6 +17,7 @@ monitor caps         what the host can do for the debugger, how, and why not
 monitor mask on      steps hold hardware interrupts back (mask_hwintr); the default if possible
 monitor mask off     interrupts enter stepped vCPUs
 monitor mask status  which is in force, and the pending interrupts
+monitor mode         the mode of each vCPU, the target description that the client has, and how to get another
 monitor system_reset resets the machine in place, if the VMM can; breakpoints stay
 monitor quit         ends the guest
 monitor info registers
@@ -42,11 +45,22 @@ impl fmt::Write for Bounded {
 pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
     let words: Vec<&str> = command.split_whitespace().collect();
     let mut text = match words.as_slice() {
-        [] | ["help"] => format!("{HELP}{}", guest.host.monitor_help()),
+        [] | ["help"] => {
+            let system = system::help::<H::Arch>();
+            format!("{HELP}{system}{}", guest.host.monitor_help())
+        }
         ["caps"] => guest.config.plan.to_string(),
         ["mask", "on"] => set_mask(guest, true),
         ["mask", "off"] => set_mask(guest, false),
         ["mask", "status"] | ["mask"] => mask_status(guest),
+        ["mode"] => modes(guest),
+        [command] if *command == H::Arch::SLOTS_COMMAND => system::slots(guest),
+        [command, rest @ ..] if *command == H::Arch::SYSTEM_REGISTER => match rest {
+            [] => system::all(guest),
+            [register] => system::one(guest, register, None),
+            [register, value] => system::one(guest, register, Some(value)),
+            _ => system::help::<H::Arch>(),
+        },
         ["info", "mem"] => mappings(guest),
         ["info", "registers"] => {
             let vcpu = guest.current;
@@ -86,6 +100,40 @@ fn vmm_command<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
         "unknown command \"{}\"; monitor help lists the commands",
         command.escape_debug()
     )
+}
+
+/// The vCPUs' modes, and the client's target description.
+fn modes<H: Host>(guest: &mut Guest<H>) -> String {
+    let mut text = String::new();
+    for vcpu in (0..guest.host.vcpu_count()).map(VcpuId) {
+        let thread = tid(vcpu);
+        let read = guest
+            .registers
+            .read(&mut guest.host, vcpu, H::Arch::STOP_GROUPS);
+        // Writing to a String does not fail.
+        let _ = match read {
+            Ok(registers) => writeln!(text, "thread {thread}: {}", H::Arch::mode(registers)),
+            Err(error) => writeln!(text, "thread {thread}: {error}"),
+        };
+    }
+    let view = guest.view();
+    let fitting = guest.view_of_vcpus(None);
+    let name = H::Arch::view_name(view);
+    let _ = write!(text, "this client has the target description {name}");
+    if view == fitting {
+        text.push_str(", which is that of the mode");
+    } else if name == H::Arch::view_name(fitting) {
+        let how = guest.how_to_change();
+        let _ = write!(
+            text,
+            ", which is that of the mode; the vCPUs have other registers since. {how}"
+        );
+    } else {
+        let wanted = H::Arch::view_name(fitting);
+        let how = guest.how_to_change();
+        let _ = write!(text, "; that of the mode is {wanted}. {how}");
+    }
+    text
 }
 
 /// QEMU's `info mem`. What does not fit is left out, and a line says so.

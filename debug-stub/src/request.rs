@@ -12,6 +12,7 @@
 //! | `!`, `R`, `vRun`, `vAttach` | detaching and attaching are the session's |
 //! | `?` | gdbstub reports the first thread and no reason |
 //! | `qSupported`, `QStartNoAckMode` | the filter owns what they are about |
+//! | `p`, `qXfer:features` | gdbstub has no unavailable registers, and one description for all time |
 //! | `x`, `qC`, `qSearch`, `qCRC`, `qXfer:threads`, `qqemu`, `Qqemu` | gdbstub does not know them |
 //! | `Z3` | no host provides read watchpoints; gdbstub cannot refuse one kind |
 //!
@@ -106,6 +107,14 @@ pub(crate) enum Request<'a> {
         offset: u64,
         length: u64,
     },
+    /// `qXfer:features:read`
+    Features {
+        annex: &'a [u8],
+        offset: u64,
+        length: u64,
+    },
+    /// `p`
+    ReadRegister(u64),
     /// `m` and, if `binary`, `x`
     ReadMemory {
         address: u64,
@@ -190,6 +199,7 @@ fn own(body: &[u8]) -> Option<Request<'_>> {
             number(signal)?;
             resume_at(first == b'S', address)?
         }
+        b'p' => Request::ReadRegister(number(rest)?),
         // gdbstub takes an odd digit for a byte, and `x` for a zero.
         b'G' if !is_hex_bytes(rest) => return None,
         b'P' if !split_once(rest, b'=').is_some_and(|(_, value)| is_hex_bytes(value)) => {
@@ -259,6 +269,14 @@ fn query(body: &[u8]) -> Option<Request<'_>> {
             } else if let Some(rest) = after(b"qXfer:threads:read::") {
                 let (offset, length) = address_and_length(rest)?;
                 Request::Threads { offset, length }
+            } else if let Some(rest) = after(b"qXfer:features:read:") {
+                let (annex, rest) = split_once(rest, b':')?;
+                let (offset, length) = address_and_length(rest)?;
+                Request::Features {
+                    annex,
+                    offset,
+                    length,
+                }
             } else if let Some(rest) = after(b"qSearch:memory:") {
                 search(rest)?
             } else if let Some(rest) = after(b"qCRC:") {
@@ -479,7 +497,6 @@ mod tests {
         for body in [
             b"g".as_slice(),
             b"G00ff",
-            b"p10",
             b"P10=00ff",
             b"T1",
             b"Z0,1000,1",
@@ -495,10 +512,33 @@ mod tests {
             b"qAttached",
             b"qRcmd,68656c70",
             b"qThreadExtraInfo,1",
-            b"qXfer:features:read:target.xml:0,ffb",
             b"vMustReplyEmpty",
         ] {
             assert_eq!(parse(body), Request::Gdbstub, "{}", body.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn registers_and_descriptions_are_read_by_the_session() {
+        assert_eq!(parse(b"p10"), Request::ReadRegister(0x10));
+        assert_eq!(
+            parse(b"qXfer:features:read:target.xml:20,ffb"),
+            Request::Features {
+                annex: b"target.xml",
+                offset: 0x20,
+                length: 0xffb,
+            }
+        );
+        for body in [
+            b"p".as_slice(),
+            b"px",
+            b"p-1",
+            b"p11111111111111111",
+            b"qXfer:features:read:target.xml",
+            b"qXfer:features:read:target.xml:0",
+            b"qXfer:features:read:target.xml:,1",
+        ] {
+            assert_eq!(parse(body), Request::Malformed, "{}", body.escape_ascii());
         }
     }
 

@@ -6,12 +6,14 @@
 use std::error::Error;
 
 use debug_stub::server::{ListenAddress, Listener};
+use vmm_reference::cli::GdbArch;
 use vmm_reference::guests::TIMER;
 use vmm_reference::run::{Vmm, Wanted, plan};
 use vmm_reference::{Machine, MachineConfig};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let machine = Machine::new(&MachineConfig::new(TIMER.image()))?;
+    let config = MachineConfig::new(TIMER.image());
+    let machine = Machine::new(&config)?;
     // Verifies what this host can do for a debugger; an error says what it lacks.
     let wanted = Wanted {
         debugger: true,
@@ -25,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let socket = directory.path().join("gdb");
     let mut vmm = Vmm::new(machine, plan)?;
     vmm.listen(Listener::bind(&ListenAddress::Unix(socket.clone()), false)?);
+    vmm.describe(GdbArch::Auto.description(&config.kernel));
     vmm.start();
     println!(
         "gdb {} -ex 'target remote {}'",

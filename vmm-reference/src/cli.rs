@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use debug_stub::Description;
 use debug_stub::server::ListenAddress;
+use debug_stub::x86_64::View;
 use intr_controller::IrqchipMode;
 use thiserror::Error;
 
@@ -107,6 +109,10 @@ pub struct RunArgs {
     /// What becomes of the guest when a debugger's connection ends without `detach` or `kill`.
     #[arg(long, value_enum, requires = "gdb", default_value = "as-before")]
     pub gdb_on_disconnect: GdbOnDisconnect,
+    /// Which target description GDB gets: the registers that it knows, and the architecture by which it
+    /// disassembles.
+    #[arg(long, value_enum, requires = "gdb", default_value = "auto")]
+    pub gdb_arch: GdbArch,
     /// Let --gdb listen on addresses other than loopback: every client that can connect controls the
     /// guest.
     #[arg(long, requires = "gdb")]
@@ -220,6 +226,35 @@ impl From<GdbOnDisconnect> for debug_stub::OnDisconnect {
             GdbOnDisconnect::AsBefore => Self::AsBefore,
             GdbOnDisconnect::Run => Self::Run,
             GdbOnDisconnect::Stop => Self::Stop,
+        }
+    }
+}
+
+/// Which target description GDB gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GdbArch {
+    /// That of the mode that the vCPUs are in when GDB connects. That of x86-64 for a 64-bit kernel, whatever
+    /// mode it starts in. When GDB reads it again (`unset tdesc filename`), that of the mode.
+    Auto,
+    /// Always that of 16-bit code.
+    I8086,
+    /// Always that of 32-bit code.
+    I386,
+    /// Always that of 64-bit code, as qemu-system-x86_64.
+    #[value(name = "x86-64")]
+    X86_64,
+}
+
+impl GdbArch {
+    /// The description for a guest that starts with this kernel.
+    #[must_use]
+    pub fn description(self, kernel: &ImageFile) -> Description {
+        match self {
+            Self::Auto if kernel.is_64_bit() => Description::FirstThis(View::X86_64.name()),
+            Self::Auto => Description::ByMode,
+            Self::I8086 => Description::Always(View::I8086.name()),
+            Self::I386 => Description::Always(View::I386.name()),
+            Self::X86_64 => Description::Always(View::X86_64.name()),
         }
     }
 }
@@ -560,6 +595,18 @@ mod tests {
             GdbOnDisconnect::Stop
         );
         assert!(policy("pause").is_err());
+        assert!(run(&["--gdb-arch", "i386"]).is_err());
+        let arch = |name| run(&["--gdb", "unix:x", "--gdb-arch", name]);
+        for (name, arch_of_name) in [
+            ("auto", GdbArch::Auto),
+            ("i8086", GdbArch::I8086),
+            ("i386", GdbArch::I386),
+            ("x86-64", GdbArch::X86_64),
+        ] {
+            assert_eq!(arch(name).unwrap().gdb_arch, arch_of_name);
+        }
+        assert!(arch("pdp11").is_err());
+        assert_eq!(run(&["--gdb", "unix:x"]).unwrap().gdb_arch, GdbArch::Auto);
         assert!(run(&["--gdb-busy-poll", "50"]).is_err());
         let busy = |time| run(&["--gdb", "unix:x", "--gdb-busy-poll", time]);
         assert_eq!(busy("50").unwrap().gdb_busy_poll, 50);

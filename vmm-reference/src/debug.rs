@@ -206,6 +206,23 @@ impl Host for MachineHost {
         Ok(())
     }
 
+    fn read_system_register(
+        &mut self,
+        vcpu: VcpuId,
+        number: u32,
+    ) -> Option<Result<u64, HostError>> {
+        Some(self.with_vcpu(vcpu, |vcpu| vcpu.read_msr(number)))
+    }
+
+    fn write_system_register(
+        &mut self,
+        vcpu: VcpuId,
+        number: u32,
+        value: u64,
+    ) -> Option<Result<(), HostError>> {
+        Some(self.with_vcpu(vcpu, |vcpu| vcpu.write_msr(number, value)))
+    }
+
     fn disarm(&mut self, vcpu: VcpuId) -> Result<(), HostError> {
         self.with_vcpu(vcpu, |vcpu| vcpu.release(&self.memory))
     }

@@ -17,7 +17,7 @@ use thiserror::Error;
 use vcpu_caps::kvm::OpenError;
 use vcpu_caps::{Capability, VcpuId};
 
-use crate::cli::DemoArgs;
+use crate::cli::{DemoArgs, GdbArch};
 use crate::error::Error;
 use crate::exit::ExitReason;
 use crate::guests::TIMER;
@@ -113,6 +113,7 @@ pub fn demo(args: DemoArgs, out: &mut impl Write) -> Result<(), Error> {
     let irqchip = machine.irqchip.clone();
     let mut vmm = Vmm::new(machine, plan)?;
     vmm.listen(Listener::bind(&ListenAddress::Unix(socket.clone()), false)?);
+    vmm.describe(GdbArch::Auto.description(&config.kernel));
     vmm.start();
     let client = thread::spawn(move || {
         let result = both_series(&socket, &irqchip, args.steps);

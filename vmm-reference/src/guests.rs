@@ -1,9 +1,13 @@
 //! Small guest programs for the demo, the tests and the benches, assembled from `guests/` at
-//! build time. Each is an ELF64 file with a PVH note, symbols and line numbers.
+//! build time. Each is an ELF64 file with a PVH note, symbols and line numbers; [`MODES`] is an ELF32 file with a
+//! multiboot header.
 
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+use object::LittleEndian as LE;
+use object::read::elf::{FileHeader, Sym};
 
 use crate::loader::ImageFile;
 
@@ -66,6 +70,14 @@ pub static SCRIPT: Guest = Guest {
     elf: include_bytes!(concat!(env!("OUT_DIR"), "/script.elf")),
 };
 
+/// Goes through 32-bit (`double`, `doubled`, `leave32`), 16-bit (`protected16`) and real mode (`real16`, `real_work`,
+/// `real_pushed`; it runs at 0x7000), 32-bit mode again (`back32`, `compatibility`), and 64-bit mode (`start64`,
+/// `to_high`), enables AVX if there is AVX (`has_avx`), and ends in a loop above 4 GiB (`high_loop`). An ELF32 file.
+pub static MODES: Guest = Guest {
+    name: "modes",
+    elf: include_bytes!(concat!(env!("OUT_DIR"), "/modes.elf")),
+};
+
 impl Guest {
     /// The guest as a kernel for [`crate::MachineConfig`].
     #[must_use]
@@ -96,19 +108,24 @@ impl Guest {
     /// `None` if the guest has no such symbol; empty if its source gives it no size.
     #[must_use]
     pub fn function(&self, name: &str) -> Option<Range<u64>> {
-        use object::LittleEndian as LE;
-        use object::elf::{FileHeader64, SHT_SYMTAB};
-        use object::read::elf::{FileHeader, Sym};
+        use object::elf::{FileHeader32, FileHeader64};
 
-        let header = FileHeader64::<LE>::parse(self.elf).ok()?;
+        self.symbol_in::<FileHeader64<LE>>(name)
+            .or_else(|| self.symbol_in::<FileHeader32<LE>>(name))
+    }
+
+    fn symbol_in<H: FileHeader<Endian = LE>>(&self, name: &str) -> Option<Range<u64>> {
+        let header = H::parse(self.elf).ok()?;
         let sections = header.sections(LE, self.elf).ok()?;
-        let symbols = sections.symbols(LE, self.elf, SHT_SYMTAB).ok()?;
+        let symbols = sections
+            .symbols(LE, self.elf, object::elf::SHT_SYMTAB)
+            .ok()?;
         symbols
             .iter()
             .find(|symbol| symbol.name(LE, symbols.strings()) == Ok(name.as_bytes()))
             .map(|symbol| {
-                let start = symbol.st_value(LE);
-                start..start.saturating_add(symbol.st_size(LE))
+                let start: u64 = symbol.st_value(LE).into();
+                start..start.saturating_add(symbol.st_size(LE).into())
             })
     }
 }
@@ -127,6 +144,13 @@ mod tests {
             assert_eq!(entry, 0x10_0000, "{}", guest.name);
             assert_eq!(guest.symbol("_start"), Some(0x10_0000));
         }
+    }
+
+    #[test]
+    fn the_guest_of_all_modes_is_a_32_bit_multiboot_kernel() {
+        assert!(matches!(Kernel::parse(MODES.elf), Ok(Kernel::Multiboot(_))));
+        assert!(!MODES.image().is_64_bit());
+        assert!(TIMER.image().is_64_bit());
     }
 
     #[test]
@@ -172,6 +196,24 @@ mod tests {
                 ],
             ),
             (FAULT, &["spins", "do_spin", "do_halt"]),
+            (
+                MODES,
+                &[
+                    "double",
+                    "doubled",
+                    "leave32",
+                    "protected16",
+                    "real16",
+                    "real_work",
+                    "real_pushed",
+                    "back32",
+                    "compatibility",
+                    "start64",
+                    "to_high",
+                    "has_avx",
+                    "high_loop",
+                ],
+            ),
         ] {
             for name in names {
                 assert!(guest.symbol(name).is_some(), "{}: {name}", guest.name);

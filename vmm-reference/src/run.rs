@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use debug_stub::server::{GdbServer, GuestControl, Listener};
-use debug_stub::{OnDisconnect, SessionConfig};
+use debug_stub::{Description, OnDisconnect, SessionConfig};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use intr_controller::IrqchipMode;
 use intr_controller::kvm::TscControl;
@@ -103,6 +103,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     if let Some(listener) = listener {
         vmm.listen(listener);
         vmm.on_disconnect(args.gdb_on_disconnect.into());
+        vmm.describe(args.gdb_arch.description(&config.kernel));
         vmm.events
             .set_busy_poll(Duration::from_micros(args.gdb_busy_poll));
     }
@@ -141,6 +142,7 @@ pub struct Vmm {
     listener: Option<Listener>,
     on_disconnect: OnDisconnect,
     on_reset: OnReset,
+    description: Description,
 }
 
 impl Vmm {
@@ -167,6 +169,7 @@ impl Vmm {
             listener: None,
             on_disconnect: OnDisconnect::default(),
             on_reset,
+            description: Description::default(),
         })
     }
 
@@ -178,6 +181,11 @@ impl Vmm {
     /// Sets what becomes of the guest when a debugger's connection ends without `detach`.
     pub fn on_disconnect(&mut self, policy: OnDisconnect) {
         self.on_disconnect = policy;
+    }
+
+    /// Sets which target description a debugger gets.
+    pub fn describe(&mut self, description: Description) {
+        self.description = description;
     }
 
     /// Lets the vCPUs run.
@@ -203,6 +211,7 @@ impl Vmm {
             OnReset::Restart => debug_stub::OnReset::Continue,
             OnReset::Stop | OnReset::Exit => debug_stub::OnReset::Stop,
         };
+        config.description = self.description;
         let server = Rc::new(RefCell::new(GdbServer::new(listener, self.host, config)));
         self.events.add(Box::new(Rc::clone(&server)));
         let reason = self.events.run()?;

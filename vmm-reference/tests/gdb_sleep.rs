@@ -172,14 +172,14 @@ fn a_step_of_a_vcpu_that_was_never_started_lasts_until_ctrl_c(chips: Chips) {
     let vmm = never_started(chips);
     let mut client = vmm.client();
     // SDM 3A, table 9-1.
-    assert_waits_in_its_step(&vmm, &mut client, 0xfff0, "[waits for ");
+    assert_waits_in_its_step(&vmm, &mut client, 0xffff_fff0, "[waits for ");
     drop(client);
     start(&vmm, 1);
     assert_sleeps_and_wakes(&vmm);
 }
 
-/// CS and IP where INIT and the startup IPI may end a step each.
-const ENDS: [(u64, u64); 2] = [(0xf000, 0xfff0), (0x7000, 0)];
+/// CS and the linear program counter where INIT and the startup IPI may end a step each.
+const ENDS: [(u64, u64); 2] = [(0xf000, 0xffff_fff0), (0x7000, 0x7_0000)];
 
 fn a_vcpu_that_is_started_in_its_step_is_at_its_first_instruction(chips: Chips) {
     let vmm = never_started(chips);
@@ -196,7 +196,7 @@ fn is_started_in_its_step(vmm: &Vmm, mut before: &[(u64, u64)], times: usize) {
     let mut client = vmm.client();
     tell(&mut client, vmm, START);
     // After the CLI of the trampoline.
-    let first = (0x7000, 1);
+    let first = (0x7000, 0x7_0001);
     loop {
         let stop = client.request("vCont;s:2;c").unwrap();
         assert!(stop.starts_with("T05"), "{stop}");

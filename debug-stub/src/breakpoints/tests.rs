@@ -55,7 +55,7 @@ proptest! {
                 prop_assert_eq!(table.remove(point), set.remove(&point));
             }
             table.write_instructions(&ram, None).unwrap();
-            for at in &table.armed().software {
+            for at in &table.arm_for_resume().software {
                 prop_assert_eq!(ram.0.borrow()[usize::try_from(at.0).unwrap()], 0xcc);
             }
             table.restore_memory(&ram);
@@ -64,7 +64,7 @@ proptest! {
         for point in set {
             prop_assert!(table.remove(point));
         }
-        prop_assert_eq!(&*table.armed(), &Armed::default());
+        prop_assert_eq!(&*table.arm_for_resume(), &Armed::default());
     }
 }
 

@@ -22,9 +22,6 @@ use gdbstub::target::ext::breakpoints::{
     HwWatchpointOps, SwBreakpoint, SwBreakpointOps, WatchKind,
 };
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
-use gdbstub::target::ext::target_description_xml_override::{
-    TargetDescriptionXmlOverride, TargetDescriptionXmlOverrideOps,
-};
 use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
 use vcpu_caps::VcpuId;
@@ -80,31 +77,38 @@ impl<H: Host> Target for Guest<H> {
     fn support_monitor_cmd(&mut self) -> Option<MonitorCmdOps<'_, Self>> {
         Some(self)
     }
-
-    fn support_target_description_xml_override(
-        &mut self,
-    ) -> Option<TargetDescriptionXmlOverrideOps<'_, Self>> {
-        Some(self)
-    }
 }
 
 impl<H: Host> MultiThreadBase for Guest<H> {
     fn read_registers(&mut self, regs: &mut RegisterBytes, _: Tid) -> TargetResult<(), Self> {
+        let view = self.view();
         let registers = self
             .selected_registers(H::Arch::ALL_GROUPS)
             .map_err(TargetError::Errno)?;
         regs.0.clear();
         regs.0.reserve(H::Arch::REGISTER_BYTES);
-        H::Arch::read_all(registers, &mut regs.0);
+        let mut value = Vec::new();
+        for register in H::Arch::registers(view) {
+            value.clear();
+            if H::Arch::read_register(register, registers, &mut value) {
+                regs.0.extend(value.iter().copied().map(Some));
+            } else {
+                let size = H::Arch::size(register);
+                regs.0.extend(std::iter::repeat_n(None, size));
+            }
+        }
         Ok(())
     }
 
     /// Writes only the groups that change: the others may hold what no register shows.
     fn write_registers(&mut self, regs: &RegisterBytes, _: Tid) -> TargetResult<(), Self> {
         let vcpu = self.selected().map_err(TargetError::Errno)?;
+        let view = self.view();
+        // What a client sends is there.
+        let data: Vec<u8> = regs.0.iter().copied().flatten().collect();
         self.change_registers(vcpu, H::Arch::ALL_GROUPS, |registers, host| {
             let before = registers.clone();
-            H::Arch::write_all(registers, host, &regs.0)?;
+            H::Arch::write_all(view, registers, host, &data)?;
             Ok(H::Arch::changed_groups(&before, registers))
         })
         .map_err(TargetError::Errno)
@@ -145,24 +149,31 @@ impl<H: Host> MultiThreadBase for Guest<H> {
     }
 }
 
+impl<H: Host> Guest<H> {
+    /// Returns the value of a register; `None` if it is unavailable.
+    pub(crate) fn register_value(&mut self, number: u64) -> Result<Option<Vec<u8>>, u8> {
+        let register = self.register(usize::try_from(number).unwrap_or(usize::MAX))?;
+        let registers = self.selected_registers(H::Arch::groups(register))?;
+        let mut value = Vec::new();
+        let available = H::Arch::read_register(register, registers, &mut value);
+        Ok(available.then_some(value))
+    }
+
+    fn register(&mut self, number: usize) -> Result<<H::Arch as Arch>::RegisterId, u8> {
+        let view = self.view();
+        H::Arch::register(view, number).ok_or(errno::EFAULT)
+    }
+}
+
 impl<H: Host> SingleRegisterAccess<Tid> for Guest<H> {
+    /// The session parses `p`.
     fn read_register(
         &mut self,
         _: Tid,
-        RegisterNumber(number): RegisterNumber,
-        buffer: &mut [u8],
+        _: RegisterNumber,
+        _: &mut [u8],
     ) -> TargetResult<usize, Self> {
-        let register = H::Arch::register(number).ok_or(TargetError::Errno(errno::EFAULT))?;
-        let registers = self
-            .selected_registers(H::Arch::groups(register))
-            .map_err(TargetError::Errno)?;
-        let mut value = Vec::new();
-        H::Arch::read_register(register, registers, &mut value);
-        buffer
-            .get_mut(..value.len())
-            .ok_or(TargetError::Errno(errno::EFAULT))?
-            .copy_from_slice(&value);
-        Ok(value.len())
+        Err(TargetError::NonFatal)
     }
 
     fn write_register(
@@ -171,12 +182,13 @@ impl<H: Host> SingleRegisterAccess<Tid> for Guest<H> {
         RegisterNumber(number): RegisterNumber,
         value: &[u8],
     ) -> TargetResult<(), Self> {
-        let register = H::Arch::register(number).ok_or(TargetError::Errno(errno::EFAULT))?;
+        let register = self.register(number).map_err(TargetError::Errno)?;
         let vcpu = self.selected().map_err(TargetError::Errno)?;
         let filled = H::Arch::groups_for_write(register);
         self.change_registers(vcpu, filled, |registers, host| {
+            let before = registers.clone();
             H::Arch::write_register(register, registers, host, value)?;
-            Ok(H::Arch::groups(register))
+            Ok(H::Arch::changed_groups(&before, registers))
         })
         .map_err(TargetError::Errno)
     }
@@ -400,28 +412,5 @@ impl<H: Host> MonitorCmd for Guest<H> {
             out.flush();
         }
         Ok(())
-    }
-}
-
-impl<H: Host> TargetDescriptionXmlOverride for Guest<H> {
-    fn target_description_xml(
-        &self,
-        annex: &[u8],
-        offset: u64,
-        length: usize,
-        buffer: &mut [u8],
-    ) -> TargetResult<usize, Self> {
-        // "E00: the request was malformed, or annex was invalid" ("qXfer").
-        let document = H::Arch::target_description(annex).ok_or(TargetError::Errno(0))?;
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| document.as_bytes().get(offset..))
-            .unwrap_or_default();
-        let length = rest.len().min(length).min(buffer.len());
-        buffer
-            .iter_mut()
-            .zip(rest.iter().take(length))
-            .for_each(|(to, from)| *to = *from);
-        Ok(length)
     }
 }

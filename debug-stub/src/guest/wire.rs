@@ -16,9 +16,9 @@ impl Arch for AnyArch {
     type RegId = RegisterNumber;
 }
 
-/// The data of a `g` or `G` packet.
+/// The data of a `g` or `G` packet. A byte that is `None` is of a register that is unavailable.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct RegisterBytes(pub(crate) Vec<u8>);
+pub(crate) struct RegisterBytes(pub(crate) Vec<Option<u8>>);
 
 impl Registers for RegisterBytes {
     type ProgramCounter = u64;
@@ -30,14 +30,14 @@ impl Registers for RegisterBytes {
 
     fn gdb_serialize(&self, mut write_byte: impl FnMut(Option<u8>)) {
         for &byte in &self.0 {
-            write_byte(Some(byte));
+            write_byte(byte);
         }
     }
 
     /// Takes data of any length: [`Arch::write_all`](crate::Arch::write_all) checks it.
     fn gdb_deserialize(&mut self, bytes: &[u8]) -> Result<(), ()> {
         self.0.clear();
-        self.0.extend_from_slice(bytes);
+        self.0.extend(bytes.iter().copied().map(Some));
         Ok(())
     }
 }

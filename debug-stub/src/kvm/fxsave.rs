@@ -1,13 +1,16 @@
-//! The legacy region of an XSAVE area: x87 and SSE state as FXSAVE lays it out in 64-bit mode
-//! (SDM 1 10.5.1, table 10-2).
+//! An XSAVE area in the standard format: x87 and SSE state as FXSAVE lays it out in 64-bit mode (SDM 1 10.5.1, table
+//! 10-2), and AVX state behind it (SDM 1 13.4).
+//!
+//! The area comes from KVM, which may have it from a saved state: its sizes and offsets are fixed here, and nothing in
+//! it is taken for one.
 
 use crate::x86_64::FpuState;
 
 /// `struct kvm_xsave.region`: little-endian words.
 type Region = [u32; 1024];
 
-/// Bytes of the legacy region and the XSAVE header's first word.
-const LEGACY_AND_STATE_BITS: usize = 520;
+/// Bytes of the legacy region, the XSAVE header and AVX state.
+const USED: usize = 832;
 
 // Offsets in bytes.
 const FCW: usize = 0;
@@ -21,17 +24,21 @@ const ST: usize = 32;
 const XMM: usize = 160;
 /// XSTATE_BV, the XSAVE header's first word (SDM 1 13.4.2).
 const XSTATE_BV: usize = 512;
+/// Upper halves of YMM0-YMM15: CPUID(0xd, 2).EBX, which is this on every CPU (SDM 1 13.5.3).
+const YMM_HIGH: usize = 576;
 /// XSTATE_BV's bits for x87 and SSE: without them KVM loads the initial state instead.
 const X87_AND_SSE: u8 = 0b11;
+/// XSTATE_BV's bit for AVX.
+const AVX: u8 = 0b100;
 /// Each of ST0-ST7 and XMM0-XMM15 has 16 bytes.
 const STRIDE: usize = 16;
 
 /// The part of the area that is used here, as bytes.
-struct Bytes([u8; LEGACY_AND_STATE_BITS]);
+struct Bytes([u8; USED]);
 
 impl Bytes {
     fn of(region: &Region) -> Self {
-        let mut bytes = [0; LEGACY_AND_STATE_BITS];
+        let mut bytes = [0; USED];
         for (to, word) in bytes.chunks_exact_mut(4).zip(region) {
             to.copy_from_slice(&word.to_le_bytes());
         }
@@ -63,8 +70,8 @@ impl Bytes {
     }
 }
 
-/// x87 and SSE state from an XSAVE area that KVM filled.
-pub(super) fn decode(region: &Region) -> FpuState {
+/// x87 and SSE state from an XSAVE area that KVM filled, and AVX state if the guest has enabled it.
+pub(super) fn decode(region: &Region, avx: bool) -> FpuState {
     let bytes = Bytes::of(region);
     let mut state = FpuState {
         st: Default::default(),
@@ -76,6 +83,7 @@ pub(super) fn decode(region: &Region) -> FpuState {
         fdp: u64::from_le_bytes(bytes.get(FDP)),
         xmm: Default::default(),
         mxcsr: u32::from_le_bytes(bytes.get(MXCSR)),
+        ymm_high: avx.then_some([[0; 16]; 16]),
     };
     for (index, register) in state.st.iter_mut().enumerate() {
         *register = bytes.get(ST + index * STRIDE);
@@ -83,10 +91,17 @@ pub(super) fn decode(region: &Region) -> FpuState {
     for (index, register) in state.xmm.iter_mut().enumerate() {
         *register = bytes.get(XMM + index * STRIDE);
     }
+    let [in_use] = bytes.get(XSTATE_BV);
+    // Without its bit the state is the initial one: zeros.
+    if in_use & AVX != 0 {
+        for (index, register) in state.ymm_high.iter_mut().flatten().enumerate() {
+            *register = bytes.get(YMM_HIGH + index * STRIDE);
+        }
+    }
     state
 }
 
-/// Puts x87 and SSE state into an XSAVE area, and leaves the rest of it alone.
+/// Puts x87 and SSE state into an XSAVE area, and AVX state if there is one. Leaves the rest of it alone.
 pub(super) fn encode(state: &FpuState, region: &mut Region) {
     let FpuState {
         st,
@@ -98,6 +113,7 @@ pub(super) fn encode(state: &FpuState, region: &mut Region) {
         fdp,
         xmm,
         mxcsr,
+        ymm_high,
     } = state;
     let mut bytes = Bytes::of(region);
     bytes.put(FCW, &fcw.to_le_bytes());
@@ -113,8 +129,15 @@ pub(super) fn encode(state: &FpuState, region: &mut Region) {
     for (index, register) in xmm.iter().enumerate() {
         bytes.put(XMM + index * STRIDE, register);
     }
-    let [in_use] = bytes.get(XSTATE_BV);
-    bytes.put(XSTATE_BV, &[in_use | X87_AND_SSE]);
+    let [mut in_use] = bytes.get(XSTATE_BV);
+    in_use |= X87_AND_SSE;
+    if let Some(registers) = ymm_high {
+        in_use |= AVX;
+        for (index, register) in registers.iter().enumerate() {
+            bytes.put(YMM_HIGH + index * STRIDE, register);
+        }
+    }
+    bytes.put(XSTATE_BV, &[in_use]);
     bytes.store(region);
 }
 
@@ -143,7 +166,7 @@ mod tests {
         let before = [0xdddd_dddd; 1024];
         let mut region = before;
         encode(&state, &mut region);
-        assert_eq!(decode(&region), state);
+        assert_eq!(decode(&region, false), state);
         // Independent of the constants above: word offsets of the FXSAVE image.
         assert_eq!(region[0], 0x1122_037f);
         assert_eq!(
@@ -161,5 +184,45 @@ mod tests {
         assert_eq!(region[104..128], before[104..128]);
         assert_eq!(region[128], 0xdddd_dddf);
         assert_eq!(region[129..], before[129..]);
+    }
+
+    #[test]
+    fn avx_state_is_behind_the_header_and_zero_without_its_bit() {
+        let mut state = FpuState {
+            ymm_high: Some([[0; 16]; 16]),
+            ..FpuState::default()
+        };
+        for (n, register) in (0x41..).zip(state.ymm_high.iter_mut().flatten()) {
+            *register = [n; 16];
+        }
+        let before = [0; 1024];
+        let mut region = before;
+        encode(&state, &mut region);
+        assert_eq!(region[128], 0b111);
+        assert_eq!((region[144], region[207]), (0x4141_4141, 0x5050_5050));
+        assert_eq!(region[208..], before[208..]);
+        assert_eq!(decode(&region, true), state);
+        assert_eq!(decode(&region, false).ymm_high, None);
+        region[128] = 0b011;
+        assert_eq!(decode(&region, true).ymm_high, Some([[0; 16]; 16]));
+        // A guest that has not enabled AVX: its part of the area stays.
+        let mut region = [0xdddd_dddd; 1024];
+        encode(&FpuState::default(), &mut region);
+        assert_eq!(region[144..], [0xdddd_dddd; 1024 - 144]);
+    }
+
+    /// A saved state may say anything.
+    #[test]
+    fn no_area_is_read_beyond_its_parts() {
+        for fill in [0, 0x0101_0101, u32::MAX] {
+            let region = [fill; 1024];
+            for avx in [false, true] {
+                let state = decode(&region, avx);
+                assert_eq!(state.ymm_high.is_some(), avx);
+                let mut back = region;
+                encode(&state, &mut back);
+                assert_eq!(back[208..], region[208..]);
+            }
+        }
     }
 }

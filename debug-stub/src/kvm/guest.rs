@@ -105,6 +105,26 @@ impl<G: KvmGuest> Host for G {
         Ok(with(self, vcpu, write)??)
     }
 
+    fn read_system_register(
+        &mut self,
+        vcpu: VcpuId,
+        number: u32,
+    ) -> Option<Result<u64, KvmGuestError>> {
+        let read = |stepper: &mut Stepper, fd: &mut KvmVcpu<'_>| stepper.read_msr(number, fd);
+        Some(with(self, vcpu, read).and_then(|read| Ok(read?)))
+    }
+
+    fn write_system_register(
+        &mut self,
+        vcpu: VcpuId,
+        number: u32,
+        value: u64,
+    ) -> Option<Result<(), KvmGuestError>> {
+        let write =
+            |stepper: &mut Stepper, fd: &mut KvmVcpu<'_>| stepper.write_msr(number, value, fd);
+        Some(with(self, vcpu, write).and_then(|written| Ok(written?)))
+    }
+
     fn disarm(&mut self, vcpu: VcpuId) -> Result<(), KvmGuestError> {
         let memory = &*self;
         Ok(with(memory, vcpu, |stepper, fd| {

@@ -4,7 +4,7 @@ use core::mem::size_of;
 
 use kvm_bindings::{
     kvm_debugregs, kvm_guest_debug, kvm_lapic_state, kvm_mp_state, kvm_msrs, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xsave,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
 /// `KVMIO` (linux/kvm.h).
@@ -69,6 +69,7 @@ pub const IOCTLS: &[(&str, u64)] = &[
     ),
     ("KVM_GET_XSAVE", number(READ, 0xa4, size_of::<kvm_xsave>())),
     ("KVM_SET_XSAVE", number(WRITE, 0xa5, size_of::<kvm_xsave>())),
+    ("KVM_GET_XCRS", number(READ, 0xa6, size_of::<kvm_xcrs>())),
 ];
 
 #[cfg(test)]

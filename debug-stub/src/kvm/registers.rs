@@ -3,13 +3,16 @@
 //! Reads never change the vCPU. Writes are read-modify-write: fields that a debugger cannot name (the
 //! interrupt bitmap, the APIC base) stay as they are.
 
-use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{
+    Msrs, kvm_debugregs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
+};
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use super::fxsave;
 use crate::x86_64::{
-    CoreRegisters, DescriptorTable, RegisterFile, RegisterGroups, Segment, SpecialRegisters,
+    CoreRegisters, DebugRegisters, DescriptorTable, RegisterFile, RegisterGroups, Segment,
+    SpecialRegisters,
 };
 
 /// IA32_KERNEL_GS_BASE (SDM 4, table 2-2).
@@ -61,10 +64,13 @@ pub(super) fn read_registers(
     if groups.contains(RegisterGroups::FPU) {
         // Not KVM_GET_FPU: that leaves MXCSR out (x86.c, `kvm_arch_vcpu_ioctl_get_fpu`).
         let xsave = vcpu.get_xsave().map_err(ioctl("KVM_GET_XSAVE"))?;
-        file.fpu = fxsave::decode(&xsave.region);
+        file.fpu = fxsave::decode(&xsave.region, has_avx(vcpu));
     }
     if groups.contains(RegisterGroups::MSRS) {
         file.kernel_gs_base = read_msr(vcpu, MSR_KERNEL_GS_BASE)?;
+    }
+    if groups.contains(RegisterGroups::DEBUG) {
+        file.debug = read_debug_registers(vcpu)?;
     }
     Ok(())
 }
@@ -102,7 +108,41 @@ pub(super) fn write_registers(
     if groups.contains(RegisterGroups::MSRS) {
         write_msr(vcpu, MSR_KERNEL_GS_BASE, file.kernel_gs_base)?;
     }
+    if groups.contains(RegisterGroups::DEBUG) {
+        let DebugRegisters { dr, dr6, dr7 } = file.debug;
+        let registers = kvm_debugregs {
+            db: dr,
+            dr6,
+            dr7,
+            ..get_debug_registers(vcpu)?
+        };
+        vcpu.set_debug_regs(&registers)
+            .map_err(ioctl("KVM_SET_DEBUGREGS"))?;
+    }
     Ok(())
+}
+
+/// Returns `true` if the guest has enabled AVX: XCR0 bits 2:1 (SDM 1 13.3). A KVM without XCR0 has none.
+fn has_avx(vcpu: &VcpuFd) -> bool {
+    const SSE_AND_AVX: u64 = 0b110;
+    let Ok(all) = vcpu.get_xcrs() else {
+        return false;
+    };
+    let count = usize::try_from(all.nr_xcrs).unwrap_or(0);
+    all.xcrs
+        .iter()
+        .take(count)
+        .any(|xcr| xcr.xcr == 0 && xcr.value & SSE_AND_AVX == SSE_AND_AVX)
+}
+
+fn get_debug_registers(vcpu: &VcpuFd) -> Result<kvm_debugregs, RegistersError> {
+    vcpu.get_debug_regs().map_err(ioctl("KVM_GET_DEBUGREGS"))
+}
+
+/// The guest's own debug registers: KVM keeps those of `KVM_SET_GUEST_DEBUG` elsewhere.
+pub(super) fn read_debug_registers(vcpu: &VcpuFd) -> Result<DebugRegisters, RegistersError> {
+    let kvm_debugregs { db, dr6, dr7, .. } = get_debug_registers(vcpu)?;
+    Ok(DebugRegisters { dr: db, dr6, dr7 })
 }
 
 fn one_msr(index: u32, data: u64) -> Option<Msrs> {

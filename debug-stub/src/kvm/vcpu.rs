@@ -12,12 +12,14 @@ use vcpu_caps::{GuestDebug, GuestDebugFlags};
 
 use super::interrupts::{move_to_irr, requested};
 use super::registers::{
-    RegistersError, core_from_kvm, ioctl, read_msr, read_registers, special_from_kvm, write_msr,
-    write_registers,
+    RegistersError, core_from_kvm, ioctl, read_debug_registers, read_msr, read_registers,
+    special_from_kvm, write_msr, write_registers,
 };
 use crate::x86_64::bits::{RFLAGS_IF, RFLAGS_TF};
-use crate::x86_64::stepper::{DebugStatus, PendingEvents, RunState, Vcpu};
-use crate::x86_64::{CoreRegisters, RegisterFile, RegisterGroups, SpecialRegisters};
+use crate::x86_64::stepper::{PendingEvents, RunState, Vcpu};
+use crate::x86_64::{
+    CoreRegisters, DebugRegisters, RegisterFile, RegisterGroups, SpecialRegisters,
+};
 
 /// The NMI's vector (SDM 3A table 6-1).
 const NMI: u8 = 2;
@@ -87,16 +89,8 @@ impl Vcpu for KvmVcpu<'_> {
         Ok(write_msr(self.0, index, value)?)
     }
 
-    fn debug_status(&mut self) -> Result<DebugStatus, KvmError> {
-        let registers = self
-            .0
-            .get_debug_regs()
-            .map_err(ioctl("KVM_GET_DEBUGREGS"))?;
-        Ok(DebugStatus {
-            dr: registers.db,
-            dr6: registers.dr6,
-            dr7: registers.dr7,
-        })
+    fn debug_status(&mut self) -> Result<DebugRegisters, KvmError> {
+        Ok(read_debug_registers(self.0)?)
     }
 
     fn set_dr6(&mut self, dr6: u64) -> Result<(), KvmError> {

@@ -89,6 +89,21 @@ impl<H: Host> Session<H> {
                 self.reply(format!("QC{:x}", tid(self.guest.current)).as_bytes());
             }
             Request::Threads { offset, length } => self.answer_threads(offset, length),
+            Request::Features {
+                annex,
+                offset,
+                length,
+            } => self.answer_features(annex, offset, length),
+            Request::ReadRegister(number) => match self.guest.register_value(number) {
+                Ok(Some(value)) => {
+                    let mut reply = Vec::with_capacity(2 * value.len());
+                    push_hex_bytes(&mut reply, &value);
+                    self.reply(&reply);
+                }
+                // "xx": the register is unavailable ("p").
+                Ok(None) => self.reply(b"xx"),
+                Err(error) => self.reply_error(error),
+            },
             Request::ReadMemory {
                 address,
                 length,
@@ -160,6 +175,7 @@ impl<H: Host> Session<H> {
             Request::Threads { .. } => self.reply(b"l<threads></threads>"),
             Request::Detach => self.reply(b"OK"),
             Request::Supported(_)
+            | Request::Features { .. }
             | Request::StopAcknowledging
             | Request::Extend
             | Request::Unsupported
@@ -183,6 +199,7 @@ impl<H: Host> Session<H> {
             | Request::Run { .. }
             | Request::SelectForAccess(_)
             | Request::SelectForRun(_)
+            | Request::ReadRegister(_)
             | Request::ReadMemory { .. }
             | Request::WriteMemory { .. }
             | Request::Search { .. }
@@ -288,6 +305,7 @@ impl<H: Host> Session<H> {
             // GDB asks for the threads at every stop. This takes one exchange; `qfThreadInfo`
             // takes two, and one more for each name.
             "qXfer:threads:read+",
+            "qXfer:features:read+",
         ] {
             features.push(';');
             features.push_str(feature);
@@ -326,6 +344,26 @@ impl<H: Host> Session<H> {
             document.push_str("</thread>");
         }
         document.push_str("</threads>");
+        self.answer_piece(&document, offset, length);
+    }
+
+    /// The target description. A client that reads it from its beginning gets the one for the vCPUs' mode at this
+    /// time: GDB does so when it connects, and at `unset tdesc filename`.
+    fn answer_features(&mut self, annex: &[u8], offset: u64, length: u64) {
+        let view = if annex == b"target.xml" && offset == 0 {
+            self.guest.read_view()
+        } else {
+            self.guest.view()
+        };
+        match H::Arch::target_description(view, annex) {
+            Some(document) => self.answer_piece(&document, offset, length),
+            // "E00: the request was malformed, or annex was invalid" ("qXfer").
+            None => self.reply_error(0),
+        }
+    }
+
+    /// A piece of a document ("qXfer").
+    fn answer_piece(&mut self, document: &str, offset: u64, length: u64) {
         let rest = usize::try_from(offset)
             .ok()
             .and_then(|offset| document.as_bytes().get(offset..))

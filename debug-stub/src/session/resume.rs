@@ -67,7 +67,7 @@ impl<H: Host> Session<H> {
         let plan = ResumePlan {
             vcpus,
             others,
-            armed: self.guest.breakpoints.armed(),
+            armed: self.guest.breakpoints.arm_for_resume(),
         };
         self.state = State::Running { interrupted: false };
         self.guest.notices.resumed();

@@ -92,7 +92,7 @@ impl<H: Host> Session<H> {
         }
         self.flush_notices();
         let plan = ResumePlan {
-            armed: self.guest.breakpoints.armed(),
+            armed: self.guest.breakpoints.arm_for_resume(),
             ..self.resumed.clone()
         };
         self.carry_out(plan);
@@ -167,6 +167,9 @@ impl<H: Host> Session<H> {
         self.note_reason(stop);
         if stop.reason == StopReason::Step {
             self.guest.note_unguarded(stop.vcpu);
+        }
+        if !matches!(stop.reason, StopReason::Exited(_)) {
+            self.guest.note_narrow_view(stop.vcpu);
         }
         self.flush_notices();
         self.send_stop_reply(stop);
@@ -248,16 +251,19 @@ impl<H: Host> Session<H> {
         if matches!(stop.reason, StopReason::Exited(_)) || !guest.exists(stop.vcpu) {
             return;
         }
+        let view = guest.view();
         match guest
             .registers
             .read(&mut guest.host, stop.vcpu, H::Arch::STOP_GROUPS)
         {
             Ok(registers) => {
-                for register in H::Arch::expedited() {
+                for register in H::Arch::expedited(view) {
                     let start = expedited.values.len();
-                    H::Arch::read_register(register, registers, &mut expedited.values);
-                    let size = expedited.values.len() - start;
-                    expedited.registers.push((H::Arch::number(register), size));
+                    // A stop reply cannot say that a register is unavailable: the client asks for it.
+                    if H::Arch::read_register(register, registers, &mut expedited.values) {
+                        let size = expedited.values.len() - start;
+                        expedited.registers.push((H::Arch::number(register), size));
+                    }
                 }
             }
             Err(error) => {

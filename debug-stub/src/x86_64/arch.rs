@@ -6,10 +6,10 @@ use std::fmt::{self, Write};
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
 use super::paging::{translate, write_regions};
-use super::text::write_registers;
+use super::text::{write_debug_registers, write_registers};
 use super::{
-    RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, WriteError, read_all, target_xml,
-    write_all,
+    Mode, RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, View, WriteError, msr,
+    target_xml, write_all,
 };
 use crate::address::GuestVirtAddr;
 use crate::arch::{Arch, DebugSlots, Mapped};
@@ -17,14 +17,14 @@ use crate::host::GuestMemory;
 
 /// The x86-64 architecture, in each of its modes.
 ///
-/// The mode of the CPU (16, 32 or 64 bits) does not change the layout of the packets: there is
-/// one register file of 64-bit registers.
+/// There is one register file, of 64-bit registers. A [`View`] is what a client sees of it.
 #[derive(Debug)]
 pub enum X86_64 {}
 
 impl Arch for X86_64 {
     type Registers = RegisterFile;
     type Groups = RegisterGroups;
+    type View = View;
     type RegisterId = RegisterId;
     type WriteError = WriteError;
     type AddressSpace = SpecialRegisters;
@@ -32,9 +32,11 @@ impl Arch for X86_64 {
     const ALL_GROUPS: RegisterGroups = RegisterGroups::all();
     const STOP_GROUPS: RegisterGroups = RegisterGroups::EXPEDITED;
     const SPACE_GROUPS: RegisterGroups = RegisterGroups::SPECIAL;
+    const VIEW_GROUPS: RegisterGroups = RegisterGroups::EXPEDITED.union(RegisterGroups::FPU);
     const PC_GROUPS: RegisterGroups = RegisterGroups::CORE;
 
-    const REGISTER_BYTES: usize = RegisterId::TOTAL_BYTES;
+    const REGISTER_BYTES: usize = View::LONGEST;
+    const WIDEST_VIEW: View = View::X86_64.with_avx(true);
 
     /// INT3 (SDM 2A).
     const BREAKPOINT: &'static [u8] = &[0xcc];
@@ -42,8 +44,38 @@ impl Arch for X86_64 {
     const SLOTS: DebugSlots = DebugSlots::Shared(4);
     const SLOTS_NAME: &'static str = "debug registers";
 
-    fn register(number: usize) -> Option<RegisterId> {
-        RegisterId::new(number)
+    fn view(registers: &RegisterFile, named: Option<View>) -> View {
+        named
+            .unwrap_or_else(|| Mode::of(registers).view())
+            .with_avx(registers.fpu.ymm_high.is_some())
+    }
+
+    fn view_name(view: View) -> &'static str {
+        view.name()
+    }
+
+    fn view_named(name: &str) -> Option<View> {
+        View::from_name(name)
+    }
+
+    fn is_whole(view: View, registers: &RegisterFile) -> bool {
+        view.is_wide() || !Mode::of(registers).is_64_bit()
+    }
+
+    fn mode(registers: &RegisterFile) -> &'static str {
+        Mode::of(registers).name()
+    }
+
+    fn register(view: View, number: usize) -> Option<RegisterId> {
+        view.register(number)
+    }
+
+    fn registers(view: View) -> impl Iterator<Item = RegisterId> {
+        view.registers_in_g()
+    }
+
+    fn size(register: RegisterId) -> usize {
+        register.size_bytes()
     }
 
     fn number(register: RegisterId) -> usize {
@@ -65,6 +97,7 @@ impl Arch for X86_64 {
             special,
             fpu,
             kernel_gs_base,
+            debug,
         } = before;
         let mut changed = RegisterGroups::empty();
         changed.set(RegisterGroups::CORE, *core != after.core);
@@ -74,18 +107,21 @@ impl Arch for X86_64 {
             RegisterGroups::MSRS,
             *kernel_gs_base != after.kernel_gs_base,
         );
+        changed.set(RegisterGroups::DEBUG, *debug != after.debug);
         changed
     }
 
-    /// The general-purpose registers, RIP, EFLAGS and CS: GDB asks for these at every stop.
-    fn expedited() -> impl Iterator<Item = RegisterId> {
-        (0..=RegisterId::CS.number()).filter_map(RegisterId::new)
+    fn expedited(view: View) -> impl Iterator<Item = RegisterId> {
+        view.expedited()
     }
 
-    fn read_register(register: RegisterId, from: &RegisterFile, value: &mut Vec<u8>) {
+    fn read_register(register: RegisterId, from: &RegisterFile, value: &mut Vec<u8>) -> bool {
         let mut bytes = [0; 16];
-        let length = register.read(from, &mut bytes);
+        let Some(length) = register.read(from, &mut bytes) else {
+            return false;
+        };
         value.extend_from_slice(bytes.get(..length).unwrap_or_default());
+        true
     }
 
     fn write_register(
@@ -97,31 +133,26 @@ impl Arch for X86_64 {
         register.write(registers, memory, value)
     }
 
-    fn read_all(from: &RegisterFile, data: &mut Vec<u8>) {
-        read_all(from, data);
-    }
-
     fn write_all(
+        view: View,
         registers: &mut RegisterFile,
         memory: &impl GuestMemory,
         data: &[u8],
     ) -> Result<(), WriteError> {
-        write_all(registers, memory, data)
+        write_all(view, registers, memory, data)
     }
 
     fn pc(registers: &RegisterFile) -> GuestVirtAddr {
         GuestVirtAddr(registers.linear_pc())
     }
 
+    /// The client counts in linear addresses, as breakpoints do.
     fn client_pc(registers: &RegisterFile) -> u64 {
-        registers.core.rip
+        registers.linear_pc()
     }
 
-    /// The client counts in RIP, breakpoints and ranges in linear addresses: CS has a base
-    /// outside 64-bit mode.
-    fn code_address(registers: &RegisterFile, address: u64) -> u64 {
-        let base = registers.linear_pc().wrapping_sub(registers.core.rip);
-        address.wrapping_add(base)
+    fn code_address(_: &RegisterFile, address: u64) -> u64 {
+        address
     }
 
     fn set_pc(
@@ -129,7 +160,9 @@ impl Arch for X86_64 {
         memory: &impl GuestMemory,
         address: u64,
     ) -> Result<(), WriteError> {
-        RegisterId::RIP.write(registers, memory, &address.to_le_bytes())
+        View::X86_64.program_counter().map_or(Ok(()), |rip| {
+            rip.write(registers, memory, &address.to_le_bytes())
+        })
     }
 
     /// Aligned runs of 1, 2, 4 or 8 bytes (SDM 3B 19.2.5), the largest first where the alignment
@@ -172,6 +205,29 @@ impl Arch for X86_64 {
         })
     }
 
+    const SLOTS_COMMAND: &'static str = "dr";
+    const SYSTEM_REGISTER: &'static str = "msr";
+
+    fn write_slots_text(registers: &RegisterFile, out: &mut dyn Write) -> fmt::Result {
+        write_debug_registers(&registers.debug, out)
+    }
+
+    fn system_registers() -> impl Iterator<Item = (&'static str, u32)> {
+        msr::all()
+    }
+
+    fn system_register(name: &str) -> Option<u32> {
+        msr::number(name)
+    }
+
+    fn check_system_register(
+        number: u32,
+        value: u64,
+        registers: &RegisterFile,
+    ) -> Result<(), &'static str> {
+        msr::check(number, value, registers)
+    }
+
     fn write_registers_text(registers: &RegisterFile, out: &mut dyn Write) -> fmt::Result {
         write_registers(registers, out)
     }
@@ -184,8 +240,8 @@ impl Arch for X86_64 {
         write_regions(space, memory, out)
     }
 
-    fn target_description(annex: &[u8]) -> Option<Cow<'static, str>> {
-        (annex == b"target.xml").then(|| target_xml().into())
+    fn target_description(view: View, annex: &[u8]) -> Option<Cow<'static, str>> {
+        (annex == b"target.xml").then(|| target_xml(view).into())
     }
 }
 
@@ -226,6 +282,7 @@ mod tests {
         );
         after.special.cr2 = 1;
         after.fpu.fcw = 1;
+        after.debug.dr[3] = 1;
         assert_eq!(
             X86_64::changed_groups(&before, &after),
             RegisterGroups::all()

@@ -93,6 +93,14 @@ pub(crate) const DR6_ACTIVE_LOW: u64 = 0xffff_0ff0;
 /// DR6.BS: single step.
 pub(crate) const DR6_BS: u64 = 1 << 14;
 
+/// DR6 bits that a write may set: B0-B3, BD, BS, BT. The others are fixed here: BLD and RTM of active-low DR6 are
+/// for CPUs that report bus locks or transactions.
+pub(crate) const DR6_WRITABLE: u64 = 0xe00f;
+/// DR7 bits that a write may set: all but 10, which is 1, and 12, 14, 15 and the upper half, which are 0 (SDM 3B
+/// 19.2.4).
+pub(crate) const DR7_WRITABLE: u64 = 0xffff_2bff;
+/// DR7 bit 10, which always reads as 1.
+pub(crate) const DR7_FIXED: u64 = 1 << 10;
 /// DR7.GD: an access to a debug register raises #DB.
 pub(crate) const DR7_GD: u64 = 1 << 13;
 /// CR4.DE: DR4 and DR5 are undefined.

@@ -1,8 +1,17 @@
-//! GDB's view of the registers: QEMU's 66, in QEMU's order, as one table.
+//! GDB's view of the registers, as one table: QEMU's registers, in QEMU's order, and more behind them.
 //!
 //! Scripts written for QEMU's stub name and number registers as it does, so the order is part of
 //! the interface. Everything else follows from the table: the `g` and `p` packets, the checks of
 //! `G` and `P`, and `target.xml`.
+//!
+//! # Linear addresses
+//! RIP and RSP are linear addresses in every view: CS.base + RIP and SS.base + RSP outside 64-bit mode. GDB knows
+//! no segments. It disassembles at `$pc`, compares it with its breakpoints, and reads the stack at `$sp`. (QEMU
+//! shows the offsets.)
+//!
+//! # A view that is too narrow
+//! A register of 32 bits that holds more is unavailable, and cannot be written. The program counter is shown
+//! nevertheless, without its upper half: GDB cannot stop without it.
 
 mod access;
 mod checks;
@@ -11,76 +20,112 @@ mod write;
 
 use thiserror::Error;
 
-use super::{RegisterFile, RegisterGroups};
+use super::{Mode, RegisterFile, RegisterGroups, View};
 use crate::GuestMemory;
 
-pub(super) use table::{Kind, TABLE};
+pub(super) use table::Kind;
+use table::{Row, Rule};
 pub use write::write_all;
 
-/// A register as GDB numbers them: 0 to 65.
+/// A register as GDB numbers them in a view.
 ///
-/// The numbers are QEMU's (and those of `target.xml`), not the architecture's: rbx is 1 and rcx
-/// is 2.
+/// The numbers are QEMU's (and those of `target.xml`), not the architecture's: with 64-bit registers, rbx is 1 and
+/// rcx is 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RegisterId(u8);
+pub struct RegisterId {
+    view: View,
+    number: u8,
+}
 
-impl RegisterId {
-    /// The number of registers.
-    pub const COUNT: usize = TABLE.len();
+impl View {
+    /// Length of the longest `g` packet's data in bytes.
+    pub const LONGEST: usize = table::wide_bytes();
+
+    /// The number of its registers.
+    #[must_use]
+    pub fn count(self) -> usize {
+        table::count(self)
+    }
+
     /// Length of the `g` packet's data in bytes (before hexadecimal).
-    pub const TOTAL_BYTES: usize = table::total_bytes();
-    /// RSP.
-    pub const RSP: Self = Self(7);
-    /// RIP.
-    pub const RIP: Self = Self(16);
-    /// EFLAGS.
-    pub const EFLAGS: Self = Self(17);
-    /// CS.
-    pub const CS: Self = Self(18);
+    #[must_use]
+    pub fn total_bytes(self) -> usize {
+        self.registers_in_g().map(RegisterId::size_bytes).sum()
+    }
 
     /// The register with this number, if there is one.
     #[must_use]
-    pub fn new(number: usize) -> Option<Self> {
-        u8::try_from(number)
-            .ok()
-            .filter(|_| number < Self::COUNT)
-            .map(Self)
+    pub fn register(self, number: usize) -> Option<RegisterId> {
+        let number = u8::try_from(number).ok()?;
+        (usize::from(number) < self.count()).then_some(RegisterId { view: self, number })
     }
 
     /// The register that GDB shows under this name: `rax`, `st0`, `k_gs_base`.
     #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::all().find(|id| id.name() == name)
+    pub fn register_named(self, name: &str) -> Option<RegisterId> {
+        self.registers().find(|id| id.name() == name)
     }
 
-    /// All registers, in the order of the `g` packet.
-    pub fn all() -> impl DoubleEndedIterator<Item = Self> + Clone {
-        (0..Self::COUNT).filter_map(Self::new)
+    /// All registers, by number.
+    pub fn registers(self) -> impl DoubleEndedIterator<Item = RegisterId> + Clone {
+        (0..self.count()).filter_map(move |number| self.register(number))
     }
 
+    /// The registers of the `g` packet, in its order: QEMU's.
+    pub fn registers_in_g(self) -> impl DoubleEndedIterator<Item = RegisterId> + Clone {
+        (0..table::count_in_g(self)).filter_map(move |number| self.register(number))
+    }
+
+    /// The general-purpose registers, the program counter, the flags and CS: GDB asks for these at every stop.
+    pub(super) fn expedited(self) -> impl Iterator<Item = RegisterId> {
+        let mut done = false;
+        self.registers().take_while(move |id| {
+            let wanted = !done;
+            done = matches!(id.row().rule, Rule::Selector(table::SegmentName::Code, _));
+            wanted
+        })
+    }
+
+    /// The program counter.
+    pub(super) fn program_counter(self) -> Option<RegisterId> {
+        self.registers()
+            .find(|id| matches!(id.row().rule, Rule::ProgramCounter))
+    }
+}
+
+impl RegisterId {
     /// GDB's number.
     #[must_use]
     pub fn number(self) -> usize {
-        usize::from(self.0)
+        usize::from(self.number)
     }
 
     /// GDB's name.
     #[must_use]
     pub fn name(self) -> &'static str {
-        self.row().name
+        let row = self.row();
+        if self.view.is_wide() {
+            row.name
+        } else {
+            row.narrow.unwrap_or(row.name)
+        }
     }
 
     /// Size in the packets, in bytes.
     #[must_use]
     pub fn size_bytes(self) -> usize {
-        self.row().kind.bytes()
+        self.row().kind.bytes(self.view)
     }
 
-    /// The group that holds it: what must be filled before a read, and is to be written back
-    /// after a [`write`](Self::write).
+    /// What it holds, for GDB.
+    pub(super) fn kind(self) -> Kind {
+        self.row().kind
+    }
+
+    /// The groups that hold it: what must be filled before a read.
     #[must_use]
     pub fn groups(self) -> RegisterGroups {
-        self.row().groups
+        self.row().groups | self.mode_groups()
     }
 
     /// The groups that must be filled before a [`write`](Self::write): its own, and those that
@@ -90,10 +135,20 @@ impl RegisterId {
         self.row().groups | RegisterGroups::EXPEDITED
     }
 
-    /// Puts the value, little-endian, into the first bytes of `value`. Returns their number.
-    pub fn read(self, registers: &RegisterFile, value: &mut [u8; 16]) -> usize {
-        *value = self.value(registers).to_le_bytes();
-        self.size_bytes()
+    /// The groups that decide whether a narrow register holds all of the value.
+    fn mode_groups(self) -> RegisterGroups {
+        if self.view.is_wide() {
+            RegisterGroups::empty()
+        } else {
+            RegisterGroups::EXPEDITED
+        }
+    }
+
+    /// Puts the value, little-endian, into the first bytes of `value`. Returns their number, or `None` if the
+    /// view has too few bits for the value.
+    pub fn read(self, registers: &RegisterFile, value: &mut [u8; 16]) -> Option<usize> {
+        *value = self.shown(registers)?.to_le_bytes();
+        Some(self.size_bytes())
     }
 
     /// Sets the register from `value`, little-endian and exactly [`size_bytes`](Self::size_bytes)
@@ -117,25 +172,49 @@ impl RegisterId {
         write::write_one(self, registers, memory, value)
     }
 
-    /// Returns the value as GDB sees it: no bit beyond the register's size.
-    fn value(self, registers: &RegisterFile) -> u128 {
-        let row = self.row();
-        let unused_bits = 128 - 8 * row.kind.bytes();
-        (row.get)(registers) & (u128::MAX >> unused_bits)
+    /// Returns the value as GDB sees it, or `None` if it is unavailable.
+    fn shown(self, registers: &RegisterFile) -> Option<u128> {
+        let shown = match self.row().rule {
+            Rule::ProgramCounter => true,
+            Rule::Avx => registers.fpu.ymm_high.is_some(),
+            _ => self.is_whole(registers),
+        };
+        shown.then(|| self.value(registers))
     }
 
-    fn row(self) -> &'static table::Row {
-        // The index was checked when the id was made; the fallback is never taken.
-        TABLE.get(self.number()).unwrap_or(&table::RAX)
+    /// Returns the value without bits beyond the register's size.
+    fn value(self, registers: &RegisterFile) -> u128 {
+        let row = self.row();
+        (row.get)(registers) & self.mask()
+    }
+
+    /// The bits of the register.
+    fn mask(self) -> u128 {
+        u128::MAX >> (128 - 8 * self.size_bytes())
+    }
+
+    /// Returns `true` if the view has enough bits for the value.
+    fn is_whole(self, registers: &RegisterFile) -> bool {
+        if self.view.is_wide() || (self.row().get)(registers) & !self.mask() == 0 {
+            return true;
+        }
+        // Outside 64-bit mode the upper halves of these do not exist (SDM 1 3.4.1.1).
+        let general = self.row().groups == RegisterGroups::CORE;
+        general && !Mode::of(registers).is_64_bit()
+    }
+
+    fn row(self) -> &'static Row {
+        // The number was checked when the id was made; the fallback is never taken.
+        table::row(self.view, self.number()).unwrap_or(&table::RAX)
     }
 }
 
-/// The data of a `g` packet: all registers, in order, appended to `data`.
-pub fn read_all(registers: &RegisterFile, data: &mut Vec<u8>) {
-    data.reserve(RegisterId::TOTAL_BYTES);
-    let mut value = [0; 16];
-    for id in RegisterId::all() {
-        let length = id.read(registers, &mut value);
+/// The data of a `g` packet, in order, appended to `data`. A register that the view has too
+/// few bits for is zeros here; the packet calls it unavailable.
+pub fn read_all(view: View, registers: &RegisterFile, data: &mut Vec<u8>) {
+    for id in view.registers_in_g() {
+        let mut value = [0; 16];
+        let length = id.read(registers, &mut value).unwrap_or(id.size_bytes());
         data.extend(value.iter().take(length));
     }
 }
@@ -156,7 +235,7 @@ pub enum WriteError {
     /// `G` with data of another length.
     #[error("the registers have {expected} bytes in all, not {actual}")]
     TotalLength {
-        /// [`RegisterId::TOTAL_BYTES`].
+        /// [`View::total_bytes`].
         expected: usize,
         /// The size of the data.
         actual: usize,
@@ -178,6 +257,14 @@ pub enum WriteError {
         register: &'static str,
         /// The address.
         value: u64,
+    },
+    /// A register of 32 bits that holds more: the description is not that of the vCPU's mode.
+    #[error(
+        "{register} has 32 bits in this target description, and the vCPU uses 64: read another description (monitor mode)"
+    )]
+    TooNarrow {
+        /// The register's name.
+        register: &'static str,
     },
     /// A value that contradicts other registers.
     #[error("{register} cannot be {value:#x}: {reason}")]

@@ -4,6 +4,8 @@ mod arch;
 pub(crate) mod bits;
 mod descriptor;
 mod layout;
+mod mode;
+mod msr;
 mod paging;
 mod place;
 mod registers;
@@ -16,13 +18,14 @@ mod text;
 
 pub use arch::X86_64;
 pub use layout::{RegisterId, WriteError, read_all, write_all};
+pub use mode::{Mode, View};
 pub use paging::{
     Level, PageSize, PagingMode, PhysicalAddressing, TranslateError, Translation, read_virtual,
     translate, translate_with, write_virtual,
 };
 pub use registers::{
-    CoreRegisters, DescriptorTable, FpuState, RegisterFile, RegisterGroups, Segment,
-    SpecialRegisters,
+    CoreRegisters, DebugRegisters, DescriptorTable, FpuState, RegisterFile, RegisterGroups,
+    Segment, SpecialRegisters,
 };
 pub use step::{Mend, Progress, Settlement, StepClass, StepPlan};
 pub use target_xml::target_xml;

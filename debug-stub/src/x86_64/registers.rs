@@ -2,6 +2,8 @@
 
 use bitflags::bitflags;
 
+use super::Mode;
+
 bitflags! {
     /// Which part of a [`RegisterFile`]: the parts that a hypervisor reads and writes together.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -14,6 +16,8 @@ bitflags! {
         const FPU = 0b0100;
         /// [`RegisterFile::kernel_gs_base`] (`KVM_GET_MSRS`).
         const MSRS = 0b1000;
+        /// [`RegisterFile::debug`] (`KVM_GET_DEBUGREGS`).
+        const DEBUG = 0b1_0000;
         /// What a stop reply carries, and what comes with every exit.
         const EXPEDITED = Self::CORE.bits() | Self::SPECIAL.bits();
     }
@@ -26,10 +30,23 @@ pub struct RegisterFile {
     pub core: CoreRegisters,
     /// Segments, descriptor tables, control registers.
     pub special: SpecialRegisters,
-    /// x87 and SSE.
+    /// x87, SSE and AVX.
     pub fpu: FpuState,
     /// IA32_KERNEL_GS_BASE.
     pub kernel_gs_base: u64,
+    /// The guest's own debug registers. Those that the debugger has armed are not here.
+    pub debug: DebugRegisters,
+}
+
+/// The guest's own debug registers (SDM 3B 19.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DebugRegisters {
+    /// DR0-DR3.
+    pub dr: [u64; 4],
+    /// DR6.
+    pub dr6: u64,
+    /// DR7.
+    pub dr7: u64,
 }
 
 /// General-purpose registers, RIP and RFLAGS.
@@ -118,7 +135,7 @@ pub struct SpecialRegisters {
     pub apic_base: u64,
 }
 
-/// x87 and SSE state, as FXSAVE holds it (SDM 1 10.5.1).
+/// x87, SSE and AVX state, as XSAVE holds it (SDM 1 10.5.1, 13.4).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FpuState {
     /// ST0-ST7 in stack order, 80 bits each.
@@ -139,6 +156,8 @@ pub struct FpuState {
     pub xmm: [[u8; 16]; 16],
     /// MXCSR.
     pub mxcsr: u32,
+    /// Bits 255:128 of YMM0-YMM15, if the guest has enabled AVX in XCR0.
+    pub ymm_high: Option<[[u8; 16]; 16]>,
 }
 
 impl RegisterFile {
@@ -146,14 +165,32 @@ impl RegisterFile {
     /// and wraps at 32 bits elsewhere (SDM 3A 3.3.5).
     #[must_use]
     pub fn linear_pc(&self) -> u64 {
-        let linear = self.special.cs.base.wrapping_add(self.core.rip);
-        if self.special.cs.long && self.special.efer & EFER_LMA != 0 {
-            self.core.rip
+        if Mode::of(self).is_64_bit() {
+            return self.core.rip;
+        }
+        self.special.cs.base.wrapping_add(self.core.rip) & LINEAR_32
+    }
+
+    /// The linear address of the top of the stack: SS.base + ESP, or SP if SS.B is clear (SDM 3A 3.4.5). It is
+    /// RSP in 64-bit mode, and wraps at 32 bits elsewhere.
+    #[must_use]
+    pub fn linear_sp(&self) -> u64 {
+        if Mode::of(self).is_64_bit() {
+            return self.core.rsp;
+        }
+        let offset = self.core.rsp & self.stack_mask();
+        self.special.ss.base.wrapping_add(offset) & LINEAR_32
+    }
+
+    /// The bits of RSP that are the stack pointer, outside 64-bit mode.
+    pub(super) fn stack_mask(&self) -> u64 {
+        if self.special.ss.default_big {
+            0xffff_ffff
         } else {
-            linear & 0xffff_ffff
+            0xffff
         }
     }
 }
 
-/// IA32_EFER.LMA: long mode is active (SDM 4, table 2-2).
-const EFER_LMA: u64 = 1 << 10;
+/// The bits of a linear address outside 64-bit mode.
+pub(super) const LINEAR_32: u64 = 0xffff_ffff;

@@ -1,38 +1,95 @@
-//! The target description, generated from the register table.
+//! The target descriptions, generated from the register table.
 //!
-//! One feature `org.gnu.gdb.i386.core` has all 66 registers, as in QEMU. GDB rejects a description
+//! The feature `org.gnu.gdb.i386.core` has QEMU's registers, as in QEMU (with AVX, that of SSE has some of them), and one with a name of our own has those that
+//! QEMU lacks. GDB rejects a description
 //! whose core feature lacks a register that it requires (GDB manual, "i386 Features" and "Target
 //! Description Format").
 
 use core::fmt::Write as _;
 
-use super::layout::{Kind, TABLE};
+use super::layout::Kind;
+use super::{RegisterId, View};
 
-/// `target.xml`, complete: it includes no other annex.
+/// `target.xml` for a view, complete: it includes no other annex.
+///
+/// Each view is said to be compatible with programs of the other word size. GDB takes the view's architecture then,
+/// and not the program's: a 32-bit kernel's file may be at hand while the vCPU is in 64-bit mode, and a 64-bit one's
+/// before. Without this it refuses the description, and the connection is of no use.
 #[must_use]
-pub fn target_xml() -> String {
-    let mut xml = String::from(
+pub fn target_xml(view: View) -> String {
+    let other = if view.is_wide() {
+        View::I386
+    } else {
+        View::X86_64
+    };
+    let mut xml = format!(
         "<?xml version=\"1.0\"?>\n<!DOCTYPE target SYSTEM \"gdb-target.dtd\">\n\
-         <target version=\"1.0\">\n<architecture>i386:x86-64</architecture>\n\
-         <feature name=\"org.gnu.gdb.i386.core\">\n",
+         <target version=\"1.0\">\n<architecture>{}</architecture>\n",
+        view.name()
+    );
+    if view.is_16_bit() {
+        // GDB warns that it knows no Linux for this architecture otherwise.
+        xml.push_str("<osabi>none</osabi>\n");
+    }
+    line(
+        &mut xml,
+        format_args!(
+            "<compatible>{}</compatible>\n<feature name=\"org.gnu.gdb.i386.core\">",
+            other.name()
+        ),
     );
     for flags in &FLAGS {
-        flags_type(&mut xml, flags);
+        flags_type(&mut xml, flags, view);
     }
     vector_types(&mut xml);
-    for row in &TABLE {
-        let bits = row.kind.bytes() * 8;
-        let (kind, group) = gdb_type(row.kind);
-        line(
-            &mut xml,
-            format_args!(
-                "<reg name=\"{}\" bitsize=\"{bits}\" type=\"{kind}\"{group}/>",
-                row.name
-            ),
-        );
+    let is_sse = |id: &RegisterId| matches!(id.kind(), Kind::Vector | Kind::Mxcsr);
+    for id in view.registers_in_g().filter(|id| !is_sse(id)) {
+        register(&mut xml, id, view);
+    }
+    if view.has_avx() {
+        // GDB wants a feature for SSE beside one for AVX.
+        feature(&mut xml, "org.gnu.gdb.i386.sse");
+        vector_types(&mut xml);
+        flags_type(&mut xml, &MXCSR, view);
+    }
+    for id in view.registers_in_g().filter(is_sse) {
+        register(&mut xml, id, view);
+    }
+    feature(&mut xml, "org.rust-vmm.debug-stub.x86.system");
+    for flags in &SYSTEM_FLAGS {
+        flags_type(&mut xml, flags, view);
+    }
+    let is_avx = |id: &RegisterId| id.kind() == Kind::YmmHigh;
+    let more = || view.registers().skip(view.registers_in_g().count());
+    for id in more().filter(|id| !is_avx(id)) {
+        register(&mut xml, id, view);
+    }
+    if view.has_avx() {
+        feature(&mut xml, "org.gnu.gdb.i386.avx");
+        for id in more().filter(is_avx) {
+            register(&mut xml, id, view);
+        }
     }
     xml.push_str("</feature>\n</target>\n");
     xml
+}
+
+/// Ends a feature and begins the next one.
+fn feature(xml: &mut String, name: &str) {
+    line(xml, format_args!("</feature>\n<feature name=\"{name}\">"));
+}
+
+fn register(xml: &mut String, id: RegisterId, view: View) {
+    let (bits, name) = (id.size_bytes() * 8, id.name());
+    let (kind, mut group) = gdb_type(id.kind(), view);
+    if id.number() >= view.registers_in_g().count() && id.kind() != Kind::YmmHigh {
+        // GDB knows no groups of a description on x86 (13): it shows these with the general registers.
+        group = " group=\"system\"";
+    }
+    line(
+        xml,
+        format_args!("<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\"{group}/>"),
+    );
 }
 
 fn line(xml: &mut String, text: core::fmt::Arguments<'_>) {
@@ -41,9 +98,10 @@ fn line(xml: &mut String, text: core::fmt::Arguments<'_>) {
 }
 
 /// GDB's type, and its register group where the type does not imply it.
-fn gdb_type(kind: Kind) -> (&'static str, &'static str) {
+fn gdb_type(kind: Kind, view: View) -> (&'static str, &'static str) {
     match kind {
-        Kind::Int64 => ("int64", ""),
+        Kind::Word if view.is_wide() => ("int64", ""),
+        Kind::Word => ("int32", ""),
         Kind::Int32 => ("int32", ""),
         Kind::DataPointer => ("data_ptr", ""),
         Kind::CodePointer => ("code_ptr", ""),
@@ -55,33 +113,35 @@ fn gdb_type(kind: Kind) -> (&'static str, &'static str) {
         Kind::Extended => ("i387_ext", ""),
         Kind::X87Control => ("int", " group=\"float\""),
         Kind::Vector => ("vec128", ""),
+        Kind::YmmHigh => ("uint128", ""),
         Kind::Mxcsr => (MXCSR.id, " group=\"vector\""),
+        Kind::Rights => (RIGHTS.id, ""),
+        Kind::Dr6 => (DR6.id, ""),
+        Kind::Dr7 => (DR7.id, ""),
     }
 }
 
 /// A register that GDB shows bit by bit.
 struct Flags {
     id: &'static str,
-    size_bytes: usize,
-    /// Name, lowest bit, highest bit.
+    kind: Kind,
+    /// Name, lowest bit, highest bit. A field that a narrow register does not have is left out there.
     fields: &'static [(&'static str, u8, u8)],
 }
 
-fn flags_type(xml: &mut String, flags: &Flags) {
-    let Flags {
-        id,
-        size_bytes,
-        fields,
-    } = flags;
-    line(
-        xml,
-        format_args!("<flags id=\"{id}\" size=\"{size_bytes}\">"),
-    );
+fn flags_type(xml: &mut String, flags: &Flags, view: View) {
+    let Flags { id, kind, fields } = flags;
+    let size = kind.bytes(view);
+    line(xml, format_args!("<flags id=\"{id}\" size=\"{size}\">"));
     for (name, start, end) in *fields {
-        line(
-            xml,
-            format_args!("<field name=\"{name}\" start=\"{start}\" end=\"{end}\"/>"),
-        );
+        let last = u8::try_from(size * 8).unwrap_or(64).saturating_sub(1);
+        if *start <= last {
+            let end = last.min(*end);
+            line(
+                xml,
+                format_args!("<field name=\"{name}\" start=\"{start}\" end=\"{end}\"/>"),
+            );
+        }
     }
     xml.push_str("</flags>\n");
 }
@@ -105,10 +165,74 @@ fn vector_types(xml: &mut String) {
 
 const FLAGS: [Flags; 6] = [EFLAGS, CR0, CR3, CR4, EFER, MXCSR];
 
+const SYSTEM_FLAGS: [Flags; 3] = [RIGHTS, DR6, DR7];
+
+/// SDM 3C table 25-2.
+const RIGHTS: Flags = Flags {
+    id: "x86_segment_rights",
+    kind: Kind::Rights,
+    fields: &[
+        ("TYPE", 0, 3),
+        ("S", 4, 4),
+        ("DPL", 5, 6),
+        ("P", 7, 7),
+        ("AVL", 12, 12),
+        ("L", 13, 13),
+        ("DB", 14, 14),
+        ("G", 15, 15),
+        ("UNUSABLE", 16, 16),
+    ],
+};
+
+/// SDM 3B 19.2.3. BLD and RTM are 0 if the event has happened.
+const DR6: Flags = Flags {
+    id: "x86_dr6",
+    kind: Kind::Dr6,
+    fields: &[
+        ("B0", 0, 0),
+        ("B1", 1, 1),
+        ("B2", 2, 2),
+        ("B3", 3, 3),
+        ("BLD", 11, 11),
+        ("BD", 13, 13),
+        ("BS", 14, 14),
+        ("BT", 15, 15),
+        ("RTM", 16, 16),
+    ],
+};
+
+/// SDM 3B 19.2.4.
+const DR7: Flags = Flags {
+    id: "x86_dr7",
+    kind: Kind::Dr7,
+    fields: &[
+        ("L0", 0, 0),
+        ("G0", 1, 1),
+        ("L1", 2, 2),
+        ("G1", 3, 3),
+        ("L2", 4, 4),
+        ("G2", 5, 5),
+        ("L3", 6, 6),
+        ("G3", 7, 7),
+        ("LE", 8, 8),
+        ("GE", 9, 9),
+        ("RTM", 11, 11),
+        ("GD", 13, 13),
+        ("RW0", 16, 17),
+        ("LEN0", 18, 19),
+        ("RW1", 20, 21),
+        ("LEN1", 22, 23),
+        ("RW2", 24, 25),
+        ("LEN2", 26, 27),
+        ("RW3", 28, 29),
+        ("LEN3", 30, 31),
+    ],
+};
+
 /// SDM 1 3.4.3.
 const EFLAGS: Flags = Flags {
     id: "x64_eflags",
-    size_bytes: 4,
+    kind: Kind::Eflags,
     fields: &[
         ("CF", 0, 0),
         ("", 1, 1),
@@ -138,7 +262,7 @@ const EFLAGS: Flags = Flags {
 /// SDM 3A 2.5.
 const CR0: Flags = Flags {
     id: "x64_cr0",
-    size_bytes: 8,
+    kind: Kind::Cr0,
     fields: &[
         ("PE", 0, 0),
         ("MP", 1, 1),
@@ -157,14 +281,14 @@ const CR0: Flags = Flags {
 /// SDM 3A 2.5, with CR4.PCIDE set.
 const CR3: Flags = Flags {
     id: "x64_cr3",
-    size_bytes: 8,
+    kind: Kind::Cr3,
     fields: &[("PCID", 0, 11), ("PDBR", 12, 63)],
 };
 
 /// SDM 3A 2.5.
 const CR4: Flags = Flags {
     id: "x64_cr4",
-    size_bytes: 8,
+    kind: Kind::Cr4,
     fields: &[
         ("VME", 0, 0),
         ("PVI", 1, 1),
@@ -199,7 +323,7 @@ const CR4: Flags = Flags {
 /// SDM 4 table 2-2, APM 2 3.1.7.
 const EFER: Flags = Flags {
     id: "x64_efer",
-    size_bytes: 8,
+    kind: Kind::Efer,
     fields: &[
         ("SCE", 0, 0),
         ("LME", 8, 8),
@@ -219,7 +343,7 @@ const EFER: Flags = Flags {
 /// SDM 1 10.2.3.
 const MXCSR: Flags = Flags {
     id: "x64_mxcsr",
-    size_bytes: 4,
+    kind: Kind::Mxcsr,
     fields: &[
         ("IE", 0, 0),
         ("DE", 1, 1),

@@ -3,10 +3,41 @@
 use std::fmt::{self, Write};
 
 use super::bits::{CR0_PE, EFER_LMA};
-use super::{CoreRegisters, FpuState, RegisterFile, Segment, SpecialRegisters};
+use super::{CoreRegisters, DebugRegisters, FpuState, RegisterFile, Segment, SpecialRegisters};
 
-/// Writes all registers. What the register file does not hold is left out: A20, SMM and HLT, and the debug
-/// registers.
+/// Writes the guest's own debug registers, with what they stop at (SDM 3B 19.2.4).
+///
+/// # Errors
+/// If `out` takes no more.
+pub(super) fn write_debug_registers(debug: &DebugRegisters, out: &mut dyn Write) -> fmt::Result {
+    let DebugRegisters { dr, dr6, dr7 } = debug;
+    for ((index, address), slot) in dr.iter().enumerate().zip(0u32..) {
+        let field = |shift: u32| dr7 >> shift & 3;
+        let enabled = field(2 * slot) != 0;
+        let kind = match field(16 + 4 * slot) {
+            0 => "execute",
+            1 => "write",
+            2 => "I/O",
+            _ => "read or write",
+        };
+        let length = match field(18 + 4 * slot) {
+            0 => 1,
+            1 => 2,
+            2 => 8,
+            _ => 4,
+        };
+        write!(out, "DR{index}={address:#x}")?;
+        if enabled {
+            writeln!(out, ": {kind}, {length} bytes")?;
+        } else {
+            writeln!(out, ": off")?;
+        }
+    }
+    writeln!(out, "DR6={dr6:#x} DR7={dr7:#x}")
+}
+
+/// Writes all registers. What the register file does not hold is left out: A20, SMM and HLT. The debug registers are
+/// the guest's own.
 ///
 /// # Errors
 /// If `out` takes no more.
@@ -16,6 +47,8 @@ pub(super) fn write_registers(file: &RegisterFile, out: &mut dyn Write) -> fmt::
     flags(&file.core, &file.special, long, out)?;
     segments(&file.special, long, out)?;
     control(&file.special, long, out)?;
+    debug(&file.debug, long, out)?;
+    writeln!(out, "EFER={:016x}", file.special.efer)?;
     float(file, out)
 }
 
@@ -191,8 +224,16 @@ fn control(special: &SpecialRegisters, long: bool, out: &mut dyn Write) -> fmt::
             special.cr0, special.cr2, special.cr3, special.cr4
         )?;
     }
-    writeln!(out, "CR8={:x}", special.cr8)?;
-    writeln!(out, "EFER={:016x}", special.efer)
+    writeln!(out, "CR8={:x}", special.cr8)
+}
+
+fn debug(debug: &DebugRegisters, long: bool, out: &mut dyn Write) -> fmt::Result {
+    let DebugRegisters { dr, dr6, dr7 } = debug;
+    let digits = if long { 16 } else { 8 };
+    for (index, value) in dr.iter().enumerate() {
+        write!(out, "DR{index}={value:0digits$x} ")?;
+    }
+    writeln!(out, "\nDR6={dr6:0digits$x} DR7={dr7:0digits$x}")
 }
 
 fn float(file: &RegisterFile, out: &mut dyn Write) -> fmt::Result {
@@ -266,6 +307,8 @@ mod tests {
         special.gdtr.base = 0xffff_fe00_0000_1000;
         special.gdtr.limit = 0x7f;
         file.fpu.xmm[1][0] = 7;
+        file.debug.dr[1] = 0x1000;
+        (file.debug.dr6, file.debug.dr7) = (0xffff_0ff0, 0x400);
         let mut text = String::new();
         write_registers(&file, &mut text).unwrap();
         for line in [
@@ -277,6 +320,8 @@ mod tests {
             "TR =0040 fffffe0000003000 0000206f 00008b00 DPL=0 TSS64-busy",
             "GDT=     fffffe0000001000 0000007f",
             "CR0=80050033 CR2=0000000000000000 CR3=0000000000010000 CR4=000006f0",
+            "DR0=0000000000000000 DR1=0000000000001000 DR2=0000000000000000 DR3=0000000000000000 ",
+            "DR6=00000000ffff0ff0 DR7=0000000000000400",
             "EFER=0000000000000d01",
             "FPR6=0000000000000000 0000 FPR7=0000000000000000 0000",
             "XMM00=00000000000000000000000000000000 XMM01=00000000000000000000000000000007",

@@ -179,18 +179,28 @@ fn real_mode(rig: &mut Rig) {
     vcpu.special.efer = 0;
     vcpu.special.cs.long = false;
     vcpu.special.cs.base = ENTRY;
+    vcpu.special.cs.limit = 0xffff;
     vcpu.core.rip = 0;
 }
 
 #[test]
-fn where_cs_has_a_base_a_breakpoint_stops_with_a_plain_trap() {
-    for kind in [0, 1] {
+fn where_cs_has_a_base_the_reply_has_the_linear_pc_at_which_the_breakpoint_is() {
+    for (kind, name) in [(0, "swbreak"), (1, "hwbreak")] {
         let mut rig = nops(1);
         real_mode(&mut rig);
         assert_eq!(rig.ask(format!("Z{kind},{:x},1", ENTRY + 0x14)), "OK");
         let reply = rig.ask("vCont;c");
-        assert!(reply.starts_with("T05thread:01;00:"), "{reply}");
-        assert!(reply.contains("10:1400000000000000;"), "{reply}");
+        assert!(
+            reply.starts_with(&format!("T05thread:01;{name}:;00:")),
+            "{reply}"
+        );
+        let pc = ENTRY + 0x14;
+        assert!(
+            reply.contains(&format!("10:{};", hex(pc.to_le_bytes()))),
+            "{reply}"
+        );
+        let file = registers(rig.machine(), 0);
+        assert_eq!(file.core.rip, 0x14);
     }
 }
 

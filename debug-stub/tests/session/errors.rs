@@ -112,7 +112,7 @@ fn a_text_is_one_packet_whatever_is_in_it() {
     let mut rig = with_texts(machine(1, &[code::SPIN]));
     let (_, vcpu) = rig.machine().vcpu_mut(0).unwrap();
     vcpu.fail_call(0);
-    let reply = rig.ask("P0=0000000000000000");
+    let reply = rig.ask("P0=0100000000000000");
     assert!(reply.starts_with("E.thread 1: "), "{reply}");
     assert!(!reply.contains(['#', '$', '}', '*', '\n']), "{reply}");
 }

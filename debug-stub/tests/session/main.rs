@@ -21,6 +21,7 @@ mod interrupts;
 mod leaving;
 mod maintenance;
 mod memory;
+mod modes;
 mod properties;
 mod registers;
 mod resets;

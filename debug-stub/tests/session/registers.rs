@@ -1,6 +1,7 @@
 //! `g`, `G`, `p`, `P`.
 
 use super::*;
+use debug_stub::x86_64::View;
 
 #[test]
 fn rbx_is_not_rbp_and_gs_base_is_not_fs() {
@@ -55,7 +56,7 @@ fn the_target_description_is_read_in_pieces() {
         }
         assert!(text.len() <= 0x100);
     }
-    assert_eq!(document, debug_stub::x86_64::target_xml());
+    assert_eq!(document, debug_stub::x86_64::target_xml(View::X86_64));
 }
 
 /// After a call of a function GDB writes registers back, one by one.

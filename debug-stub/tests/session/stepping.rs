@@ -95,7 +95,7 @@ fn a_range_is_handed_on_and_an_empty_one_is_one_step() {
 }
 
 #[test]
-fn a_real_mode_range_becomes_linear() {
+fn a_range_is_linear_in_real_mode() {
     let mut rig = nops(1);
     let vcpu = registers_mut(rig.machine(), 0);
     vcpu.special.cr0 = 0x10;
@@ -103,11 +103,12 @@ fn a_real_mode_range_becomes_linear() {
     vcpu.special.cs.long = false;
     vcpu.special.cs.base = ENTRY;
     vcpu.core.rip = 0;
-    rig.ask("vCont;r0,4:1");
+    rig.ask(format!("vCont;r{ENTRY:x},{:x}:1", ENTRY + 4));
     let VcpuOrder::Step(order) = &rig.last_plan().vcpus[0] else {
         panic!("no step");
     };
     assert_eq!(order.range, Some(ENTRY..ENTRY + 4));
+    assert_eq!(registers(rig.machine(), 0).core.rip, 4);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A session on another architecture: what the core assumes of a CPU, it would have to assume here.
 //!
-//! The toy has three registers of odd sizes, a program counter that counts words of a code
+//! The toy has three registers of odd sizes, a second mode in which the client sees two of them in another order and
+//! with fewer bits, a program counter that counts words of a code
 //! segment, addresses with an offset, a breakpoint instruction of four bytes, six slots for
 //! breakpoints and two for watchpoints of 16 bytes, and no way to mask interrupts.
 
@@ -37,9 +38,11 @@ struct Registers {
     flags: u8,
     /// 5 bytes: words from the start of the code segment.
     pc: u64,
+    /// In this mode the client's registers are `pc`, 2 bytes, and `acc`, 3 bytes.
+    short: bool,
 }
 
-/// Bit 0: `acc` and `flags`. Bit 1: `pc`.
+/// Bit 0: `acc` and `flags`. Bit 1: `pc` and the mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Groups(u8);
 
@@ -57,7 +60,13 @@ impl Sub for Groups {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum View {
+    Short,
+    Long,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Name {
     Acc,
     Flags,
@@ -68,51 +77,124 @@ enum Name {
 #[error("a toy has no such value")]
 struct Refused;
 
-const ALL: [Name; 3] = [Name::Acc, Name::Flags, Name::Pc];
+fn all(view: View) -> &'static [Name] {
+    match view {
+        View::Short => &[Name::Pc, Name::Acc],
+        View::Long => &[Name::Acc, Name::Flags, Name::Pc],
+    }
+}
 
-fn size(name: Name) -> usize {
-    match name {
-        Name::Acc => 3,
-        Name::Flags => 1,
-        Name::Pc => 5,
+fn size((view, name): (View, Name)) -> usize {
+    match (name, view) {
+        (Name::Acc, _) => 3,
+        (Name::Flags, _) => 1,
+        (Name::Pc, View::Short) => 2,
+        (Name::Pc, View::Long) => 5,
     }
 }
 
 impl Arch for Toy {
     type Registers = Registers;
     type Groups = Groups;
-    type RegisterId = Name;
+    type View = View;
+    type RegisterId = (View, Name);
     type WriteError = Refused;
     type AddressSpace = ();
 
     const ALL_GROUPS: Groups = Groups(3);
     const STOP_GROUPS: Groups = Groups(2);
     const SPACE_GROUPS: Groups = Groups(0);
+    const VIEW_GROUPS: Groups = Groups(2);
     const PC_GROUPS: Groups = Groups(2);
     const REGISTER_BYTES: usize = 9;
+    const WIDEST_VIEW: View = View::Long;
     const BREAKPOINT: &'static [u8] = &BREAK;
     const SLOTS: DebugSlots = DebugSlots::Separate {
         execute: 6,
         watch: 2,
     };
     const SLOTS_NAME: &'static str = "comparators";
+    const SLOTS_COMMAND: &'static str = "comparators";
+    const SYSTEM_REGISTER: &'static str = "cell";
 
-    fn register(number: usize) -> Option<Name> {
-        ALL.get(number).copied()
+    fn system_registers() -> impl Iterator<Item = (&'static str, u32)> {
+        [("CLOCK", 7)].into_iter()
     }
 
-    fn number(register: Name) -> usize {
-        register as usize
+    fn system_register(name: &str) -> Option<u32> {
+        (name == "clock").then_some(7)
     }
 
-    fn groups(register: Name) -> Groups {
-        match register {
+    fn check_system_register(
+        _: u32,
+        value: u64,
+        registers: &Registers,
+    ) -> Result<(), &'static str> {
+        if registers.short && value > 9 {
+            return Err("short mode counts to 9");
+        }
+        Ok(())
+    }
+
+    fn view(registers: &Registers, named: Option<View>) -> View {
+        if let Some(view) = named {
+            view
+        } else if registers.short {
+            View::Short
+        } else {
+            View::Long
+        }
+    }
+
+    fn view_name(view: View) -> &'static str {
+        match view {
+            View::Short => "toy:short",
+            View::Long => "toy",
+        }
+    }
+
+    fn view_named(name: &str) -> Option<View> {
+        [View::Short, View::Long]
+            .into_iter()
+            .find(|view| Self::view_name(*view) == name)
+    }
+
+    fn is_whole(view: View, registers: &Registers) -> bool {
+        view == View::Long || registers.short
+    }
+
+    fn mode(registers: &Registers) -> &'static str {
+        if registers.short {
+            "short mode"
+        } else {
+            "long mode"
+        }
+    }
+
+    fn register(view: View, number: usize) -> Option<(View, Name)> {
+        Some((view, *all(view).get(number)?))
+    }
+
+    fn registers(view: View) -> impl Iterator<Item = (View, Name)> {
+        all(view).iter().map(move |name| (view, *name))
+    }
+
+    fn size(register: (View, Name)) -> usize {
+        size(register)
+    }
+
+    fn number((view, name): (View, Name)) -> usize {
+        all(view).iter().position(|other| *other == name).unwrap()
+    }
+
+    fn groups((_, name): (View, Name)) -> Groups {
+        match name {
             Name::Acc | Name::Flags => Groups(1),
             Name::Pc => Groups(2),
         }
     }
 
-    fn groups_for_write(register: Name) -> Groups {
+    fn groups_for_write(register: (View, Name)) -> Groups {
         Self::groups(register)
     }
 
@@ -121,21 +203,26 @@ impl Arch for Toy {
         Groups(u8::from(data) | u8::from(before.pc != after.pc) << 1)
     }
 
-    fn expedited() -> impl Iterator<Item = Name> {
-        [Name::Pc].into_iter()
+    fn expedited(view: View) -> impl Iterator<Item = (View, Name)> {
+        [(view, Name::Pc)].into_iter()
     }
 
-    fn read_register(register: Name, from: &Registers, value: &mut Vec<u8>) {
-        let number = match register {
+    fn read_register(register: (View, Name), from: &Registers, value: &mut Vec<u8>) -> bool {
+        let number = match register.1 {
             Name::Acc => from.acc.into(),
             Name::Flags => from.flags.into(),
             Name::Pc => from.pc,
         };
-        value.extend(&number.to_le_bytes()[..size(register)]);
+        let (bytes, rest) = (number.to_le_bytes(), size(register));
+        let fits = bytes[rest..].iter().all(|byte| *byte == 0);
+        if fits {
+            value.extend(&bytes[..rest]);
+        }
+        fits
     }
 
     fn write_register(
-        register: Name,
+        register: (View, Name),
         registers: &mut Registers,
         _: &impl GuestMemory,
         value: &[u8],
@@ -146,7 +233,7 @@ impl Arch for Toy {
         let mut bytes = [0; 8];
         bytes[..value.len()].copy_from_slice(value);
         let number = u64::from_le_bytes(bytes);
-        match register {
+        match register.1 {
             Name::Acc => registers.acc = u32::try_from(number).unwrap(),
             Name::Flags if number % 2 == 1 => return Err(Refused),
             Name::Flags => registers.flags = u8::try_from(number).unwrap(),
@@ -155,25 +242,21 @@ impl Arch for Toy {
         Ok(())
     }
 
-    fn read_all(from: &Registers, data: &mut Vec<u8>) {
-        for name in ALL {
-            Self::read_register(name, from, data);
-        }
-    }
-
     fn write_all(
+        view: View,
         registers: &mut Registers,
         memory: &impl GuestMemory,
         data: &[u8],
     ) -> Result<(), Refused> {
-        if data.len() != Self::REGISTER_BYTES {
+        let length: usize = Self::registers(view).map(size).sum();
+        if data.len() != length {
             return Err(Refused);
         }
         let mut after = registers.clone();
         let mut rest = data;
-        for name in ALL {
-            let (value, tail) = rest.split_at(size(name));
-            Self::write_register(name, &mut after, memory, value)?;
+        for register in Self::registers(view) {
+            let (value, tail) = rest.split_at(size(register));
+            Self::write_register(register, &mut after, memory, value)?;
             rest = tail;
         }
         *registers = after;
@@ -217,8 +300,9 @@ impl Arch for Toy {
         })
     }
 
-    fn target_description(annex: &[u8]) -> Option<Cow<'static, str>> {
+    fn target_description(view: View, annex: &[u8]) -> Option<Cow<'static, str>> {
         match annex {
+            b"target.xml" if view == View::Short => Some("<target>short</target>".into()),
             b"target.xml" => Some("<target><xi:include href=\"toy.xml\"/></target>".into()),
             b"toy.xml" => Some("<feature name=\"toy\"/>".into()),
             _ => None,
@@ -234,6 +318,8 @@ struct ToyMachine {
     groups_read: Vec<Groups>,
     /// How many more calls for registers succeed before one fails.
     until_failure: Option<usize>,
+    /// What the host provides of cell 7; others do not exist.
+    cell: Option<u64>,
 }
 
 impl ToyMachine {
@@ -247,6 +333,7 @@ impl ToyMachine {
             vcpus: vec![Registers::default(); 2],
             groups_read: Vec::new(),
             until_failure: None,
+            cell: Some(5),
         }
     }
 
@@ -395,6 +482,27 @@ impl Host for ToyMachine {
         Ok(())
     }
 
+    fn read_system_register(&mut self, _: VcpuId, number: u32) -> Option<Result<u64, HostError>> {
+        let cell = self.cell?;
+        Some(match number {
+            7 => self.call().map(|()| cell),
+            _ => Err(HostError("no such cell".into())),
+        })
+    }
+
+    fn write_system_register(
+        &mut self,
+        _: VcpuId,
+        number: u32,
+        value: u64,
+    ) -> Option<Result<(), HostError>> {
+        self.cell?;
+        Some(match number {
+            7 => self.call().map(|()| self.cell = Some(value)),
+            _ => Err(HostError("no such cell".into())),
+        })
+    }
+
     fn disarm(&mut self, _: VcpuId) -> Result<(), HostError> {
         Ok(())
     }
@@ -409,7 +517,7 @@ fn copy(groups: Groups, from: &Registers, to: &mut Registers) {
         (to.acc, to.flags) = (from.acc, from.flags);
     }
     if groups.0 & 2 != 0 {
-        to.pc = from.pc;
+        (to.pc, to.short) = (from.pc, from.short);
     }
 }
 
@@ -435,7 +543,7 @@ fn a_whole_session_runs() {
     assert_eq!(rig.ask("?"), "T05thread:01;02:0000000000;");
     assert_eq!(
         rig.ask("qXfer:features:read:toy.xml:0,100"),
-        "m<feature name=\"toy\"/>"
+        "l<feature name=\"toy\"/>"
     );
     assert_eq!(rig.ask("qXfer:features:read:other.xml:0,100"), "E00");
     assert_eq!(rig.ask("qThreadExtraInfo,2"), hex("toy 1"));
@@ -499,12 +607,155 @@ fn a_whole_session_runs() {
 }
 
 #[test]
+fn a_mode_with_other_registers_has_a_description_of_its_own() {
+    let mut rig = toy(&[NOP, NOP, NOP, SPIN]);
+    for vcpu in &mut rig.machine().vcpus {
+        vcpu.short = true;
+    }
+    rig.machine().vcpus[0].acc = 0x11_2233;
+    let read = "qXfer:features:read:target.xml:0,100";
+    assert_eq!(rig.ask(read), "l<target>short</target>");
+    assert_eq!(rig.ask("g"), "0000332211", "two registers, PC first");
+    assert_eq!(rig.ask("p1"), "332211");
+    assert_eq!(rig.ask("p2"), "E0e");
+    assert_eq!(rig.ask("P0=00"), "E16");
+    assert_eq!(rig.ask("G0100"), "E16");
+    assert_eq!(rig.ask("G0100040000"), "OK");
+    assert_eq!(
+        (rig.machine().vcpus[0].pc, rig.machine().vcpus[0].acc),
+        (1, 4)
+    );
+    let replies = rig.send("vCont;s:1");
+    assert_eq!(replies.last().unwrap(), "T05thread:01;00:0200;");
+
+    // A mode for which it is too narrow, with a value that does not fit.
+    rig.machine().vcpus[0].short = false;
+    rig.machine().vcpus[0].pc = 0x1_0000_0000;
+    rig.session.stopped(Vec::new());
+    let replies = rig.stop(Vec::new());
+    assert!(replies.is_empty(), "it is stopped");
+    assert_eq!(rig.ask("p0"), "xx");
+    assert_eq!(rig.ask("g"), "xxxx040000");
+    rig.machine().vcpus[0].pc = 1;
+    rig.session.stopped(Vec::new());
+    let replies = rig.send("vCont;s:1");
+    let text = console(&replies[0]);
+    assert!(
+        text.contains(
+            "thread 1: long mode: the registers of this client's target description, toy:short"
+        ),
+        "{text}"
+    );
+    assert_eq!(replies[1], "T05thread:01;00:0200;");
+    assert!(rig.ask(read).contains("toy.xml"));
+    assert_eq!(rig.ask("g"), "040000000200000000");
+}
+
+#[test]
+fn monitor_commands_for_slots_and_system_registers_have_the_architectures_names() {
+    let mut rig = toy(&[SPIN]);
+    let mut monitor = |command: &str, cell: Option<u64>, short: bool| {
+        rig.machine().cell = cell;
+        rig.machine().vcpus[0].short = short;
+        rig.session.stopped(Vec::new());
+        let replies = rig.send(format!("qRcmd,{}", hex(command)));
+        let text = console(&replies[0]);
+        (text, rig.machine().cell)
+    };
+    for (command, cell, short, says, after) in [
+        ("cell clock", Some(5), false, "CLOCK (0x7) = 0x5\n", Some(5)),
+        (
+            "cell 7 0x20",
+            Some(5),
+            false,
+            "CLOCK (0x7) = 0x20\n",
+            Some(32),
+        ),
+        ("cell", Some(5), false, "CLOCK (0x7) = 0x5\n", Some(5)),
+        ("cell 8", Some(5), false, "refused: no such cell\n", Some(5)),
+        (
+            "cell 8 1",
+            Some(5),
+            false,
+            "refused: no such cell\n",
+            Some(5),
+        ),
+        (
+            "cell clock 10",
+            Some(5),
+            true,
+            "refused: short mode counts to 9\n",
+            Some(5),
+        ),
+        (
+            "cell clock x",
+            Some(5),
+            false,
+            "refused: the value is no number of 64 bits\n",
+            Some(5),
+        ),
+        (
+            "cell 0x100000000",
+            Some(5),
+            false,
+            "no CELL is called \"0x100000000\"\n",
+            Some(5),
+        ),
+        (
+            "cell dial",
+            Some(5),
+            false,
+            "no CELL is called \"dial\"\n",
+            Some(5),
+        ),
+        (
+            "cell clock 1",
+            None,
+            false,
+            "refused: this VMM does not let a debugger at CELLs\n",
+            None,
+        ),
+        (
+            "cell",
+            None,
+            false,
+            "refused: this VMM does not let a debugger at CELLs\n",
+            None,
+        ),
+    ] {
+        assert_eq!(
+            monitor(command, cell, short),
+            (says.to_owned(), after),
+            "{command}"
+        );
+    }
+    let (text, _) = monitor("help", None, false);
+    assert!(text.contains("monitor comparators"), "{text}");
+    assert!(text.contains("monitor cell NAME|NUMBER [VALUE]"), "{text}");
+    let (text, _) = monitor("cell 1 2 3", None, false);
+    assert!(text.contains("NAME|NUMBER"), "{text}");
+    assert_eq!(rig.ask(format!("Z1,{CODE:x},4")), "OK");
+    assert_eq!(rig.ask(format!("Z2,{BASE:x},4")), "OK");
+    rig.send("vCont;c");
+    rig.bytes(b"\x03");
+    assert_eq!(rig.ask(format!("z1,{CODE:x},4")), "OK", "as GDB does");
+    let text = console(&rig.send(format!("qRcmd,{}", hex("comparators")))[0]);
+    assert!(
+        text.contains("the debugger's, on all vCPUs while they ran last: 2 of 6"),
+        "{text}"
+    );
+    assert!(text.contains(&format!("execute at {CODE:#x}")), "{text}");
+    assert!(text.contains("(16 bytes)"), "{text}");
+}
+
+#[test]
 fn only_the_groups_that_are_needed_are_read() {
     let mut rig = toy(&[SPIN]);
     rig.ask("?");
     rig.ask("p1");
     rig.ask("p0");
     rig.ask("g");
+    // Of the first vCPU: its mode asks for no wider description than it has.
     assert_eq!(rig.machine().groups_read, [Groups(2), Groups(1)]);
 }
 

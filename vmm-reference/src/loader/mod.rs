@@ -72,6 +72,14 @@ impl ImageFile {
         }
     }
 
+    /// Returns `true` for a program of 64-bit code, whatever mode it starts in: a bzImage, or an ELF64 file.
+    #[must_use]
+    pub fn is_64_bit(&self) -> bool {
+        let bytes = self.bytes.as_ref();
+        BzImage::matches(bytes)
+            || ElfImage::parse(bytes).is_ok_and(|elf| elf.class == ElfClass::Elf64)
+    }
+
     /// A guest program that is part of this executable.
     #[must_use]
     pub fn embedded(name: &str, bytes: &'static [u8]) -> Self {

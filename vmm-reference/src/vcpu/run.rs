@@ -138,6 +138,24 @@ impl Vcpu {
         stepper.write_registers(groups, file, &mut vcpu)
     }
 
+    /// Reads an MSR, for the debugger's user.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn read_msr(&mut self, number: u32) -> Result<u64, StepperError<KvmError>> {
+        let (stepper, mut vcpu) = self.parts();
+        stepper.read_msr(number, &mut vcpu)
+    }
+
+    /// Writes an MSR, for the debugger's user.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn write_msr(&mut self, number: u32, value: u64) -> Result<(), StepperError<KvmError>> {
+        let (stepper, mut vcpu) = self.parts();
+        stepper.write_msr(number, value, &mut vcpu)
+    }
+
     /// Runs on the calling thread until the order is done, `must_stop` is true, or the guest cannot go
     /// on.
     ///

@@ -9,8 +9,10 @@
 //! next.
 
 use debug_stub::kvm::KvmVcpu;
-use debug_stub::x86_64::stepper::{DebugStatus, PendingEvents, RunState, Vcpu};
-use debug_stub::x86_64::{CoreRegisters, RegisterFile, RegisterGroups, SpecialRegisters};
+use debug_stub::x86_64::stepper::{PendingEvents, RunState, Vcpu};
+use debug_stub::x86_64::{
+    CoreRegisters, DebugRegisters, RegisterFile, RegisterGroups, SpecialRegisters,
+};
 use intr_controller::IrqchipMode;
 use intr_controller::kvm::passes_ext_int;
 use vcpu_caps::{GuestDebug, VcpuId};
@@ -165,7 +167,7 @@ impl<V: Injectable> Vcpu for WithChips<'_, V> {
         self.vcpu.write_msr(index, value)
     }
 
-    fn debug_status(&mut self) -> Result<DebugStatus, V::Error> {
+    fn debug_status(&mut self) -> Result<DebugRegisters, V::Error> {
         self.vcpu.debug_status()
     }
 

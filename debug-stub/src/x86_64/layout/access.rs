@@ -1,6 +1,6 @@
 //! Conversions between GDB's value of a register and the register file's.
 
-use crate::x86_64::RegisterFile;
+use crate::x86_64::{RegisterFile, Segment};
 
 /// Returns the low bits of a value for a smaller field. The caller has checked that it fits.
 pub(super) fn truncate<T: Truncate>(value: u128) -> T {
@@ -39,6 +39,20 @@ fn halves(value: u128) -> [u64; 2] {
         u64::from_le_bytes([a, b, c, d, e, f, g, h]),
         u64::from_le_bytes([i, j, k, l, m, n, o, p]),
     ]
+}
+
+/// Access rights (SDM 3C table 25-2).
+pub(super) fn rights(segment: &Segment) -> u32 {
+    let bit = |set: bool, bit: u32| u32::from(set) << bit;
+    u32::from(segment.kind & 0xf)
+        | bit(segment.code_or_data, 4)
+        | u32::from(segment.dpl & 3) << 5
+        | bit(segment.present, 7)
+        | bit(segment.available, 12)
+        | bit(segment.long, 13)
+        | bit(segment.default_big, 14)
+        | bit(segment.granularity, 15)
+        | bit(segment.unusable, 16)
 }
 
 /// An 80-bit x87 value as a number.

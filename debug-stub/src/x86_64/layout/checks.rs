@@ -4,11 +4,13 @@ use super::table::{Rule, SegmentName};
 use super::{RegisterId, WriteError};
 use crate::GuestMemory;
 use crate::x86_64::bits::{
-    CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CR4_PCIDE, EFER_LMA,
-    EFER_LME, RFLAGS_FIXED, RFLAGS_RESERVED, RFLAGS_VM, is_canonical,
+    CR0_CD, CR0_DEFINED, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CR4_PCIDE,
+    DR6_ACTIVE_LOW, DR6_WRITABLE, DR7_FIXED, DR7_WRITABLE, EFER_LMA, EFER_LME, RFLAGS_FIXED,
+    RFLAGS_RESERVED, RFLAGS_VM, is_canonical,
 };
 use crate::x86_64::descriptor::{self, SELECTOR_RPL};
-use crate::x86_64::{CoreRegisters, RegisterFile, Segment, SpecialRegisters};
+use crate::x86_64::registers::LINEAR_32;
+use crate::x86_64::{CoreRegisters, Mode, RegisterFile, Segment, SpecialRegisters};
 
 /// Descriptor type bit 3: code.
 const KIND_CODE: u8 = 1 << 3;
@@ -27,27 +29,64 @@ pub(super) fn store(
     value: u128,
 ) -> Result<(), WriteError> {
     let row = id.row();
-    let set = |after: &mut RegisterFile, value: u64| (row.set)(after, u128::from(value));
+    let name = id.name();
+    if !id.is_whole(after) {
+        return Err(WriteError::TooNarrow { register: name });
+    }
+    // What a narrow register does not show is kept.
+    let hidden = match row.rule {
+        Rule::ProgramCounter | Rule::StackPointer => 0,
+        _ => (row.get)(after) & !id.mask(),
+    };
+    let set = |after: &mut RegisterFile, value: u64| (row.set)(after, u128::from(value) | hidden);
     // Registers with rules have at most 64 bits.
     let low = u64::try_from(value & u128::from(u64::MAX)).unwrap_or_default();
     let only = |defined: u64| match low & !defined {
         0 => Ok(low),
         bits => Err(WriteError::ReservedBits {
-            register: row.name,
+            register: name,
             bits,
         }),
     };
     match row.rule {
-        Rule::Any | Rule::Address => (row.set)(after, value),
+        Rule::Any | Rule::Address => (row.set)(after, value | hidden),
+        Rule::ProgramCounter => after.core.rip = instruction_pointer(name, after, low)?,
+        Rule::StackPointer => after.core.rsp = stack_pointer(name, after, low)?,
         Rule::Bits(defined) => set(after, only(defined)?),
         Rule::Flags => set(after, (low & !RFLAGS_RESERVED) | RFLAGS_FIXED),
+        Rule::SegmentBase if low > LINEAR_32 => return address(name, low),
+        Rule::SegmentBase if after.core.rflags & RFLAGS_VM != 0 => {
+            return Err(WriteError::State {
+                register: name,
+                value: low,
+                reason: "it is 16 times the selector in virtual-8086 mode",
+            });
+        }
+        Rule::SegmentBase => set(after, low),
+        Rule::Dr6 => set(after, (only(0xffff_ffff)? & DR6_WRITABLE) | DR6_ACTIVE_LOW),
+        Rule::Dr7 => set(after, (only(0xffff_ffff)? & DR7_WRITABLE) | DR7_FIXED),
+        Rule::Avx if after.fpu.ymm_high.is_none() => {
+            return Err(WriteError::State {
+                register: name,
+                value: low,
+                reason: "the guest has not enabled AVX",
+            });
+        }
+        Rule::Avx => (row.set)(after, value),
+        Rule::ReadOnly(reason) => {
+            return Err(WriteError::State {
+                register: name,
+                value: low,
+                reason,
+            });
+        }
         Rule::Cr0 => set(after, (only(0xffff_ffff)? & CR0_DEFINED) | CR0_ET),
-        Rule::Selector(name, segment) => {
+        Rule::Selector(role, segment) => {
             let selector = u16::try_from(only(0xffff)?).unwrap_or_default();
             let old = *segment(&mut after.special);
-            let new = load(&after.core, &after.special, memory, name, old, selector).map_err(
+            let new = load(&after.core, &after.special, memory, role, old, selector).map_err(
                 |reason| WriteError::Selector {
-                    register: row.name,
+                    register: name,
                     selector,
                     reason,
                 },
@@ -56,6 +95,54 @@ pub(super) fn store(
         }
     }
     Ok(())
+}
+
+/// Returns RIP for an instruction at a linear address.
+fn instruction_pointer(
+    register: &'static str,
+    file: &RegisterFile,
+    linear: u64,
+) -> Result<u64, WriteError> {
+    if Mode::of(file).is_64_bit() {
+        return Ok(linear);
+    }
+    if linear > LINEAR_32 {
+        return address(register, linear);
+    }
+    let cs = &file.special.cs;
+    let offset = linear.wrapping_sub(cs.base) & LINEAR_32;
+    if offset > u64::from(cs.limit) {
+        return Err(WriteError::State {
+            register,
+            value: linear,
+            reason: "it is outside the code segment: write cs first",
+        });
+    }
+    Ok(offset)
+}
+
+/// Returns RSP for a top of the stack at a linear address. Bits that the stack does not use are kept.
+fn stack_pointer(
+    register: &'static str,
+    file: &RegisterFile,
+    linear: u64,
+) -> Result<u64, WriteError> {
+    if Mode::of(file).is_64_bit() {
+        return Ok(linear);
+    }
+    if linear > LINEAR_32 {
+        return address(register, linear);
+    }
+    let mask = file.stack_mask();
+    let offset = linear.wrapping_sub(file.special.ss.base) & LINEAR_32;
+    if offset & !mask != 0 {
+        return Err(WriteError::State {
+            register,
+            value: linear,
+            reason: "it is outside the stack segment: write ss first",
+        });
+    }
+    Ok(file.core.rsp & !mask | offset)
 }
 
 /// Returns what a segment register holds after a load of `selector`.
@@ -202,6 +289,8 @@ pub(super) fn settle(before: &RegisterFile, after: &mut RegisterFile) -> Result<
         ("fs_base", old.fs.base, new.fs.base),
         ("gs_base", old.gs.base, new.gs.base),
         ("k_gs_base", before.kernel_gs_base, after.kernel_gs_base),
+        ("gdtr_base", old.gdtr.base, new.gdtr.base),
+        ("idtr_base", old.idtr.base, new.idtr.base),
     ] {
         if was != is && !is_canonical(is, linear_width(new)) {
             return address(register, is);
@@ -210,7 +299,7 @@ pub(super) fn settle(before: &RegisterFile, after: &mut RegisterFile) -> Result<
     Ok(())
 }
 
-fn address(register: &'static str, value: u64) -> Result<(), WriteError> {
+fn address<T>(register: &'static str, value: u64) -> Result<T, WriteError> {
     Err(WriteError::Address { register, value })
 }
 

@@ -1,19 +1,19 @@
-//! The 66 rows.
+//! The rows, and their order in each view.
 
 use super::access;
 use crate::x86_64::bits::{CR3_DEFINED, CR4_DEFINED, EFER_DEFINED};
-use crate::x86_64::{RegisterFile, RegisterGroups, Segment, SpecialRegisters};
+use crate::x86_64::{RegisterFile, RegisterGroups, Segment, SpecialRegisters, View};
 
 /// What a register holds, for GDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::x86_64) enum Kind {
-    /// 64-bit number.
-    Int64,
+    /// A number of the view's word size: 64 or 32 bits.
+    Word,
     /// 32-bit number.
     Int32,
-    /// 64-bit data address.
+    /// Data address.
     DataPointer,
-    /// 64-bit code address.
+    /// Code address.
     CodePointer,
     /// 32-bit RFLAGS.
     Eflags,
@@ -33,21 +33,37 @@ pub(in crate::x86_64) enum Kind {
     Vector,
     /// MXCSR, 32 bits.
     Mxcsr,
+    /// Bits 255:128 of a YMM register.
+    YmmHigh,
+    /// A segment's access rights, 32 bits.
+    Rights,
+    /// DR6.
+    Dr6,
+    /// DR7.
+    Dr7,
 }
 
 impl Kind {
-    pub(in crate::x86_64) const fn bytes(self) -> usize {
+    pub(in crate::x86_64) const fn bytes(self, view: View) -> usize {
         match self {
-            Self::Int32 | Self::Eflags | Self::X87Control | Self::Mxcsr => 4,
-            Self::Int64
+            Self::Int32 | Self::Eflags | Self::X87Control | Self::Mxcsr | Self::Rights => 4,
+            Self::Word
             | Self::DataPointer
             | Self::CodePointer
             | Self::Cr0
             | Self::Cr3
             | Self::Cr4
-            | Self::Efer => 8,
+            | Self::Efer
+            | Self::Dr6
+            | Self::Dr7 => {
+                if view.is_wide() {
+                    8
+                } else {
+                    4
+                }
+            }
             Self::Extended => 10,
-            Self::Vector => 16,
+            Self::Vector | Self::YmmHigh => 16,
         }
     }
 }
@@ -61,10 +77,24 @@ pub(super) enum Rule {
     Bits(u64),
     /// A linear address that the CPU checks.
     Address,
+    /// RIP, as a linear address: with the base of CS outside 64-bit mode.
+    ProgramCounter,
+    /// RSP, as a linear address: with the base of SS outside 64-bit mode.
+    StackPointer,
     /// RFLAGS: undefined bits are ignored.
     Flags,
     /// CR0: reserved bits below 32 are ignored, others refused (SDM 3A 2.5).
     Cr0,
+    /// The base of a segment of code, a stack or data: 32 bits (SDM 3C 27.3.1.2).
+    SegmentBase,
+    /// DR6: bits that do not exist are ignored below 32, others refused.
+    Dr6,
+    /// DR7: the same.
+    Dr7,
+    /// All, if the guest has enabled AVX.
+    Avx,
+    /// Not written by a debugger, for this reason.
+    ReadOnly(&'static str),
     /// A selector: a write also loads the hidden part of its segment.
     Selector(SegmentName, fn(&mut SpecialRegisters) -> &mut Segment),
 }
@@ -83,7 +113,10 @@ pub(super) enum SegmentName {
 /// One register.
 #[derive(Debug)]
 pub(in crate::x86_64) struct Row {
+    /// Its name in the view with 64-bit registers.
     pub(in crate::x86_64) name: &'static str,
+    /// Its name in the views with 32-bit registers, if it is there.
+    pub(in crate::x86_64) narrow: Option<&'static str>,
     pub(in crate::x86_64) kind: Kind,
     pub(super) groups: RegisterGroups,
     pub(super) rule: Rule,
@@ -98,6 +131,7 @@ macro_rules! plain {
     ($name:literal, $kind:ident, $groups:ident, $rule:expr, $($field:tt)+) => {
         Row {
             name: $name,
+            narrow: Some($name),
             kind: Kind::$kind,
             groups: RegisterGroups::$groups,
             rule: $rule,
@@ -107,12 +141,13 @@ macro_rules! plain {
     };
 }
 
-macro_rules! core {
-    ($name:literal, $kind:ident, $field:ident) => {
-        plain!($name, $kind, CORE, Rule::Any, core.$field)
-    };
-    ($name:literal, $kind:ident, $field:ident, $rule:expr) => {
-        plain!($name, $kind, CORE, $rule, core.$field)
+/// A general-purpose register, with its name in the views with 32-bit registers.
+macro_rules! general {
+    ($name:literal, $narrow:expr, $kind:ident, $field:ident) => {
+        Row {
+            narrow: $narrow,
+            ..plain!($name, $kind, CORE, Rule::Any, core.$field)
+        }
     };
 }
 
@@ -132,6 +167,7 @@ macro_rules! st {
     ($name:literal, $index:literal) => {
         Row {
             name: $name,
+            narrow: Some($name),
             kind: Kind::Extended,
             groups: RegisterGroups::FPU,
             rule: Rule::Any,
@@ -145,6 +181,7 @@ macro_rules! x87 {
     ($name:literal, $bits:expr, $get:expr, $set:expr) => {
         Row {
             name: $name,
+            narrow: Some($name),
             kind: Kind::X87Control,
             groups: RegisterGroups::FPU,
             rule: Rule::Bits($bits),
@@ -155,9 +192,10 @@ macro_rules! x87 {
 }
 
 macro_rules! xmm {
-    ($name:literal, $index:literal) => {
+    ($name:literal, $narrow:expr, $index:literal) => {
         Row {
             name: $name,
+            narrow: $narrow,
             kind: Kind::Vector,
             groups: RegisterGroups::FPU,
             rule: Rule::Any,
@@ -167,42 +205,58 @@ macro_rules! xmm {
     };
 }
 
-pub(super) const RAX: Row = core!("rax", Int64, rax);
+pub(super) const RAX: Row = general!("rax", Some("eax"), Word, rax);
 
-/// All registers. The order is QEMU's.
+/// All registers. The order is that of the view with 64-bit registers, and QEMU's.
 pub(in crate::x86_64) static TABLE: [Row; 66] = [
     RAX,
-    core!("rbx", Int64, rbx),
-    core!("rcx", Int64, rcx),
-    core!("rdx", Int64, rdx),
-    core!("rsi", Int64, rsi),
-    core!("rdi", Int64, rdi),
-    core!("rbp", DataPointer, rbp),
-    core!("rsp", DataPointer, rsp),
-    core!("r8", Int64, r8),
-    core!("r9", Int64, r9),
-    core!("r10", Int64, r10),
-    core!("r11", Int64, r11),
-    core!("r12", Int64, r12),
-    core!("r13", Int64, r13),
-    core!("r14", Int64, r14),
-    core!("r15", Int64, r15),
-    core!("rip", CodePointer, rip, Rule::Address),
-    core!("eflags", Eflags, rflags, Rule::Flags),
+    general!("rbx", Some("ebx"), Word, rbx),
+    general!("rcx", Some("ecx"), Word, rcx),
+    general!("rdx", Some("edx"), Word, rdx),
+    general!("rsi", Some("esi"), Word, rsi),
+    general!("rdi", Some("edi"), Word, rdi),
+    general!("rbp", Some("ebp"), DataPointer, rbp),
+    Row {
+        name: "rsp",
+        narrow: Some("esp"),
+        kind: Kind::DataPointer,
+        groups: RegisterGroups::EXPEDITED,
+        rule: Rule::StackPointer,
+        get: |file| u128::from(file.linear_sp()),
+        set: |file, value| file.core.rsp = access::truncate(value),
+    },
+    general!("r8", None, Word, r8),
+    general!("r9", None, Word, r9),
+    general!("r10", None, Word, r10),
+    general!("r11", None, Word, r11),
+    general!("r12", None, Word, r12),
+    general!("r13", None, Word, r13),
+    general!("r14", None, Word, r14),
+    general!("r15", None, Word, r15),
+    Row {
+        name: "rip",
+        narrow: Some("eip"),
+        kind: Kind::CodePointer,
+        groups: RegisterGroups::EXPEDITED,
+        rule: Rule::ProgramCounter,
+        get: |file| u128::from(file.linear_pc()),
+        set: |file, value| file.core.rip = access::truncate(value),
+    },
+    plain!("eflags", Eflags, CORE, Rule::Flags, core.rflags),
     selector!("cs", Code, cs),
     selector!("ss", Stack, ss),
     selector!("ds", Data, ds),
     selector!("es", Data, es),
     selector!("fs", Data, fs),
     selector!("gs", Data, gs),
-    plain!("fs_base", Int64, SPECIAL, Rule::Address, special.fs.base),
-    plain!("gs_base", Int64, SPECIAL, Rule::Address, special.gs.base),
-    plain!("k_gs_base", Int64, MSRS, Rule::Address, kernel_gs_base),
+    plain!("fs_base", Word, SPECIAL, Rule::Address, special.fs.base),
+    plain!("gs_base", Word, SPECIAL, Rule::Address, special.gs.base),
+    plain!("k_gs_base", Word, MSRS, Rule::Address, kernel_gs_base),
     plain!("cr0", Cr0, SPECIAL, Rule::Cr0, special.cr0),
-    plain!("cr2", Int64, SPECIAL, Rule::Any, special.cr2),
+    plain!("cr2", Word, SPECIAL, Rule::Any, special.cr2),
     plain!("cr3", Cr3, SPECIAL, Rule::Bits(CR3_DEFINED), special.cr3),
     plain!("cr4", Cr4, SPECIAL, Rule::Bits(CR4_DEFINED), special.cr4),
-    plain!("cr8", Int64, SPECIAL, Rule::Bits(0xf), special.cr8),
+    plain!("cr8", Word, SPECIAL, Rule::Bits(0xf), special.cr8),
     plain!(
         "efer",
         Efer,
@@ -254,30 +308,341 @@ pub(in crate::x86_64) static TABLE: [Row; 66] = [
         }
     ),
     plain!("fop", X87Control, FPU, Rule::Bits(0x7ff), fpu.fop),
-    xmm!("xmm0", 0),
-    xmm!("xmm1", 1),
-    xmm!("xmm2", 2),
-    xmm!("xmm3", 3),
-    xmm!("xmm4", 4),
-    xmm!("xmm5", 5),
-    xmm!("xmm6", 6),
-    xmm!("xmm7", 7),
-    xmm!("xmm8", 8),
-    xmm!("xmm9", 9),
-    xmm!("xmm10", 10),
-    xmm!("xmm11", 11),
-    xmm!("xmm12", 12),
-    xmm!("xmm13", 13),
-    xmm!("xmm14", 14),
-    xmm!("xmm15", 15),
+    xmm!("xmm0", Some("xmm0"), 0),
+    xmm!("xmm1", Some("xmm1"), 1),
+    xmm!("xmm2", Some("xmm2"), 2),
+    xmm!("xmm3", Some("xmm3"), 3),
+    xmm!("xmm4", Some("xmm4"), 4),
+    xmm!("xmm5", Some("xmm5"), 5),
+    xmm!("xmm6", Some("xmm6"), 6),
+    xmm!("xmm7", Some("xmm7"), 7),
+    xmm!("xmm8", None, 8),
+    xmm!("xmm9", None, 9),
+    xmm!("xmm10", None, 10),
+    xmm!("xmm11", None, 11),
+    xmm!("xmm12", None, 12),
+    xmm!("xmm13", None, 13),
+    xmm!("xmm14", None, 14),
+    xmm!("xmm15", None, 15),
     plain!("mxcsr", Mxcsr, FPU, Rule::Bits(0xffff), fpu.mxcsr),
 ];
 
-pub(super) const fn total_bytes() -> usize {
+/// What a segment register holds beside its selector.
+macro_rules! hidden {
+    ($limit:literal, $rights:literal, $field:ident) => {
+        [
+            plain!($limit, Int32, SPECIAL, LOADED, special.$field.limit),
+            Row {
+                name: $rights,
+                narrow: Some($rights),
+                kind: Kind::Rights,
+                groups: RegisterGroups::SPECIAL,
+                rule: LOADED,
+                get: |file| u128::from(access::rights(&file.special.$field)),
+                // The rule refuses every value.
+                set: |_, _| {},
+            },
+        ]
+    };
+}
+
+/// The hidden part of a segment register.
+const LOADED: Rule = Rule::ReadOnly("only a load of its selector changes it");
+/// LDTR and TR.
+const BY_INSTRUCTION: Rule = Rule::ReadOnly("only LLDT, LTR and a task switch change it");
+
+/// A segment whose base no other register shows.
+macro_rules! segment {
+    ($base:literal, $limit:literal, $rights:literal, $field:ident) => {{
+        let [limit, rights] = hidden!($limit, $rights, $field);
+        [
+            plain!($base, Word, SPECIAL, Rule::SegmentBase, special.$field.base),
+            limit,
+            rights,
+        ]
+    }};
+}
+
+/// LDTR or TR.
+macro_rules! system {
+    ($name:literal, $base:literal, $limit:literal, $rights:literal, $field:ident) => {{
+        let [limit, rights] = hidden!($limit, $rights, $field);
+        [
+            plain!(
+                $name,
+                Int32,
+                SPECIAL,
+                BY_INSTRUCTION,
+                special.$field.selector
+            ),
+            plain!($base, Word, SPECIAL, BY_INSTRUCTION, special.$field.base),
+            Row {
+                rule: BY_INSTRUCTION,
+                ..limit
+            },
+            Row {
+                rule: BY_INSTRUCTION,
+                ..rights
+            },
+        ]
+    }};
+}
+
+macro_rules! dr {
+    ($name:literal, $index:literal) => {
+        Row {
+            name: $name,
+            narrow: Some($name),
+            kind: Kind::Word,
+            groups: RegisterGroups::DEBUG,
+            rule: Rule::Any,
+            get: |file| u128::from(file.debug.dr[$index]),
+            set: |file, value| file.debug.dr[$index] = access::truncate(value),
+        }
+    };
+}
+
+/// Registers that QEMU's description lacks. Their numbers follow those of [`TABLE`]'s. They are in no `g` packet, so
+/// it stays as long as QEMU's; GDB asks for each with `p` when its user does.
+static MORE: [Row; 34] = {
+    let [a, b, c] = segment!("cs_base", "cs_limit", "cs_rights", cs);
+    let [d, e, f] = segment!("ss_base", "ss_limit", "ss_rights", ss);
+    let [g, h, i] = segment!("ds_base", "ds_limit", "ds_rights", ds);
+    let [j, k, l] = segment!("es_base", "es_limit", "es_rights", es);
+    let [m, n] = hidden!("fs_limit", "fs_rights", fs);
+    let [o, p] = hidden!("gs_limit", "gs_rights", gs);
+    let [q, r, s, t] = system!("ldtr", "ldtr_base", "ldtr_limit", "ldtr_rights", ldtr);
+    let [u, v, w, x] = system!("tr", "tr_base", "tr_limit", "tr_rights", tr);
+    [
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
+        g,
+        h,
+        i,
+        j,
+        k,
+        l,
+        m,
+        n,
+        o,
+        p,
+        q,
+        r,
+        s,
+        t,
+        u,
+        v,
+        w,
+        x,
+        plain!("gdtr_base", Word, SPECIAL, Rule::Address, special.gdtr.base),
+        plain!(
+            "gdtr_limit",
+            Int32,
+            SPECIAL,
+            Rule::Bits(0xffff),
+            special.gdtr.limit
+        ),
+        plain!("idtr_base", Word, SPECIAL, Rule::Address, special.idtr.base),
+        plain!(
+            "idtr_limit",
+            Int32,
+            SPECIAL,
+            Rule::Bits(0xffff),
+            special.idtr.limit
+        ),
+        dr!("dr0", 0),
+        dr!("dr1", 1),
+        dr!("dr2", 2),
+        dr!("dr3", 3),
+        plain!("dr6", Dr6, DEBUG, Rule::Dr6, debug.dr6),
+        plain!("dr7", Dr7, DEBUG, Rule::Dr7, debug.dr7),
+    ]
+};
+
+macro_rules! ymm_high {
+    ($name:literal, $narrow:expr, $index:literal) => {
+        Row {
+            name: $name,
+            narrow: $narrow,
+            kind: Kind::YmmHigh,
+            groups: RegisterGroups::FPU,
+            rule: Rule::Avx,
+            get: |file| match &file.fpu.ymm_high {
+                Some(high) => u128::from_le_bytes(high[$index]),
+                None => 0,
+            },
+            set: |file, value| {
+                if let Some(high) = &mut file.fpu.ymm_high {
+                    high[$index] = value.to_le_bytes();
+                }
+            },
+        }
+    };
+}
+
+/// The upper halves of the YMM registers, for views with AVX. Their numbers follow those of [`MORE`]. The first
+/// [`NARROW_YMM`] are in the views with 32-bit registers, too.
+static AVX: [Row; 16] = [
+    ymm_high!("ymm0h", Some("ymm0h"), 0),
+    ymm_high!("ymm1h", Some("ymm1h"), 1),
+    ymm_high!("ymm2h", Some("ymm2h"), 2),
+    ymm_high!("ymm3h", Some("ymm3h"), 3),
+    ymm_high!("ymm4h", Some("ymm4h"), 4),
+    ymm_high!("ymm5h", Some("ymm5h"), 5),
+    ymm_high!("ymm6h", Some("ymm6h"), 6),
+    ymm_high!("ymm7h", Some("ymm7h"), 7),
+    ymm_high!("ymm8h", None, 8),
+    ymm_high!("ymm9h", None, 9),
+    ymm_high!("ymm10h", None, 10),
+    ymm_high!("ymm11h", None, 11),
+    ymm_high!("ymm12h", None, 12),
+    ymm_high!("ymm13h", None, 13),
+    ymm_high!("ymm14h", None, 14),
+    ymm_high!("ymm15h", None, 15),
+];
+const NARROW_YMM: usize = 8;
+
+/// The first registers of the views with 32-bit registers, in the order of machine encoding as in QEMU. The others
+/// follow in the order of the table.
+const NARROW_FIRST: [&str; 8] = ["eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"];
+
+/// How many registers the views with 32-bit registers have.
+const NARROW_COUNT: usize = {
+    let mut count = 0;
+    let mut rest: &[Row] = &TABLE;
+    while let [row, tail @ ..] = rest {
+        if row.narrow.is_some() {
+            count += 1;
+        }
+        rest = tail;
+    }
+    count
+};
+
+/// For each register of the views with 32-bit registers its place in [`TABLE`].
+static NARROW: [u8; NARROW_COUNT] = {
+    let mut order = [0; NARROW_COUNT];
+    let mut number = 0;
+    let mut rest: &mut [u8] = &mut order;
+    while let [entry, tail @ ..] = rest {
+        *entry = narrow_place(number);
+        number += 1;
+        rest = tail;
+    }
+    order
+};
+
+/// The place in [`TABLE`] of the register with this number in the views with 32-bit registers.
+const fn narrow_place(number: usize) -> u8 {
+    let mut left = number;
+    let mut first: &[&str] = &NARROW_FIRST;
+    while let [name, tail @ ..] = first {
+        if left == 0 {
+            return place(name);
+        }
+        left -= 1;
+        first = tail;
+    }
+    let mut index = 0;
+    let mut table: &[Row] = &TABLE;
+    while let [row, tail @ ..] = table {
+        if let Some(name) = row.narrow {
+            if !is_first(name) {
+                if left == 0 {
+                    return index;
+                }
+                left -= 1;
+            }
+        }
+        index += 1;
+        table = tail;
+    }
+    index
+}
+
+const fn is_first(name: &str) -> bool {
+    let mut rest: &[&str] = &NARROW_FIRST;
+    while let [first, tail @ ..] = rest {
+        if is_same(first, name) {
+            return true;
+        }
+        rest = tail;
+    }
+    false
+}
+
+/// The place of a register with this narrow name in [`TABLE`].
+const fn place(name: &str) -> u8 {
+    let mut index = 0;
+    let mut rest: &[Row] = &TABLE;
+    while let [row, tail @ ..] = rest {
+        if let Some(narrow) = row.narrow {
+            if is_same(narrow, name) {
+                return index;
+            }
+        }
+        index += 1;
+        rest = tail;
+    }
+    index
+}
+
+const fn is_same(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.as_bytes(), other.as_bytes());
+    while let ([a, tail @ ..], [b, other_tail @ ..]) = (one, other) {
+        if *a != *b {
+            return false;
+        }
+        (one, other) = (tail, other_tail);
+    }
+    one.is_empty() && other.is_empty()
+}
+
+/// Returns the number of registers in a view's `g` packet.
+pub(super) fn count_in_g(view: View) -> usize {
+    if view.is_wide() {
+        TABLE.len()
+    } else {
+        NARROW.len()
+    }
+}
+
+/// Returns the number of registers of a view.
+pub(super) fn count(view: View) -> usize {
+    let ymm = match (view.has_avx(), view.is_wide()) {
+        (false, _) => 0,
+        (true, false) => NARROW_YMM,
+        (true, true) => AVX.len(),
+    };
+    count_in_g(view) + MORE.len() + ymm
+}
+
+/// Returns the row of a view's register with this number.
+pub(super) fn row(view: View, number: usize) -> Option<&'static Row> {
+    if let Some(more) = number.checked_sub(count_in_g(view)) {
+        return match more.checked_sub(MORE.len()) {
+            None => MORE.get(more),
+            Some(ymm) => AVX.get(ymm),
+        };
+    }
+    let place = if view.is_wide() {
+        number
+    } else {
+        usize::from(*NARROW.get(number)?)
+    };
+    TABLE.get(place)
+}
+
+/// Length of the `g` packet's data of the view with 64-bit registers, in bytes.
+pub(super) const fn wide_bytes() -> usize {
     let mut total = 0;
     let mut rest: &[Row] = &TABLE;
     while let [row, tail @ ..] = rest {
-        total += row.kind.bytes();
+        total += row.kind.bytes(View::X86_64);
         rest = tail;
     }
     total

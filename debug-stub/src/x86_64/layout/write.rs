@@ -3,7 +3,7 @@
 use super::table::Rule;
 use super::{RegisterId, WriteError, checks};
 use crate::GuestMemory;
-use crate::x86_64::RegisterFile;
+use crate::x86_64::{RegisterFile, View};
 
 /// Sets one register.
 pub(super) fn write_one(
@@ -13,7 +13,7 @@ pub(super) fn write_one(
     value: &[u8],
 ) -> Result<(), WriteError> {
     let value = decode(id, value)?;
-    if id.value(registers) == value {
+    if id.shown(registers) == Some(value) {
         // Also a value that could not be loaded now: a selector beyond the GDT, for instance, which was
         // loaded from another one. GDB writes registers back after a call of a function.
         return Ok(());
@@ -34,20 +34,21 @@ pub(super) fn write_one(
 /// # Errors
 /// If the length or a value is wrong. Send the client an error.
 pub fn write_all(
+    view: View,
     registers: &mut RegisterFile,
     memory: &impl GuestMemory,
     data: &[u8],
 ) -> Result<(), WriteError> {
-    if data.len() != RegisterId::TOTAL_BYTES {
+    if data.len() != view.total_bytes() {
         return Err(WriteError::TotalLength {
-            expected: RegisterId::TOTAL_BYTES,
+            expected: view.total_bytes(),
             actual: data.len(),
         });
     }
     let mut after = registers.clone();
     for stage in Stage::ORDER {
         let mut rest = data;
-        for id in RegisterId::all() {
+        for id in view.registers_in_g() {
             let Some((bytes, tail)) = rest.split_at_checked(id.size_bytes()) else {
                 break;
             };
@@ -55,9 +56,11 @@ pub fn write_all(
             if Stage::of(id) != stage {
                 continue;
             }
-            // Compared with the old value: a selector's load changes a base in `after`.
             let value = decode(id, bytes)?;
-            if id.value(registers) != value {
+            // Compared with the old value: a selector's load changes a base in `after`. A linear address is
+            // compared with the new one: it moves with the base.
+            let moved = stage == Stage::Linear && id.value(&after) != value;
+            if moved || id.shown(registers) != Some(value) {
                 checks::store(id, &mut after, memory, value)?;
             }
         }
@@ -76,15 +79,18 @@ enum Stage {
     Selectors,
     /// Bases: a new one in the packet wins over that of the selector.
     Bases,
+    /// Linear addresses, which are stored without the base.
+    Linear,
 }
 
 impl Stage {
-    const ORDER: [Self; 3] = [Self::Mode, Self::Selectors, Self::Bases];
+    const ORDER: [Self; 4] = [Self::Mode, Self::Selectors, Self::Bases, Self::Linear];
 
     fn of(id: RegisterId) -> Self {
         match id.row().rule {
             Rule::Selector(..) => Self::Selectors,
-            Rule::Address => Self::Bases,
+            Rule::Address | Rule::SegmentBase => Self::Bases,
+            Rule::ProgramCounter | Rule::StackPointer => Self::Linear,
             _ => Self::Mode,
         }
     }

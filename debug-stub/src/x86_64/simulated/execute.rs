@@ -6,12 +6,13 @@ use super::interrupts::{Access, Destination, Event, Shadow, page_fault};
 use super::{Exit, SimulatedVcpu};
 use crate::address::GuestVirtAddr;
 use crate::host::GuestMemory;
+use crate::x86_64::DebugRegisters;
 use crate::x86_64::bits::{
     DR6_BD, DR6_BS, DR7_GD, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RESERVED, RFLAGS_RF, RFLAGS_TF,
     RFLAGS_VM,
 };
 use crate::x86_64::read_virtual;
-use crate::x86_64::stepper::{DebugExit, DebugStatus, RunState};
+use crate::x86_64::stepper::{DebugExit, RunState};
 
 /// How an instruction ended.
 enum End {
@@ -372,7 +373,7 @@ impl SimulatedVcpu {
             self.status.dr6 |= DR6_BD;
             return End::Event(Event::exception(DEBUG));
         }
-        let DebugStatus { dr, dr6, dr7 } = &mut self.status;
+        let DebugRegisters { dr, dr6, dr7 } = &mut self.status;
         let [dr0, dr1, dr2, dr3] = dr;
         let register = match register {
             0xc0 => dr0,

@@ -338,6 +338,25 @@ impl Host for SimulatedMachine {
         }
     }
 
+    fn read_system_register(
+        &mut self,
+        vcpu: VcpuId,
+        number: u32,
+    ) -> Option<Result<u64, Self::Error>> {
+        let (stepper, vcpu) = self.vcpus.get_mut(vcpu.index())?;
+        Some(stepper.read_msr(number, vcpu))
+    }
+
+    fn write_system_register(
+        &mut self,
+        vcpu: VcpuId,
+        number: u32,
+        value: u64,
+    ) -> Option<Result<(), Self::Error>> {
+        let (stepper, vcpu) = self.vcpus.get_mut(vcpu.index())?;
+        Some(stepper.write_msr(number, value, vcpu))
+    }
+
     fn disarm(&mut self, vcpu: VcpuId) -> Result<(), Self::Error> {
         match self.vcpus.get_mut(vcpu.index()) {
             Some((stepper, vcpu)) => stepper.release(vcpu, &self.memory),

@@ -40,8 +40,10 @@ pub use memory::Ram;
 pub use scenario::{Action, Scenario};
 
 use super::bits::{CR0_PE, DR6_BS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_TF};
-use super::stepper::{DebugExit, DebugStatus, Outcome, PendingEvents, RunState, Vcpu};
-use super::{CoreRegisters, RegisterFile, RegisterGroups, Segment, SpecialRegisters};
+use super::stepper::{DebugExit, Outcome, PendingEvents, RunState, Vcpu};
+use super::{
+    CoreRegisters, DebugRegisters, RegisterFile, RegisterGroups, Segment, SpecialRegisters,
+};
 use crate::host::GuestMemory;
 use crate::order::StopReason;
 use interrupts::{Access, Event, Shadow};
@@ -122,7 +124,7 @@ pub struct SimulatedVcpu {
     lstar: u64,
     fmask: u64,
     /// The guest's own debug registers.
-    status: DebugStatus,
+    status: DebugRegisters,
     /// `KVM_SET_GUEST_DEBUG`, and the linear RIP that it captured.
     debug: GuestDebug,
     singlestep_rip: u64,
@@ -237,7 +239,7 @@ impl SimulatedVcpu {
             file,
             lstar: 0,
             fmask: 0,
-            status: DebugStatus {
+            status: DebugRegisters {
                 dr: [0; 4],
                 dr6: 0xffff_0ff0,
                 dr7: 0x400,
@@ -663,6 +665,9 @@ impl Vcpu for SimulatedVcpu {
         if groups.contains(RegisterGroups::MSRS) {
             file.kernel_gs_base = self.file.kernel_gs_base;
         }
+        if groups.contains(RegisterGroups::DEBUG) {
+            file.debug = self.status;
+        }
         Ok(())
     }
 
@@ -688,6 +693,9 @@ impl Vcpu for SimulatedVcpu {
         if groups.contains(RegisterGroups::MSRS) {
             self.file.kernel_gs_base = file.kernel_gs_base;
         }
+        if groups.contains(RegisterGroups::DEBUG) {
+            self.status = file.debug;
+        }
         Ok(())
     }
 
@@ -707,7 +715,7 @@ impl Vcpu for SimulatedVcpu {
         Ok(())
     }
 
-    fn debug_status(&mut self) -> Result<DebugStatus, Refused> {
+    fn debug_status(&mut self) -> Result<DebugRegisters, Refused> {
         self.call("debug_status")?;
         Ok(self.status)
     }

@@ -60,9 +60,7 @@ use vcpu_caps::{Plan, VcpuControl, VcpuId};
 
 pub use arming::DEBUGGER;
 pub use driver::{Driver, Entry};
-pub use vcpu::{
-    DebugExit, DebugStatus, Next, Outcome, PendingEvents, RunState, StepperError, Vcpu,
-};
+pub use vcpu::{DebugExit, Next, Outcome, PendingEvents, RunState, StepperError, Vcpu};
 
 use self::arming::{Arming, Shadow};
 use self::debug_exit::Cause;
@@ -457,6 +455,35 @@ impl Stepper {
             self.halt_or_wake(file.core.rip, vcpu)?;
         }
         self.registers.write(vcpu, groups, file)
+    }
+
+    /// Reads an MSR, for the debugger's user.
+    ///
+    /// # Errors
+    /// If the vCPU refuses.
+    pub fn read_msr<V: Vcpu>(
+        &mut self,
+        number: u32,
+        vcpu: &mut V,
+    ) -> Result<u64, StepperError<V::Error>> {
+        vcpu.read_msr(number)
+            .map_err(StepperError::of("reading an MSR"))
+    }
+
+    /// Writes an MSR, for the debugger's user. Registers are read again: some are MSRs.
+    ///
+    /// # Errors
+    /// If the vCPU refuses.
+    pub fn write_msr<V: Vcpu>(
+        &mut self,
+        number: u32,
+        value: u64,
+        vcpu: &mut V,
+    ) -> Result<(), StepperError<V::Error>> {
+        self.registers.forget();
+        vcpu.discard_tf_at_entry();
+        vcpu.write_msr(number, value)
+            .map_err(StepperError::of("writing an MSR"))
     }
 
     /// The vCPU is about to get this RIP from the debugger.

@@ -3,7 +3,7 @@
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
-use super::vcpu::DebugStatus;
+use crate::x86_64::DebugRegisters;
 use crate::x86_64::bits::DR7_GD;
 use crate::x86_64::step::Guards;
 
@@ -154,10 +154,10 @@ impl Slots {
 
 /// The guest's own breakpoints, as its DR0-DR3 and DR7 have them (SDM 3B 19.2.4).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct OwnBreakpoints(DebugStatus);
+pub(super) struct OwnBreakpoints(DebugRegisters);
 
 impl OwnBreakpoints {
-    pub(super) fn new(status: DebugStatus) -> Self {
+    pub(super) fn new(status: DebugRegisters) -> Self {
         Self(status)
     }
 
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     fn own(dr7: u64) -> OwnBreakpoints {
-        OwnBreakpoints::new(DebugStatus {
+        OwnBreakpoints::new(DebugRegisters {
             dr: [0x1000, 0x2003, 0x3000, 0x4000],
             dr6: 0,
             dr7,

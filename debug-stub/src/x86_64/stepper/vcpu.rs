@@ -6,7 +6,9 @@ use std::fmt;
 use vcpu_caps::{ControlError, GuestDebug};
 
 use crate::order::StopReason;
-use crate::x86_64::{CoreRegisters, RegisterFile, RegisterGroups, SpecialRegisters};
+use crate::x86_64::{
+    CoreRegisters, DebugRegisters, RegisterFile, RegisterGroups, SpecialRegisters,
+};
 
 /// A stopped vCPU of a hypervisor, as the [`Stepper`](super::Stepper) reads and writes it.
 ///
@@ -60,7 +62,7 @@ pub trait Vcpu {
     ///
     /// # Errors
     /// If the hypervisor refuses.
-    fn debug_status(&mut self) -> Result<DebugStatus, Self::Error>;
+    fn debug_status(&mut self) -> Result<DebugRegisters, Self::Error>;
 
     /// Sets the guest's own DR6.
     ///
@@ -180,17 +182,6 @@ pub struct PendingEvents {
     pub exception: bool,
     /// The vector of an interrupt that the interrupt controller has handed out already.
     pub interrupt: Option<u8>,
-}
-
-/// The guest's own debug registers, as far as a step looks at them (SDM 3B 19.2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DebugStatus {
-    /// DR0-DR3.
-    pub dr: [u64; 4],
-    /// DR6.
-    pub dr6: u64,
-    /// DR7.
-    pub dr7: u64,
 }
 
 /// What a vCPU waits for (`KVM_GET_MP_STATE`).
