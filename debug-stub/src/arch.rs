@@ -57,6 +57,9 @@ pub trait Arch: fmt::Debug + Send + 'static {
     /// Length of all registers in a `g` packet, in bytes before hexadecimal.
     const REGISTER_BYTES: usize;
 
+    /// `true` if numbers in memory and in packets have their most significant byte first.
+    const IS_BIG_ENDIAN: bool = false;
+
     /// The breakpoint instruction, as it is in memory. At least one byte.
     const BREAKPOINT: &'static [u8];
     /// The debug slots of a vCPU.

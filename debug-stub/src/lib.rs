@@ -56,6 +56,7 @@
 )]
 
 mod address;
+pub mod agent;
 pub mod arch;
 #[cfg(feature = "session")]
 mod breakpoints;

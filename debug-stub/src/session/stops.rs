@@ -117,6 +117,7 @@ impl<H: Host> Session<H> {
     /// Sends the stop reply; the guest is stopped for the client then.
     pub(super) fn report(&mut self, stop: &Stop) {
         self.early_interrupt = false;
+        self.passing.stop();
         self.note_reason(stop);
         if stop.reason == StopReason::Step {
             self.guest.note_unguarded(stop.vcpu);
