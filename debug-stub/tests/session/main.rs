@@ -12,6 +12,7 @@ mod common;
 
 mod breakpoints;
 mod changes;
+mod conditions;
 mod connecting;
 mod ends;
 mod errors;
