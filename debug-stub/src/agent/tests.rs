@@ -382,6 +382,8 @@ proptest! {
         prop_assert_eq!(u128::from(value(&[left, right], &[0x02])), sum);
         let less = left.cast_signed() < right.cast_signed();
         prop_assert_eq!(value(&[left, right], &[0x14]), u64::from(less));
-        prop_assert_eq!(value(&[left], &[0x16, 32]), i64::from(left as u32 as i32).cast_unsigned());
+        // The low half, as a number with a sign.
+        let half = i64::try_from(i128::from(left) << 96 >> 96).unwrap();
+        prop_assert_eq!(value(&[left], &[0x16, 32]), half.cast_unsigned());
     }
 }

@@ -23,6 +23,7 @@ mod leaving;
 mod maintenance;
 mod memory;
 mod properties;
+mod protocol;
 mod registers;
 mod stepping;
 mod toy;
