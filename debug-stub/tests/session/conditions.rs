@@ -322,8 +322,7 @@ fn a_range_step_that_comes_to_a_false_hit_ends_behind_it() {
     // The step of one vCPU goes on when another has come to a false hit.
     let mut rig = nops(2);
     rig.ask(format!("Z0,{AT:x},1;{FALSE}"));
-    let range = format!("vCont;r9000,9100:1;c");
-    rig.session.receive(&frame(range.as_bytes()));
+    rig.session.receive(&frame(b"vCont;r9000,9100:1;c"));
     let orders = resumed(&mut rig);
     registers_mut(rig.machine(), 1).core.rip = AT;
     rig.session
@@ -338,8 +337,7 @@ fn a_step_that_stands_on_a_breakpoint_it_has_not_hit_does_not_pass_it() {
     let mut rig = nops(2);
     rig.ask(format!("Z0,{AT:x},1;{FALSE}"));
     rig.ask(format!("Z0,{:x},1", AT + 1));
-    let range = format!("vCont;r8000,9000:1;c");
-    rig.session.receive(&frame(range.as_bytes()));
+    rig.session.receive(&frame(b"vCont;r8000,9000:1;c"));
     resumed(&mut rig);
     registers_mut(rig.machine(), 0).core.rip = AT + 1;
     registers_mut(rig.machine(), 1).core.rip = AT;
