@@ -41,6 +41,33 @@ fn benches(criterion: &mut Criterion) {
         });
     });
 
+    // `*(char*)0x9000 == 1`, which is false. The client has no part in it: hit, evaluated, stepped off, continued.
+    let mut passing = session();
+    passing.receive(&frame(b"Z0,8000,1;X8,2390001722011327"));
+    passing.receive(&frame(b"vCont;c"));
+    passing.consume_output(usize::MAX);
+    let resumed = |session: &mut Session<Machine>| {
+        let action = session.next_action();
+        assert!(matches!(action, Some(Action::Resume(_))));
+    };
+    resumed(&mut passing);
+    criterion.bench_function("a false hit: stop, action, stop, action", |bencher| {
+        bencher.iter(|| {
+            passing.stopped(vec![Stop {
+                vcpu: VcpuId(0),
+                reason: StopReason::SoftwareBreakpoint,
+            }]);
+            resumed(&mut passing);
+            passing.stopped(vec![Stop {
+                vcpu: VcpuId(0),
+                reason: StopReason::Step,
+            }]);
+            // The simulated vCPU has not moved: it is before the instruction again.
+            resumed(&mut passing);
+        });
+    });
+    assert!(passing.output().is_empty());
+
     let mut reading = session();
     for (name, packet) in [("m", "m0,3fff"), ("x", "x0,3fff")] {
         let packet = frame(packet.as_bytes());

@@ -67,6 +67,9 @@ pub trait Arch: fmt::Debug + Send + 'static {
     /// The view with all registers.
     const WIDEST_VIEW: Self::View;
 
+    /// `true` if numbers in memory and in packets have their most significant byte first.
+    const IS_BIG_ENDIAN: bool = false;
+
     /// The breakpoint instruction, as it is in memory. At least one byte.
     const BREAKPOINT: &'static [u8];
     /// The debug slots of a vCPU.

@@ -8,6 +8,8 @@
 //!
 //! All other breakpoints take debug slots. Equal ones share a slot.
 
+mod hit_program;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,6 +22,11 @@ use crate::address::GuestPhysAddr;
 use crate::arch::Arch;
 use crate::host::GuestMemory;
 use crate::order::{Armed, WatchAccess};
+
+pub(crate) use hit_program::HitProgram;
+
+/// How much bytecode all breakpoints may have, in bytes.
+const MAX_CODE: usize = 1 << 20;
 
 /// The session writes and restores software breakpoints at each stop. The limit keeps that short. It counts
 /// what the client asks for, not addresses in memory: many virtual addresses may be one of those.
@@ -108,9 +115,20 @@ pub(crate) enum PointError {
     /// There are [`MAX_POINTS`] breakpoints and watchpoints.
     #[error("there are {MAX_POINTS} breakpoints already: delete some")]
     TooMany,
+    /// The breakpoints have [`MAX_CODE`] bytes of bytecode.
+    #[error("the conditions and commands of all breakpoints have more than {MAX_CODE} bytes")]
+    TooMuchCode,
     /// Nothing is watched.
     #[error("a watchpoint of no bytes")]
     Empty,
+}
+
+/// A point in the table.
+#[derive(Clone, Debug)]
+struct Entry {
+    place: Place,
+    /// What the VMM does at a hit before the client sees it.
+    program: HitProgram,
 }
 
 /// A debug slot in use.
@@ -122,7 +140,9 @@ struct Slot {
 
 /// The breakpoints and watchpoints of one client.
 pub(crate) struct Breakpoints<A> {
-    points: BTreeMap<Point, Place>,
+    points: BTreeMap<Point, Entry>,
+    /// The bytecode of all points, in bytes.
+    code: usize,
     slots: Vec<Slot>,
     /// How many points share each breakpoint instruction: several virtual addresses may be one
     /// physical address.
@@ -142,6 +162,7 @@ impl<A: Arch> Default for Breakpoints<A> {
     fn default() -> Self {
         Self {
             points: BTreeMap::new(),
+            code: 0,
             slots: Vec::new(),
             software: BTreeMap::new(),
             written: Vec::new(),
@@ -163,20 +184,34 @@ impl<A: Arch> fmt::Debug for Breakpoints<A> {
 }
 
 impl<A: Arch> Breakpoints<A> {
-    /// Adds a point. One that is there already stays as it is.
+    /// Adds a point. One that is there already stays where it is, and gets the new program: a client that
+    /// changes a condition sends the breakpoint again.
     ///
     /// `memory_at` returns where a software breakpoint can be written, or why it cannot. One that
     /// cannot, and one that would overlap another, takes a debug slot if `may_use_slot`.
     pub(crate) fn insert(
         &mut self,
         point: Point,
+        program: HitProgram,
         may_use_slot: bool,
         memory_at: impl FnOnce(u64) -> Result<GuestPhysAddr, &'static str>,
     ) -> Result<Placed, PointError> {
-        if self.points.get(&point) == Some(&Place::Nowhere) {
-            self.points.remove(&point);
+        if self
+            .points
+            .get(&point)
+            .is_some_and(|entry| entry.place == Place::Nowhere)
+        {
+            self.remove(point);
         }
-        if self.points.contains_key(&point) {
+        let present = self.points.get_mut(&point);
+        let old = present.as_ref().map_or(0, |entry| entry.program.size());
+        let code = self.code - old + program.size();
+        if code > MAX_CODE {
+            return Err(PointError::TooMuchCode);
+        }
+        if let Some(entry) = present {
+            entry.program = program;
+            self.code = code;
             return Ok(Placed::AsAsked);
         }
         // Of any kind: equal slots are shared, so slots alone bound nothing.
@@ -198,16 +233,18 @@ impl<A: Arch> Breakpoints<A> {
                 (Place::Slots(self.take_slots(point)?), Placed::AsAsked)
             }
         };
-        self.points.insert(point, place);
+        self.points.insert(point, Entry { place, program });
+        self.code = code;
         self.refresh();
         Ok(placed)
     }
 
     /// Removes a point. Returns `true` if it was there.
     pub(crate) fn remove(&mut self, point: Point) -> bool {
-        let Some(place) = self.points.remove(&point) else {
+        let Some(Entry { place, program }) = self.points.remove(&point) else {
             return false;
         };
+        self.code -= program.size();
         match place {
             Place::Nowhere => {}
             Place::Memory(gpa) => {
@@ -236,11 +273,11 @@ impl<A: Arch> Breakpoints<A> {
     /// stop nothing from now on.
     pub(crate) fn machine_was_reset(&mut self, may_use_slot: bool) -> usize {
         self.software.clear();
-        let in_memory = |place: &Place| matches!(place, Place::Memory(_));
+        let in_memory = |entry: &Entry| matches!(entry.place, Place::Memory(_));
         let moved: Vec<Point> = self
             .points
             .iter()
-            .filter_map(|(point, place)| in_memory(place).then_some(*point))
+            .filter_map(|(point, entry)| in_memory(entry).then_some(*point))
             .collect();
         let mut lost = 0;
         for point in moved {
@@ -250,8 +287,9 @@ impl<A: Arch> Breakpoints<A> {
                 None
             };
             lost += usize::from(slots.is_none());
-            self.points
-                .insert(point, slots.map_or(Place::Nowhere, Place::Slots));
+            if let Some(entry) = self.points.get_mut(&point) {
+                entry.place = slots.map_or(Place::Nowhere, Place::Slots);
+            }
         }
         self.refresh();
         lost
@@ -260,6 +298,7 @@ impl<A: Arch> Breakpoints<A> {
     /// Removes all points.
     pub(crate) fn clear(&mut self) {
         self.points.clear();
+        self.code = 0;
         self.software.clear();
         self.slots.clear();
         self.refresh();
@@ -288,6 +327,29 @@ impl<A: Arch> Breakpoints<A> {
     /// Returns `true` if a software breakpoint belongs at this address.
     pub(crate) fn has_software(&self, address: GuestPhysAddr) -> bool {
         self.software.contains_key(&address)
+    }
+
+    /// Returns `true` if any point has conditions or commands.
+    pub(crate) fn any_program(&self) -> bool {
+        self.code > 0
+    }
+
+    /// Returns the breakpoints that a vCPU is at whose program counter is `pc`, which is in memory at `gpa`, and
+    /// their programs.
+    pub(crate) fn programs_at(
+        &self,
+        pc: u64,
+        gpa: Option<GuestPhysAddr>,
+    ) -> impl Iterator<Item = (u64, &HitProgram)> {
+        let slot = HwBreakpoint::execute(pc);
+        self.points
+            .iter()
+            .filter(move |(_, entry)| match &entry.place {
+                Place::Memory(at) => gpa == Some(*at),
+                Place::Slots(slots) => slots.contains(&slot),
+                Place::Nowhere => false,
+            })
+            .map(|(point, entry)| (point.address, &entry.program))
     }
 
     /// Returns `true` if there is any software breakpoint in memory.

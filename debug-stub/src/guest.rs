@@ -1,5 +1,6 @@
 //! The stopped guest, and what the session has set in it.
 
+mod hits;
 mod orders;
 mod target;
 mod view;
@@ -15,7 +16,7 @@ use thiserror::Error;
 use vcpu_caps::VcpuId;
 
 use crate::arch::Arch;
-use crate::breakpoints::{Breakpoints, Placed, Point, PointError, PointKind};
+use crate::breakpoints::{Breakpoints, HitProgram, Placed, Point, PointError, PointKind};
 use crate::config::SessionConfig;
 use crate::host::{Host, ResetError};
 use crate::memory::Space;
@@ -23,6 +24,7 @@ use crate::qemu::StepBits;
 use crate::request::ClientFeatures;
 use crate::state::RegisterCache;
 
+pub(crate) use hits::Hit;
 pub(crate) use orders::Orders;
 use view::ClientView;
 pub(crate) use wire::RegisterNumber;
@@ -150,6 +152,11 @@ impl Notices {
             self.refused.push('\n');
         }
         self.last = text;
+    }
+
+    /// A message is dropped.
+    pub(crate) fn lose(&mut self) {
+        self.lost += 1;
     }
 
     /// The client resumes the guest: it has dealt with refused breakpoints.
@@ -373,33 +380,42 @@ impl<H: Host> Guest<H> {
 
     /// Adds or removes a breakpoint or watchpoint.
     fn set_point(&mut self, insert: bool, point: Point) -> TargetResult<bool, Self> {
-        if !insert {
+        if insert {
+            self.insert_point(point, HitProgram::default())
+                .map_err(TargetError::Errno)?;
+        } else {
             // Removing what is not there is no error: GDB removes after a failed insertion.
             self.breakpoints.remove(point);
-            return Ok(true);
         }
+        Ok(true)
+    }
+
+    /// Adds a breakpoint or watchpoint. One that is there gets the new program.
+    pub(crate) fn insert_point(&mut self, point: Point, program: HitProgram) -> Result<(), u8> {
         let in_memory = point.kind == PointKind::Software && self.config.software_breakpoints();
         let space = if in_memory {
-            Some(self.virtual_space().map_err(TargetError::Errno)?)
+            Some(self.virtual_space()?)
         } else {
             None
         };
         let host = &self.host;
-        let placed =
-            self.breakpoints
-                .insert(point, self.config.hardware_breakpoints(), |address| {
-                    let length = H::Arch::BREAKPOINT.len();
-                    match space {
-                        None => Err("the host does not hand breakpoint instructions to the \
-                                     debugger: monitor caps"),
-                        Some(space) => space
-                            .writable(host, address, length)
-                            .ok_or("nothing is mapped there yet, or no RAM"),
-                    }
-                });
+        let may_use_slot = self.config.hardware_breakpoints();
+        let placed = self
+            .breakpoints
+            .insert(point, program, may_use_slot, |address| {
+                let length = H::Arch::BREAKPOINT.len();
+                match space {
+                    None => Err(
+                        "the host does not hand breakpoint instructions to the debugger: monitor caps",
+                    ),
+                    Some(space) => space
+                        .writable(host, address, length)
+                        .ok_or("nothing is mapped there yet, or no RAM"),
+                }
+            });
         let address = point.address;
         match placed {
-            Ok(Placed::AsAsked) => Ok(true),
+            Ok(Placed::AsAsked) => Ok(()),
             Ok(Placed::InSlot(why)) => {
                 if self.noticed.insert(why) {
                     let slots = slots_in_words::<H::Arch>();
@@ -409,24 +425,30 @@ impl<H: Host> Guest<H> {
                     let address = format_args!("{address:#x}");
                     tracing::info!(address, why, "software breakpoint in a debug slot");
                 }
-                Ok(true)
+                Ok(())
             }
             Err(error) => {
-                let at = format_args!("{address:#x}");
-                tracing::warn!(address = at, %error, "breakpoint refused");
-                self.why = Some(Why {
-                    text: format!("breakpoint at {at}: {error}"),
-                    is_insertion: true,
-                });
-                Err(TargetError::Errno(match error {
+                self.explain_insertion(address, &error);
+                Err(match error {
                     PointError::NoSlot { .. }
                     | PointError::TooLong { .. }
                     | PointError::NotInMemory(_)
+                    | PointError::TooMuchCode
                     | PointError::TooMany => errno::ENOSPC,
                     PointError::Empty => errno::EINVAL,
-                }))
+                })
             }
         }
+    }
+
+    /// The breakpoint cannot be inserted for this reason.
+    pub(crate) fn explain_insertion(&mut self, address: u64, error: &impl std::error::Error) {
+        let at = format_args!("{address:#x}");
+        tracing::warn!(address = at, %error, "breakpoint refused");
+        self.why = Some(Why {
+            text: format!("breakpoint at {at}: {error}"),
+            is_insertion: true,
+        });
     }
 }
 

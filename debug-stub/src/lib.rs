@@ -23,6 +23,8 @@
 //!   its own.
 //! - One plan goes out and one list of stops comes back. A step costs one hand-over each way, and
 //!   its reply carries the registers.
+//! - Conditions and commands of breakpoints are evaluated here ([`agent`]). A hit that the client does not see
+//!   is two run cycles: the vCPU's step off the breakpoint, and the client's own orders again.
 //! - When a client has gone, at whichever byte, nothing is armed, masked or held. The guest is as it was before
 //!   the client came ([`OnDisconnect`]): one [`Action::Release`] follows if it is to run. A guest that has
 //!   ended or was killed is not released.
@@ -43,8 +45,7 @@
 //! - `simulated`: `x86_64::simulated`, a simulated vCPU for tests of a run loop.
 //!
 //! # Unsupported
-//! Non-stop mode, reverse execution, conditions evaluated here, host I/O, tracepoints. Read
-//! watchpoints (x86 has none). QEMU's NOTIMER.
+//! Non-stop mode, reverse execution, host I/O, tracepoints. Read watchpoints (x86 has none). QEMU's NOTIMER.
 #![deny(unsafe_code)]
 #![cfg_attr(not(any(feature = "kvm", feature = "server")), forbid(unsafe_code))]
 #![cfg_attr(
@@ -56,6 +57,7 @@
 )]
 
 mod address;
+pub mod agent;
 pub mod arch;
 #[cfg(feature = "session")]
 mod breakpoints;

@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 
 use vcpu_caps::{Capability, VcpuId};
 
+use crate::address::GuestPhysAddr;
 use crate::arch::Arch;
 use crate::guest::{Guest, tid};
 use crate::host::Host;
@@ -22,6 +23,8 @@ monitor system_reset resets the machine in place, if the VMM can; breakpoints st
 monitor quit         ends the guest
 monitor info registers
                      the selected vCPU's registers (-a: all vCPUs'), in QEMU's form
+monitor xp ADDRESS [LENGTH]
+                     bytes of guest-physical memory: 64, or up to 4096
 monitor info mem     what the selected vCPU's page tables map, in QEMU's form
 ";
 
@@ -62,6 +65,8 @@ pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
             _ => system::help::<H::Arch>(),
         },
         ["info", "mem"] => mappings(guest),
+        ["xp", address] => physical(guest, address, "64"),
+        ["xp", address, length] => physical(guest, address, length),
         ["info", "registers"] => {
             let vcpu = guest.current;
             registers(guest, vcpu..=vcpu)
@@ -147,6 +152,43 @@ fn mappings<H: Host>(guest: &mut Guest<H>) -> String {
         out.0.push_str("(there is more)\n");
     }
     out.0
+}
+
+/// The most that `xp` prints, in bytes.
+const LONGEST_DUMP: usize = 4096;
+
+/// Bytes of guest-physical memory, 16 a line, in the form of QEMU's `xp /xb`.
+fn physical<H: Host>(guest: &Guest<H>, address: &str, length: &str) -> String {
+    let range = number(address).zip(number(length));
+    let Some((address, length)) = range else {
+        return "xp ADDRESS [LENGTH]: numbers as in C, 0x1000 or 4096".into();
+    };
+    let length = usize::try_from(length).map_or(LONGEST_DUMP, |length| length.min(LONGEST_DUMP));
+    let mut data = vec![0; length];
+    let read = guest.host.read_memory(GuestPhysAddr(address), &mut data);
+    let mut text = String::new();
+    let read_bytes = data.get(..read).unwrap_or_default();
+    for (line, offset) in read_bytes.chunks(16).zip((0u64..).step_by(16)) {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{:016x}:", address.wrapping_add(offset));
+        for byte in line {
+            let _ = write!(text, " {byte:#04x}");
+        }
+        text.push('\n');
+    }
+    if read < length {
+        let end = address.wrapping_add(u64::try_from(read).unwrap_or(u64::MAX));
+        let _ = writeln!(text, "there is no RAM at physical {end:#x}");
+    }
+    text
+}
+
+/// A number as in C, without octal ones.
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
 }
 
 /// QEMU's `info registers`.

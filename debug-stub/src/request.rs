@@ -15,10 +15,15 @@
 //! | `p`, `qXfer:features` | gdbstub has no unavailable registers, and one description for all time |
 //! | `x`, `qC`, `qSearch`, `qCRC`, `qXfer:threads`, `qqemu`, `Qqemu` | gdbstub does not know them |
 //! | `Z3` | no host provides read watchpoints; gdbstub cannot refuse one kind |
+//! | `Z0`, `Z1` with conditions or commands | gdbstub drops them |
 //!
 //! A packet that gdbstub refuses ends its state machine. The session then sends an error and builds
 //! a new machine (`stub`).
 
+mod points;
+
+use crate::agent::ProgramError;
+use crate::breakpoints::{HitProgram, Point};
 use crate::filter::hex_digit;
 
 /// Which thread a packet means (GDB manual, "thread-id syntax").
@@ -137,6 +142,11 @@ pub(crate) enum Request<'a> {
         address: u64,
         length: u64,
     },
+    /// `Z0` and `Z1` with conditions or commands.
+    Insert {
+        point: Point,
+        program: Result<HitProgram, ProgramError>,
+    },
     /// `vCont`, with its actions as they are: [`actions`] parses them.
     Resume(&'a [u8]),
     /// `c`, `C`, `s`, `S`, with the address to go on at.
@@ -206,9 +216,8 @@ fn own(body: &[u8]) -> Option<Request<'_>> {
             return None;
         }
         b'Z' | b'z' => match rest {
-            // gdbstub drops conditions and commands, which are for stubs that advertise them. A
-            // breakpoint without its condition would stop where it should not.
-            _ if rest.contains(&b';') => return None,
+            // gdbstub drops conditions and commands.
+            _ if first == b'Z' && rest.contains(&b';') => points::insert(rest)?,
             [b'3', b',', ..] => Request::Unsupported,
             [b'0' | b'1' | b'2' | b'4', b',', ..] => Request::Gdbstub,
             _ => return None,
@@ -596,7 +605,7 @@ mod tests {
             b"P1=0",
             b"P1=xx",
             b"Z5,1,1",
-            b"Z0,1,1;X1,22",
+            b"Z0,1,1;X1,",
             b"qRcmd,6",
             b"qCRC:1",
             b"qSearch:memory:0;10;",

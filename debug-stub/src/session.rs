@@ -1,6 +1,7 @@
 //! The session: bytes and stops in, bytes and actions out.
 
 mod answer;
+mod passing;
 mod resume;
 mod stops;
 
@@ -18,6 +19,7 @@ use crate::order::{ResumePlan, Stop, StopReason, VcpuOrder};
 use crate::request::{ThreadId, classify};
 use crate::stub::Stub;
 
+use passing::Passing;
 use stops::{Expedited, happens_once, is_of_the_guest};
 
 /// Packets that one call serves. It bounds how long a client that sends many at once keeps the caller.
@@ -85,8 +87,9 @@ pub struct Session<H: Host> {
     run_thread: ThreadId,
     /// The guest as the client found it.
     found: GuestState,
-    /// What the last resume ordered.
+    /// What the client's last resume ordered.
     resumed: ResumePlan,
+    passing: Passing,
     /// An interrupt request has come while the guest is stopped, and no packet since shows that
     /// the client knew of the stop.
     early_interrupt: bool,
@@ -135,6 +138,7 @@ impl<H: Host> Session<H> {
             run_thread: ThreadId::Any,
             found: GuestState::Running,
             resumed: ResumePlan::default(),
+            passing: Passing::default(),
             early_interrupt: false,
             expedited: Expedited::default(),
             closing: false,
@@ -271,9 +275,9 @@ impl<H: Host> Session<H> {
                     self.report(&self.last_stop.clone());
                 }
             }
-            State::Running { .. } => {
+            State::Running { interrupted } => {
                 if let Some(stops) = self.go_on_after_reset(stops) {
-                    self.report_stops(stops);
+                    self.stopped_running(stops, interrupted);
                 }
             }
         }
@@ -400,6 +404,7 @@ impl<H: Host> Session<H> {
         self.receiver = Receiver::new(self.packet_limit);
         self.sender = Sender::default();
         self.stub.reset();
+        self.passing = Passing::default();
         self.held.clear();
         self.closing = false;
         self.run_thread = ThreadId::Any;
@@ -501,6 +506,7 @@ impl<H: Host> Session<H> {
     fn leave(&mut self, runs_on: bool) {
         self.guest.reset();
         self.queued.clear();
+        self.passing = Passing::default();
         if self.has_ended() {
             // There is nothing to release or to disarm.
         } else if runs_on {
@@ -655,9 +661,14 @@ impl<H: Host> Session<H> {
 
     /// Sends text to the client's console. Legal while the guest runs.
     fn console(&mut self, text: &str) {
+        self.print(text.as_bytes());
+    }
+
+    /// Sends bytes to the client's console, as they are.
+    fn print(&mut self, text: &[u8]) {
         // Each byte takes two digits, and the packet has to fit.
         let longest = (self.packet_limit / 2).saturating_sub(1).max(1);
-        for chunk in text.as_bytes().chunks(longest) {
+        for chunk in text.chunks(longest) {
             let mut body = Vec::with_capacity(1 + chunk.len() * 2);
             body.push(b'O');
             push_hex_bytes(&mut body, chunk);

@@ -83,7 +83,7 @@ GUESTS = (
 KERNEL = ("--skip", "split::", "--skip", "user::")
 
 
-def _with_all_chips(name):
+def _with_all_chips(name, smp=False):
     """A program with gdb that takes too long on vmx with the emulated chips, too."""
     job = Job(
         f"vmm-reference {name}",
@@ -91,6 +91,7 @@ def _with_all_chips(name):
         TESTS,
         _limits(300, 600, 900),
         gdb=True,
+        smp=smp,
         left_out={"vmx": f"three times as long in Bochs: {name} kernel runs it with KVM's chips"},
     )
     kernel = dataclasses.replace(
@@ -190,6 +191,7 @@ JOBS = [
     Job("vmm-reference kvm_missing", "vmm-reference:kvm_missing", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference gdb_mask", "vmm-reference:gdb_mask", TESTS, _limits(300, 600, 900), gdb=True),
     *_with_all_chips("gdb_session"),
+    *_with_all_chips("gdb_conditions", smp=True),
     Job(
         "vmm-reference gdb_smp",
         "vmm-reference:gdb_smp",

@@ -6,7 +6,9 @@ use gdbstub::target::TargetError;
 use gdbstub::target::ext::base::multithread::MultiThreadBase;
 use vcpu_caps::VcpuId;
 
+use crate::agent::ProgramError;
 use crate::arch::Arch;
+use crate::breakpoints::{HitProgram, Point, PointKind};
 use crate::filter::{push_escaped, push_hex_bytes};
 use crate::guest::{OrderError, errno, tid};
 use crate::host::{Action, GuestState, Host};
@@ -124,6 +126,7 @@ impl<H: Host> Session<H> {
             Request::Crc { address, length } => {
                 self.begin_scan(|space| Scan::crc(space, address, length));
             }
+            Request::Insert { point, program } => self.insert(point, program),
             Request::Resume(actions) => {
                 let ordered = self.order_all(actions);
                 self.resume_as_ordered(ordered, body);
@@ -150,6 +153,29 @@ impl<H: Host> Session<H> {
                 tracing::debug!(packet = %body.escape_ascii(), "not supported");
                 self.reply(b"");
             }
+        }
+    }
+
+    /// A breakpoint with conditions or commands.
+    fn insert(&mut self, point: Point, program: Result<HitProgram, ProgramError>) {
+        let config = &self.guest.config;
+        let offered = match point.kind {
+            PointKind::Software => config.software_breakpoints() || config.hardware_breakpoints(),
+            _ => config.hardware_breakpoints(),
+        };
+        if !offered {
+            return self.reply(b"");
+        }
+        let inserted = match program {
+            Ok(program) => self.guest.insert_point(point, program),
+            Err(error) => {
+                self.guest.explain_insertion(point.address, &error);
+                Err(errno::EINVAL)
+            }
+        };
+        match inserted {
+            Ok(()) => self.reply(b"OK"),
+            Err(error) => self.reply_error(error),
         }
     }
 
@@ -204,6 +230,7 @@ impl<H: Host> Session<H> {
             | Request::WriteMemory { .. }
             | Request::Search { .. }
             | Request::Crc { .. }
+            | Request::Insert { .. }
             | Request::Resume(_)
             | Request::ResumeLegacy { .. }
             | Request::Qemu(_) => self.refuse_idle(),
@@ -306,6 +333,9 @@ impl<H: Host> Session<H> {
             // takes two, and one more for each name.
             "qXfer:threads:read+",
             "qXfer:features:read+",
+            // GDB asks for software breakpoints in any case, and a breakpoint without them is refused.
+            "ConditionalBreakpoints+",
+            "BreakpointCommands+",
         ] {
             features.push(';');
             features.push_str(feature);

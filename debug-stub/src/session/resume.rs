@@ -64,7 +64,7 @@ impl<H: Host> Session<H> {
     /// Resumes the guest by the orders that it has.
     pub(super) fn resume(&mut self) {
         let (vcpus, others) = self.guest.orders.take();
-        let plan = ResumePlan {
+        let mut plan = ResumePlan {
             vcpus,
             others,
             armed: self.guest.breakpoints.arm_for_resume(),
@@ -80,22 +80,10 @@ impl<H: Host> Session<H> {
         if let Some(stop) = self.next_queued(&plan) {
             return self.report(&stop);
         }
-        self.carry_out(plan);
-    }
-
-    /// Lets the guest run by a plan.
-    pub(super) fn carry_out(&mut self, mut plan: ResumePlan) {
-        let lifted = match self.lift(&mut plan) {
-            Ok(lifted) => lifted,
-            Err((vcpu, text)) => return self.fail_resume(vcpu, &text),
-        };
-        run_alone(&mut plan);
-        let Session { guest, .. } = self;
-        if let Err(address) = guest.breakpoints.write_instructions(&guest.host, lifted) {
-            let text = format!("the breakpoint at physical {address} cannot be written: delete it");
-            return self.fail_resume(self.guest.current, &text);
+        if !self.prepare(&mut plan) {
+            return;
         }
-        self.guest.registers.forget();
+        self.passing.resumed(&plan);
         let steps = |order: &VcpuOrder| matches!(order, VcpuOrder::Step(_));
         if let Some(vcpu) = (0..)
             .map(VcpuId)
@@ -111,8 +99,29 @@ impl<H: Host> Session<H> {
         }
     }
 
+    /// Makes memory and the plan ready for an [`Action::Resume`]. Returns `false` if the vCPUs cannot run; the
+    /// client has been told.
+    pub(super) fn prepare(&mut self, plan: &mut ResumePlan) -> bool {
+        let lifted = match self.lift(plan) {
+            Ok(lifted) => lifted,
+            Err((vcpu, text)) => {
+                self.fail_resume(vcpu, &text);
+                return false;
+            }
+        };
+        run_alone(plan);
+        let Session { guest, .. } = self;
+        if let Err(address) = guest.breakpoints.write_instructions(&guest.host, lifted) {
+            let text = format!("the breakpoint at physical {address} cannot be written: delete it");
+            self.fail_resume(self.guest.current, &text);
+            return false;
+        }
+        self.guest.registers.forget();
+        true
+    }
+
     /// The vCPUs cannot run. Prints why, and reports a stop: the client waits for one.
-    fn fail_resume(&mut self, vcpu: VcpuId, text: &str) {
+    pub(super) fn fail_resume(&mut self, vcpu: VcpuId, text: &str) {
         tracing::error!(%vcpu, text, "cannot resume");
         self.console(&format!("cannot resume: {text}\n"));
         self.report(&Stop {
@@ -145,7 +154,7 @@ impl<H: Host> Session<H> {
 
     /// Returns a vCPU whose step begins on a software breakpoint, and where that is. It is the
     /// first such vCPU, if there are several.
-    fn step_from_breakpoint(
+    pub(super) fn step_from_breakpoint(
         &mut self,
         orders: &[VcpuOrder],
     ) -> Result<Option<(VcpuId, GuestPhysAddr)>, (VcpuId, String)> {

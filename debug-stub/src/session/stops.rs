@@ -13,6 +13,7 @@ use crate::guest::{RegisterNumber, log_refused, tid};
 use crate::host::Host;
 use crate::order::{ResumePlan, Stop, StopReason, VcpuOrder, WatchAccess};
 
+use super::passing::Passing;
 use super::{Session, State};
 
 /// The registers that a stop reply carries. The buffers are kept from stop to stop.
@@ -57,6 +58,7 @@ impl<H: Host> Session<H> {
     pub(super) fn reset_on_request(&mut self, mut stops: Vec<Stop>) -> Vec<Stop> {
         let asks = |stop: &&mut Stop| stop.reason == StopReason::ResetRequest;
         if stops.iter_mut().any(|stop| asks(&stop)) {
+            self.passing = Passing::default();
             let reason = match self.guest.reset_machine() {
                 Ok(()) => StopReason::Reset,
                 Err(error) => {
@@ -95,7 +97,7 @@ impl<H: Host> Session<H> {
             armed: self.guest.breakpoints.arm_for_resume(),
             ..self.resumed.clone()
         };
-        self.carry_out(plan);
+        self.run_on(plan);
         None
     }
 
@@ -164,6 +166,7 @@ impl<H: Host> Session<H> {
     /// Sends the stop reply; the guest is stopped for the client then.
     pub(super) fn report(&mut self, stop: &Stop) {
         self.early_interrupt = false;
+        self.passing.stop();
         self.note_reason(stop);
         if stop.reason == StopReason::Step {
             self.guest.note_unguarded(stop.vcpu);

@@ -12,6 +12,7 @@ mod common;
 
 mod breakpoints;
 mod changes;
+mod conditions;
 mod connecting;
 mod ends;
 mod errors;
@@ -23,6 +24,7 @@ mod maintenance;
 mod memory;
 mod modes;
 mod properties;
+mod protocol;
 mod registers;
 mod resets;
 mod stepping;

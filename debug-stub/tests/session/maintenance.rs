@@ -189,3 +189,33 @@ fn all_vcpus_registers_are_listed_and_those_of_the_selected_one() {
     assert!(monitor(&mut rig, "info registers").contains("CPU#1: "));
     assert!(!monitor(&mut rig, "info mem").is_empty());
 }
+
+#[test]
+fn xp_prints_physical_memory_and_says_where_it_ends() {
+    let mut rig = nops(1);
+    rig.machine().memory().put(0x9000, &[0x12, 0, 0xff]);
+    let text = monitor(&mut rig, "xp 0x9000 17");
+    let mut lines = text.lines();
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .starts_with("0000000000009000: 0x12 0x00 0xff 0x00")
+    );
+    assert_eq!(lines.next(), Some("0000000000009010: 0x00"));
+    assert_eq!(lines.next(), None);
+    assert_eq!(monitor(&mut rig, "xp 36864").lines().count(), 4);
+    let most = monitor(&mut rig, "xp 0 0xffffffffffffffff");
+    assert_eq!(most.lines().count(), 256);
+    let end = monitor(&mut rig, &format!("xp {} 16", RAM - 1));
+    assert!(
+        end.contains(&format!("there is no RAM at physical {RAM:#x}")),
+        "{end}"
+    );
+    let none = monitor(&mut rig, "xp 0xffffffffffffffff 16");
+    assert!(
+        none.contains("no RAM at physical 0xffffffffffffffff"),
+        "{none}"
+    );
+    assert!(monitor(&mut rig, "xp here").contains("numbers as in C"));
+}

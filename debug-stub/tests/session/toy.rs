@@ -749,6 +749,36 @@ fn monitor_commands_for_slots_and_system_registers_have_the_architectures_names(
 }
 
 #[test]
+fn conditions_and_commands_use_the_toys_registers_and_memory() {
+    // acc == 2, and a byte of memory; then the program counter is printed.
+    let at = CODE + 8;
+    let mut rig = toy(&[COUNT, NOP, COUNT, NOP, SPIN]);
+    let condition = "X8,2600002202132721";
+    assert_eq!(rig.ask(format!("Z0,{at:x},4;{condition}")), "E16", "cut");
+    let condition = "X7,26000022021327";
+    assert_eq!(rig.ask(format!("Z0,{at:x},4;{condition}")), "OK");
+    rig.send("vCont;c:1");
+    assert!(rig.running.is_some(), "acc is 1 there");
+    rig.bytes(b"\x03");
+    assert_eq!(rig.machine().vcpus[0].acc, 2);
+    assert_eq!(rig.ask("P2=0000000000"), "OK");
+    assert_eq!(rig.ask("P0=010000"), "OK");
+    let hit = rig.ask("vCont;c:1");
+    assert_eq!(hit, "T05thread:01;swbreak:;02:0200000000;");
+
+    let mut rig = toy(&[COUNT, NOP, COUNT, NOP, SPIN]);
+    let mut code = vec![0x26, 0, 2, 0x24];
+    code.extend(u32::try_from(CODE).unwrap().to_be_bytes());
+    code.extend([0x19, 0x22, 0, 0x22, 0, 0x34, 2, 0, 7]);
+    code.extend(b"%d %x;\0\x27");
+    let commands = format!("cmds:1,X{:x},{}", code.len(), hex(code));
+    assert_eq!(rig.ask(format!("Z1,{at:x},4;{commands}")), "OK");
+    let replies = rig.send("vCont;c:1");
+    assert_eq!(replies.len(), 1, "{replies:?}");
+    assert_eq!(console(&replies[0]), "1 2;");
+}
+
+#[test]
 fn only_the_groups_that_are_needed_are_read() {
     let mut rig = toy(&[SPIN]);
     rig.ask("?");
