@@ -107,8 +107,9 @@ impl<H: Host> Session<H> {
                 armed,
             });
         }
-        let mut plan = self.resumed.clone();
-        plan.armed = self.guest.breakpoints.arm_for_resume();
+        let Some(plan) = self.resumed_plan() else {
+            return self.report_stops(Vec::new());
+        };
         match self.step_from_breakpoint(&plan.vcpus) {
             // Its order began elsewhere: it has come to this breakpoint and not hit it yet.
             Ok(Some((vcpu, _))) => self.stopped_running(
@@ -121,6 +122,17 @@ impl<H: Host> Session<H> {
             Ok(None) => self.run_on(plan),
             Err((vcpu, text)) => self.fail_resume(vcpu, &text),
         }
+    }
+
+    /// The client's orders, for the vCPUs that there are now. `None` if none of them is to run any more.
+    pub(super) fn resumed_plan(&mut self) -> Option<ResumePlan> {
+        let mut plan = self.resumed.clone();
+        let others = plan.others.clone();
+        plan.vcpus
+            .resize(self.guest.host.vcpu_count().into(), others);
+        plan.armed = self.guest.breakpoints.arm_for_resume();
+        let runs = |order: &VcpuOrder| *order != VcpuOrder::Stay;
+        (runs(&plan.others) || plan.vcpus.iter().any(runs)).then_some(plan)
     }
 
     /// Resumes the guest without the client.

@@ -11,7 +11,7 @@ use crate::breakpoints::PointKind;
 use crate::config::OnReset;
 use crate::guest::{RegisterNumber, log_refused, tid};
 use crate::host::Host;
-use crate::order::{ResumePlan, Stop, StopReason, VcpuOrder, WatchAccess};
+use crate::order::{Stop, StopReason, VcpuOrder, WatchAccess};
 
 use super::passing::Passing;
 use super::{Session, State};
@@ -93,11 +93,10 @@ impl<H: Host> Session<H> {
             return Some(stops);
         }
         self.flush_notices();
-        let plan = ResumePlan {
-            armed: self.guest.breakpoints.arm_for_resume(),
-            ..self.resumed.clone()
-        };
-        self.run_on(plan);
+        match self.resumed_plan() {
+            Some(plan) => self.run_on(plan),
+            None => return Some(stops),
+        }
         None
     }
 

@@ -178,3 +178,16 @@ fn a_guest_that_was_killed_ends_with_its_client() {
     assert_eq!(rig.ask("vKill;1"), "OK");
     assert_eq!((rig.kills, rig.machine().resets()), (1, 0));
 }
+
+/// Found by the fuzz target: the plan had orders for vCPUs that had gone.
+#[test]
+fn a_machine_that_has_other_vcpus_after_its_reset_runs_them() {
+    let mut rig = resetting(OnReset::Continue);
+    rig.send("vCont;c");
+    rig.machine().set_vcpus(1);
+    rig.stop(vec![stop(1, REQUEST)]);
+    assert_eq!(rig.last_plan().vcpus, [VcpuOrder::Continue]);
+    rig.machine().set_vcpus(3);
+    rig.stop(vec![stop(0, REQUEST)]);
+    assert_eq!(rig.last_plan().vcpus.len(), 3);
+}
