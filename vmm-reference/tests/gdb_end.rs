@@ -56,7 +56,7 @@ fn gdb_sees_a_triple_fault_and_may_look_at_the_guest(chips: Chips) {
     if gdb.0.contains("host kvm_amd") {
         // AMD's processors leave the guest's state undefined at a shutdown (APM 2, 15.14.3), so
         // KVM resets the vCPU before it reports the shutdown (svm.c, shutdown_interception).
-        gdb.expect(&["SIGSEGV", "0x000000000000fff0 in ?? ()"]);
+        gdb.expect(&["SIGSEGV", "0x00000000fffffff0 in ?? ()"]);
     } else {
         // UD2.
         gdb.expect(&["SIGSEGV", ":\t0x0f\t0x0b", "cr3", "in start64 ()"]);
