@@ -52,7 +52,8 @@ pub enum Description {
 /// What becomes of the guest when its client has gone without a word: the connection is closed or broken, by
 /// a `disconnect`, a killed debugger or a port scan. Nothing is armed, masked, held or written in any case.
 ///
-/// `detach` always lets the guest run. `kill` always ends it.
+/// `detach` always lets the guest run. `kill` ends it; in GDB's extended mode with the connection, unless `run` starts
+/// it again before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnDisconnect {
     /// It is as it was before the client came. A guest that ran, runs. A guest that was stopped stays stopped,

@@ -244,7 +244,7 @@ JOBS = [
         _limits(300, 600, 900),
         gdb=True,
         # On svm an execute breakpoint where CS has a base ends QEMU itself.
-        left_out={"host": "gdb_modes runs all", "vmx": "it does not end in Bochs within 8 minutes: not understood"},
+        left_out={"host": "gdb_modes runs all"},
     ),
     Job("vmm-reference gdb_sleep", "vmm-reference:gdb_sleep", TESTS, _limits(300, 600, 900), smp=True),
     *_with_all_chips("gdb_end"),

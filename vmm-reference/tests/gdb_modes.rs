@@ -339,6 +339,7 @@ printf "high=%#lx\n", (unsigned) $pc
 info registers eax ecx edx
 stepi
 stepi
+stepi
 backtrace 1
 printf "low=%#lx\n", (unsigned) $pc
 printf "edx=%ld\n", $edx

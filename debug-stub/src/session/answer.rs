@@ -185,8 +185,8 @@ impl<H: Host> Session<H> {
         self.closing = true;
     }
 
-    /// Replies to a client in extended mode that has detached, or killed the guest. There is no process for it: as gdbserver, the
-    /// session replies to what needs none.
+    /// Replies to a client in extended mode that has detached, or killed the guest. There is no process for it: as
+    /// gdbserver, the session replies to what needs none.
     pub(super) fn answer_idle(&mut self, request: Request<'_>, body: &[u8]) {
         match request {
             Request::Run { reply } if self.state == State::Killed => self.run_killed(reply),

@@ -90,10 +90,13 @@ impl<H: Host> Session<H> {
 
     /// Runs the guest on: the next vCPU that has to step off its breakpoint, or all by the client's orders.
     fn go_on(&mut self) {
+        let count = self.guest.host.vcpu_count();
+        // One may have gone while another stepped.
+        self.passing.waiting.retain(|vcpu| vcpu.0 < count);
         if let Some(vcpu) = self.passing.waiting.pop_front() {
             self.print_commands(vcpu);
             self.passing.stepping = Some(vcpu);
-            let mut vcpus = vec![VcpuOrder::Stay; self.guest.host.vcpu_count().into()];
+            let mut vcpus = vec![VcpuOrder::Stay; count.into()];
             if let Some(order) = vcpus.get_mut(vcpu.index()) {
                 *order = VcpuOrder::Step(StepOrder {
                     mask: self.guest.step_bits.masks(),

@@ -1,8 +1,8 @@
 //! The target descriptions, generated from the register table.
 //!
-//! The feature `org.gnu.gdb.i386.core` has QEMU's registers, as in QEMU (with AVX, that of SSE has some of them), and one with a name of our own has those that
-//! QEMU lacks. GDB rejects a description
-//! whose core feature lacks a register that it requires (GDB manual, "i386 Features" and "Target
+//! The feature `org.gnu.gdb.i386.core` has QEMU's registers, as in QEMU; with AVX those of SSE are in a feature
+//! beside it, which GDB requires then. A feature with a name of our own has those that QEMU lacks. GDB rejects a
+//! description whose core feature lacks a register that it requires (GDB manual, "i386 Features" and "Target
 //! Description Format").
 
 use core::fmt::Write as _;

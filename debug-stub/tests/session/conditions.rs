@@ -403,3 +403,15 @@ fn a_client_that_does_not_read_gets_no_more_text_than_fits() {
     let text = console(&replies[replies.len() - 2]);
     assert!(text.contains("more messages were dropped"), "{text}");
 }
+
+#[test]
+fn a_vcpu_that_goes_before_it_has_stepped_off_its_breakpoint_is_not_waited_for() {
+    let mut rig = at_breakpoint(2, FALSE);
+    let hit = |vcpu| stop(vcpu, StopReason::SoftwareBreakpoint);
+    rig.session.stopped(vec![hit(0), hit(1)]);
+    let orders = resumed(&mut rig);
+    assert!(matches!(orders[..], [VcpuOrder::Step(_), VcpuOrder::Stay]));
+    rig.machine().set_vcpus(1);
+    rig.session.stopped(vec![stop(0, StopReason::Step)]);
+    assert_eq!(resumed(&mut rig), [VcpuOrder::Continue]);
+}
