@@ -246,6 +246,9 @@ impl Host for MachineHost {
             }
             return Err(ResetError::Failed(text));
         }
+        // The debugger's setting, as its breakpoints.
+        let step_time = self.irqchip.clock().report().step_time;
+        irqchip.clock().set_step_time(step_time);
         (self.irqchip, self.memory) = (irqchip, memory);
         tracing::info!("the machine was reset");
         Ok(())

@@ -154,10 +154,11 @@ fn monitor_system_reset_starts_all_vcpus_again(chips: Chips) {
     let vmm = Setup::new(&SMP).with(&["--cpus", "2"]).with(chips).start();
     vmm.assert_rises("ap_counter");
     let gdb = vmm.gdb(
-        "monitor system_reset\nflushregs\ninfo threads\n\
+        "monitor time step none\nmonitor system_reset\nflushregs\ninfo threads\nmonitor time step\n\
          printf \"ap=%ld\\n\", *(long*)&ap_counter",
     );
-    gdb.expect(&["the machine was reset"]);
+    // The debugger's setting is kept.
+    gdb.expect(&["the machine was reset", "a step takes no time"]);
     assert_eq!(gdb.value("ap"), 0);
     // gdb has detached, and the guest starts its second processor again.
     vmm.assert_rises("bsp_counter");

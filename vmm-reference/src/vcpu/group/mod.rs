@@ -117,7 +117,7 @@ impl VcpuGroup {
         M: GuestMemory + Send + Sync + 'static,
     {
         let shared = Shared::new(vcpus, irqchip.clone(), exits, memory)?;
-        self.threads.end(&self.all);
+        self.threads.end(&self.all, thread::REPLACED);
         self.wakers.replace(irqchip);
         self.threads = Threads::start(&self.all, shared)?;
         self.lost = Cell::default();
@@ -225,7 +225,7 @@ impl VcpuGroup {
 
 impl Drop for VcpuGroup {
     fn drop(&mut self) {
-        self.threads.end(&self.all);
+        self.threads.end(&self.all, thread::LAST_EXIT);
     }
 }
 

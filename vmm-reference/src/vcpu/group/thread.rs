@@ -16,7 +16,10 @@ use crate::wake::{self, Kickable, Waker};
 
 /// How long the end of a group waits for its threads. They leave the guest at once, and never wait for a host
 /// descriptor.
-const LAST_EXIT: Duration = Duration::from_millis(400);
+pub(super) const LAST_EXIT: Duration = Duration::from_millis(400);
+/// How long a reset waits for those of the old machine, which are stopped: a loaded host may be slow to run them, and
+/// without their end there is no new machine.
+pub(super) const REPLACED: Duration = Duration::from_secs(10);
 
 /// The threads of a machine's vCPUs, and that of its emulated chips.
 #[derive(Debug)]
@@ -61,7 +64,7 @@ impl Threads {
                 Ok(thread) => threads.vcpus.push(thread),
                 Err(error) => {
                     drop(alive);
-                    threads.end(all);
+                    threads.end(all, LAST_EXIT);
                     return Err(error);
                 }
             }
@@ -69,13 +72,13 @@ impl Threads {
         Ok(threads)
     }
 
-    /// Ends them.
-    pub(super) fn end(&mut self, all: &AllStop) {
+    /// Ends them. Waits for that, for at most `limit`.
+    pub(super) fn end(&mut self, all: &AllStop, limit: Duration) {
         for id in all.vcpus() {
             // No error: only this thread removes vCPUs, and one that has panicked is gone.
             let _ = all.remove(id);
         }
-        if self.ended.recv_timeout(LAST_EXIT) == Err(RecvTimeoutError::Timeout) {
+        if self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
             // It keeps what it uses: `Shared` is counted.
             tracing::error!("a vCPU thread does not end: it is left to the end of the process");
             return;
