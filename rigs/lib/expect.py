@@ -231,6 +231,17 @@ JOBS = [
     Job(
         "vmm-reference gdb_modes without",
         "vmm-reference:gdb_modes",
+        (*TESTS, *NEED_PYTHON),
+        _limits(300, 600, 900),
+        gdb=True,
+        left_out={
+            "host": "gdb_modes runs all",
+            "svm": "an execute breakpoint where CS has a base ends QEMU itself: gdb_modes flat runs the others",
+        },
+    ),
+    Job(
+        "vmm-reference gdb_modes flat",
+        "vmm-reference:gdb_modes",
         (
             *TESTS,
             *NEED_PYTHON,
@@ -243,8 +254,7 @@ JOBS = [
         ),
         _limits(300, 600, 900),
         gdb=True,
-        # On svm an execute breakpoint where CS has a base ends QEMU itself.
-        left_out={"host": "gdb_modes runs all"},
+        left_out={"host": "gdb_modes runs all", "vmx": "gdb_modes without runs more"},
     ),
     Job("vmm-reference gdb_sleep", "vmm-reference:gdb_sleep", TESTS, _limits(300, 600, 900), smp=True),
     *_with_all_chips("gdb_end"),
