@@ -268,7 +268,7 @@ impl Machine {
         if let Some(console) = debug_console {
             devices.add_debug_console(Arc::clone(console))?;
         }
-        let vm = kvm.create_vm().map_err(ioctl("KVM_CREATE_VM"))?;
+        let vm = create_vm(&kvm)?;
         register_memory(&vm, &memory)?;
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
@@ -372,6 +372,17 @@ fn firmware(
                 .map(|loaded| loaded.entry)
                 .map_err(|error| with_causes(&error))
         }),
+    }
+}
+
+/// Creates a VM. A signal to this thread, as a kick is, interrupts KVM_CREATE_VM ("Interrupted system call") while it
+/// registers the MMU notifier.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, MachineError> {
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => return result.map_err(ioctl("KVM_CREATE_VM")),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::arch::Arch;
 use crate::breakpoints::{HitProgram, Point, PointKind};
 use crate::filter::{push_escaped, push_hex_bytes};
 use crate::guest::{OrderError, errno, tid};
-use crate::host::{Action, GuestState, Host};
+use crate::host::{Action, GuestState, Host, ResetError};
 use crate::memory::{SLICE, Scan, Scanned, Space};
 use crate::order::{Stop, StopReason};
 use crate::qemu;
@@ -59,8 +59,7 @@ impl<H: Host> Session<H> {
                 if reply {
                     self.reply(b"OK");
                 }
-                // In extended mode the machine may run again.
-                if self.extended && self.guest.reset_machine().is_ok() {
+                if self.extended && self.reset_killed() {
                     let client = self.guest.client;
                     self.guest.reset();
                     self.guest.client = client;
@@ -245,6 +244,19 @@ impl<H: Host> Session<H> {
         };
         self.guest.explain(why.into());
         self.reply_error(errno::ESRCH);
+    }
+
+    /// Resets the machine whose guest a client in extended mode has killed, and may `run` again. `false` if that
+    /// is the guest's end.
+    fn reset_killed(&mut self) -> bool {
+        match self.guest.reset_machine() {
+            Ok(()) => true,
+            Err(ResetError::NotSupported) => false,
+            Err(error) => {
+                tracing::error!(%error, "the client has killed the guest, which is its end");
+                false
+            }
+        }
     }
 
     /// `run`, after `kill`: the machine was reset by that.

@@ -180,7 +180,13 @@ impl<'a> Machine<'a> {
         irqchip: IrqchipMode,
         clock: &'a Clock,
     ) -> Result<Self, VerifyError> {
-        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        let vm = loop {
+            match kvm.create_vm() {
+                // By a signal to this thread, while KVM registers the MMU notifier.
+                Err(error) if error.errno() == libc::EINTR => {}
+                result => break result.map_err(failed("KVM_CREATE_VM"))?,
+            }
+        };
         vm.set_tss_address(TSS)
             .map_err(failed("KVM_SET_TSS_ADDR"))?;
         match irqchip {
