@@ -35,6 +35,9 @@ def _limits(host, svm, vmx):
 #: Processors for a job that is `smp`. Others get one: with two, the TSC of svm is unstable.
 SMP = {"host": 1, "svm": 2, "vmx": 1}
 
+#: Lines of what a failed test printed that the table has.
+LINES = 60
+
 #: What passed tests print is wanted too: it holds their refusals.
 TESTS = ("--show-output",)
 
@@ -382,8 +385,13 @@ def _refusals(text):
 
 
 def _reason(text, test):
-    found = re.search(rf"^thread '{re.escape(test)}'.* panicked at (.*)\n(.*)", text, re.M)
-    return f"{found[1]} {found[2]}" if found else "see the log"
+    """What a failed test printed, without the backtrace."""
+    found = re.search(rf"^---- {re.escape(test)} stdout ----\n(.*?)(?=^---- |^failures:$|\Z)", text, re.M | re.S)
+    if not found:
+        return "see the log"
+    said = re.sub(r"^stack backtrace:\n(?:^ +.*\n)*(?:^note: .*\n)?", "", found[1], flags=re.M)
+    lines = [line for line in said.splitlines() if line.strip()]
+    return "\n    ".join(lines if len(lines) <= LINES else [*lines[: LINES // 2], "[…]", *lines[-LINES // 2 :]])
 
 
 def normal(caps):
