@@ -82,8 +82,11 @@ impl<H: Host> Target for Guest<H> {
 impl<H: Host> MultiThreadBase for Guest<H> {
     fn read_registers(&mut self, regs: &mut RegisterBytes, _: Tid) -> TargetResult<(), Self> {
         let view = self.view();
+        let groups = H::Arch::registers(view).fold(Default::default(), |groups, register| {
+            groups | H::Arch::groups(register)
+        });
         let registers = self
-            .selected_registers(H::Arch::ALL_GROUPS)
+            .selected_registers(groups)
             .map_err(TargetError::Errno)?;
         regs.0.clear();
         regs.0.reserve(H::Arch::REGISTER_BYTES);
