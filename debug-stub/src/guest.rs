@@ -422,8 +422,11 @@ impl<H: Host> Guest<H> {
                     self.notices.push(&format!(
                         "breakpoint at {address:#x} takes one of the {slots}: {why}"
                     ));
-                    let address = format_args!("{address:#x}");
-                    tracing::info!(address, why, "software breakpoint in a debug slot");
+                    tracing::info!(
+                        address = format_args!("{address:#x}"),
+                        why,
+                        "software breakpoint in a debug slot"
+                    );
                 }
                 Ok(())
             }
@@ -443,10 +446,9 @@ impl<H: Host> Guest<H> {
 
     /// The breakpoint cannot be inserted for this reason.
     pub(crate) fn explain_insertion(&mut self, address: u64, error: &impl std::error::Error) {
-        let at = format_args!("{address:#x}");
-        tracing::warn!(address = at, %error, "breakpoint refused");
+        tracing::warn!(address = format_args!("{address:#x}"), %error, "breakpoint refused");
         self.why = Some(Why {
-            text: format!("breakpoint at {at}: {error}"),
+            text: format!("breakpoint at {address:#x}: {error}"),
             is_insertion: true,
         });
     }
