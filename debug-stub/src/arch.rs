@@ -87,6 +87,12 @@ pub trait Arch: fmt::Debug + Send + 'static {
     /// Returns the client's name of a view's architecture.
     fn view_name(view: Self::View) -> &'static str;
 
+    /// Returns LLVM's target triple for a view, as LLDB asks for. The default is none.
+    fn triple(view: Self::View) -> Option<&'static str> {
+        let _ = view;
+        None
+    }
+
     /// Returns the view with this name, if there is one.
     fn view_named(name: &str) -> Option<Self::View>;
 

@@ -258,7 +258,7 @@ impl<H: Host> Guest<H> {
     /// becomes a notice that names the packet.
     pub(crate) fn error_text(&mut self, packet: &[u8]) -> Option<String> {
         let why = self.why.take()?;
-        if self.client.error_message {
+        if self.client.error_message || self.client.error_strings {
             return Some(why.text);
         }
         self.notices.push_error(packet, why);

@@ -14,6 +14,7 @@
 //! | `qSupported`, `QStartNoAckMode` | the filter owns what they are about |
 //! | `p`, `qXfer:features` | gdbstub has no unavailable registers, and one description for all time |
 //! | `x`, `qC`, `qSearch`, `qCRC`, `qXfer:threads`, `qqemu`, `Qqemu` | gdbstub does not know them |
+//! | `QEnableErrorStrings`, `QListThreadsInStopReply`, `qHostInfo`, `qProcessInfo` | they say that the client is LLDB |
 //! | `Z3` | no host provides read watchpoints; gdbstub cannot refuse one kind |
 //! | `Z0`, `Z1` with conditions or commands | gdbstub drops them |
 //!
@@ -58,6 +59,23 @@ pub(crate) struct ClientFeatures {
     pub(crate) hwbreak: bool,
     /// Errors with a text: `E.text`.
     pub(crate) error_message: bool,
+    /// It is LLDB.
+    pub(crate) lldb: bool,
+    /// Errors with a number and a text, as LLDB asks for.
+    pub(crate) error_strings: bool,
+}
+
+/// LLDB's own packets (LLDB, "GDB Remote Protocol Extensions").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LldbRequest {
+    /// `QEnableErrorStrings`
+    ErrorStrings,
+    /// `QListThreadsInStopReply`
+    ListThreads,
+    /// `qHostInfo`
+    HostInfo,
+    /// `qProcessInfo`
+    ProcessInfo,
 }
 
 impl ClientFeatures {
@@ -155,6 +173,7 @@ pub(crate) enum Request<'a> {
         address: Option<u64>,
     },
     Qemu(QemuRequest),
+    Lldb(LldbRequest),
     /// A packet that makes no sense.
     Malformed,
     /// A packet that does not fit gdbstub's buffer.
@@ -263,6 +282,10 @@ fn query(body: &[u8]) -> Option<Request<'_>> {
     Some(match body {
         b"QStartNoAckMode" => Request::StopAcknowledging,
         b"qC" => Request::CurrentThread,
+        b"QEnableErrorStrings" => Request::Lldb(LldbRequest::ErrorStrings),
+        b"QListThreadsInStopReply" => Request::Lldb(LldbRequest::ListThreads),
+        b"qHostInfo" => Request::Lldb(LldbRequest::HostInfo),
+        b"qProcessInfo" => Request::Lldb(LldbRequest::ProcessInfo),
         // QEMU takes either letter for each of these, and clients depend on it: GEF and pwndbg ask
         // `Qqemu.sstepbits` to find out whether they talk to QEMU.
         [b'q' | b'Q', b'q', b'e', b'm', b'u', b'.', rest @ ..] => return qemu(rest),

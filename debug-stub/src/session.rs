@@ -1,6 +1,7 @@
 //! The session: bytes and stops in, bytes and actions out.
 
 mod answer;
+mod lldb;
 mod passing;
 mod resume;
 mod stops;
@@ -646,14 +647,23 @@ impl<H: Host> Session<H> {
     fn send_error(&mut self, number: &[u8]) {
         match self.guest.error_text(&self.packet) {
             Some(text) => {
-                // "E.errtext", without the characters that mean something in a packet.
+                // "E.errtext" ("Standard Replies"), without the characters that mean something in a packet.
                 let plain = |c: char| match c {
                     '#' | '$' | '}' | '*' => '?',
                     ' '..='~' => c,
                     _ => '?',
                 };
                 let text: String = text.chars().map(plain).collect();
-                self.reply(format!("E.{text}").as_bytes());
+                let mut reply = b"E.".to_vec();
+                if self.guest.client.error_message {
+                    reply.extend(text.bytes());
+                } else {
+                    // "QEnableErrorStrings"
+                    reply = number.to_vec();
+                    reply.push(b';');
+                    push_hex_bytes(&mut reply, text.as_bytes());
+                }
+                self.reply(&reply);
             }
             None => self.reply(number),
         }

@@ -9,6 +9,7 @@
 )]
 
 use std::num::NonZeroU64;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -16,7 +17,10 @@ use std::time::Duration;
 use intr_controller::kvm::{KernelIrqchip, KvmClocks, SplitIrqchip, TscControl};
 use intr_controller::pit::LostTicks;
 use intr_controller::{GuestTime, IrqchipMode};
-use kvm_bindings::{Msrs, kvm_lapic_state, kvm_msr_entry};
+use kvm_bindings::{
+    KVM_CLOCK_HOST_TSC, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, kvm_device_attr,
+    kvm_lapic_state, kvm_msr_entry,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 const STOP: Duration = Duration::from_millis(500);
@@ -199,5 +203,50 @@ fn the_tscs_of_all_vcpus_stay_equal() {
                 .unwrap();
             assert!(apart < 2_000_000, "{mode:?} {control:?}: {apart} ns");
         }
+    }
+}
+
+/// TSC and kvmclock of one moment, from KVM's own pair.
+fn pair(machine: &Machine) -> Option<(u64, u64)> {
+    let clock = machine.vm.get_clock().unwrap();
+    let host_tsc = (clock.flags & KVM_CLOCK_HOST_TSC != 0).then_some(clock.host_tsc)?;
+    let mut offset = 0_u64;
+    let attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: &raw mut offset as u64,
+        ..Default::default()
+    };
+    let fd = machine.vcpus[0].as_raw_fd();
+    // KVM_GET_DEVICE_ATTR
+    let request = libc::_IOW::<kvm_device_attr>(0xae, 0xe2);
+    // SAFETY: it takes a kvm_device_attr, and writes 8 bytes at its address, which is `offset`.
+    let answer = unsafe { libc::ioctl(fd, request, &raw const attribute) };
+    (answer == 0).then(|| (host_tsc.wrapping_add(offset), clock.clock))
+}
+
+/// Linux takes a skew of 0.5 ms between two clocks for an unstable TSC, and stops add up.
+#[test]
+fn tsc_and_kvmclock_stay_together_over_stops() {
+    for mode in IrqchipMode::ALL {
+        let machine = Machine::new(mode);
+        let Some((tsc, clock_ns)) = pair(&machine) else {
+            println!("expected refusal: tsc_offset: KVM_GET_CLOCK does not tell the host's TSC");
+            return;
+        };
+        let clocks = machine.clocks(TscControl::Offset);
+        for _ in 0..10 {
+            let frozen = clocks.freeze(AT).unwrap();
+            thread::sleep(Duration::from_millis(10));
+            clocks.thaw(&frozen, AT).unwrap();
+        }
+        let after = pair(&machine).unwrap();
+        let ticks = u128::from(after.0.wrapping_sub(tsc));
+        let tsc_ns = ticks * 1_000_000_000 / u128::from(machine.tsc_hz.get());
+        let skew = i128::try_from(tsc_ns).unwrap() - i128::from(after.1 - clock_ns);
+        // The TSC's frequency is known to 1 kHz only.
+        let inexact = i128::from(after.1 - clock_ns) * 1000 / i128::from(machine.tsc_hz.get());
+        println!("{mode:?}: {skew} ns, of which {inexact} may be the frequency's");
+        assert!(skew.abs() < 10_000 + inexact, "{mode:?}: {skew} ns");
     }
 }

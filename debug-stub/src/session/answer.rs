@@ -15,7 +15,7 @@ use crate::host::{Action, GuestState, Host, ResetError};
 use crate::memory::{SLICE, Scan, Scanned, Space};
 use crate::order::{Stop, StopReason};
 use crate::qemu;
-use crate::request::{Request, ThreadId};
+use crate::request::{ClientFeatures, Request, ThreadId};
 
 use super::{Session, State};
 
@@ -28,7 +28,17 @@ impl<H: Host> Session<H> {
                 self.send_stop_reply(&stop);
             }
             Request::Supported(features) => {
-                self.guest.client = features;
+                // The rest LLDB says with packets of its own.
+                let ClientFeatures {
+                    lldb,
+                    error_strings,
+                    ..
+                } = self.guest.client;
+                self.guest.client = ClientFeatures {
+                    lldb,
+                    error_strings,
+                    ..features
+                };
                 self.answer_supported();
             }
             Request::StopAcknowledging => {
@@ -55,6 +65,7 @@ impl<H: Host> Session<H> {
             // It is attached to the only process that there is ("vAttach").
             Request::Attach => self.reply_error(errno::EINVAL),
             Request::Run { reply } => self.reset_machine(reply),
+            Request::Kill { reply: false } if self.guest.client.lldb => self.leave_to_lldb(),
             Request::Kill { reply } => {
                 if reply {
                     self.reply(b"OK");
@@ -131,6 +142,7 @@ impl<H: Host> Session<H> {
                 self.resume_as_ordered(ordered, body);
             }
             Request::ResumeLegacy { step, address } => self.answer_legacy(step, address, body),
+            Request::Lldb(request) => self.answer_lldb(request),
             Request::Qemu(request) => {
                 let reply = qemu::answer(&mut self.guest, request);
                 self.reply(reply.as_bytes());
@@ -233,6 +245,7 @@ impl<H: Host> Session<H> {
             | Request::Resume(_)
             | Request::ResumeLegacy { .. }
             | Request::Qemu(_) => self.refuse_idle(),
+            Request::Lldb(request) => self.answer_lldb(request),
         }
     }
 

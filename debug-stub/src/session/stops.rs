@@ -204,6 +204,7 @@ impl<H: Host> Session<H> {
         self.guest.in_focus = stop.vcpu;
         self.expedite(stop);
         let reason = reason(stop, self.names_breakpoint(stop));
+        let threads = self.threads_in_stop_reply();
         let Self {
             stub,
             guest,
@@ -211,8 +212,9 @@ impl<H: Host> Session<H> {
             expedited,
             ..
         } = self;
-        let reported = stub.report(guest, reason, expedited.iter(), |reply| {
-            sender.send(reply);
+        let reported = stub.report(guest, reason, expedited.iter(), |reply| match reply {
+            [b'T', ..] if !threads.is_empty() => sender.send(&[reply, threads.as_bytes()].concat()),
+            _ => sender.send(reply),
         });
         if let Err(error) = reported {
             tracing::error!(%error, "gdbstub cannot report a stop");

@@ -12,6 +12,10 @@
 //!   exit and [`freeze`](KvmClocks::freeze), a periodic timer may lose that one tick.
 //! - TSC-deadline: written back after the TSC is shifted. Without [`TscControl`] the TSC has passed the
 //!   deadline, and the interrupt comes.
+//! - kvmclock and TSC are shifted by the same amount, so that a guest that compares them finds no skew (Linux
+//!   takes 0.5 ms for an unstable TSC). With [`TscControl::Offset`] that is exact where `KVM_GET_CLOCK` tells the
+//!   host's TSC of the moment (`KVM_CLOCK_HOST_TSC`: Linux 5.16, a host whose TSC is its clock). Otherwise it is as
+//!   exact as kvmclock can be read between two reads of the TSC.
 //! - kvmclock, on a host whose TSC KVM finds unstable: see [`KvmClocks::page_is_stable`].
 //! - The 8254 cannot be set back: `KVM_GET_PIT2` does not tell how much of channel 0's period is left, and
 //!   `KVM_SET_PIT2` begins every count again. It runs on. Ticks of the stop are dropped except for one,
@@ -27,8 +31,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd};
 use std::vec::Vec;
 
 use kvm_bindings::{
-    KVM_CLOCK_TSC_STABLE, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clock_data,
-    kvm_device_attr, kvm_reinject_control,
+    KVM_CLOCK_HOST_TSC, KVM_CLOCK_TSC_STABLE, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO,
+    kvm_clock_data, kvm_device_attr, kvm_reinject_control,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::errno;
@@ -72,7 +76,7 @@ const ATTEMPTS: u32 = 10;
 struct Readings {
     tsc: u64,
     clock_ns: u64,
-    /// The time between the first and the last.
+    /// The time between the first and the last: 0 if it is one moment.
     apart_ns: u64,
 }
 
@@ -227,9 +231,17 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
         for _ in 0..ATTEMPTS {
             let before = self.read_tsc()?;
             let clock = self.vm.borrow().get_clock();
-            let clock_ns = clock.map_err(failed("KVM_GET_CLOCK"))?.clock;
-            let tsc = self.read_tsc()?;
-            let apart_ns = self.ns(tsc.wrapping_sub(before));
+            let clock = clock.map_err(failed("KVM_GET_CLOCK"))?;
+            let clock_ns = clock.clock;
+            let after = self.read_tsc()?;
+            let (tsc, apart_ns) = match self.tsc_of(&clock)? {
+                Some(tsc) if (before..=after).contains(&tsc) => (tsc, 0),
+                // Or the guest's TSC runs at another frequency than the host's.
+                _ => {
+                    let apart = after.saturating_sub(before);
+                    (before.wrapping_add(apart / 2), self.ns(apart))
+                }
+            };
             if best.as_ref().is_none_or(|best| apart_ns < best.apart_ns) {
                 best = Some(Readings {
                     tsc,
@@ -242,6 +254,15 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
             }
         }
         Ok(best.unwrap_or_default())
+    }
+
+    /// The TSC at the moment at which kvmclock was read, if KVM tells.
+    fn tsc_of(&self, clock: &kvm_clock_data) -> Result<Option<u64>, CallError> {
+        let tells = self.tsc == TscControl::Offset && clock.flags & KVM_CLOCK_HOST_TSC != 0;
+        match self.vcpus.first() {
+            Some(vcpu) if tells => Ok(Some(clock.host_tsc.wrapping_add(tsc_offset(vcpu)?))),
+            _ => Ok(None),
+        }
     }
 
     /// Sets kvmclock to what it was when the TSC was `tsc`, and on by what the TSC has run since. A guest that
@@ -270,6 +291,13 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
                 break;
             }
         }
+        if self.tsc == TscControl::Offset {
+            // KVM sets kvmclock to a value at whichever moment of the call. The TSC follows.
+            let seen = self.read()?;
+            let since = GuestTime::from_ns(seen.clock_ns.saturating_sub(clock_ns));
+            let ticks = TscClock::new(self.tsc_hz).ticks_at(since);
+            self.shift_tsc(tsc.wrapping_add(ticks).wrapping_sub(seen.tsc))?;
+        }
         Ok(())
     }
 
@@ -287,11 +315,7 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
         match self.tsc {
             TscControl::None => {}
             TscControl::Offset => {
-                let shift = target.wrapping_sub(read_msr(first, MSR_TSC)?);
-                for vcpu in &self.vcpus {
-                    let offset = tsc_offset(vcpu)?;
-                    set_tsc_offset(vcpu, offset.wrapping_add(shift))?;
-                }
+                self.shift_tsc(target.wrapping_sub(read_msr(first, MSR_TSC)?))?;
             }
             TscControl::Msr => {
                 write_msr(first, MSR_TSC, target.wrapping_add(FAR))?;
@@ -301,6 +325,15 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
                     write_msr(vcpu, MSR_TSC, target)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Adds to the TSC of each vCPU. For [`TscControl::Offset`].
+    fn shift_tsc(&self, ticks: u64) -> Result<(), CallError> {
+        for vcpu in &self.vcpus {
+            let offset = tsc_offset(vcpu)?;
+            set_tsc_offset(vcpu, offset.wrapping_add(ticks))?;
         }
         Ok(())
     }
