@@ -54,6 +54,10 @@ impl Arch for X86_64 {
         view.name()
     }
 
+    fn triple(view: View) -> Option<&'static str> {
+        Some(view.triple())
+    }
+
     fn view_named(name: &str) -> Option<View> {
         View::from_name(name)
     }

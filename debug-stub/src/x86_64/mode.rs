@@ -130,6 +130,15 @@ impl View {
         }
     }
 
+    /// LLVM's target triple.
+    pub(super) fn triple(self) -> &'static str {
+        match self.code {
+            CodeSize::Bits16 => "i386-unknown-unknown-code16",
+            CodeSize::Bits32 => "i386-unknown-unknown",
+            CodeSize::Bits64 => "x86_64-unknown-unknown",
+        }
+    }
+
     /// The view with this name, if there is one, without AVX.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {

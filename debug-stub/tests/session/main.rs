@@ -20,6 +20,7 @@ mod extended;
 mod framing;
 mod interrupts;
 mod leaving;
+mod lldb;
 mod maintenance;
 mod memory;
 mod modes;
