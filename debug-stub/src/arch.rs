@@ -222,6 +222,50 @@ pub trait Arch: fmt::Debug + Send + 'static {
         Ok(())
     }
 
+    /// Writes where an address is, in the form of QEMU's `gva2gpa`: a line `gpa: 0x1000`, or `Unmapped` and why. The
+    /// default does not say why.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_translation(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        match Self::translate(space, memory, address) {
+            Some(mapped) => writeln!(out, "gpa: {}", mapped.gpa),
+            None => writeln!(out, "Unmapped"),
+        }
+    }
+
+    /// Writes each step of the translation of an address, and its result. The default writes the result.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_walk(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        Self::write_translation(space, memory, address, out)
+    }
+
+    /// Looks for an operating system's kernel that was loaded at a random address, and writes where it is and how
+    /// the client gets its symbols there. The work is bounded for any memory. The default knows no kernel.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_kernel(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        let _ = (space, memory);
+        writeln!(out, "no kernel is known on this architecture")
+    }
+
     /// The `monitor` command that shows debug slots: `dr`.
     const SLOTS_COMMAND: &'static str;
 

@@ -124,6 +124,11 @@ impl MachineHost {
         &self.group
     }
 
+    /// The interrupt chips.
+    pub(crate) fn irqchip(&self) -> &Irqchip {
+        &self.irqchip
+    }
+
     /// What a vCPU waits for, in a few words; `None` if it runs code.
     fn waiting(&self, vcpu: VcpuId) -> Option<&'static str> {
         match self.irqchip.chips().run_state(vcpu) {
@@ -287,8 +292,8 @@ impl Host for MachineHost {
         }
     }
 
-    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
-        monitor::run(&self.irqchip, command, out)
+    fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {
+        monitor::run(self, vcpu, command, out)
     }
 
     fn monitor_help(&self) -> &str {

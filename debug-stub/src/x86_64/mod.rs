@@ -4,6 +4,7 @@ mod arch;
 pub(crate) mod bits;
 mod descriptor;
 mod layout;
+mod linux;
 mod mode;
 mod msr;
 mod paging;
