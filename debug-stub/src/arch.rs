@@ -252,6 +252,17 @@ pub trait Arch: fmt::Debug + Send + 'static {
         Self::write_translation(space, memory, address, out)
     }
 
+    /// Returns the region of equal rights around an address, mapped or not. The work is bounded for any tables; a
+    /// region may be a part of one. The default is `None`: not provided.
+    fn region(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+    ) -> Option<Region> {
+        let _ = (space, memory, address);
+        None
+    }
+
     /// Looks for an operating system's kernel that was loaded at a random address, and writes where it is and how
     /// the client gets its symbols there. The work is bounded for any memory. The default knows no kernel.
     ///
@@ -321,6 +332,26 @@ pub struct Mapped {
     /// Bytes from the address to the end of its page: at least 1. They follow each other in both
     /// address spaces.
     pub length: u64,
+}
+
+/// Addresses with equal rights, that of their pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The first address.
+    pub start: u64,
+    /// The last address: a region may end where the address space does.
+    pub last: u64,
+    /// What the guest's page tables permit, or `None` if they map nothing here.
+    pub rights: Option<RegionRights>,
+}
+
+/// The rights of a region that is mapped. It can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionRights {
+    /// It can be written.
+    pub writable: bool,
+    /// Its code can be executed.
+    pub executable: bool,
 }
 
 /// The debug slots of a vCPU: comparators for code and data addresses.

@@ -1,6 +1,7 @@
 //! The VMM's own `monitor` commands: the interrupt chips, CPUID, and time.
 
 mod chips;
+mod dump;
 
 use std::fmt::{self, Write};
 
@@ -19,6 +20,7 @@ monitor ioapic       the IOAPIC's pins and where their interrupts go
 monitor pic          the 8259A pair (info pic: and the IOAPIC)
 monitor pit          how the counters of the 8254 are programmed
 monitor cpuid        what CPUID tells the selected vCPU
+monitor dump FILE    writes an ELF core file of the stopped machine, for gdb and crash (dump-guest-memory)
 monitor time         how guest time passes, and what became of timer ticks
 monitor time step real|none|NS
                      how much guest time a step takes: what it took, none, or nanoseconds
@@ -43,6 +45,11 @@ pub(crate) fn run(
         ["info", "pic"] => chips::ioapic(&irqchip, out).and_then(|()| chips::pic(&irqchip, out)),
         ["pit"] => chips::pit(&irqchip, out),
         ["cpuid"] => chips::cpuid(host, vcpu, out),
+        ["dump" | "dump-guest-memory", ..] => {
+            // The rest of the line: a path may have spaces.
+            let rest = command.trim_start().split_once(char::is_whitespace);
+            dump::dump(host, rest.map_or("", |(_, file)| file.trim()), out)
+        }
         ["time"] => time(&irqchip, out),
         ["time", "step", text] => step_time(&irqchip, text, out),
         ["time", "step"] => writeln!(out, "{}", step_line(irqchip.clock().report().step_time)),

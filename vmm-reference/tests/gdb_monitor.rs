@@ -19,6 +19,7 @@ with_all_chips! {
     the_chipset_is_shown_as_the_guest_has_programmed_it,
     showing_the_chips_changes_nothing,
     the_selected_vcpus_local_apic_is_shown,
+    gdb_opens_a_core_file_with_all_vcpus,
 }
 
 fn clocks(chips: Chips) -> Vmm {
@@ -143,4 +144,114 @@ fn the_guests_cpuid_and_the_names_of_qemus_commands_are_shown() {
         "monitor pagewalk ADDRESS",
         "monitor lapic ",
     ]);
+}
+
+fn gdb_opens_a_core_file_with_all_vcpus(chips: Chips) {
+    let vmm = Setup::new(&SMP).with(chips).with(&["--cpus", "2"]).start();
+    vmm.assert_rises("ap_counter");
+    let file = vmm.directory().join("a core");
+    let show = r#"
+thread 1
+printf "pc1=%#lx\n", $pc
+printf "sp1=%#lx\n", $sp
+thread 2
+printf "pc2=%#lx\n", $pc
+printf "rax2=%#lx\n", $rax
+printf "bsp=%#lx\n", *(unsigned long*)&bsp_counter
+printf "ap=%#lx\n", *(unsigned long*)&ap_counter
+"#;
+    let gdb = vmm.gdb(&format!(
+        "{show}monitor dump {file}\nmonitor dump {file}\nmonitor dump\ndetach\ncore-file {file}\ninfo threads\n{show}",
+        file = file.display()
+    ));
+    gdb.expect(&[
+        "a core: 2 vCPUs, ",
+        "refused: ",
+        "a core could not be created: File exists",
+        "dump FILE: ",
+        "detached",
+    ]);
+    for name in ["pc1", "sp1", "pc2", "rax2", "bsp", "ap"] {
+        let values = gdb.values(name);
+        assert_eq!(values.len(), 2, "{name}: {}", gdb.0);
+        assert_eq!(values[0], values[1], "{name}: {}", gdb.0);
+    }
+    // The guest went on.
+    vmm.assert_rises("ap_counter");
+}
+
+#[test]
+fn a_core_file_is_private_and_a_place_that_cannot_be_written_is_named() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    let vmm = Setup::new(&CLOCKS)
+        .with(&["--memory", "64M"])
+        .paused()
+        .start();
+    let mut client = vmm.client();
+    let file = vmm.directory().join("core");
+    let said = client.monitor(&format!("dump {}", file.display())).unwrap();
+    assert!(said.contains("1 vCPUs, 64 MiB of RAM"), "{said}");
+    let data = std::fs::metadata(&file).unwrap();
+    assert_eq!(data.permissions().mode() & 0o777, 0o600);
+    assert!(data.len() > 64 << 20);
+    // Memory that was never touched is a hole.
+    assert!(data.blocks() * 512 < 32 << 20, "{}", data.blocks());
+    for (place, why) in [
+        (
+            "/nowhere/core",
+            "/nowhere/core could not be created: No such file",
+        ),
+        ("/proc/core", "/proc/core could not be created"),
+        (
+            vmm.directory().to_str().unwrap(),
+            "could not be created: File exists",
+        ),
+    ] {
+        let said = client.monitor(&format!("dump {place}")).unwrap();
+        assert!(
+            said.starts_with("refused: ") && said.contains(why),
+            "{said}"
+        );
+    }
+    // What is behind a link is not touched.
+    let (link, target) = (vmm.directory().join("link"), vmm.directory().join("target"));
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let said = client.monitor(&format!("dump {}", link.display())).unwrap();
+    assert!(said.contains("File exists"), "{said}");
+    assert!(!target.exists());
+}
+
+/// As LLDB asks.
+#[test]
+fn memory_regions_have_the_rights_of_the_guests_page_tables() {
+    let vmm = clocks(common::KERNEL);
+    let mut client = vmm.client();
+    let at = vmm.symbol("iterations");
+    let region = client
+        .request(&format!("qMemoryRegionInfo:{at:x}"))
+        .unwrap();
+    assert!(region.starts_with("start:0;size:"), "{region}");
+    assert!(region.ends_with(";permissions:rwx;"), "{region}");
+    let hole = client.request("qMemoryRegionInfo:800000000000").unwrap();
+    assert!(!hole.contains("permissions"), "{hole}");
+}
+
+/// Every user of the host can connect to a TCP port.
+#[test]
+fn over_tcp_no_core_file_is_written() {
+    let vmm = Setup::new(&CLOCKS)
+        .without_gdb()
+        .with(&["--gdb", "tcp:127.0.0.1:0"])
+        .start();
+    eventually("the stub listens", || {
+        vmm.log().contains("waiting for a debugger")
+    });
+    let log = vmm.log();
+    let (_, rest) = log.split_once("address=tcp:").expect(&log);
+    let address = rest.split_whitespace().next().unwrap();
+    let file = vmm.directory().join("core");
+    let gdb = vmm.gdb_at(address, &format!("monitor dump {}", file.display()));
+    gdb.expect(&["refused: ", "use --gdb unix:PATH"]);
+    assert!(!file.exists());
 }

@@ -9,6 +9,7 @@
 //! registers that a CPU loads with CR3 under PAE (memory is read instead), protection keys,
 //! shadow-stack pages, A20.
 
+mod extent;
 mod regions;
 mod text;
 mod virtual_memory;
@@ -22,7 +23,9 @@ use super::bits::{
 };
 use crate::{GuestMemory, GuestPhysAddr, GuestVirtAddr};
 
+pub(super) use extent::region;
 pub(super) use regions::write_regions;
+pub use regions::{Mapping, Mappings, mappings};
 pub(super) use text::{write_translation, write_walk};
 pub use virtual_memory::{read_virtual, write_virtual};
 

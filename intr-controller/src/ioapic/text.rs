@@ -75,7 +75,7 @@ impl fmt::Display for IoApicState {
 
 #[cfg(test)]
 mod tests {
-    use std::string::ToString;
+    use alloc::string::ToString;
 
     use super::*;
     use crate::DestinationFormat;

@@ -195,6 +195,7 @@ impl Lvt {
     }
 
     /// The pin is asserted while it is low.
+    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
     pub(super) const fn active_low(self) -> bool {
         self.0 & Self::POLARITY != 0
     }
@@ -287,6 +288,7 @@ impl Command {
         self.0 & Self::LOGICAL != 0
     }
 
+    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
     pub(super) const fn trigger_mode(self) -> TriggerMode {
         TriggerMode::from_bit(self.0 & Self::LEVEL != 0)
     }

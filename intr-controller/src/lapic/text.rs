@@ -149,7 +149,7 @@ impl fmt::Display for CommandText {
 
 #[cfg(test)]
 mod tests {
-    use std::string::ToString;
+    use alloc::string::ToString;
 
     use super::*;
 

@@ -84,7 +84,7 @@ impl fmt::Display for PicState {
 
 #[cfg(test)]
 mod tests {
-    use std::string::ToString;
+    use alloc::string::ToString;
 
     use super::*;
     use crate::pic::Pic;

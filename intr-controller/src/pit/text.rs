@@ -54,7 +54,7 @@ impl fmt::Display for PitState {
 
 #[cfg(test)]
 mod tests {
-    use std::string::ToString;
+    use alloc::string::ToString;
 
     use crate::GuestTime;
     use crate::pit::Pit;

@@ -138,7 +138,7 @@ impl fmt::Display for LapicRegisters {
 
 #[cfg(test)]
 mod tests {
-    use std::string::ToString;
+    use alloc::string::ToString;
 
     use super::*;
     use crate::{InterruptMessage, LapicConfig};
