@@ -228,6 +228,61 @@ pub trait Arch: fmt::Debug + Send + 'static {
         Ok(())
     }
 
+    /// Writes where an address is, in the form of QEMU's `gva2gpa`: a line `gpa: 0x1000`, or `Unmapped` and why. The
+    /// default does not say why.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_translation(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        match Self::translate(space, memory, address) {
+            Some(mapped) => writeln!(out, "gpa: {}", mapped.gpa),
+            None => writeln!(out, "Unmapped"),
+        }
+    }
+
+    /// Writes each step of the translation of an address, and its result. The default writes the result.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_walk(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        Self::write_translation(space, memory, address, out)
+    }
+
+    /// Returns the region of equal rights around an address, mapped or not. The work is bounded for any tables; a
+    /// region may be a part of one. The default is `None`: not provided.
+    fn region(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+    ) -> Option<Region> {
+        let _ = (space, memory, address);
+        None
+    }
+
+    /// Looks for an operating system's kernel that was loaded at a random address, and writes where it is and how
+    /// the client gets its symbols there. The work is bounded for any memory. The default knows no kernel.
+    ///
+    /// # Errors
+    /// If `out` takes no more.
+    fn write_kernel(
+        space: &Self::AddressSpace,
+        memory: &impl GuestMemory,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        let _ = (space, memory);
+        writeln!(out, "no kernel is known on this architecture")
+    }
+
     /// The `monitor` command that shows debug slots: `dr`.
     const SLOTS_COMMAND: &'static str;
 
@@ -283,6 +338,26 @@ pub struct Mapped {
     /// Bytes from the address to the end of its page: at least 1. They follow each other in both
     /// address spaces.
     pub length: u64,
+}
+
+/// Addresses with equal rights, that of their pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The first address.
+    pub start: u64,
+    /// The last address: a region may end where the address space does.
+    pub last: u64,
+    /// What the guest's page tables permit, or `None` if they map nothing here.
+    pub rights: Option<RegionRights>,
+}
+
+/// The rights of a region that is mapped. It can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionRights {
+    /// It can be written.
+    pub writable: bool,
+    /// Its code can be executed.
+    pub executable: bool,
 }
 
 /// The debug slots of a vCPU: comparators for code and data addresses.

@@ -154,10 +154,11 @@ pub trait Host: GuestMemory {
     /// Runs one of the VMM's own `monitor` commands. Returns `false` if there is no such command;
     /// the session's own commands come first.
     ///
-    /// `command` is what the client's user typed after `monitor`. What is written to `out` is
+    /// `vcpu` is the selected one, which may not exist. `command` is what the client's user typed after
+    /// `monitor`; of an unknown `info NAME` a second call has `NAME` alone. What is written to `out` is
     /// printed on the client's console; writing fails beyond 64 KiB.
-    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
-        let _ = (command, out);
+    fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {
+        let _ = (vcpu, command, out);
         false
     }
 

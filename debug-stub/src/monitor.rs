@@ -1,5 +1,7 @@
 //! `monitor` commands: text in, text out.
 
+mod places;
+mod qemu_names;
 mod system;
 
 use std::fmt::{self, Write as _};
@@ -14,18 +16,24 @@ use crate::host::Host;
 
 const HELP: &str = "\
 monitor help         this text
+monitor help qemu    what QEMU's commands are called here
 monitor caps         what the host can do for the debugger, how, and why not
 monitor mask on      steps hold hardware interrupts back (mask_hwintr); the default if possible
 monitor mask off     interrupts enter stepped vCPUs
 monitor mask status  which is in force, and the pending interrupts
 monitor mode         the mode of each vCPU, the target description that the client has, and how to get another
-monitor system_reset resets the machine in place, if the VMM can; breakpoints stay
-monitor quit         ends the guest
-monitor info registers
-                     the selected vCPU's registers (-a: all vCPUs'), in QEMU's form
+monitor threads      the vCPUs: what each waits for, its mode and its program counter (info cpus)
+monitor regs         the selected vCPU's registers (-a: all vCPUs'), in QEMU's form (info registers)
+monitor translate ADDRESS
+                     where a virtual address of the selected vCPU is (gva2gpa)
+monitor pagewalk ADDRESS
+                     the same, with the entry of each level of the page tables
+monitor mem          what the selected vCPU's page tables map, in QEMU's form (info mem)
 monitor xp ADDRESS [LENGTH]
                      bytes of guest-physical memory: 64, or up to 4096
-monitor info mem     what the selected vCPU's page tables map, in QEMU's form
+monitor kaslr        where a Linux kernel is, and GDB's command that loads its symbols there
+monitor system_reset resets the machine in place, if the VMM can; breakpoints stay
+monitor quit         ends the guest
 ";
 
 /// How much text a command of the VMM's or a listing may print, in bytes.
@@ -52,6 +60,7 @@ pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
             let system = system::help::<H::Arch>();
             format!("{HELP}{system}{}", guest.host.monitor_help())
         }
+        ["help", "qemu"] => qemu_names::all(),
         ["caps"] => guest.config.plan.to_string(),
         ["mask", "on"] => set_mask(guest, true),
         ["mask", "off"] => set_mask(guest, false),
@@ -64,14 +73,19 @@ pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
             [register, value] => system::one(guest, register, Some(value)),
             _ => system::help::<H::Arch>(),
         },
-        ["info", "mem"] => mappings(guest),
+        ["mem"] | ["info", "mem"] => mappings(guest),
+        ["threads"] | ["info", "cpus"] => threads(guest),
+        ["translate" | "gva2gpa", address] => places::translation(guest, address),
+        ["pagewalk", address] => places::walk(guest, address),
+        ["translate" | "gva2gpa" | "pagewalk", ..] => places::USAGE.into(),
+        ["kaslr"] => places::kernel(guest),
         ["xp", address] => physical(guest, address, "64"),
         ["xp", address, length] => physical(guest, address, length),
-        ["info", "registers"] => {
+        ["regs"] | ["info", "registers"] => {
             let vcpu = guest.current;
             registers(guest, vcpu..=vcpu)
         }
-        ["info", "registers", "-a"] => {
+        ["regs", "-a"] | ["info", "registers", "-a"] => {
             let last = VcpuId(guest.host.vcpu_count().saturating_sub(1));
             registers(guest, VcpuId(0)..=last)
         }
@@ -93,18 +107,58 @@ pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
 }
 
 fn vmm_command<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
+    let command = command.trim();
     let mut out = Bounded(String::new());
-    let known = guest.host.monitor(command.trim(), &mut out);
+    let vcpu = guest.current;
+    let mut known = guest.host.monitor(vcpu, command, &mut out);
+    // QEMU's users type `info irq` for `irq`.
+    if let Some(name) = command.strip_prefix("info ").filter(|_| !known) {
+        known = guest.host.monitor(vcpu, name.trim(), &mut out);
+    }
     // The command may have reset the machine, or loaded a snapshot.
     guest.registers.forget();
     if known {
         return out.0;
     }
-    let command: String = command.chars().take(80).collect();
-    format!(
-        "unknown command \"{}\"; monitor help lists the commands",
-        command.escape_debug()
-    )
+    let name: String = command.chars().take(80).collect();
+    let name = name.escape_debug();
+    match qemu_names::find(command) {
+        Some(here) => format!("QEMU's \"{name}\" is not here: {here}"),
+        None => format!(
+            "unknown command \"{name}\"; monitor help lists the commands, monitor help qemu what QEMU's are called \
+             here"
+        ),
+    }
+}
+
+/// The vCPUs; a star stands before the selected one.
+fn threads<H: Host>(guest: &mut Guest<H>) -> String {
+    let mut out = Bounded(String::new());
+    for vcpu in (0..guest.host.vcpu_count()).map(VcpuId) {
+        let star = if vcpu == guest.current { '*' } else { ' ' };
+        let name = guest.host.vcpu_name(vcpu);
+        let read = guest
+            .registers
+            .read(&mut guest.host, vcpu, H::Arch::STOP_GROUPS);
+        let thread = tid(vcpu);
+        let written = match read {
+            Ok(registers) => writeln!(
+                out,
+                "{star} thread {thread}: {name}, {}, pc {}",
+                H::Arch::mode(registers),
+                H::Arch::pc(registers)
+            ),
+            Err(error) => writeln!(out, "{star} thread {thread}: {name}, {error}"),
+        };
+        if written.is_err() {
+            out.0.push_str("(there is more)\n");
+            break;
+        }
+    }
+    if out.0.is_empty() {
+        out.0.push_str("there is no vCPU yet\n");
+    }
+    out.0
 }
 
 /// The vCPUs' modes, and the client's target description.
@@ -183,12 +237,17 @@ fn physical<H: Host>(guest: &Guest<H>, address: &str, length: &str) -> String {
     text
 }
 
-/// A number as in C, without octal ones.
+/// A number of 64 bits as in C, without octal ones: `0x1000` or `4096`.
 fn number(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    // `from_str_radix` takes a sign.
+    if digits.starts_with('+') {
+        return None;
     }
+    u64::from_str_radix(digits, radix).ok()
 }
 
 /// QEMU's `info registers`.
@@ -270,4 +329,27 @@ fn mask_status<H: Host>(guest: &mut Guest<H>) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number;
+
+    #[test]
+    fn numbers_are_decimal_or_hexadecimal_and_have_64_bits() {
+        for (text, wanted) in [
+            ("10", Some(10)),
+            ("0x10", Some(16)),
+            ("0XfFffffffffffffff", Some(u64::MAX)),
+            ("0x10000000000000000", None),
+            ("-1", None),
+            ("+1", None),
+            ("0x+1", None),
+            ("0x", None),
+            ("", None),
+            ("1 2", None),
+        ] {
+            assert_eq!(number(text), wanted, "{text}");
+        }
+    }
 }

@@ -13,8 +13,8 @@
 //! | `?` | gdbstub reports the first thread and no reason |
 //! | `qSupported`, `QStartNoAckMode` | the filter owns what they are about |
 //! | `p`, `qXfer:features` | gdbstub has no unavailable registers, and one description for all time |
-//! | `x`, `qC`, `qSearch`, `qCRC`, `qXfer:threads`, `qqemu`, `Qqemu` | gdbstub does not know them |
 //! | `QEnableErrorStrings`, `QListThreadsInStopReply`, `qHostInfo`, `qProcessInfo` | they say that the client is LLDB |
+//! | `x`, `qC`, `qSearch`, `qCRC`, `qXfer:threads`, `qMemoryRegionInfo`, `qqemu`, `Qqemu` | gdbstub does not know them |
 //! | `Z3` | no host provides read watchpoints; gdbstub cannot refuse one kind |
 //! | `Z0`, `Z1` with conditions or commands | gdbstub drops them |
 //!
@@ -160,6 +160,8 @@ pub(crate) enum Request<'a> {
         address: u64,
         length: u64,
     },
+    /// LLDB's `qMemoryRegionInfo`
+    MemoryRegion(u64),
     /// `Z0` and `Z1` with conditions or commands.
     Insert {
         point: Point,
@@ -314,6 +316,8 @@ fn query(body: &[u8]) -> Option<Request<'_>> {
             } else if let Some(rest) = after(b"qCRC:") {
                 let (address, length) = address_and_length(rest)?;
                 Request::Crc { address, length }
+            } else if let Some(address) = after(b"qMemoryRegionInfo:") {
+                Request::MemoryRegion(number(address)?)
             } else {
                 Request::Gdbstub
             }
@@ -631,6 +635,8 @@ mod tests {
             b"Z0,1,1;X1,",
             b"qRcmd,6",
             b"qCRC:1",
+            b"qMemoryRegionInfo:",
+            b"qMemoryRegionInfo:10000000000000000",
             b"qSearch:memory:0;10;",
             b"Qqemu.sstep=",
             b"qqemu.sstep=",

@@ -51,6 +51,15 @@ impl DestinationMode {
     }
 }
 
+impl fmt::Display for DestinationMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Physical => "physical",
+            Self::Logical => "logical",
+        })
+    }
+}
+
 /// What an interrupt message does to its targets (SDM 3A, "Interrupt Command Register (ICR)").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -95,6 +104,26 @@ impl DeliveryMode {
     pub const fn bits(self) -> u8 {
         self as u8
     }
+
+    /// Whether an interrupt of this mode has a vector.
+    #[must_use]
+    pub const fn has_vector(self) -> bool {
+        matches!(self, Self::Fixed | Self::LowestPriority | Self::StartUp)
+    }
+}
+
+impl fmt::Display for DeliveryMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fixed => "fixed",
+            Self::LowestPriority => "lowest priority",
+            Self::Smi => "SMI",
+            Self::Nmi => "NMI",
+            Self::Init => "INIT",
+            Self::StartUp => "start-up",
+            Self::ExtInt => "ExtINT",
+        })
+    }
 }
 
 /// How an interrupt is triggered (SDM 3A, "Local Vector Table", trigger mode).
@@ -120,6 +149,15 @@ impl TriggerMode {
     #[must_use]
     pub const fn bit(self) -> bool {
         matches!(self, Self::Level)
+    }
+}
+
+impl fmt::Display for TriggerMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Edge => "edge",
+            Self::Level => "level",
+        })
     }
 }
 

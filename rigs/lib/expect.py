@@ -205,6 +205,7 @@ JOBS = [
     Job("vmm-reference gdb_mask", "vmm-reference:gdb_mask", TESTS, _limits(300, 600, 900), gdb=True),
     *_with_all_chips("gdb_session"),
     *_with_all_chips("gdb_conditions", smp=True),
+    *_with_all_chips("gdb_monitor", smp=True),
     Job(
         "vmm-reference gdb_smp",
         "vmm-reference:gdb_smp",

@@ -1,6 +1,7 @@
 //! The machine as a debugger's session sees it.
 
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::RawFd;
 
 use debug_stub::kvm::{KvmError, VmMemory};
@@ -13,6 +14,7 @@ use debug_stub::{
 };
 use thiserror::Error;
 use vcpu_caps::Plan;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::error::with_causes;
 use crate::exit::{ExitEvent, ExitReason, OnReset};
@@ -33,6 +35,8 @@ pub struct MachineHost {
     origin: Option<(Blueprint, Plan)>,
     /// The last triple fault that led to a reset.
     last_fault: Option<String>,
+    /// The debugger may have files of the host written.
+    may_write_files: bool,
 }
 
 /// What of a machine its vCPUs' threads take.
@@ -95,6 +99,7 @@ impl MachineHost {
             exit,
             origin: None,
             last_fault: None,
+            may_write_files: false,
         }
     }
 
@@ -122,6 +127,32 @@ impl MachineHost {
     #[must_use]
     pub fn group(&self) -> &VcpuGroup {
         &self.group
+    }
+
+    /// The interrupt chips.
+    pub(crate) fn irqchip(&self) -> &Irqchip {
+        &self.irqchip
+    }
+
+    /// Sets whether `monitor dump` may write a file of the host: not where clients may have fewer rights than this
+    /// process. By default it may not.
+    pub fn allow_files(&mut self, allowed: bool) {
+        self.may_write_files = allowed;
+    }
+
+    /// Returns `true` if `monitor dump` may write a file of the host.
+    pub(crate) fn may_write_files(&self) -> bool {
+        self.may_write_files
+    }
+
+    /// The guest-physical ranges that are memory.
+    pub(crate) fn memory_ranges(&self) -> Vec<Range<u64>> {
+        let regions = self.memory.0.iter();
+        let range = |region: &GuestRegionMmap| {
+            let start = region.start_addr().0;
+            start..start + region.len()
+        };
+        regions.map(range).collect()
     }
 
     /// What a vCPU waits for, in a few words; `None` if it runs code.
@@ -287,8 +318,8 @@ impl Host for MachineHost {
         }
     }
 
-    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
-        monitor::run(&self.irqchip, command, out)
+    fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {
+        monitor::run(self, vcpu, command, out)
     }
 
     fn monitor_help(&self) -> &str {

@@ -20,6 +20,7 @@ pub mod caps;
 pub mod cli;
 pub mod clock;
 pub mod console;
+mod core_file;
 pub mod debug;
 pub mod demo;
 pub mod devices;

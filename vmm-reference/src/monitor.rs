@@ -1,4 +1,7 @@
-//! The VMM's own `monitor` commands: `monitor time`, `monitor irq`.
+//! The VMM's own `monitor` commands: the interrupt chips, CPUID, and time.
+
+mod chips;
+mod dump;
 
 use std::fmt::{self, Write};
 
@@ -6,24 +9,49 @@ use intr_controller::kvm::TscControl;
 use intr_controller::{Counters, DebugTime, IrqchipMode, StepTime};
 use vcpu_caps::VcpuId;
 
+use crate::debug::MachineHost;
 use crate::irqchip::Irqchip;
 
 /// For `monitor help`.
 pub(crate) const HELP: &str = "\
-monitor irq          what became of each interrupt that has arrived at a vCPU
+monitor irq          what became of each interrupt that has arrived at a vCPU, and why a pending one waits
+monitor lapic        the registers of the selected vCPU's local APIC (info lapic)
+monitor ioapic       the IOAPIC's pins and where their interrupts go
+monitor pic          the 8259A pair (info pic: and the IOAPIC)
+monitor pit          how the counters of the 8254 are programmed
+monitor cpuid        what CPUID tells the selected vCPU
+monitor dump FILE    writes an ELF core file of the stopped machine, for gdb and crash (dump-guest-memory)
 monitor time         how guest time passes, and what became of timer ticks
 monitor time step real|none|NS
                      how much guest time a step takes: what it took, none, or nanoseconds
 ";
 
-/// Runs a command. Returns `false` if there is no such command.
-pub(crate) fn run(irqchip: &Irqchip, command: &str, out: &mut dyn Write) -> bool {
+/// Runs a command; `vcpu` is the selected one. Returns `false` if there is no such command.
+pub(crate) fn run(
+    host: &mut MachineHost,
+    vcpu: VcpuId,
+    command: &str,
+    out: &mut dyn Write,
+) -> bool {
+    let irqchip = host.irqchip().clone();
     let words: Vec<&str> = command.split_whitespace().collect();
     // The client's console shows no more than it has taken.
     let _ = match words.as_slice() {
-        ["irq"] => irq(irqchip, out),
-        ["time"] => time(irqchip, out),
-        ["time", "step", text] => step_time(irqchip, text, out),
+        ["irq"] => irq(&irqchip, out).and_then(|()| chips::pending(host, out)),
+        ["lapic"] => chips::lapic(host, vcpu, out),
+        ["ioapic"] => chips::ioapic(&irqchip, out),
+        ["pic"] => chips::pic(&irqchip, out),
+        // QEMU's shows both.
+        ["info", "pic"] => chips::ioapic(&irqchip, out).and_then(|()| chips::pic(&irqchip, out)),
+        ["pit"] => chips::pit(&irqchip, out),
+        ["cpuid"] => chips::cpuid(host, vcpu, out),
+        ["dump" | "dump-guest-memory", ..] => {
+            // The rest of the line: a path may have spaces.
+            let rest = command.trim_start().split_once(char::is_whitespace);
+            dump::dump(host, rest.map_or("", |(_, file)| file.trim()), out)
+        }
+        ["time"] => time(&irqchip, out),
+        ["time", "step", text] => step_time(&irqchip, text, out),
         ["time", "step"] => writeln!(out, "{}", step_line(irqchip.clock().report().step_time)),
         ["time", ..] => out.write_str(HELP),
         _ => return false,

@@ -173,8 +173,10 @@ impl Vmm {
         })
     }
 
-    /// Lets a debugger connect, once the machine is served.
+    /// Lets a debugger connect, once the machine is served. Over a Unix socket, whose mode is 0600, it may have a core
+    /// file written: who can connect can write files in any case. To a TCP port every program of the host can connect.
     pub fn listen(&mut self, listener: Listener) {
+        self.host.allow_files(!listener.address().is_tcp());
         self.listener = Some(listener);
     }
 

@@ -24,8 +24,8 @@ pub trait KvmGuest: GuestMemory {
     fn with_vcpu(&self, vcpu: VcpuId, act: &mut dyn FnMut(&mut Stepper, &mut VcpuFd)) -> bool;
 
     /// The VMM's own `monitor` commands: [`Host::monitor`].
-    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
-        let _ = (command, out);
+    fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {
+        let _ = (vcpu, command, out);
         false
     }
 
@@ -150,8 +150,8 @@ impl<G: KvmGuest> Host for G {
         with(self, vcpu, pending).unwrap_or_default()
     }
 
-    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
-        KvmGuest::monitor(self, command, out)
+    fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {
+        KvmGuest::monitor(self, vcpu, command, out)
     }
 
     fn monitor_help(&self) -> &str {

@@ -39,8 +39,8 @@ pub trait ThreadedGuest {
     fn unattended(&mut self, stops: Vec<Stop>);
 
     /// The VMM's own `monitor` commands: [`Host::monitor`](crate::Host::monitor).
-    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
-        let _ = (command, out);
+    fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {
+        let _ = (vcpu, command, out);
         false
     }
 
@@ -77,8 +77,8 @@ impl<G: ThreadedGuest> KvmGuest for Threaded<G> {
         self.0.with_vcpu(vcpu, act)
     }
 
-    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
-        self.0.monitor(command, out)
+    fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {
+        self.0.monitor(vcpu, command, out)
     }
 
     fn monitor_help(&self) -> &str {

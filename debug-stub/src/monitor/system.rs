@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use vcpu_caps::HwBreakpointKind;
 
-use super::Bounded;
+use super::{Bounded, number};
 use crate::arch::Arch;
 use crate::guest::Guest;
 use crate::host::Host;
@@ -93,7 +93,7 @@ pub(super) fn one<H: Host>(guest: &mut Guest<H>, register: &str, value: Option<&
         Err(_) => return "refused: the selected vCPU does not exist".into(),
     };
     if let Some(text) = value {
-        let Some(value) = self::number(text) else {
+        let Some(value) = super::number(text) else {
             return "refused: the value is no number of 64 bits".into();
         };
         let read = guest
@@ -141,37 +141,4 @@ fn refused(error: &dyn std::error::Error) -> String {
 fn not_provided<H: Host>() -> String {
     let kind = H::Arch::SYSTEM_REGISTER.to_uppercase();
     format!("refused: this VMM does not let a debugger at {kind}s")
-}
-
-/// A decimal number, or a hexadecimal one with `0x`.
-fn number(text: &str) -> Option<u64> {
-    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) if digits.starts_with('+') => None,
-        Some(digits) => u64::from_str_radix(digits, 16).ok(),
-        None if text.starts_with('+') => None,
-        None => text.parse().ok(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::number;
-
-    #[test]
-    fn numbers_are_decimal_or_hexadecimal_and_have_64_bits() {
-        for (text, wanted) in [
-            ("10", Some(10)),
-            ("0x10", Some(16)),
-            ("0XfFffffffffffffff", Some(u64::MAX)),
-            ("0x10000000000000000", None),
-            ("-1", None),
-            ("+1", None),
-            ("0x+1", None),
-            ("0x", None),
-            ("", None),
-            ("1 2", None),
-        ] {
-            assert_eq!(number(text), wanted, "{text}");
-        }
-    }
 }

@@ -6,8 +6,9 @@ use gdbstub::target::TargetError;
 use gdbstub::target::ext::base::multithread::MultiThreadBase;
 use vcpu_caps::VcpuId;
 
+use crate::address::GuestVirtAddr;
 use crate::agent::ProgramError;
-use crate::arch::Arch;
+use crate::arch::{Arch, Region, RegionRights};
 use crate::breakpoints::{HitProgram, Point, PointKind};
 use crate::filter::{push_escaped, push_hex_bytes};
 use crate::guest::{OrderError, errno, tid};
@@ -136,6 +137,7 @@ impl<H: Host> Session<H> {
             Request::Crc { address, length } => {
                 self.begin_scan(|space| Scan::crc(space, address, length));
             }
+            Request::MemoryRegion(address) => self.answer_region(address),
             Request::Insert { point, program } => self.insert(point, program),
             Request::Resume(actions) => {
                 let ordered = self.order_all(actions);
@@ -241,6 +243,7 @@ impl<H: Host> Session<H> {
             | Request::WriteMemory { .. }
             | Request::Search { .. }
             | Request::Crc { .. }
+            | Request::MemoryRegion(_)
             | Request::Insert { .. }
             | Request::Resume(_)
             | Request::ResumeLegacy { .. }
@@ -455,6 +458,42 @@ impl<H: Host> Session<H> {
             push_hex_bytes(&mut reply, &data);
         }
         self.reply(&reply);
+    }
+
+    /// LLDB's `qMemoryRegionInfo`. A region without permissions is not mapped.
+    fn answer_region(&mut self, address: u64) {
+        let space = match self.guest.space() {
+            Ok(Space::Virtual(space)) => space,
+            // No page table says what physical memory permits.
+            Ok(Space::Physical) => return self.reply(b""),
+            Err(error) => return self.reply_error(error),
+        };
+        let region = H::Arch::region(&space, &self.guest.host, GuestVirtAddr(address));
+        let Some(Region {
+            start,
+            last,
+            rights,
+        }) = region
+        else {
+            return self.reply(b"");
+        };
+        // The whole of 64 bits has no size of 64 bits.
+        let size = last.wrapping_sub(start).saturating_add(1);
+        let mut reply = format!("start:{start:x};size:{size:x};");
+        if let Some(RegionRights {
+            writable,
+            executable,
+        }) = rights
+        {
+            reply.push_str("permissions:r");
+            for (has, letter) in [(writable, 'w'), (executable, 'x')] {
+                if has {
+                    reply.push(letter);
+                }
+            }
+            reply.push(';');
+        }
+        self.reply(reply.as_bytes());
     }
 
     fn begin_scan(&mut self, scan: impl FnOnce(Space<H::Arch>) -> Scan<H::Arch>) {

@@ -5,14 +5,14 @@ use std::fmt::{self, Write};
 
 use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 
-use super::paging::{translate, write_regions};
+use super::paging::{region, translate, write_regions, write_translation, write_walk};
 use super::text::{write_debug_registers, write_registers};
 use super::{
-    Mode, RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, View, WriteError, msr,
+    Mode, RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, View, WriteError, linux, msr,
     target_xml, write_all,
 };
 use crate::address::GuestVirtAddr;
-use crate::arch::{Arch, DebugSlots, Mapped};
+use crate::arch::{Arch, DebugSlots, Mapped, Region};
 use crate::host::GuestMemory;
 
 /// The x86-64 architecture, in each of its modes.
@@ -242,6 +242,40 @@ impl Arch for X86_64 {
         out: &mut dyn Write,
     ) -> fmt::Result {
         write_regions(space, memory, out)
+    }
+
+    fn write_translation(
+        space: &SpecialRegisters,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        write_translation(space, memory, address, out)
+    }
+
+    fn write_walk(
+        space: &SpecialRegisters,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        write_walk(space, memory, address, out)
+    }
+
+    fn region(
+        space: &SpecialRegisters,
+        memory: &impl GuestMemory,
+        address: GuestVirtAddr,
+    ) -> Option<Region> {
+        Some(region(space, memory, address))
+    }
+
+    fn write_kernel(
+        space: &SpecialRegisters,
+        memory: &impl GuestMemory,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        linux::write_kernel(space, memory, out)
     }
 
     fn target_description(view: View, annex: &[u8]) -> Option<Cow<'static, str>> {

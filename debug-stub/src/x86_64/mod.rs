@@ -4,6 +4,7 @@ mod arch;
 pub(crate) mod bits;
 mod descriptor;
 mod layout;
+mod linux;
 mod mode;
 mod msr;
 mod paging;
@@ -20,8 +21,8 @@ pub use arch::X86_64;
 pub use layout::{RegisterId, WriteError, read_all, write_all};
 pub use mode::{Mode, View};
 pub use paging::{
-    Level, PageSize, PagingMode, PhysicalAddressing, TranslateError, Translation, read_virtual,
-    translate, translate_with, write_virtual,
+    Level, Mapping, Mappings, PageSize, PagingMode, PhysicalAddressing, TranslateError,
+    Translation, mappings, read_virtual, translate, translate_with, write_virtual,
 };
 pub use registers::{
     CoreRegisters, DebugRegisters, DescriptorTable, FpuState, RegisterFile, RegisterGroups,

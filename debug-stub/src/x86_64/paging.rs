@@ -9,7 +9,9 @@
 //! registers that a CPU loads with CR3 under PAE (memory is read instead), protection keys,
 //! shadow-stack pages, A20.
 
+mod extent;
 mod regions;
+mod text;
 mod virtual_memory;
 mod walk;
 
@@ -21,7 +23,10 @@ use super::bits::{
 };
 use crate::{GuestMemory, GuestPhysAddr, GuestVirtAddr};
 
+pub(super) use extent::region;
 pub(super) use regions::write_regions;
+pub use regions::{Mapping, Mappings, mappings};
+pub(super) use text::{write_translation, write_walk};
 pub use virtual_memory::{read_virtual, write_virtual};
 
 /// How a guest translates linear addresses (SDM 3A 4.1.1).
@@ -76,6 +81,18 @@ impl PagingMode {
             Self::None | Self::Legacy | Self::Pae => address.0 >> 32 == 0,
             Self::FourLevel | Self::FiveLevel => canonical(address.0, self.linear_width()),
         }
+    }
+}
+
+impl core::fmt::Display for PagingMode {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::None => "no paging",
+            Self::Legacy => "32-bit paging",
+            Self::Pae => "PAE paging",
+            Self::FourLevel => "4-level paging",
+            Self::FiveLevel => "5-level paging",
+        })
     }
 }
 
@@ -152,6 +169,17 @@ impl PageSize {
     }
 }
 
+impl core::fmt::Display for PageSize {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Size4K => "4 KiB",
+            Self::Size2M => "2 MiB",
+            Self::Size4M => "4 MiB",
+            Self::Size1G => "1 GiB",
+        })
+    }
+}
+
 /// Where a linear address is, and the guest's own permissions there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
@@ -191,9 +219,23 @@ pub enum Level {
     Pml5e,
 }
 
+impl Level {
+    /// The lowest bit of a linear address that selects an entry of this level: an entry covers so many bits.
+    fn shift(self, mode: PagingMode) -> u32 {
+        match self {
+            Self::Pte => 12,
+            Self::Pde if mode == PagingMode::Legacy => 22,
+            Self::Pde => 21,
+            Self::Pdpte => 30,
+            Self::Pml4e => 39,
+            Self::Pml5e => 48,
+        }
+    }
+}
+
 impl core::fmt::Display for Level {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Pte => "PTE",
             Self::Pde => "PDE",
             Self::Pdpte => "PDPTE",
@@ -278,6 +320,17 @@ pub fn translate_with(
     memory: &impl GuestMemory,
     address: GuestVirtAddr,
 ) -> Result<Translation, TranslateError> {
+    translate_visiting(special, physical, memory, address, |_, _, _| {})
+}
+
+/// As [`translate_with`]. Calls `visit` with the level, the address and the value of each entry that is read.
+fn translate_visiting(
+    special: &SpecialRegisters,
+    physical: PhysicalAddressing,
+    memory: &impl GuestMemory,
+    address: GuestVirtAddr,
+    visit: impl Fn(Level, GuestPhysAddr, u64),
+) -> Result<Translation, TranslateError> {
     let mode = PagingMode::of(special);
     if !mode.is_valid(address) {
         return Err(TranslateError::NotCanonical {
@@ -287,6 +340,7 @@ pub fn translate_with(
     }
     let walk = walk::Walk {
         memory,
+        visit,
         physical,
         address,
         nxe: special.efer & EFER_NXE != 0,

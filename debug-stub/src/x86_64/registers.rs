@@ -102,6 +102,25 @@ pub struct Segment {
     pub unusable: bool,
 }
 
+impl Segment {
+    /// Bits 23:8 of its descriptor's upper half, in their places (SDM 3A 3.4.5). 0 if it is unusable.
+    #[must_use]
+    pub fn attributes(&self) -> u32 {
+        let bit = |set: bool, bit: u32| u32::from(set) << bit;
+        if self.unusable {
+            return 0;
+        }
+        u32::from(self.kind & 0xf) << 8
+            | bit(self.code_or_data, 12)
+            | u32::from(self.dpl & 3) << 13
+            | bit(self.present, 15)
+            | bit(self.available, 20)
+            | bit(self.long, 21)
+            | bit(self.default_big, 22)
+            | bit(self.granularity, 23)
+    }
+}
+
 /// GDTR or IDTR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DescriptorTable {

@@ -143,7 +143,7 @@ fn segments(special: &SpecialRegisters, long: bool, out: &mut dyn Write) -> fmt:
         } else {
             write!(out, "{:08x}", segment.base)?;
         }
-        write!(out, " {:08x} {:08x}", segment.limit, attributes(segment))?;
+        write!(out, " {:08x} {:08x}", segment.limit, segment.attributes())?;
         if special.cr0 & CR0_PE != 0 && segment.present && !segment.unusable {
             kind(segment, long, out)?;
         }
@@ -157,22 +157,6 @@ fn segments(special: &SpecialRegisters, long: bool, out: &mut dyn Write) -> fmt:
         }
     }
     Ok(())
-}
-
-/// Bits 23:8 of a descriptor's upper half (SDM 3A 3.4.5).
-fn attributes(segment: &Segment) -> u32 {
-    let bit = |set: bool, bit: u32| u32::from(set) << bit;
-    if segment.unusable {
-        return 0;
-    }
-    u32::from(segment.kind & 0xf) << 8
-        | bit(segment.code_or_data, 12)
-        | u32::from(segment.dpl & 3) << 13
-        | bit(segment.present, 15)
-        | bit(segment.available, 20)
-        | bit(segment.long, 21)
-        | bit(segment.default_big, 22)
-        | bit(segment.granularity, 23)
 }
 
 fn kind(segment: &Segment, long: bool, out: &mut dyn Write) -> fmt::Result {

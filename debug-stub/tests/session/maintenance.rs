@@ -142,6 +142,85 @@ fn registers_are_read_again_after_a_command_of_the_vmms_own() {
     }
 }
 
+#[test]
+fn the_vmms_own_commands_are_found_behind_info_too() {
+    let hook = MonitorHook {
+        run: say_or_flood,
+        help: "",
+    };
+    let mut rig = Rig::new(machine(1, &[code::SPIN]).with_monitor(hook));
+    assert_eq!(
+        monitor(&mut rig, "info say hello"),
+        "the machine says hello\n"
+    );
+}
+
+#[test]
+fn what_a_command_of_qemus_is_called_here_is_said() {
+    let mut rig = nops(1);
+    let said = monitor(&mut rig, "info tlb");
+    assert!(
+        said.starts_with("QEMU's \"info tlb\" is not here: monitor pagewalk"),
+        "{said}"
+    );
+    let said = monitor(&mut rig, "info frobnicate \x1b[31m");
+    assert!(
+        said.starts_with("unknown command \"info frobnicate") && said.contains("monitor help qemu"),
+        "{said}"
+    );
+    assert!(!said.contains('\x1b'), "{said}");
+    let all = monitor(&mut rig, "help qemu");
+    assert!(all.contains("\ngva2gpa "), "{all}");
+    assert!(monitor(&mut rig, "help").contains("monitor help qemu"));
+}
+
+#[test]
+fn threads_are_listed_with_mode_and_program_counter() {
+    let mut rig = nops(3);
+    rig.ask("Hg2");
+    let said = monitor(&mut rig, "threads");
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    assert!(lines[0].starts_with("  thread 1: "), "{said}");
+    assert!(lines[1].starts_with("* thread 2: "), "{said}");
+    assert!(
+        lines[1].ends_with(&format!("long mode, 64-bit code, pc {ENTRY:#x}")),
+        "{said}"
+    );
+    assert_eq!(monitor(&mut rig, "info cpus"), said);
+    rig.machine().set_vcpus(0);
+    assert_eq!(monitor(&mut rig, "threads"), "there is no vCPU yet\n");
+}
+
+#[test]
+fn an_address_is_translated_and_its_walk_is_shown() {
+    let mut rig = nops(1);
+    let translated = monitor(&mut rig, &format!("translate {ENTRY:#x}"));
+    let result = format!("{ENTRY:#x} is at physical {ENTRY:#x}, in a page of 2 MiB: rwx, user\n");
+    assert_eq!(translated, format!("gpa: {ENTRY:#x}\n{result}"));
+    assert_eq!(monitor(&mut rig, &format!("gva2gpa {ENTRY}")), translated);
+    let walk = monitor(&mut rig, &format!("pagewalk {ENTRY:#x}"));
+    assert!(
+        walk.starts_with("4-level paging, CR3 0x1000\nPML4E at 0x1000: "),
+        "{walk}"
+    );
+    assert!(walk.ends_with(&result), "{walk}");
+    let none = monitor(&mut rig, "translate 0x800000000000");
+    assert!(none.starts_with("Unmapped: "), "{none}");
+    for wrong in [
+        "translate",
+        "translate rip",
+        "pagewalk 1 2",
+        "pagewalk 0x10000000000000000",
+    ] {
+        let said = monitor(&mut rig, wrong);
+        assert!(said.contains("a number as in C"), "{wrong}: {said}");
+    }
+    let before = rig.ask("g");
+    assert!(monitor(&mut rig, "kaslr").starts_with("no Linux kernel"));
+    assert_eq!(rig.ask("g"), before);
+}
+
 /// What hugsy/gef, bata24/gef and pwndbg send when they look for QEMU.
 #[test]
 fn plug_ins_of_gdb_recognise_the_stub() {

@@ -159,3 +159,50 @@ fn a_search_that_meets_unreadable_memory_says_where() {
     let reply = rig.ask(format!("qCRC:{:x},2000", ALIAS));
     assert_eq!(reply, format!("E.{text}"));
 }
+
+/// LLDB's.
+#[test]
+fn a_region_has_the_rights_of_its_pages_and_a_hole_has_none() {
+    let mut rig = spinning(1);
+    assert_eq!(
+        rig.ask("qMemoryRegionInfo:8123"),
+        "start:0;size:201000;permissions:rwx;"
+    );
+    let hole = rig.ask("qMemoryRegionInfo:201000");
+    assert_eq!(
+        hole,
+        format!("start:201000;size:{:x};", u64::MAX - 0x20_1000 + 1)
+    );
+    assert_eq!(rig.ask("qMemoryRegionInfo:ffffffffffffffff"), hole);
+    for wrong in [
+        "qMemoryRegionInfo:",
+        "qMemoryRegionInfo:x",
+        "qMemoryRegionInfo:1,2",
+    ] {
+        assert_eq!(rig.ask(wrong), "E16", "{wrong}");
+    }
+    // What physical memory permits is not known.
+    assert_eq!(rig.ask("Qqemu.PhyMemMode:1"), "OK");
+    assert_eq!(rig.ask("qMemoryRegionInfo:8123"), "");
+}
+
+#[test]
+fn regions_are_those_of_the_selected_vcpu() {
+    let mut rig = spinning(2);
+    registers_mut(rig.machine(), 1).special.cr3 = 0x7f_ffff_f000;
+    assert_eq!(rig.ask("Hg2"), "OK");
+    assert_eq!(
+        rig.ask("qMemoryRegionInfo:8123"),
+        "start:0;size:ffffffffffffffff;"
+    );
+    assert_eq!(rig.ask("Hg1"), "OK");
+    assert!(
+        rig.ask("qMemoryRegionInfo:8123")
+            .ends_with("permissions:rwx;")
+    );
+    rig.machine().set_vcpus(0);
+    assert!(
+        rig.ask("qMemoryRegionInfo:8123")
+            .starts_with("start:0;size:100000000;")
+    );
+}

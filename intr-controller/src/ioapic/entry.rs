@@ -116,6 +116,12 @@ impl RedirectionEntry {
         };
     }
 
+    /// Whether the pin is asserted while it is low.
+    #[must_use]
+    pub const fn active_low(self) -> bool {
+        self.0 & POLARITY != 0
+    }
+
     const fn trigger_bit(self) -> bool {
         self.0 & LEVEL != 0
     }

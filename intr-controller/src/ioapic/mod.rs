@@ -35,6 +35,7 @@ mod chip;
 mod entry;
 mod eoi_routes;
 mod state;
+mod text;
 
 pub use access::IoApicWrite;
 pub use chip::IoApic;

@@ -3,18 +3,20 @@
 use core::borrow::Borrow;
 
 use kvm_bindings::{
-    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_msi,
-    kvm_pic_state, kvm_pit_config,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY,
+    kvm_irqchip, kvm_msi, kvm_pic_state, kvm_pit_config,
 };
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::calls::{CallError, failed};
-use super::{pic, routes};
+use super::{FromKvmError, IoApicFromKvm, pic, routes};
+use crate::ioapic::{IoApicState, IoApicVersion};
 use crate::pic::{Pic, PicState};
+use crate::pit::PitState;
 use crate::routing::{GsiRouter, RouteEntry};
-use crate::{Gsi, MsiMessage};
+use crate::{Gsi, GuestTime, MsiMessage};
 
 /// The VM cannot have KVM's chips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -63,6 +65,17 @@ pub struct IrqfdError {
     /// KVM's error. `EBUSY`: the eventfd is bound already.
     #[source]
     pub source: kvm_ioctls::Error,
+}
+
+/// The state of a chip of KVM's could not be read; nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ChipStateError {
+    /// KVM refused.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// KVM's state is one that this crate's chips cannot have.
+    #[error("KVM's chip is in a state that is not known here: {0}")]
+    State(#[from] FromKvmError),
 }
 
 /// The result of a message (api.rst, KVM_SIGNAL_MSI).
@@ -217,12 +230,54 @@ impl<V: Borrow<VmFd>> KernelIrqchip<V> {
         Ok(restored.is_ok().then(|| pair.acknowledge().vector))
     }
 
-    fn pic(&self, chip_id: u32) -> Result<kvm_pic_state, kvm_ioctls::Error> {
+    /// The state of the 8259A pair. Changes nothing.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn pic_state(&self) -> Result<PicState, ChipStateError> {
+        let read = |chip| self.pic(chip).map_err(failed("KVM_GET_IRQCHIP"));
+        let master = read(KVM_IRQCHIP_PIC_MASTER)?;
+        let slave = read(KVM_IRQCHIP_PIC_SLAVE)?;
+        Ok(PicState::from_kvm(&master, &slave)?)
+    }
+
+    /// The state of the IOAPIC. Changes nothing.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn ioapic_state(&self) -> Result<IoApicFromKvm, ChipStateError> {
+        let chip = self
+            .chip(KVM_IRQCHIP_IOAPIC)
+            .map_err(failed("KVM_GET_IRQCHIP"))?;
+        #[expect(unsafe_code, reason = "the ioctl's result is a C union")]
+        // SAFETY:
+        // - `KVM_IRQCHIP_IOAPIC` selects the IOAPIC, so KVM filled `ioapic`;
+        // - every bit pattern is a valid `kvm_ioapic_state`, which is made of integers only.
+        let state = unsafe { chip.chip.ioapic };
+        Ok(IoApicState::from_kvm(&state, IoApicVersion::V11)?)
+    }
+
+    /// The state of the 8254, at this guest time and at this time of the host's CLOCK_MONOTONIC. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn pit_state(&self, now: GuestTime, monotonic_ns: i64) -> Result<PitState, ChipStateError> {
+        let state = self.vm().get_pit2().map_err(failed("KVM_GET_PIT2"))?;
+        Ok(PitState::from_kvm(&state, now, monotonic_ns)?)
+    }
+
+    fn chip(&self, chip_id: u32) -> Result<kvm_irqchip, kvm_ioctls::Error> {
         let mut chip = kvm_irqchip {
             chip_id,
             ..Default::default()
         };
         self.vm().get_irqchip(&mut chip)?;
+        Ok(chip)
+    }
+
+    fn pic(&self, chip_id: u32) -> Result<kvm_pic_state, kvm_ioctls::Error> {
+        let chip = self.chip(chip_id)?;
         #[expect(unsafe_code, reason = "the ioctl's result is a C union")]
         // SAFETY:
         // - `chip_id` selects an 8259A, so KVM filled `pic`;

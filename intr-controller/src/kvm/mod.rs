@@ -25,9 +25,13 @@ mod startup;
 mod user;
 
 pub use calls::CallError;
-pub use chip::{CreateError, IrqfdError, KernelIrqchip, LineError, MsiError, MsiOutcome};
+pub use chip::{
+    ChipStateError, CreateError, IrqfdError, KernelIrqchip, LineError, MsiError, MsiOutcome,
+};
 pub use clocks::{FrozenClocks, KvmClocks, TscControl};
-pub use convert::{FromKvmError, IoApicFromKvm, KvmLapic, ToKvmError, X2ApicFormat};
+pub use convert::{
+    FromKvmError, IoApicFromKvm, KvmLapic, LapicRegisters, ToKvmError, X2ApicFormat,
+};
 pub use lapic::passes_ext_int;
 pub use observe::{Observation, ObserveError, observe, observe_split};
 pub use split::{SplitEntry, SplitIrqchip, SplitVcpu};

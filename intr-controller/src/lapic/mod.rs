@@ -52,6 +52,8 @@ mod priority;
 mod registers;
 mod startup;
 mod state;
+#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+pub(crate) mod text;
 mod timer;
 
 pub use base::ApicMode;

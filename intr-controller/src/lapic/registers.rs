@@ -194,6 +194,12 @@ impl Lvt {
         }
     }
 
+    /// The pin is asserted while it is low.
+    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+    pub(super) const fn active_low(self) -> bool {
+        self.0 & Self::POLARITY != 0
+    }
+
     /// LINT0 passes the 8259A pair's INTR on.
     pub(super) fn passes_ext_int(self) -> bool {
         !self.is_masked() && self.delivery_mode() == Some(DeliveryMode::ExtInt)
@@ -280,6 +286,11 @@ impl Command {
 
     pub(super) const fn logical(self) -> bool {
         self.0 & Self::LOGICAL != 0
+    }
+
+    #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+    pub(super) const fn trigger_mode(self) -> TriggerMode {
+        TriggerMode::from_bit(self.0 & Self::LEVEL != 0)
     }
 
     /// "INIT Level De-assert": trigger mode level, level 0.

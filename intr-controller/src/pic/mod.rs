@@ -30,6 +30,7 @@ mod chip;
 mod command;
 mod pair;
 mod state;
+mod text;
 
 pub use pair::{Acknowledge, Pic};
 pub use state::{InitStep, Pic8259State, PicRestoreError, PicState};

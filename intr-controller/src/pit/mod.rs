@@ -24,6 +24,7 @@ mod chip;
 mod clock;
 mod lost;
 mod state;
+mod text;
 
 pub use chip::{Irq0, Pit};
 pub use clock::PitTicks;

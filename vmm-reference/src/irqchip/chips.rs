@@ -5,8 +5,10 @@ use std::io;
 
 use crate::entry::{Entering, MustStop, Permit};
 use debug_stub::x86_64::stepper::RunState;
-use intr_controller::kvm::{Observation, ObserveError};
-use intr_controller::pit::{LostTicks, TickCounters};
+use intr_controller::ioapic::IoApicState;
+use intr_controller::kvm::{CallError, ChipStateError, LapicRegisters, Observation, ObserveError};
+use intr_controller::pic::PicState;
+use intr_controller::pit::{LostTicks, PitState, TickCounters};
 use intr_controller::{Counters, Gsi, IrqchipMode, MsiMessage};
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
@@ -15,6 +17,14 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chipset::ChipsetThread;
 use super::{IrqchipError, SignalError};
 use crate::devices::InterruptLines;
+
+/// The state of the chips beside the local APICs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChipsetView {
+    pub(crate) pic: PicState,
+    pub(crate) ioapic: IoApicState,
+    pub(crate) pit: PitState,
+}
 
 /// The interrupt chips of one mode.
 ///
@@ -72,6 +82,12 @@ pub(crate) trait Chips: InterruptLines + fmt::Debug {
     fn counters(&self, _: VcpuId) -> Option<Counters> {
         None
     }
+
+    /// What the local APIC's registers read, for a debugger's user. Changes nothing.
+    fn lapic(&self, vcpu: VcpuId, fd: &VcpuFd) -> Result<Option<LapicRegisters>, CallError>;
+
+    /// The state of the other chips, for a debugger's user. Changes nothing.
+    fn chipset(&self) -> Result<ChipsetView, ChipStateError>;
 
     /// A debugger has carried HLT out, or ends it.
     fn set_halted(&self, _: VcpuId, _: bool) {}

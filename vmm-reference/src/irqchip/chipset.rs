@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use arrayvec::ArrayVec;
 use debug_stub::run_control::{Waiting, WakePipe};
-use intr_controller::chipset::Chipset;
+use intr_controller::chipset::{Chipset, ChipsetState};
 use intr_controller::ioapic::{IoApic, IoApicPins, IoApicVersion, PIN_COUNT};
 use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::routing::{GsiRouter, RouteError, SourceId};
@@ -23,6 +23,7 @@ use vm_device::{DeviceMmio, DevicePio};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::IrqchipError;
+use super::chips::ChipsetView;
 use crate::clock::GuestClock;
 use crate::devices::InterruptLines;
 use crate::entry::Entering;
@@ -213,6 +214,17 @@ impl<P: Processors> SharedChipset<P> {
     pub(super) fn ticks(&self) -> (LostTicks, TickCounters) {
         let chipset = lock(&self.chipset);
         (chipset.lost_ticks(), chipset.tick_counters())
+    }
+
+    /// The state of the chips as it was when they were last asked something. Changes nothing.
+    pub(super) fn view(&self) -> ChipsetView {
+        let ChipsetState {
+            routing: _,
+            pic,
+            ioapic,
+            pit,
+        } = lock(&self.chipset).save();
+        ChipsetView { pic, ioapic, pit }
     }
 
     /// Guest time passes again.

@@ -1,13 +1,16 @@
 //! `--irqchip kernel`: all chips are KVM's.
 
+use intr_controller::ioapic::{IoApicPins, IoApicState};
 use intr_controller::kvm::MsiOutcome::Accepted;
-use intr_controller::kvm::{Observation, ObserveError, observe};
-use intr_controller::{Gsi, IrqchipMode, MsiMessage};
+use intr_controller::kvm::{
+    CallError, ChipStateError, IoApicFromKvm, LapicRegisters, Observation, ObserveError, observe,
+};
+use intr_controller::{Gsi, GuestTime, IrqchipMode, MsiMessage};
 use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chips::Chips;
+use super::chips::{Chips, ChipsetView};
 use super::{IrqchipError, SignalError};
 use crate::devices::KernelLines;
 
@@ -43,5 +46,20 @@ impl Chips for KernelLines {
         masked: bool,
     ) -> Result<Option<Observation>, ObserveError> {
         observe(fd, self.irqchip(), masked).map(Some)
+    }
+
+    fn lapic(&self, _: VcpuId, fd: &VcpuFd) -> Result<Option<LapicRegisters>, CallError> {
+        LapicRegisters::of_kvm(fd).map(Some)
+    }
+
+    fn chipset(&self) -> Result<ChipsetView, ChipStateError> {
+        let IoApicFromKvm { state, unsent } = self.irqchip().ioapic_state()?;
+        let lines = IoApicPins(state.lines.0 | unsent.0);
+        Ok(ChipsetView {
+            pic: self.irqchip().pic_state()?,
+            ioapic: IoApicState { lines, ..state },
+            // How far the counters are is not shown, so no time is needed.
+            pit: self.irqchip().pit_state(GuestTime::ZERO, i64::MAX)?,
+        })
     }
 }

@@ -43,7 +43,7 @@ use crate::clock::GuestClock;
 use crate::devices::{DeviceError, Devices, EdgeLine, InterruptLines, KernelLines};
 use crate::layout;
 use crate::wake::Waker;
-pub(crate) use chips::Chips;
+pub(crate) use chips::{Chips, ChipsetView};
 use chipset::{Emulated, OnTheBus, Processors, SharedChipset};
 use split::SplitProcessors;
 use user::UserProcessors;

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use intr_controller::ioapic::{EoiRoutes, IoApic};
 use intr_controller::kvm::MsiOutcome::Accepted;
 use intr_controller::kvm::{
-    Observation, ObserveError, SplitEntry, SplitIrqchip, SplitVcpu, observe_split,
+    CallError, ChipStateError, LapicRegisters, Observation, ObserveError, SplitEntry, SplitIrqchip,
+    SplitVcpu, observe_split,
 };
 use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::{Gsi, InterruptMessage, IrqchipMode, MsiMessage};
@@ -15,7 +16,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use vcpu_caps::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chips::Chips;
+use super::chips::{Chips, ChipsetView};
 use super::chipset::{ChipsetThread, Emulated, Processors, lock};
 use super::{IrqchipError, SignalError};
 use crate::entry::{Entering, Permit};
@@ -112,6 +113,14 @@ impl Chips for Emulated<SplitProcessors> {
 
     fn resumed(&self) {
         self.0.resumed();
+    }
+
+    fn lapic(&self, _: VcpuId, fd: &VcpuFd) -> Result<Option<LapicRegisters>, CallError> {
+        LapicRegisters::of_kvm(fd).map(Some)
+    }
+
+    fn chipset(&self) -> Result<ChipsetView, ChipStateError> {
+        Ok(self.0.view())
     }
 
     /// An ExtINT's vector. Whether LINT0 of the vCPU passes it on is known to KVM.

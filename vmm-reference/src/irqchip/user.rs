@@ -7,7 +7,9 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use intr_controller::ioapic::IoApic;
-use intr_controller::kvm::{Observation, ObserveError, UserEntry, UserVcpu};
+use intr_controller::kvm::{
+    CallError, ChipStateError, LapicRegisters, Observation, ObserveError, UserEntry, UserVcpu,
+};
 use intr_controller::pit::{LostTicks, TickCounters};
 use intr_controller::{
     Acceptance, ClockReading, Counters, DestinationFormat, Destinations, DestinationsError, Effect,
@@ -17,7 +19,7 @@ use kvm_ioctls::VcpuFd;
 use vcpu_caps::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chips::Chips;
+use super::chips::{Chips, ChipsetView};
 use super::chipset::{ChipsetThread, Emulated, Processors, lock};
 use super::{IrqchipError, SignalError};
 use crate::entry::{Entering, MustStop, NMI, Permit};
@@ -330,6 +332,16 @@ impl Chips for Emulated<UserProcessors> {
         // The timer is looked at when the vCPU enters.
         vcpu.lapic_mut().advance(now);
         Some(*vcpu.lapic().policy().counters())
+    }
+
+    fn lapic(&self, id: VcpuId, _: &VcpuFd) -> Result<Option<LapicRegisters>, CallError> {
+        let ClockReading { now, .. } = self.0.clock.read();
+        let vcpu = self.vcpu(id).map(lock);
+        Ok(vcpu.map(|vcpu| LapicRegisters::of(vcpu.lapic(), now)))
+    }
+
+    fn chipset(&self) -> Result<ChipsetView, ChipStateError> {
+        Ok(self.0.view())
     }
 
     fn next_interrupt(&self, id: VcpuId, enabled: bool, nmis_blocked: bool) -> Option<u8> {

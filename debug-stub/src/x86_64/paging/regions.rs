@@ -1,12 +1,13 @@
-//! What is mapped, as ranges: the text of QEMU's `info mem`.
+//! What is mapped, as ranges: the text of QEMU's `info mem`, and a list.
 
 use std::fmt::{self, Write};
+use std::ops::RangeInclusive;
 
 use super::PagingMode;
-use super::walk::{ADDRESS, PAGE_SIZE, PRESENT, USER, WRITABLE};
+use super::walk::{ADDRESS, EXECUTE_DISABLE, PAGE_SIZE, PRESENT, USER, WRITABLE};
 use crate::x86_64::SpecialRegisters;
 use crate::x86_64::bits::CR4_PSE;
-use crate::{GuestMemory, GuestPhysAddr};
+use crate::{GuestMemory, GuestPhysAddr, GuestVirtAddr};
 
 /// Tables that are read at most. Tables may point to themselves: without a limit, a guest could keep the
 /// debugger's thread for hours.
@@ -52,6 +53,67 @@ const PAE: [Level; 3] = [
 /// SDM 3A 4.3.
 const LEGACY: [Level; 2] = [level(22, 1024, true), level(12, 1024, false)];
 
+/// Linear addresses that are mapped to physical addresses in the same order, with equal rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The first linear address.
+    pub start: GuestVirtAddr,
+    /// Its physical address.
+    pub gpa: GuestPhysAddr,
+    /// How many bytes.
+    pub size: u64,
+    /// R/W is set at every level.
+    pub writable: bool,
+    /// XD is clear at every level.
+    pub executable: bool,
+    /// U/S is set at every level.
+    pub user: bool,
+}
+
+/// Mappings, as far as they fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mappings {
+    /// By linear address, the lowest first.
+    pub list: Vec<Mapping>,
+    /// These are all.
+    pub complete: bool,
+}
+
+/// Returns what is mapped `within` these linear addresses, at most `most` mappings. Pages that follow each other in
+/// both address spaces are one mapping. Without paging there is none. The work is bounded for any tables.
+#[must_use]
+pub fn mappings(
+    special: &SpecialRegisters,
+    memory: &impl GuestMemory,
+    within: RangeInclusive<GuestVirtAddr>,
+    most: usize,
+) -> Mappings {
+    let mut list: Vec<Mapping> = Vec::new();
+    let walked = visit_pages(special, memory, within, |page| {
+        if let Some(last) = list.last_mut() {
+            let follows = Mapping {
+                start: GuestVirtAddr(last.start.0.wrapping_add(last.size)),
+                gpa: GuestPhysAddr(last.gpa.0.wrapping_add(last.size)),
+                size: page.size,
+                ..*last
+            };
+            if follows == page {
+                last.size += page.size;
+                return Ok(());
+            }
+        }
+        if list.len() >= most {
+            return Err(());
+        }
+        list.push(page);
+        Ok(())
+    });
+    Mappings {
+        list,
+        complete: walked == Ok(true),
+    }
+}
+
 /// Writes a line for each range of linear addresses with equal rights: `start-end size urw`, in hexadecimal.
 /// Rights are those of all levels together.
 ///
@@ -63,8 +125,73 @@ pub(in crate::x86_64) fn write_regions(
     out: &mut dyn Write,
 ) -> fmt::Result {
     let mode = PagingMode::of(special);
+    if mode == PagingMode::None {
+        return writeln!(out, "PG disabled");
+    }
+    // QEMU's form has no right to execute.
+    let mut open: Option<Mapping> = None;
+    let all = GuestVirtAddr(0)..=GuestVirtAddr(u64::MAX);
+    let complete = visit_pages(special, memory, all, |page| {
+        if let Some(open) = &mut open {
+            let next = open.start.0.wrapping_add(open.size);
+            if (next, open.writable, open.user) == (page.start.0, page.writable, page.user) {
+                open.size += page.size;
+                return Ok(());
+            }
+            write_region(mode, open, out)?;
+        }
+        open = Some(page);
+        Ok(())
+    })?;
+    if let Some(open) = open {
+        write_region(mode, &open, out)?;
+    }
+    if !complete {
+        writeln!(out, "(not all: more than {MAX_TABLES} page tables)")?;
+    }
+    Ok(())
+}
+
+fn write_region(mode: PagingMode, region: &Mapping, out: &mut dyn Write) -> fmt::Result {
+    let Mapping {
+        start,
+        size,
+        writable,
+        user,
+        ..
+    } = *region;
+    // The end of the lower half is written as the beginning of the upper one, as QEMU does.
+    let end = canonical(mode.linear_width(), start.0.wrapping_add(size));
+    writeln!(
+        out,
+        "{:016x}-{end:016x} {size:016x} {}r{}",
+        start.0,
+        if user { 'u' } else { '-' },
+        if writable { 'w' } else { '-' },
+    )
+}
+
+/// Extends the sign of a linear address in long mode.
+fn canonical(width: u32, address: u64) -> u64 {
+    let sign = 1u64 << (width - 1);
+    if width >= 48 && address & sign != 0 {
+        address | !(sign - 1)
+    } else {
+        address
+    }
+}
+
+/// Calls `visit` with each page that has an address `within` these, by linear address. Returns `false` if there are
+/// more than [`MAX_TABLES`] tables.
+fn visit_pages<E>(
+    special: &SpecialRegisters,
+    memory: &impl GuestMemory,
+    within: RangeInclusive<GuestVirtAddr>,
+    visit: impl FnMut(Mapping) -> Result<(), E>,
+) -> Result<bool, E> {
+    let mode = PagingMode::of(special);
     let (levels, entry_bytes): (&[Level], usize) = match mode {
-        PagingMode::None => return writeln!(out, "PG disabled"),
+        PagingMode::None => return Ok(true),
         PagingMode::FiveLevel => (&LONG, 8),
         PagingMode::FourLevel => (LONG.get(1..).unwrap_or_default(), 8),
         PagingMode::Pae => (&PAE, 8),
@@ -75,44 +202,33 @@ pub(in crate::x86_64) fn write_regions(
         PagingMode::Legacy => special.cr3 & 0xffff_f000,
         _ => special.cr3 & ADDRESS,
     };
-    let mut regions = Regions {
+    let mut pages = Pages {
         memory,
-        out,
+        visit,
+        within,
         entry_bytes,
         large_legacy: special.cr4 & CR4_PSE != 0,
         width: mode.linear_width(),
-        open: None,
         tables_left: MAX_TABLES,
     };
-    regions.table(levels, root, 0, USER | WRITABLE)?;
-    regions.close()?;
-    if regions.tables_left == 0 {
-        writeln!(regions.out, "(not all: more than {MAX_TABLES} page tables)")?;
-    }
-    Ok(())
+    pages.table(levels, root, 0, USER | WRITABLE)?;
+    Ok(pages.tables_left != 0)
 }
 
-/// A range that may go on.
-#[derive(Clone, Copy)]
-struct Open {
-    start: u64,
-    end: u64,
-    rights: u64,
-}
-
-struct Regions<'a, M> {
+struct Pages<'a, M, F> {
     memory: &'a M,
-    out: &'a mut dyn Write,
+    visit: F,
+    within: RangeInclusive<GuestVirtAddr>,
     entry_bytes: usize,
     large_legacy: bool,
     width: u32,
-    open: Option<Open>,
     tables_left: u32,
 }
 
-impl<M: GuestMemory> Regions<'_, M> {
-    /// Adds what a table maps from the linear address `base` on. The number of levels bounds the recursion.
-    fn table(&mut self, levels: &[Level], table: u64, base: u64, rights: u64) -> fmt::Result {
+impl<M: GuestMemory, E, F: FnMut(Mapping) -> Result<(), E>> Pages<'_, M, F> {
+    /// Visits what a table maps from the linear address `base` on. `rights` are those of the levels above, with XD if
+    /// one of them has it. The number of levels bounds the recursion.
+    fn table(&mut self, levels: &[Level], table: u64, base: u64, rights: u64) -> Result<(), E> {
         let Some((level, below)) = levels.split_first() else {
             return Ok(());
         };
@@ -133,66 +249,40 @@ impl<M: GuestMemory> Regions<'_, M> {
                 continue;
             }
             let address = base | (index << level.shift);
+            let size = 1u64 << level.shift;
+            let start = canonical(self.width, address);
+            let last = GuestVirtAddr(start | (size - 1));
+            if last < *self.within.start() || GuestVirtAddr(start) > *self.within.end() {
+                continue;
+            }
             let rights = if level.has_rights {
-                rights & entry
+                (rights & entry & (USER | WRITABLE)) | ((rights | entry) & EXECUTE_DISABLE)
             } else {
                 rights
             };
             let wide = self.entry_bytes == 8;
-            let is_page = below.is_empty()
-                || (level.has_pages && entry & PAGE_SIZE != 0 && (wide || self.large_legacy));
-            if is_page {
-                self.add(address, 1 << level.shift, rights)?;
+            let mask = if wide { ADDRESS } else { 0xffff_f000 };
+            let is_large = level.has_pages && entry & PAGE_SIZE != 0 && (wide || self.large_legacy);
+            if below.is_empty() || is_large {
+                // PSE-36: bits 20:13 are address bits 39:32 (SDM 3A table 4-4).
+                let high = if is_large && !wide {
+                    (entry >> 13 & 0xff) << 32
+                } else {
+                    0
+                };
+                (self.visit)(Mapping {
+                    start: GuestVirtAddr(start),
+                    gpa: GuestPhysAddr((entry & mask & !(size - 1)) | high),
+                    size,
+                    writable: rights & WRITABLE != 0,
+                    executable: rights & EXECUTE_DISABLE == 0,
+                    user: rights & USER != 0,
+                })?;
             } else {
-                let mask = if wide { ADDRESS } else { 0xffff_f000 };
                 self.table(below, entry & mask, address, rights)?;
             }
         }
         Ok(())
-    }
-
-    fn add(&mut self, address: u64, size: u64, rights: u64) -> fmt::Result {
-        let end = address + size;
-        // The two halves of the canonical addresses do not follow each other.
-        let half = self.width >= 48 && address == 1 << (self.width - 1);
-        if let Some(open) = &mut self.open {
-            if open.end == address && open.rights == rights && !half {
-                open.end = end;
-                return Ok(());
-            }
-        }
-        self.close()?;
-        self.open = Some(Open {
-            start: address,
-            end,
-            rights,
-        });
-        Ok(())
-    }
-
-    fn close(&mut self) -> fmt::Result {
-        let Some(Open { start, end, rights }) = self.open.take() else {
-            return Ok(());
-        };
-        writeln!(
-            self.out,
-            "{:016x}-{:016x} {:016x} {}r{}",
-            self.canonical(start),
-            self.canonical(end),
-            end - start,
-            if rights & USER != 0 { 'u' } else { '-' },
-            if rights & WRITABLE != 0 { 'w' } else { '-' },
-        )
-    }
-
-    /// Extends the sign of a linear address.
-    fn canonical(&self, address: u64) -> u64 {
-        let sign = 1u64 << (self.width - 1);
-        if self.width >= 48 && address & sign != 0 {
-            address | !(sign - 1)
-        } else {
-            address
-        }
     }
 }
 
@@ -281,6 +371,50 @@ mod tests {
         }
         let said = text(&long(), &tables);
         assert!(said.ends_with("(not all: more than 16384 page tables)\n"));
+    }
+
+    #[test]
+    fn mappings_are_joined_where_both_addresses_go_on() {
+        let tables = Tables::new();
+        tables.put8(0x1ff8, 0x2007);
+        tables.put8(0x2000, 0x3007);
+        tables.put8(0x3000, 0x4007);
+        tables.put8(0x3008, 0x20_0083 | EXECUTE_DISABLE);
+        tables.put8(0x4000, 0x7007);
+        tables.put8(0x4008, 0x8007);
+        tables.put8(0x4010, 0xb007);
+        tables.put8(0x4018, 0xc005);
+        let all = GuestVirtAddr(0)..=GuestVirtAddr(u64::MAX);
+        let found = mappings(&long(), &tables, all.clone(), 10);
+        let mapping = |start: u64, gpa, size| Mapping {
+            start: GuestVirtAddr(0xffff_ff80_0000_0000 + start),
+            gpa: GuestPhysAddr(gpa),
+            size,
+            writable: true,
+            executable: true,
+            user: true,
+        };
+        let list = [
+            mapping(0, 0x7000, 0x2000),
+            mapping(0x2000, 0xb000, 0x1000),
+            Mapping {
+                writable: false,
+                ..mapping(0x3000, 0xc000, 0x1000)
+            },
+            Mapping {
+                executable: false,
+                user: false,
+                ..mapping(0x20_0000, 0x20_0000, 0x20_0000)
+            },
+        ];
+        assert_eq!(found.list, list);
+        assert!(found.complete);
+        let some = mappings(&long(), &tables, all, 2);
+        assert_eq!(some.list, list[..2]);
+        assert!(!some.complete);
+        let lower = GuestVirtAddr(0)..=GuestVirtAddr(u64::MAX / 2);
+        let none = mappings(&long(), &tables, lower, 10);
+        assert_eq!((none.list.len(), none.complete), (0, true));
     }
 
     #[test]

@@ -631,6 +631,15 @@ proptest! {
         };
         let physical = PhysicalAddressing::new(width, c_bit);
         let _ = translate_with(&special, physical, &memory, GuestVirtAddr(address));
+        let found = region(&special, &memory, GuestVirtAddr(address));
+        prop_assert!(found.start <= address && address <= found.last);
+        let mapped = translate(&special, &memory, GuestVirtAddr(address)).is_ok();
+        prop_assert_eq!(found.rights.is_some(), mapped);
+        let mut text = String::new();
+        prop_assert!(write_walk(&special, &memory, GuestVirtAddr(address), &mut text).is_ok());
+        prop_assert!(text.lines().count() <= 7);
+        let all = GuestVirtAddr(0)..=GuestVirtAddr(u64::MAX);
+        prop_assert!(mappings(&special, &memory, all, 16).list.len() <= 16);
         memory.reset_counts();
         let mut data = [0; 64];
         let read = read_virtual(&special, &memory, GuestVirtAddr(address), &mut data);

@@ -12,14 +12,16 @@ pub(super) const USER: u64 = 1 << 2;
 /// Bit 7: PS, maps a page at this level.
 pub(super) const PAGE_SIZE: u64 = 1 << 7;
 /// Bit 63: XD.
-const EXECUTE_DISABLE: u64 = 1 << 63;
+pub(super) const EXECUTE_DISABLE: u64 = 1 << 63;
 /// Bits 51:12: the address field of an 8-byte entry, and of CR3 in long mode.
 pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bits 62:52: reserved under PAE (SDM 3A table 4-8 and after), software's in long mode.
 const PAE_HIGH: u64 = 0x7ff0_0000_0000_0000;
 
-pub(super) struct Walk<'a, M: GuestMemory> {
+pub(super) struct Walk<'a, M: GuestMemory, V: Fn(Level, GuestPhysAddr, u64)> {
     pub(super) memory: &'a M,
+    /// Is called with each entry that is read: its level, its address, its value.
+    pub(super) visit: V,
     pub(super) physical: PhysicalAddressing,
     pub(super) address: GuestVirtAddr,
     /// IA32_EFER.NXE: bit 63 is XD, and reserved otherwise.
@@ -54,7 +56,7 @@ impl Rights {
     }
 }
 
-impl<M: GuestMemory> Walk<'_, M> {
+impl<M: GuestMemory, V: Fn(Level, GuestPhysAddr, u64)> Walk<'_, M, V> {
     /// 4-level and 5-level paging (SDM 3A 4.5). The number of levels bounds the walk.
     pub(super) fn long(&self, cr3: u64, top: Level) -> Result<Translation, TranslateError> {
         self.descend(cr3 & ADDRESS, top, Rights::ALL, 0)
@@ -174,6 +176,7 @@ impl<M: GuestMemory> Walk<'_, M> {
         entry: u64,
         reserved: u64,
     ) -> Result<(), TranslateError> {
+        (self.visit)(level, entry_address, entry);
         let address = self.address;
         if entry & PRESENT == 0 {
             return Err(TranslateError::NotPresent {

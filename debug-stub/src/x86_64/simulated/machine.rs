@@ -392,7 +392,7 @@ impl Host for SimulatedMachine {
         }
     }
 
-    fn monitor(&mut self, command: &str, out: &mut dyn fmt::Write) -> bool {
+    fn monitor(&mut self, _: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {
         self.monitor
             .is_some_and(|hook| (hook.run)(self, command, out))
     }

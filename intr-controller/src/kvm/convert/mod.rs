@@ -6,7 +6,7 @@ mod pic;
 mod pit;
 
 pub use ioapic::IoApicFromKvm;
-pub use lapic::{KvmLapic, X2ApicFormat};
+pub use lapic::{KvmLapic, LapicRegisters, X2ApicFormat};
 
 use thiserror::Error;
 

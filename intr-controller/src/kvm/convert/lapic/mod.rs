@@ -22,7 +22,11 @@
 //! - KVM lets a guest set bits that the architecture lacks (delivery status and remote IRR of an
 //!   LVT entry, reserved bits of ICR, vectors below 16); they are dropped.
 
+mod registers;
+
 use kvm_bindings::kvm_lapic_state;
+
+pub use registers::LapicRegisters;
 
 use crate::lapic::kvm_parts;
 use crate::{
@@ -80,6 +84,14 @@ const LVT: [usize; 7] = [0x320, 0x330, 0x340, 0x350, 0x360, 0x370, 0x2f0];
 struct Page([u8; 1024]);
 
 impl Page {
+    fn of(kvm: &kvm_lapic_state) -> Self {
+        let mut page = Self([0; 1024]);
+        for (to, from) in page.0.iter_mut().zip(kvm.regs) {
+            *to = u8::from_ne_bytes(from.to_ne_bytes());
+        }
+        page
+    }
+
     fn get(&self, offset: usize) -> u32 {
         let bytes = self.0.get(offset..).and_then(<[_]>::first_chunk::<4>);
         bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
@@ -175,10 +187,7 @@ impl KvmLapic {
         config: &LapicConfig,
         now: GuestTime,
     ) -> Result<LapicState, LapicRestoreError> {
-        let mut page = Page([0; 1024]);
-        for (to, from) in page.0.iter_mut().zip(self.page.regs) {
-            *to = u8::from_ne_bytes(from.to_ne_bytes());
-        }
+        let page = Page::of(&self.page);
         let blank = Lapic::new(*config).save();
         let x2apic = kvm_parts::is_x2apic(self.apic_base);
         let enabled = kvm_parts::is_enabled(self.apic_base);
