@@ -652,6 +652,22 @@ fn a_mode_with_other_registers_has_a_description_of_its_own() {
 }
 
 #[test]
+fn an_architecture_without_page_tables_translates_and_has_no_regions() {
+    let mut rig = toy(&[SPIN]);
+    let mut monitor = |command: &str| {
+        let replies = rig.send(format!("qRcmd,{}", hex(command)));
+        console(&replies[0])
+    };
+    for command in ["translate", "gva2gpa", "pagewalk"] {
+        assert_eq!(monitor(&format!("{command} {:#x}", BASE + 4)), "gpa: 0x4\n");
+        assert_eq!(monitor(&format!("{command} 0")), "Unmapped\n");
+    }
+    assert!(monitor("kaslr").contains("no kernel is known"));
+    assert!(monitor("threads").starts_with("* thread 1: toy 0, "));
+    assert_eq!(rig.ask(format!("qMemoryRegionInfo:{BASE:x}")), "");
+}
+
+#[test]
 fn monitor_commands_for_slots_and_system_registers_have_the_architectures_names() {
     let mut rig = toy(&[SPIN]);
     let mut monitor = |command: &str, cell: Option<u64>, short: bool| {
