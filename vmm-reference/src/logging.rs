@@ -3,7 +3,7 @@
 //! - No thread waits for the reader of standard error: a [`BackgroundWriter`] has a bounded buffer. What finds it
 //!   full is dropped, and the next line that fits says how much.
 //! - No guest and no client fills a disk with one kind of message, however often it repeats what is logged:
-//!   [`Limits`]. A line has a largest length, because a message may show a packet.
+//!   `limits.rs`. A line has a largest length, because a message may show a packet.
 
 mod limits;
 
