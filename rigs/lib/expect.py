@@ -201,6 +201,7 @@ JOBS = [
     Job("vmm-reference kernels", "vmm-reference:kernels", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference protocols", "vmm-reference:protocols", TESTS, _limits(60, 200, 300)),
     Job("vmm-reference command", "vmm-reference:command", TESTS, _limits(60, 400, 400)),
+    Job("vmm-reference ending", "vmm-reference:ending", TESTS, _limits(300, 900, 900)),
     Job("vmm-reference kvm_missing", "vmm-reference:kvm_missing", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference gdb_mask", "vmm-reference:gdb_mask", TESTS, _limits(300, 600, 900), gdb=True),
     *_with_all_chips("gdb_session"),

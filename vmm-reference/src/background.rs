@@ -52,6 +52,8 @@ struct State {
     /// The producer waits for [`Events::room`].
     room_wanted: bool,
     closed: bool,
+    /// [`BackgroundWriter::finish`] has waited in vain: the drop does not wait again.
+    given_up: bool,
     dropped: u64,
     refused: u64,
     /// Bytes that have left the buffer, in any way.
@@ -231,6 +233,7 @@ impl BackgroundWriter {
         while state.waiting() > 0 {
             let left = limit.saturating_sub(begun.elapsed());
             if left.is_zero() {
+                state.given_up = true;
                 break;
             }
             let before = state.passed;
@@ -258,7 +261,9 @@ impl BackgroundWriter {
 
 impl Drop for BackgroundWriter {
     fn drop(&mut self) {
-        self.finish(AT_DROP, false);
+        if !self.shared.lock().given_up {
+            self.finish(AT_DROP, false);
+        }
         self.shared.lock().closed = true;
         // Not joined: it may be blocked in a write, which ends with the process.
         self.shared.work.notify_one();
@@ -267,7 +272,7 @@ impl Drop for BackgroundWriter {
 
 /// Runs `start` with all signals blocked that are sent to a process, so a thread that it starts takes none of
 /// them. Those that a thread's own fault raises stay as they are.
-fn without_signals<T>(start: impl FnOnce() -> T) -> io::Result<T> {
+pub(crate) fn without_signals<T>(start: impl FnOnce() -> T) -> io::Result<T> {
     let mut signals = SigSet::all();
     for fault in [
         Signal::SIGABRT,
@@ -365,6 +370,16 @@ mod tests {
         let begun = Instant::now();
         drop(writer);
         assert!(begun.elapsed() < 10 * AT_DROP, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_writer_that_was_waited_for_in_vain_is_not_waited_for_again() {
+        let (_reader, sink) = pipe();
+        let writer = BackgroundWriter::start("test", sink, 1 << 20).unwrap();
+        while writer.push(&[7; 1 << 10]) {}
+        assert!(writer.finish(Duration::ZERO, false).unwritten > 0);
+        assert!(writer.shared.lock().given_up);
+        drop(writer);
     }
 
     #[test]

@@ -77,6 +77,9 @@ pub struct RunArgs {
     /// a host that cannot mask interrupts it is `user`, which can.
     #[arg(long, value_enum)]
     pub irqchip: Option<Irqchip>,
+    /// Keep the guest's memory in core dumps of this process. By default it is left out.
+    #[arg(long)]
+    pub dump_guest_memory: bool,
     /// Whether guest time passes while the debugger has stopped the guest. `monitor time` shows it.
     #[arg(long, value_enum, default_value = "freeze")]
     pub debug_time: DebugTime,

@@ -13,6 +13,7 @@ use crate::event_loop::EventLoopError;
 use crate::exit_status::ExitStatus;
 use crate::loader::LoadError;
 use crate::machine::MachineError;
+use crate::open_files;
 use crate::vcpu::GroupError;
 
 /// The error and its causes on one line.
@@ -75,6 +76,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// What else the user may do about it, beyond what the message says.
+    #[must_use]
+    pub fn advice(&self) -> Option<String> {
+        open_files::advice(self)
+    }
+
     /// The exit status of a process that ends for this error.
     #[must_use]
     pub fn status(&self) -> ExitStatus {

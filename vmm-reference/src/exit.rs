@@ -38,6 +38,8 @@ pub enum ExitReason {
     Signal(i32),
     /// The guest cannot go on. The text of `debug_stub::StopReason` says which vCPU, why and where.
     GuestFailed(String),
+    /// A part of the VMM has failed, and the guest cannot go on without it.
+    VmmFailed(String),
 }
 
 impl ExitReason {
@@ -51,6 +53,7 @@ impl ExitReason {
             Self::DebugExit(value) => ExitStatus::DebugExit(*value),
             Self::Signal(number) => ExitStatus::Signal(*number),
             Self::GuestFailed(_) => ExitStatus::GuestFailed,
+            Self::VmmFailed(_) => ExitStatus::VmmFailed,
         }
     }
 }
@@ -66,7 +69,7 @@ impl fmt::Display for ExitReason {
             Self::ConsoleQuit => f.write_str("ended from the console"),
             Self::DebuggerKill => f.write_str("ended by the debugger"),
             Self::Signal(number) => write!(f, "ended by signal {number}"),
-            Self::GuestFailed(text) => f.write_str(text),
+            Self::GuestFailed(text) | Self::VmmFailed(text) => f.write_str(text),
         }
     }
 }
@@ -152,6 +155,7 @@ mod tests {
             (ExitReason::DebugExit(0xff), 0xff),
             (ExitReason::Signal(15), 143),
             (ExitReason::GuestFailed("triple fault".to_owned()), 4),
+            (ExitReason::VmmFailed("a thread panicked".to_owned()), 6),
         ] {
             assert_eq!(reason.status().code(), code, "{reason:?}");
         }

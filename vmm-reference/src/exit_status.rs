@@ -13,8 +13,10 @@ pub enum ExitStatus {
     HostCannot,
     /// 4: the guest failed (triple fault, emulation failure).
     GuestFailed,
+    /// 6: a part of the VMM failed: a bug of this program.
+    VmmFailed,
     /// (value << 1) | 1: the guest wrote `value` to the debug-exit port, as with QEMU's
-    /// `isa-debug-exit`. Always odd, so it is never mistaken for the statuses 0, 2 and 4.
+    /// `isa-debug-exit`. Always odd, so it is never mistaken for the statuses 0, 2, 4 and 6.
     DebugExit(u8),
     /// 128 + number: a signal ended the process, as a shell reports it.
     Signal(i32),
@@ -29,6 +31,7 @@ impl ExitStatus {
             Self::Usage => 2,
             Self::HostCannot => 3,
             Self::GuestFailed => 4,
+            Self::VmmFailed => 6,
             Self::DebugExit(value) => (value << 1) | 1,
             Self::Signal(number) => u8::try_from(number).unwrap_or(0).saturating_add(128),
         }

@@ -9,8 +9,9 @@
 //! - [`machine`]: all of these together, ready to run.
 //! - [`irqchip`]: the interrupt chips in their three modes; [`clock`]: guest time.
 //! - [`vcpu`] and [`debug`]: the vCPUs' threads, and the machine as a debugger's host.
-//! - [`event_loop`], [`console`], [`signals`], [`terminal`]: what the main thread waits for.
-//! - [`background`]: output to descriptors that may block.
+//! - [`event_loop`], [`console`], [`signals`]: what the main thread waits for.
+//! - [`background`]: output to descriptors that may block; [`logging`]: log lines, which are limited.
+//! - [`terminal`], [`left_behind`]: what must be undone however the process ends.
 //! - [`run`] and [`caps`]: the commands.
 //! - [`guests`]: small guest programs, in the executable.
 
@@ -32,10 +33,13 @@ pub mod exit_status;
 pub mod guests;
 pub mod irqchip;
 pub mod layout;
+pub mod left_behind;
 pub mod loader;
+pub mod logging;
 pub mod machine;
 pub mod memory;
 mod monitor;
+pub mod open_files;
 pub mod remote;
 pub mod run;
 pub mod signals;

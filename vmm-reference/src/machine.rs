@@ -23,7 +23,7 @@ use crate::exit_status::ExitStatus;
 use crate::irqchip::{Irqchip, IrqchipError, Processor, TimeConfig};
 use crate::layout;
 use crate::loader::{self, ImageFile, LoadError, Loaded, Module};
-use crate::memory::{GuestRam, MemoryError, MemoryLayout};
+use crate::memory::{self, GuestRam, MemoryError, MemoryLayout};
 
 /// The configuration of a machine.
 #[derive(Clone, Debug)]
@@ -38,6 +38,8 @@ pub struct MachineConfig {
     pub cpus: u16,
     /// Bytes of memory.
     pub memory: u64,
+    /// Core dumps of this process hold the guest's memory.
+    pub dump_guest_memory: bool,
     /// Where COM1's output goes.
     pub serial: SerialOutput,
     /// Where the debug console's output goes, if there is one.
@@ -67,6 +69,7 @@ impl MachineConfig {
             cmdline: String::new(),
             cpus: 1,
             memory: 128 << 20,
+            dump_guest_memory: false,
             serial: SerialOutput::None,
             debugcon: None,
             irqchip: IrqchipMode::Kernel,
@@ -259,6 +262,11 @@ impl Machine {
         } else {
             layout.allocate()?
         };
+        if !config.dump_guest_memory {
+            if let Err(error) = memory::keep_out_of_core_dumps(&memory) {
+                tracing::warn!(%error, "a core dump of this process would hold the guest's memory");
+            }
+        }
         boot::write_bios_data(&memory)?;
         boot::write_acpi(&memory, config.cpus)?;
         boot::write_mp_table(&memory, config.cpus)?;
@@ -292,7 +300,15 @@ impl Machine {
             tsc_hz: tsc_hz.unwrap_or(NonZeroU64::MIN),
             physical_address_bits: cpuid.physical_address_bits(),
         };
-        let irqchip = Irqchip::new(mode, &vm, config.cpus, processor, config.time, &mut devices)?;
+        let irqchip = Irqchip::new(
+            mode,
+            &vm,
+            config.cpus,
+            processor,
+            config.time,
+            &mut devices,
+            exit,
+        )?;
         if !ours {
             vcpus = create_vcpus(&vm, config.cpus)?;
         }

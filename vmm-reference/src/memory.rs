@@ -1,10 +1,11 @@
 //! The guest's memory: where it is, and the memory map that the guest gets.
 
+use std::io;
 use std::ops::Range;
 
 use thiserror::Error;
-use vm_memory::GuestAddress;
 use vm_memory::mmap::FromRangesError;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::layout;
 
@@ -178,6 +179,22 @@ impl MemoryLayout {
             source,
         })
     }
+}
+
+/// Keeps the guest's memory out of core dumps: it may be secret, and it is large.
+///
+/// # Errors
+/// The system's error.
+pub fn keep_out_of_core_dumps(memory: &GuestRam) -> io::Result<()> {
+    for region in memory.iter() {
+        let length = usize::try_from(region.len()).map_err(io::Error::other)?;
+        // SAFETY: the range is a mapping that `memory` keeps, and MADV_DONTDUMP changes nothing of what is in it.
+        let result = unsafe { libc::madvise(region.as_ptr().cast(), length, libc::MADV_DONTDUMP) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Returns the highest address, on a page boundary, from which `size` bytes are `within` the range and touch

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use debug_stub::server::{GdbServer, GuestControl, Listener};
+use debug_stub::server::{GdbServer, GuestControl, ListenAddress, Listener};
 use debug_stub::{Description, OnDisconnect, SessionConfig};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use intr_controller::IrqchipMode;
@@ -15,7 +15,7 @@ use kvm_ioctls::Kvm;
 use vcpu_caps::kvm::{probe, verify, verify_some};
 use vcpu_caps::{Capability, Finding, Mechanism, Plan, Profile, negotiate};
 
-use crate::background::Loss;
+use crate::background::{self, Loss};
 use crate::cli::{ModuleArg, RunArgs};
 use crate::console::Console;
 use crate::debug::MachineHost;
@@ -24,8 +24,10 @@ use crate::error::Error;
 use crate::event_loop::EventLoop;
 use crate::exit::{ExitReason, OnReset};
 use crate::irqchip::{self, TimeConfig};
+use crate::left_behind;
 use crate::loader::ImageFile;
 use crate::machine::{Machine, MachineConfig};
+use crate::open_files;
 use crate::signals::{self, Signals};
 use crate::terminal::RawTerminal;
 
@@ -37,7 +39,7 @@ const FAREWELL: Duration = Duration::from_millis(200);
 /// itself. A signal ends the wait.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
 /// The same after a signal, and however slowly the reader reads.
-const LAST_OUTPUT_AFTER_SIGNAL: Duration = Duration::from_millis(300);
+const LAST_OUTPUT_AFTER_SIGNAL: Duration = Duration::from_millis(200);
 
 /// Runs a machine to its end. Returns why it ended.
 ///
@@ -46,6 +48,8 @@ const LAST_OUTPUT_AFTER_SIGNAL: Duration = Duration::from_millis(300);
 /// # Errors
 /// If the command line, the kernel or the host cannot be used; [`Error::status`] says which.
 pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
+    left_behind::on_every_signal().map_err(system("cannot handle signals"))?;
+    open_files::raise_limit();
     let mut config = MachineConfig {
         kernel: ImageFile::read(&args.kernel)?,
         modules: args
@@ -56,6 +60,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         cmdline: args.cmdline.clone(),
         cpus: args.cpus,
         memory: args.memory,
+        dump_guest_memory: args.dump_guest_memory,
         serial: args.serial.clone(),
         debugcon: args.debugcon.clone(),
         irqchip: IrqchipMode::Kernel,
@@ -73,7 +78,7 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     let listener = args
         .gdb
         .as_ref()
-        .map(|address| Listener::bind(address, args.gdb_allow_remote))
+        .map(|address| listen(address, args.gdb_allow_remote))
         .transpose()?;
     let wanted = Wanted {
         debugger: listener.is_some(),
@@ -111,15 +116,40 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
         vmm.start();
     }
     let reason = vmm.run()?;
-    let (limit, while_it_moves) = match reason {
-        ExitReason::Signal(_) => (LAST_OUTPUT_AFTER_SIGNAL, false),
+    let begun = Instant::now();
+    // One deadline for both after a signal.
+    let wait = || match reason {
+        ExitReason::Signal(_) => {
+            let left = LAST_OUTPUT_AFTER_SIGNAL.saturating_sub(begun.elapsed());
+            (left, false)
+        }
         _ => (LAST_OUTPUT, true),
     };
+    let (limit, while_it_moves) = wait();
     report_loss("serial", devices.serial().finish(limit, while_it_moves));
     if let Some(console) = devices.debug_console() {
+        let (limit, while_it_moves) = wait();
         report_loss("debug console", console.finish(limit, while_it_moves));
     }
     Ok(reason)
+}
+
+/// Binds the debugger's address. A signal that ends the process finds the socket's file registered, or not there.
+fn listen(address: &ListenAddress, allow_remote: bool) -> Result<Listener, Error> {
+    background::without_signals(|| {
+        let listener = Listener::bind(address, allow_remote)?;
+        if let ListenAddress::Unix(path) = listener.address() {
+            if let Err(error) = left_behind::socket(path) {
+                tracing::warn!(%error, "the socket's file may stay behind");
+            }
+        }
+        Ok(listener)
+    })
+    .map_err(system("cannot block signals"))?
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::System { what, source }
 }
 
 fn report_loss(device: &str, loss: Loss) {
@@ -155,10 +185,8 @@ impl Vmm {
     pub fn new(machine: Machine, plan: Plan) -> Result<Self, Error> {
         let exit = machine.exit.clone();
         let mut events = EventLoop::new(exit.clone())?;
-        let signals = Signals::take_over(exit.clone()).map_err(|source| Error::System {
-            what: "cannot take over the signals",
-            source,
-        })?;
+        let signals =
+            Signals::take_over(exit.clone()).map_err(system("cannot take over the signals"))?;
         events.add(Box::new(signals));
         let on_reset = machine.blueprint.on_reset();
         let host = MachineHost::start(machine, plan.clone())?;
@@ -307,7 +335,6 @@ pub fn tsc_control(plan: &Plan) -> TscControl {
 
 /// Standard input for the serial port; a terminal is put into raw mode.
 fn open_console(machine: &Machine) -> Result<(Option<RawTerminal>, Console), Error> {
-    let system = |what| move |source: io::Error| Error::System { what, source };
     let terminal = RawTerminal::enter().map_err(system("cannot set the terminal's mode"))?;
     let console = Console::stdin(
         Arc::clone(machine.devices.serial()),

@@ -9,7 +9,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::signal::create_sigset;
 
 use crate::exit::{ExitEvent, ExitReason};
-use crate::terminal;
+use crate::{left_behind, terminal};
 
 /// The signals of a shell, a service manager and a closing terminal.
 const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
@@ -51,7 +51,7 @@ impl Signals {
 }
 
 /// From now on these signals end the process at once: the machine has ended, and what is left to do is not worth
-/// a second signal. Restores the terminal first. Only the calling thread takes them.
+/// a second signal. Cleans up first. Only the calling thread takes them.
 pub fn end_at_once() {
     if let Err(error) = handle(&SIGNALS, exit_now) {
         tracing::warn!(%error, "a second signal will not end this process at once");
@@ -75,7 +75,7 @@ fn handle(signals: &[libc::c_int], handler: extern "C" fn(libc::c_int)) -> io::R
 }
 
 extern "C" fn exit_now(signal: libc::c_int) {
-    terminal::restore();
+    left_behind::clean_up();
     // SAFETY: `_exit` is async-signal-safe, and has no precondition.
     unsafe { libc::_exit(128 + signal) };
 }

@@ -98,12 +98,8 @@ fn addresses_beyond_this_machine_are_refused_without_leave_and_warned_of_with_it
     common::eventually("it listens", || {
         second.log().contains("waiting for a debugger")
     });
-    let log = second.log();
-    assert!(log.contains("WARN"), "{log}");
-    assert!(
-        log.contains("every client that can connect controls the guest"),
-        "{log}"
-    );
+    second.assert_logs("WARN");
+    second.assert_logs("every client that can connect controls the guest");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,6 +75,8 @@ impl Output {
                 .write(true)
                 .create(true)
                 .truncate(true)
+                // A guest's output may be secret. A file that is there keeps its mode.
+                .mode(0o600)
                 .open(path)
                 .and_then(|file| Self::start(name, "output", room, file))
                 .map_err(|error| (OutputError::File(path.clone()), error)),

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::chipset::ChipsetThread;
 use super::{IrqchipError, SignalError};
 use crate::devices::InterruptLines;
+use crate::exit::ExitEvent;
 
 /// The state of the chips beside the local APICs.
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +56,8 @@ pub(crate) trait Chips: InterruptLines + fmt::Debug {
     /// KVM reports that a vCPU has written EOI for this vector.
     fn end_of_interrupt(&self, _: &VcpuFd, _: u8) {}
 
-    /// Starts the thread that serves the emulated chips.
-    fn start(&self) -> io::Result<Option<ChipsetThread>> {
+    /// Starts the thread that serves the emulated chips. If it panics, it requests the end.
+    fn start(&self, _: &ExitEvent) -> io::Result<Option<ChipsetThread>> {
         Ok(None)
     }
 

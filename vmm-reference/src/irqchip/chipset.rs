@@ -27,6 +27,7 @@ use super::chips::ChipsetView;
 use crate::clock::GuestClock;
 use crate::devices::InterruptLines;
 use crate::entry::Entering;
+use crate::exit::{ExitEvent, ExitReason};
 use crate::wake::{self, SHORTEST_WAIT};
 
 /// The processors, as the chipset sees them.
@@ -296,6 +297,19 @@ pub enum SharedChipsetError {
     System(#[from] io::Error),
 }
 
+/// Requests the end when a panic drops it.
+struct EndOnPanic(ExitEvent);
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let text =
+                "the interrupt chips' thread panicked, and the guest has no timers without it";
+            self.0.request(ExitReason::VmmFailed(text.to_owned()));
+        }
+    }
+}
+
 /// The chipset's thread. Dropping it ends it.
 pub(crate) struct ChipsetThread {
     stop: Box<dyn Fn() + Send + Sync>,
@@ -311,12 +325,16 @@ impl fmt::Debug for ChipsetThread {
 impl ChipsetThread {
     pub(super) fn start<P: Processors + 'static>(
         chipset: &Arc<SharedChipset<P>>,
+        exit: ExitEvent,
     ) -> io::Result<Self> {
         chipset.quit.store(false, Ordering::Release);
         let served = Arc::clone(chipset);
         let thread = thread::Builder::new()
             .name("chips".to_owned())
-            .spawn(move || served.serve())?;
+            .spawn(move || {
+                let _guard = EndOnPanic(exit);
+                served.serve();
+            })?;
         let stopped = Arc::clone(chipset);
         Ok(Self {
             stop: Box::new(move || {
@@ -383,4 +401,52 @@ impl<P: Processors> DeviceMmio for OnTheBus<P> {
 /// Locks, also after a panic elsewhere: the data behind these mutexes is consistent between statements.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use intr_controller::DebugTime;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+
+    struct Panics;
+
+    impl Processors for Panics {
+        fn deliver(&self, _: &InterruptMessage) -> bool {
+            false
+        }
+
+        fn intr(&self, _: bool) {
+            panic!("as a bug would");
+        }
+
+        fn ioapic_changed(&self, _: &IoApic) {}
+    }
+
+    #[test]
+    fn a_panic_of_the_chips_thread_ends_the_machine() {
+        let clock = Arc::new(GuestClock::new(DebugTime::default()));
+        let chipset = SharedChipset::new(Panics, clock, LostTicks::default()).unwrap();
+        let chipset = Arc::new(chipset);
+        // ICW1 to ICW4 and OCW1 (8259A data sheet): line 1 is vector 0x21, and raises INTR.
+        for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)] {
+            chipset.write_port(port, value);
+        }
+        let exit = ExitEvent::new().unwrap();
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        chipset.connect(&event, Gsi(1)).unwrap();
+        let thread = ChipsetThread::start(&chipset, exit.clone()).unwrap();
+        assert_eq!(exit.reason(), None);
+        event.write(1).unwrap();
+        let begun = Instant::now();
+        while exit.reason().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it goes on");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(matches!(exit.reason(), Some(ExitReason::VmmFailed(_))));
+        drop(thread);
+    }
 }

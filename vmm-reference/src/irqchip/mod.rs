@@ -41,6 +41,7 @@ pub use chipset::SharedChipsetError;
 
 use crate::clock::GuestClock;
 use crate::devices::{DeviceError, Devices, EdgeLine, InterruptLines, KernelLines};
+use crate::exit::ExitEvent;
 use crate::layout;
 use crate::wake::Waker;
 pub(crate) use chips::{Chips, ChipsetView};
@@ -132,6 +133,8 @@ pub struct Irqchip {
     wakers: Arc<[Waker]>,
     clock: Arc<GuestClock>,
     lost_ticks: LostTicks,
+    /// Requested if the emulated chips' thread fails: a guest without timers must not go on.
+    exit: ExitEvent,
 }
 
 impl Irqchip {
@@ -146,6 +149,7 @@ impl Irqchip {
         processor: Processor,
         time: TimeConfig,
         devices: &mut Devices,
+        exit: &ExitEvent,
     ) -> Result<Self, IrqchipError> {
         let wakers: Arc<[Waker]> = (0..cpus)
             .map(|_| Waker::new())
@@ -186,6 +190,7 @@ impl Irqchip {
             wakers,
             clock,
             lost_ticks: time.lost_ticks,
+            exit: exit.clone(),
         })
     }
 
@@ -268,7 +273,7 @@ impl Irqchip {
 
     /// Starts the thread of the emulated chips, if there are any.
     pub(crate) fn start(&self) -> io::Result<Option<ChipsetThread>> {
-        self.chips.start()
+        self.chips.start(&self.exit)
     }
 
     /// vCPUs are about to run until something stops them.

@@ -20,6 +20,7 @@ use super::chips::{Chips, ChipsetView};
 use super::chipset::{ChipsetThread, Emulated, Processors, lock};
 use super::{IrqchipError, SignalError};
 use crate::entry::{Entering, Permit};
+use crate::exit::ExitEvent;
 use crate::wake::Waker;
 
 /// KVM's local APICs.
@@ -103,8 +104,8 @@ impl Chips for Emulated<SplitProcessors> {
         observe_split(fd, self.0.intr(), masked).map(Some)
     }
 
-    fn start(&self) -> io::Result<Option<ChipsetThread>> {
-        ChipsetThread::start(&self.0).map(Some)
+    fn start(&self, exit: &ExitEvent) -> io::Result<Option<ChipsetThread>> {
+        ChipsetThread::start(&self.0, exit.clone()).map(Some)
     }
 
     fn ticks(&self) -> Option<(LostTicks, TickCounters)> {

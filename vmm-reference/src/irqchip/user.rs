@@ -23,6 +23,7 @@ use super::chips::{Chips, ChipsetView};
 use super::chipset::{ChipsetThread, Emulated, Processors, lock};
 use super::{IrqchipError, SignalError};
 use crate::entry::{Entering, MustStop, NMI, Permit};
+use crate::exit::ExitEvent;
 use crate::wake::{self, Waker};
 use debug_stub::x86_64::stepper::RunState;
 
@@ -266,8 +267,8 @@ impl Chips for Emulated<UserProcessors> {
         self.enter(vcpu, fd, entering)
     }
 
-    fn start(&self) -> io::Result<Option<ChipsetThread>> {
-        ChipsetThread::start(&self.0).map(Some)
+    fn start(&self, exit: &ExitEvent) -> io::Result<Option<ChipsetThread>> {
+        ChipsetThread::start(&self.0, exit.clone()).map(Some)
     }
 
     fn ticks(&self) -> Option<(LostTicks, TickCounters)> {

@@ -36,12 +36,13 @@ thread_local! {
 extern "C" fn leave_guest(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     let over = OVER.get();
     if !over.is_null() {
-        // SAFETY: not null, so a `Kickable` of this thread lives that borrows the flag.
+        // SAFETY: not null, so a `Kickable` of this thread lives that borrows the flag: its drop resets the
+        // pointer, and its owners keep it in a local variable, which they do not forget.
         unsafe { &*over }.store(true, Ordering::Release);
     }
     let immediate_exit = IMMEDIATE_EXIT.get();
     if !immediate_exit.is_null() {
-        // SAFETY: not null, so a `Kickable` of this thread lives that borrows the byte.
+        // SAFETY: as above; it borrows the byte, too.
         unsafe { &*immediate_exit }.store(1, Ordering::SeqCst);
     }
 }
@@ -61,7 +62,8 @@ pub(super) fn unblock() -> io::Result<()> {
     Ok(signals.thread_unblock()?)
 }
 
-/// While it lives, the vCPU that the calling thread runs can be kicked.
+/// While it lives, the vCPU that the calling thread runs can be kicked. It must be dropped, not forgotten: the
+/// signal's handler uses what it borrows.
 #[derive(Debug)]
 pub(crate) struct Kickable<'a>(PhantomData<&'a AtomicU8>);
 

@@ -211,6 +211,16 @@ impl Vmm {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Waits for this in what it writes to its standard error: a line may take a moment.
+    #[track_caller]
+    pub fn assert_logs(&self, text: &str) {
+        let start = Instant::now();
+        while !self.log().contains(text) {
+            assert!(start.elapsed() < PATIENCE, "not logged: {text}");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// What the guest wrote to its serial port so far.
     pub fn serial(&self) -> String {
         fs::read_to_string(&self.serial).unwrap_or_default()

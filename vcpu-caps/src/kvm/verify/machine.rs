@@ -146,7 +146,7 @@ impl Clock {
 
     pub(super) fn with_limits(one_run: Duration, all: Duration) -> Result<Self, VerifyError> {
         Ok(Self {
-            deadline: Deadline::new().map_err(failed("timer_create"))?,
+            deadline: Deadline::new().map_err(failed("timer_create (ulimit -i limits it)"))?,
             one_run,
             end: now() + all,
         })
