@@ -16,6 +16,8 @@
 //!   takes 0.5 ms for an unstable TSC). With [`TscControl::Offset`] that is exact where `KVM_GET_CLOCK` tells the
 //!   host's TSC of the moment (`KVM_CLOCK_HOST_TSC`: Linux 5.16, a host whose TSC is its clock). Otherwise it is as
 //!   exact as kvmclock can be read between two reads of the TSC.
+//!   On a host whose TSC KVM finds unstable, KVM shows a stopped vCPU's TSC as it was at its last exit: kvmclock
+//!   gains the time from there to [`freeze`](KvmClocks::freeze) (28 ms in an emulated machine).
 //! - kvmclock, on a host whose TSC KVM finds unstable: see [`KvmClocks::page_is_stable`].
 //! - The 8254 cannot be set back: `KVM_GET_PIT2` does not tell how much of channel 0's period is left, and
 //!   `KVM_SET_PIT2` begins every count again. It runs on. Ticks of the stop are dropped except for one,
