@@ -35,7 +35,7 @@ class Machine:
     kvm_module: str
     #: Of the rounds that a test makes: the tests themselves look at this variable.
     test_percent: int
-    #: Its processor may sleep forever in HLT (../README.md, "Limits of the emulators").
+    #: Its processor may sleep forever in HLT, or run a guest forever (../README.md, "Limits of the emulators").
     oversleeps = False
 
     def __init__(self, root, work, cpus, memory):
@@ -100,6 +100,7 @@ class Vmx(Machine):
     most_cpus = 1
     #: And ten times as long.
     test_percent = 10
+    oversleeps = True
 
     def _start(self, log):
         disc = self.work / "disc.iso"
