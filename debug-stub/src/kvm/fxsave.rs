@@ -70,12 +70,6 @@ impl Bytes {
     }
 }
 
-/// Whether there is AVX state in an XSAVE area: the guest has used AVX.
-pub(super) fn holds_avx(region: &Region) -> bool {
-    let [in_use] = Bytes::of(region).get(XSTATE_BV);
-    in_use & AVX != 0
-}
-
 /// x87 and SSE state from an XSAVE area that KVM filled, and AVX state if the guest has enabled it.
 pub(super) fn decode(region: &Region, avx: bool) -> FpuState {
     let bytes = Bytes::of(region);
@@ -97,8 +91,9 @@ pub(super) fn decode(region: &Region, avx: bool) -> FpuState {
     for (index, register) in state.xmm.iter_mut().enumerate() {
         *register = bytes.get(XMM + index * STRIDE);
     }
-    // Otherwise the state is the initial one: zeros.
-    if holds_avx(region) {
+    let [in_use] = bytes.get(XSTATE_BV);
+    // Without its bit the state is the initial one: zeros.
+    if in_use & AVX != 0 {
         for (index, register) in state.ymm_high.iter_mut().flatten().enumerate() {
             *register = bytes.get(YMM_HIGH + index * STRIDE);
         }

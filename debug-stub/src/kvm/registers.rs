@@ -64,9 +64,7 @@ pub(super) fn read_registers(
     if groups.contains(RegisterGroups::FPU) {
         // Not KVM_GET_FPU: that leaves MXCSR out (x86.c, `kvm_arch_vcpu_ioctl_get_fpu`).
         let xsave = vcpu.get_xsave().map_err(ioctl("KVM_GET_XSAVE"))?;
-        // Of state that is there the guest has enabled the registers.
-        let avx = fxsave::holds_avx(&xsave.region) || has_avx(vcpu);
-        file.fpu = fxsave::decode(&xsave.region, avx);
+        file.fpu = fxsave::decode(&xsave.region, has_avx(vcpu));
     }
     if groups.contains(RegisterGroups::MSRS) {
         file.kernel_gs_base = read_msr(vcpu, MSR_KERNEL_GS_BASE)?;
