@@ -13,12 +13,12 @@ use crate::process::Run;
 
 #[test]
 fn a_signal_during_the_start_leaves_no_socket_behind() {
-    for round in 0..rounds(4) {
+    for round in 0..rounds(12) {
         for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT] {
             let mut process = Run::new(TIMER, &[]).with_gdb().start();
             let socket = process.run.socket();
             eventually("the socket", || socket.exists());
-            thread::sleep(Duration::from_millis(9) * u32::try_from(round).unwrap());
+            thread::sleep(Duration::from_millis(3) * u32::try_from(round).unwrap());
             process.signal(signal);
             let status = process.wait();
             assert!(
