@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{env, error::Error, io, thread};
 
 use debug_stub::kvm::{self, KvmRunControl, KvmVcpu, Task, Threaded, ThreadedGuest, VmMemory};
-use debug_stub::run_control::{KickSignal, Waiting, WakePipe};
+use debug_stub::run_control::{KickSignal, VcpuHandle, Waiting, WakePipe};
 use debug_stub::server::{Listener, serve_forever};
 use debug_stub::x86_64::stepper::{Driver, Outcome, Stepper};
 use debug_stub::{Session, SessionConfig, Stop};
@@ -53,8 +53,9 @@ impl Machine {
     }
 
     /// On the vCPU's thread: takes orders, and enters the guest when the driver says so.
-    fn run_vcpu(&self, id: VcpuId) -> Result<(), Box<dyn Error>> {
-        let mut thread = self.run_control.enter(id, &self.vcpu(id)?.0)?;
+    fn run_vcpu(&self, handle: VcpuHandle) -> Result<(), Box<dyn Error>> {
+        let id = handle.id();
+        let mut thread = self.run_control.enter(handle, &self.vcpu(id)?.0)?;
         loop {
             let turn = {
                 let (fd, driver) = &mut *self.vcpu(id)?;
@@ -156,12 +157,14 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let machine = &machine;
     let all_stop = machine.run_control.all_stop();
+    let handles = (0..VCPUS).map(|id| all_stop.add(VcpuId(id)));
+    let handles = handles.collect::<Result<Vec<_>, _>>()?;
     all_stop.start()?;
     let mut session = Session::new(Threaded(machine), SessionConfig::new(plan));
     thread::scope(|scope| {
-        for id in (0..VCPUS).map(VcpuId) {
+        for handle in handles {
             scope.spawn(move || {
-                if let Err(error) = machine.run_vcpu(id) {
+                if let Err(error) = machine.run_vcpu(handle) {
                     eprintln!("a vCPU cannot run: {error}");
                     machine.quit.wake();
                 }

@@ -9,7 +9,7 @@ use vcpu_caps::{Plan, VcpuId};
 
 use crate::host::GuestMemory;
 use crate::order::StopReason;
-use crate::run_control::{AddError, AllStop, Entered, KickSignal, Order, VcpuHandle, VcpuThreads};
+use crate::run_control::{AllStop, Entered, KickSignal, Order, VcpuHandle, VcpuThreads};
 use crate::x86_64::stepper::{Driver, Entry, Vcpu};
 
 /// Run control of a guest with a thread for each vCPU: [`AllStop`] with [`VcpuThreads`] as its kick, and
@@ -23,24 +23,15 @@ pub struct KvmRunControl {
     plan: Plan,
 }
 
-/// A thread could not become a vCPU's.
+/// A thread could not become a vCPU's: it could not be kicked.
 #[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum EnterError {
-    /// The vCPU cannot be added.
-    #[error(transparent)]
-    Add(#[from] AddError),
-    /// It could not be kicked.
-    #[error(
-        "{vcpu} could not be kicked: its run structure is not mapped, or the signal is blocked"
-    )]
-    Kick {
-        /// The vCPU.
-        vcpu: VcpuId,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+#[error("{vcpu} could not be kicked: its run structure is not mapped, or the signal is blocked")]
+pub struct EnterError {
+    /// The vCPU.
+    pub vcpu: VcpuId,
+    /// Why.
+    #[source]
+    pub source: io::Error,
 }
 
 impl KvmRunControl {
@@ -69,16 +60,21 @@ impl KvmRunControl {
         &self.plan
     }
 
-    /// Adds a vCPU that the calling thread runs from now on. `fd` is its descriptor. Its [`Driver`] is beside
-    /// the descriptor, where the debugger's thread finds both: see
-    /// [`ThreadedGuest::with_vcpu`](super::ThreadedGuest::with_vcpu).
+    /// The calling thread runs the vCPU from now on. `handle` is what [`AllStop::add`] returned for it, before
+    /// the debugger is served: a vCPU that its own thread adds is not there yet for a client that is early.
+    /// `fd` is its descriptor. Its [`Driver`] is beside the descriptor, where the debugger's thread finds both:
+    /// see [`ThreadedGuest::with_vcpu`](super::ThreadedGuest::with_vcpu).
     ///
     /// # Errors
-    /// If the id is in use, or the process has no room for a descriptor or a mapping.
-    pub fn enter(&self, vcpu: VcpuId, fd: &impl AsRawFd) -> Result<VcpuThread<'_>, EnterError> {
+    /// If the process has no room for a mapping, or the signal cannot be unblocked. The vCPU is removed.
+    pub fn enter(
+        &self,
+        handle: VcpuHandle,
+        fd: &impl AsRawFd,
+    ) -> Result<VcpuThread<'_>, EnterError> {
+        let vcpu = handle.id();
         let entered = self.threads.enter(vcpu, fd);
-        let entered = entered.map_err(|source| EnterError::Kick { vcpu, source })?;
-        let handle = self.all_stop.add(vcpu)?;
+        let entered = entered.map_err(|source| EnterError { vcpu, source })?;
         Ok(VcpuThread { entered, handle })
     }
 }

@@ -603,6 +603,31 @@ fn a_nudge_at_any_moment_is_seen() {
     });
 }
 
+/// A client may be there before the vCPUs' threads are.
+#[test]
+fn orders_that_come_before_the_thread_are_kept_for_it() {
+    let all = AllStop::new(|_: VcpuId| {}).unwrap();
+    let (mut first, mut second) = (all.add(VcpuId(0)).unwrap(), all.add(VcpuId(1)).unwrap());
+    all.start().unwrap();
+    assert!(matches!(second.next_order(), Order::Run(..)));
+    second.report(StopReason::HardwareBreakpoint);
+    assert_eq!(
+        all.wait_for_stops(Some(LONG)).map(|stops| stops.len()),
+        Some(1)
+    );
+    all.resume(&plan(&[step()])).unwrap();
+    assert!(matches!(
+        first.next_order(),
+        Order::Run(VcpuOrder::Step(_), _)
+    ));
+    first.report(StopReason::Step);
+    let stop = Stop {
+        vcpu: VcpuId(0),
+        reason: StopReason::Step,
+    };
+    assert_eq!(all.wait_for_stops(Some(LONG)), Some(vec![stop]));
+}
+
 #[test]
 fn nudges_stay_in_the_pipe_and_start_nothing() {
     let all = AllStop::new(|_: VcpuId| {}).unwrap();
