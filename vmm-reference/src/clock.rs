@@ -71,7 +71,8 @@ struct State {
 /// KVM's clocks, and what may be lost while they are set back.
 #[derive(Debug)]
 struct Kvm {
-    clocks: KvmClocks<Arc<VmFd>>,
+    clocks: Mutex<KvmClocks<Arc<VmFd>>>,
+    tsc: TscControl,
     lines: Vec<Arc<EdgeLine>>,
     /// An error was logged: it would be the same at each stop.
     failed: AtomicBool,
@@ -124,7 +125,8 @@ impl GuestClock {
     /// signalled during the stop.
     pub(crate) fn take_over(&self, clocks: KvmClocks<Arc<VmFd>>, lines: Vec<Arc<EdgeLine>>) {
         let kvm = Kvm {
-            clocks,
+            tsc: clocks.tsc(),
+            clocks: Mutex::new(clocks),
             lines,
             failed: AtomicBool::new(false),
         };
@@ -147,7 +149,7 @@ impl GuestClock {
 
     /// For how long the guest's TSC had run while guest time stood still, at this reading.
     pub(crate) fn tsc_ran_on(&self, reading: &ClockReading) -> Duration {
-        match self.kvm.get().map(|kvm| kvm.clocks.tsc()) {
+        match self.kvm.get().map(|kvm| kvm.tsc) {
             None | Some(TscControl::None) => reading.stood_still,
             Some(TscControl::Offset | TscControl::Msr) => Duration::ZERO,
         }
@@ -156,10 +158,7 @@ impl GuestClock {
     /// Returns `true` if the guest's watchdogs are to be told of a stop: the guest sees time pass in it.
     pub(crate) fn passes_in_a_stop(&self) -> bool {
         self.debug_time == DebugTime::Run
-            || self
-                .kvm
-                .get()
-                .is_none_or(|kvm| kvm.clocks.tsc() == TscControl::None)
+            || self.kvm.get().is_none_or(|kvm| kvm.tsc == TscControl::None)
     }
 
     /// The time of day that the guest's clock chip shows, since 1970-01-01 00:00 UTC: the host's when the guest
@@ -208,7 +207,7 @@ impl GuestClock {
                 self.thaw(&mut state, host);
                 if self.debug_time == DebugTime::Run {
                     if let Some(kvm) = self.kvm.get() {
-                        kvm.note(kvm.clocks.drop_ticks());
+                        kvm.note(kvm.clocks().drop_ticks());
                     }
                 }
             }
@@ -246,7 +245,7 @@ impl GuestClock {
         if let Some(kvm) = self.kvm.get().filter(|_| stopped) {
             // After a step that read no clock they are those of an earlier stop.
             if state.frozen.is_none() {
-                let frozen = kvm.note(kvm.clocks.freeze(reading.now));
+                let frozen = kvm.note(kvm.clocks().freeze(reading.now));
                 state.frozen = frozen.map(|frozen| (frozen, state.clock.read(host).stood_still));
                 for line in &kvm.lines {
                     line.begin_to_watch();
@@ -263,11 +262,11 @@ impl GuestClock {
         let ClockReading {
             now, stood_still, ..
         } = state.clock.read(host);
-        if kvm.note(kvm.clocks.thaw(&frozen, now)).is_some() {
+        if kvm.note(kvm.clocks().thaw(&frozen, now)).is_some() {
             self.set_back.fetch_add(1, Ordering::Relaxed);
         }
         if stood_still.saturating_sub(state.owes_since) >= MOST_OWED {
-            kvm.note(kvm.clocks.drop_ticks());
+            kvm.note(kvm.clocks().drop_ticks());
             state.owes_since = stood_still;
         }
         for line in &kvm.lines {
@@ -291,14 +290,11 @@ impl GuestClock {
             step_time: clock.step_time(),
             totals: clock.totals(),
             set_back: self.set_back.load(Ordering::Relaxed),
-            tsc: self
-                .kvm
-                .get()
-                .map_or(TscControl::None, |kvm| kvm.clocks.tsc()),
+            tsc: self.kvm.get().map_or(TscControl::None, |kvm| kvm.tsc),
             page_is_stable: self
                 .kvm
                 .get()
-                .is_none_or(|kvm| kvm.note(kvm.clocks.page_is_stable()).unwrap_or(true)),
+                .is_none_or(|kvm| kvm.note(kvm.clocks().page_is_stable()).unwrap_or(true)),
         }
     }
 }
@@ -314,6 +310,10 @@ impl State {
 }
 
 impl Kvm {
+    fn clocks(&self) -> MutexGuard<'_, KvmClocks<Arc<VmFd>>> {
+        self.clocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Logs the first error.
     fn note<T, E: std::error::Error>(&self, result: Result<T, E>) -> Option<T> {
         result

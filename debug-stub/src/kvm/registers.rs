@@ -10,6 +10,7 @@ use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
 use super::fxsave;
+use crate::x86_64::bits::CR4_OSXSAVE;
 use crate::x86_64::{
     CoreRegisters, DebugRegisters, DescriptorTable, RegisterFile, RegisterGroups, Segment,
     SpecialRegisters,
@@ -46,7 +47,8 @@ pub(super) fn ioctl(ioctl: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Re
     move |source| RegistersError::Ioctl { ioctl, source }
 }
 
-/// Fills the `groups` of `file` from a vCPU that does not run.
+/// Fills the `groups` of `file` from a vCPU that does not run. For [`RegisterGroups::FPU`] its special registers
+/// are in `file`.
 ///
 /// # Errors
 /// If KVM refuses.
@@ -64,7 +66,8 @@ pub(super) fn read_registers(
     if groups.contains(RegisterGroups::FPU) {
         // Not KVM_GET_FPU: that leaves MXCSR out (x86.c, `kvm_arch_vcpu_ioctl_get_fpu`).
         let xsave = vcpu.get_xsave().map_err(ioctl("KVM_GET_XSAVE"))?;
-        file.fpu = fxsave::decode(&xsave.region, has_avx(vcpu));
+        let avx = file.special.cr4 & CR4_OSXSAVE != 0 && avx_in_xcr0(vcpu);
+        file.fpu = fxsave::decode(&xsave.region, avx);
     }
     if groups.contains(RegisterGroups::MSRS) {
         file.kernel_gs_base = read_msr(vcpu, MSR_KERNEL_GS_BASE)?;
@@ -122,8 +125,8 @@ pub(super) fn write_registers(
     Ok(())
 }
 
-/// Returns `true` if the guest has enabled AVX: XCR0 bits 2:1 (SDM 1 13.3). A KVM without XCR0 has none.
-fn has_avx(vcpu: &VcpuFd) -> bool {
+/// XCR0 bits 2:1, of a guest that has set CR4.OSXSAVE (SDM 1 14.3). A KVM without XCR0 has none.
+fn avx_in_xcr0(vcpu: &VcpuFd) -> bool {
     const SSE_AND_AVX: u64 = 0b110;
     let Ok(all) = vcpu.get_xcrs() else {
         return false;

@@ -59,6 +59,9 @@ pub(crate) const CR4_OSFXSR: u64 = 1 << 9;
 pub(crate) const CR4_LA57: u64 = 1 << 12;
 /// CR4.PCIDE.
 pub(crate) const CR4_PCIDE: u64 = 1 << 17;
+/// CR4.OSXSAVE: XCR0 is in force.
+#[cfg(feature = "kvm")]
+pub(crate) const CR4_OSXSAVE: u64 = 1 << 18;
 /// CR4.SMEP: the supervisor may not execute user pages.
 pub(crate) const CR4_SMEP: u64 = 1 << 20;
 /// CR4.SMAP: the supervisor may not touch user pages while RFLAGS.AC is clear.

@@ -15,7 +15,7 @@ use iced_x86::{
 use super::StepClass;
 use super::decode::Successor;
 use super::machine::Machine;
-use super::operand;
+use super::operand::{self, Extent};
 use super::unit::Unit;
 use crate::x86_64::bits::{
     CR0_AM, CR0_EM, CR0_TS, CR0_WP, CR4_CET, CR4_OSFXSR, CR4_PKE, CR4_SMAP, CR4_SMEP, RFLAGS_AC,
@@ -24,6 +24,9 @@ use crate::x86_64::bits::{
 use crate::x86_64::paging::{PagingMode, translate};
 use crate::x86_64::{Segment, Translation};
 use crate::{GuestMemory, GuestVirtAddr};
+
+/// Bytes that all iterations of a string instruction touch, at most: more pages are not looked up for each step.
+const MOST: u64 = 1 << 14;
 
 /// Returns `true` if the instruction certainly raises no exception.
 pub(super) fn is_faultless(unit: &Unit, memory: &impl GuestMemory) -> bool {
@@ -43,7 +46,7 @@ pub(super) fn is_faultless(unit: &Unit, memory: &impl GuestMemory) -> bool {
         && is_harmless(machine, unit.class(), instruction)
         && may_fetch(unit, memory)
         && leads_somewhere(unit)
-        && touches_only_what_it_may(machine, instruction, memory)
+        && touches_only_what_it_may(unit, memory)
 }
 
 /// The instruction itself raises nothing, whatever its operands are.
@@ -52,6 +55,7 @@ fn is_harmless(machine: &Machine, class: StepClass, instruction: &Instruction) -
     let class_is_plain = match class {
         StepClass::Plain | StepClass::Branch | StepClass::PushFlags | StepClass::PopFlags => true,
         StepClass::EnableInterrupts | StepClass::PortIo => may_do_io(machine),
+        StepClass::RepeatString => !is_port_string(instruction),
         _ => false,
     };
     let raises = matches!(
@@ -102,6 +106,18 @@ fn is_harmless(machine: &Machine, class: StepClass, instruction: &Instruction) -
             _ => false,
         });
     class_is_plain && known && io && !raises && !loads_segment && !far && !privileged
+}
+
+fn is_port_string(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Insb
+            | Mnemonic::Insw
+            | Mnemonic::Insd
+            | Mnemonic::Outsb
+            | Mnemonic::Outsw
+            | Mnemonic::Outsd
+    )
 }
 
 /// Moves and logic of SSE, of which those that need alignment are left out.
@@ -167,45 +183,42 @@ fn leads_somewhere(unit: &Unit) -> bool {
     }
 }
 
-fn touches_only_what_it_may(
-    machine: &Machine,
-    instruction: &Instruction,
-    memory: &impl GuestMemory,
-) -> bool {
+fn touches_only_what_it_may(unit: &Unit, memory: &impl GuestMemory) -> bool {
     let mut factory = InstructionInfoFactory::new();
-    let info = factory.info_options(instruction, InstructionInfoOptions::NO_REGISTER_USAGE);
+    let info = factory.info_options(
+        &unit.decoded.instruction,
+        InstructionInfoOptions::NO_REGISTER_USAGE,
+    );
     info.used_memory()
         .iter()
-        .all(|used| may_touch(machine, used, memory))
+        .all(|used| may_touch(unit, used, memory))
 }
 
-fn may_touch(machine: &Machine, used: &UsedMemory, memory: &impl GuestMemory) -> bool {
+fn may_touch(unit: &Unit, used: &UsedMemory, memory: &impl GuestMemory) -> bool {
+    let machine = &unit.machine;
     let writes = match used.access() {
         // LEA and NOP name memory that they leave alone.
         OpAccess::None | OpAccess::NoMemAccess => return true,
         OpAccess::Read | OpAccess::CondRead => false,
         _ => true,
     };
-    let length = u64::try_from(used.memory_size().size()).unwrap_or_default();
-    let linear = used.virtual_address(0, |register, _, _| operand::register(machine, register));
-    let (Some(linear), true) = (linear, length != 0) else {
+    let extent = operand::extent(unit, used).filter(|extent| extent.length <= MOST);
+    let Some(Extent { start, length }) = extent else {
         return false;
     };
+    if length == 0 {
+        return true;
+    }
     if !machine.is_64_bit() {
         let Some(segment) = segment(machine, used.segment()) else {
             return false;
         };
-        let offset = linear.wrapping_sub(segment.base) & 0xffff_ffff;
+        let offset = start.wrapping_sub(segment.base) & 0xffff_ffff;
         if !allows(machine, segment, offset, length, writes) {
             return false;
         }
     }
-    let mask = if machine.is_64_bit() {
-        u64::MAX
-    } else {
-        0xffff_ffff
-    };
-    let start = GuestVirtAddr(linear & mask);
+    let start = GuestVirtAddr(start);
     let user = machine.cpl() == 3;
     let protects = machine.special.cr0 & CR0_WP != 0;
     let smap = machine.special.cr4 & CR4_SMAP != 0 && machine.core.rflags & RFLAGS_AC == 0;
@@ -272,4 +285,78 @@ fn each_page(
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::x86_64::RegisterFile;
+    use crate::x86_64::bits::RFLAGS_DF;
+    use crate::x86_64::simulated::{Habits, Ram, SimulatedVcpu};
+    use crate::x86_64::step::StepPlan;
+
+    const CODE: u64 = 0x8000;
+    const TABLES: u64 = 0x1_0000;
+    const IDT: u64 = 0x1_8000;
+    /// The first address that has no page.
+    const HOLE: u64 = 0x20_1000;
+
+    /// The last page before the hole is mapped by [`Ram::map_alias`].
+    fn faultless(code: &[u8], change: impl FnOnce(&mut RegisterFile)) -> bool {
+        let memory = Ram::new(0x2_0000);
+        memory.put(CODE, code);
+        let cr3 = memory.map_one_to_one(TABLES);
+        memory.map_alias(TABLES, 0x9000);
+        let vcpu = SimulatedVcpu::long_mode(Habits::INTEL, cr3, IDT, CODE, 0x7000);
+        let mut file = vcpu.registers().clone();
+        change(&mut file);
+        is_faultless(&StepPlan::new(&file, &memory).first, &memory)
+    }
+
+    #[test]
+    fn a_load_is_faultless_up_to_the_end_of_its_page() {
+        let load = |at| faultless(&[0x48, 0x8b, 0x03], |file| file.core.rbx = at);
+        assert!(load(HOLE - 8));
+        assert!(!load(HOLE - 7));
+        assert!(!load(HOLE));
+        assert!(!load(0x8000_0000_0000_0000));
+    }
+
+    #[test]
+    fn a_string_instruction_is_faultless_if_all_iterations_are() {
+        let repeat = |code: &[u8], count, from, to, backwards: bool| {
+            faultless(code, |file| {
+                (file.core.rcx, file.core.rsi, file.core.rdi) = (count, from, to);
+                file.core.rflags |= if backwards { RFLAGS_DF } else { 0 };
+            })
+        };
+        let moves = |count, from, to, back| repeat(&[0xf3, 0x48, 0xa5], count, from, to, back); // rep movsq
+        assert!(moves(2, 0x4000, HOLE - 16, false));
+        assert!(!moves(3, 0x4000, HOLE - 16, false));
+        assert!(!moves(3, HOLE - 16, 0x4000, false));
+        assert!(moves(3, 0x4000, HOLE - 8, true));
+        assert!(!moves(1, 0x4000, HOLE - 4, true));
+        // Below address 0.
+        assert!(moves(3, 0x4000, 16, true));
+        assert!(!moves(4, 0x4000, 16, true));
+        // No iteration touches anything.
+        assert!(moves(0, HOLE, HOLE, false));
+        // More than is looked at.
+        assert!(moves(MOST / 8, 0x1_0000, 0x4000, false));
+        assert!(!moves(MOST / 8 + 1, 0x1_0000, 0x4000, false));
+        assert!(!moves(u64::MAX, 0x1_0000, 0x4000, false));
+        // By ESI and EDI, and ECX counts.
+        let moves32 = |count, from, to| repeat(&[0x67, 0xf3, 0xa4], count, from, to, false);
+        assert!(moves32(1 << 32 | 4, 1 << 32 | 0x4000, HOLE - 4));
+        assert!(!moves32(1 << 32 | 5, 0x4000, HOLE - 4));
+        for code in [
+            &[0xf3, 0xaa][..], // rep stosb
+            &[0xf2, 0xae],     // repne scasb
+            &[0xf3, 0xa6],     // repe cmpsb
+        ] {
+            assert!(repeat(code, 4, 0x4000, HOLE - 4, false), "{code:x?}");
+            assert!(!repeat(code, 5, 0x4000, HOLE - 4, false), "{code:x?}");
+        }
+        assert!(!repeat(&[0xf3, 0x6c], 1, 0x4000, 0x4000, false), "rep insb");
+    }
 }

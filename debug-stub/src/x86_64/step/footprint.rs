@@ -14,11 +14,10 @@ use iced_x86::{
 };
 
 use super::guards::HANDLERS;
-use super::machine::{Machine, width_mask};
+use super::machine::Machine;
 use super::operand;
 use super::unit::Unit;
 use super::{StepClass, StepPlan};
-use crate::x86_64::bits::RFLAGS_DF;
 use crate::x86_64::paging::{PagingMode, translate};
 use crate::{GuestMemory, GuestPhysAddr, GuestVirtAddr};
 
@@ -131,61 +130,22 @@ impl<M: GuestMemory> Free<'_, M> {
         if !is_known(unit.class(), instruction) || !self.holds(code, length) {
             return false;
         }
-        let repeats = unit.class() == StepClass::RepeatString;
-        if repeats && !machine.is_64_bit() {
-            // Addresses may wrap.
-            return false;
-        }
-        let elements = Elements {
-            size: repeats.then(|| instruction.memory_size().size()),
-            count: if repeats { machine.core.rcx } else { 1 },
-        };
         let mut factory = InstructionInfoFactory::new();
         let info = factory.info_options(instruction, InstructionInfoOptions::NO_REGISTER_USAGE);
         info.used_memory()
             .iter()
-            .all(|used| self.leaves_operand_alone(machine, used, elements))
+            .all(|used| self.leaves_operand_alone(unit, used))
     }
 
-    fn leaves_operand_alone(
-        &self,
-        machine: &Machine,
-        used: &UsedMemory,
-        elements: Elements,
-    ) -> bool {
+    fn leaves_operand_alone(&self, unit: &Unit, used: &UsedMemory) -> bool {
         // LEA and NOP name memory that they leave alone.
         if matches!(used.access(), OpAccess::None | OpAccess::NoMemAccess) {
             return true;
         }
-        let size = elements.size.unwrap_or_else(|| used.memory_size().size());
-        let size = u64::try_from(size).unwrap_or_default();
-        let linear = used.virtual_address(0, |register, _, _| operand::register(machine, register));
-        let is_one_place = size != 0 && used.vsib_size() == 0;
-        // ECX counts, and addresses may wrap.
-        let may_wrap = elements.size.is_some() && used.base().size() != 8;
-        let (Some(linear), true) = (linear, is_one_place && !may_wrap) else {
-            return false;
-        };
-        let length = size.checked_mul(elements.count);
-        let Some(length) = length.filter(|length| *length <= MOST_BYTES) else {
-            return false;
-        };
-        let downwards = machine.core.rflags & RFLAGS_DF != 0 && elements.size.is_some();
-        let start = if downwards {
-            linear.wrapping_sub(length.saturating_sub(size))
-        } else {
-            linear
-        };
-        let bits = if machine.is_64_bit() { 64 } else { 32 };
-        self.holds_as_memory(start & width_mask(bits), length)
+        let extent = operand::extent(unit, used);
+        let extent = extent.filter(|extent| extent.length <= MOST_BYTES);
+        extent.is_some_and(|extent| self.holds_as_memory(extent.start, extent.length))
     }
-}
-
-/// What a string instruction with REP goes through. Others have one element, of the operand's own size.
-#[derive(Clone, Copy, Debug)]
-struct Elements {
-    size: Option<usize>,
-    count: u64,
 }
 
 /// The operands are all that it touches, beside descriptors and what it pops.
@@ -243,6 +203,7 @@ fn is_known(class: StepClass, instruction: &Instruction) -> bool {
 mod tests {
     use super::*;
     use crate::x86_64::RegisterFile;
+    use crate::x86_64::bits::RFLAGS_DF;
     use crate::x86_64::simulated::{Habits, Ram, SimulatedVcpu};
 
     const CODE: u64 = 0x8000;

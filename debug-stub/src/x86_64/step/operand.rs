@@ -1,8 +1,11 @@
 //! Reads the operands that say where an instruction leads, as the instruction will read them.
 
-use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register, UsedMemory};
 
+use super::StepClass;
 use super::machine::{Machine, width_mask};
+use super::unit::Unit;
+use crate::x86_64::bits::RFLAGS_DF;
 use crate::x86_64::{Segment, descriptor};
 use crate::{GuestMemory, GuestVirtAddr};
 
@@ -122,6 +125,59 @@ pub(super) fn address(machine: &Machine, instruction: &Instruction) -> Option<Gu
     })?;
     let bits = if machine.is_64_bit() { 64 } else { 32 };
     Some(GuestVirtAddr(linear & width_mask(bits)))
+}
+
+/// The bytes of a memory operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// The linear address of the first one.
+    pub(super) start: u64,
+    /// None: no iteration.
+    pub(super) length: u64,
+}
+
+/// The bytes of a memory operand that the instruction touches; of a string instruction with REP the bytes of all
+/// iterations, because one step may be one iteration, or all.
+///
+/// `None` if they are not known, or not one range: the addresses wrap.
+pub(super) fn extent(unit: &Unit, used: &UsedMemory) -> Option<Extent> {
+    let machine = &unit.machine;
+    let linear = used.virtual_address(0, |name, _, _| register(machine, name))?;
+    if used.vsib_size() != 0 {
+        return None;
+    }
+    let (before, length) = if unit.class() == StepClass::RepeatString {
+        iterations(unit, used.base())?
+    } else {
+        let length = u64::try_from(used.memory_size().size()).ok()?;
+        (0, (length != 0).then_some(length)?)
+    };
+    let highest = width_mask(if machine.is_64_bit() { 64 } else { 32 });
+    let start = linear.wrapping_sub(before) & highest;
+    let last = start.checked_add(length.saturating_sub(1))?;
+    (last <= highest).then_some(Extent { start, length })
+}
+
+/// What a string instruction with REP touches from its index register on: bytes before the first element, and
+/// all bytes.
+fn iterations(unit: &Unit, index: Register) -> Option<(u64, u64)> {
+    let machine = &unit.machine;
+    let size = u64::try_from(unit.decoded.instruction.memory_size().size()).ok()?;
+    let (counter, bits) = match index.size() {
+        2 => (Register::CX, 16),
+        4 => (Register::ECX, 32),
+        8 => (Register::RCX, 64),
+        _ => return None,
+    };
+    let length = register(machine, counter)?.checked_mul(size)?;
+    let before = if machine.core.rflags & RFLAGS_DF == 0 {
+        0
+    } else {
+        length.saturating_sub(size)
+    };
+    let first = register(machine, index)?.checked_sub(before)?;
+    let last = first.checked_add(length.saturating_sub(1))?;
+    (size != 0 && last <= width_mask(bits)).then_some((before, length))
 }
 
 /// A general-purpose register's value, or a segment register's base. Selectors are not read here.

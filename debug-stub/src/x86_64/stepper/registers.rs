@@ -110,8 +110,20 @@ impl Registers {
         if wanted.is_empty() {
             return Ok(());
         }
-        vcpu.read_registers(wanted, file)
-            .map_err(StepperError::of("reading registers"))?;
+        let special = file.special;
+        let fpu_alone =
+            wanted.contains(RegisterGroups::FPU) && !groups.contains(RegisterGroups::SPECIAL);
+        if fpu_alone {
+            match &self.cached {
+                Some(cached) => file.special = cached.special,
+                None => wanted |= RegisterGroups::SPECIAL,
+            }
+        }
+        let read = vcpu.read_registers(wanted, file);
+        if fpu_alone {
+            file.special = special;
+        }
+        read.map_err(StepperError::of("reading registers"))?;
         if let (true, GuestTf::Hidden(tf)) = (wanted.contains(RegisterGroups::CORE), self.guest_tf)
         {
             set_tf(file, tf);

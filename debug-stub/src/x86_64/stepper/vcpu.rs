@@ -26,7 +26,8 @@ pub trait Vcpu {
     const TF_FOLLOWS_ARMED_RIP: bool = false;
 
     /// Fills the `groups` of `file`, and leaves the others alone. RFLAGS.TF may be shown as 0 while
-    /// a single step is in force.
+    /// a single step is in force. When [`RegisterGroups::FPU`] is asked for, `file` has the special registers
+    /// already, or they are asked for too: CR4 says whether there is AVX.
     ///
     /// # Errors
     /// If the hypervisor refuses.

@@ -16,8 +16,11 @@
 //!   takes 0.5 ms for an unstable TSC). With [`TscControl::Offset`] that is exact where `KVM_GET_CLOCK` tells the
 //!   host's TSC of the moment (`KVM_CLOCK_HOST_TSC`: Linux 5.16, a host whose TSC is its clock). Otherwise it is as
 //!   exact as kvmclock can be read between two reads of the TSC.
-//!   On a host whose TSC KVM finds unstable, KVM shows a stopped vCPU's TSC as it was at its last exit: kvmclock
-//!   gains the time from there to [`freeze`](KvmClocks::freeze) (28 ms in an emulated machine).
+//! - On a host whose TSC KVM finds unstable, KVM shows a stopped vCPU's TSC as it was at its last exit, and
+//!   computes the one of the next entry from the time since the TSC was set (x86.c, `kvm_guest_time_update`). The
+//!   same is computed here from kvmclock: both are set together, for each vCPU, when the clocks are taken over and
+//!   at each [`thaw`](KvmClocks::thaw). If the host's TSC becomes unstable later, the first stop is inexact by the
+//!   time since the vCPU's last exit.
 //! - kvmclock, on a host whose TSC KVM finds unstable: see [`KvmClocks::page_is_stable`].
 //! - The 8254 cannot be set back: `KVM_GET_PIT2` does not tell how much of channel 0's period is left, and
 //!   `KVM_SET_PIT2` begins every count again. It runs on. Ticks of the stop are dropped except for one,
@@ -80,6 +83,15 @@ struct Readings {
     clock_ns: u64,
     /// The time between the first and the last: 0 if it is one moment.
     apart_ns: u64,
+    /// The TSC stands still: it is the one of the vCPU's last exit.
+    of_last_exit: bool,
+}
+
+/// TSCs, by vCPU, and kvmclock as they were set together.
+#[derive(Clone, Debug)]
+struct Together {
+    tsc: Vec<u64>,
+    clock_ns: u64,
 }
 
 /// The clocks that KVM keeps for a guest.
@@ -93,6 +105,8 @@ pub struct KvmClocks<V> {
     tsc_hz: NonZeroU64,
     mode: IrqchipMode,
     lost_ticks: LostTicks,
+    /// Since when the TSC follows kvmclock, where KVM shows the TSC of a vCPU's last exit.
+    together: Option<Together>,
 }
 
 /// The clocks at a stop.
@@ -100,6 +114,8 @@ pub struct KvmClocks<V> {
 pub struct FrozenClocks {
     at: GuestTime,
     tsc: u64,
+    /// The TSC of each vCPU, where KVM shows the one of its last exit.
+    computed_tsc: Option<Vec<u64>>,
     clock_ns: u64,
     /// By vCPU; empty if the local APICs are not KVM's.
     timers: Vec<FrozenTimer>,
@@ -123,14 +139,25 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
             .iter()
             .map(|vcpu| another_descriptor(vm.borrow(), vcpu))
             .collect::<Result<_, _>>()?;
-        let clocks = Self {
+        let mut clocks = Self {
             vm,
             vcpus,
             tsc,
             tsc_hz,
             mode,
             lost_ticks,
+            together: None,
         };
+        let Readings {
+            clock_ns,
+            of_last_exit,
+            ..
+        } = clocks.read()?;
+        if of_last_exit {
+            let tsc = clocks.vcpus.iter().map(|vcpu| read_msr(vcpu, MSR_TSC));
+            let tsc = tsc.collect::<Result<_, _>>()?;
+            clocks.set_together(tsc, clock_ns)?;
+        }
         if mode == IrqchipMode::Kernel {
             set_reinjection(clocks.vm.borrow(), lost_ticks == LostTicks::Reinject)?;
         }
@@ -150,9 +177,7 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
     /// # Errors
     /// If KVM refuses.
     pub fn page_is_stable(&self) -> Result<bool, CallError> {
-        let clock = self.vm.borrow().get_clock();
-        let flags = clock.map_err(failed("KVM_GET_CLOCK"))?.flags;
-        Ok(flags & KVM_CLOCK_TSC_STABLE != 0)
+        Ok(self.read_clock()?.flags & KVM_CLOCK_TSC_STABLE != 0)
     }
 
     /// Notes the clocks. Call it when the last vCPU has stopped; `at` is guest time.
@@ -160,7 +185,13 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
     /// # Errors
     /// If KVM refuses. The guest goes on with clocks that have run.
     pub fn freeze(&self, at: GuestTime) -> Result<FrozenClocks, CallError> {
-        let Readings { tsc, clock_ns, .. } = self.read()?;
+        let Readings {
+            tsc,
+            clock_ns,
+            of_last_exit,
+            ..
+        } = self.read()?;
+        let computed_tsc = of_last_exit.then(|| self.compute_tsc(clock_ns));
         let timers = match self.mode {
             IrqchipMode::User => Vec::new(),
             IrqchipMode::Kernel | IrqchipMode::Split => self
@@ -172,6 +203,7 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
         Ok(FrozenClocks {
             at,
             tsc,
+            computed_tsc: computed_tsc.transpose()?,
             clock_ns,
             timers,
         })
@@ -182,14 +214,22 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
     ///
     /// # Errors
     /// If KVM refuses. Some clocks may have been set.
-    pub fn thaw(&self, frozen: &FrozenClocks, now: GuestTime) -> Result<(), CallError> {
+    pub fn thaw(&mut self, frozen: &FrozenClocks, now: GuestTime) -> Result<(), CallError> {
         let passed = now.saturating_since(frozen.at);
-        let tsc = TscClock::new(self.tsc_hz).with_ticks_at(frozen.at, frozen.tsc);
-        let target = tsc.ticks_at(now);
-        self.set_tsc(target)?;
+        let target = |tsc| {
+            let clock = TscClock::new(self.tsc_hz).with_ticks_at(frozen.at, tsc);
+            clock.ticks_at(now)
+        };
         let passed_ns = now.saturating_ns_since(frozen.at);
         let clock_ns = frozen.clock_ns.saturating_add(passed_ns);
-        self.set_clock(clock_ns, target)?;
+        if let Some(computed) = &frozen.computed_tsc {
+            let targets = computed.iter().copied().map(target).collect();
+            self.set_together(targets, clock_ns)?;
+        } else {
+            let target = target(frozen.tsc);
+            self.set_tsc(target)?;
+            self.set_clock(clock_ns, target)?;
+        }
         for (vcpu, timer) in self.vcpus.iter().zip(&frozen.timers) {
             if timer.is_armed() {
                 self.thaw_timer(vcpu, timer, passed)?;
@@ -232,8 +272,7 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
         let mut best: Option<Readings> = None;
         for _ in 0..ATTEMPTS {
             let before = self.read_tsc()?;
-            let clock = self.vm.borrow().get_clock();
-            let clock = clock.map_err(failed("KVM_GET_CLOCK"))?;
+            let clock = self.read_clock()?;
             let clock_ns = clock.clock;
             let after = self.read_tsc()?;
             let (tsc, apart_ns) = match self.tsc_of(&clock)? {
@@ -249,6 +288,7 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
                     tsc,
                     clock_ns,
                     apart_ns,
+                    of_last_exit: self.tsc != TscControl::None && before == after,
                 });
             }
             if apart_ns < CLOSE_NS {
@@ -267,6 +307,78 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
         }
     }
 
+    /// What the TSC of each vCPU would be if it entered when kvmclock is `clock_ns`. KVM does not compute less than
+    /// the TSC of the last exit: the guest may have set it forward.
+    fn compute_tsc(&self, clock_ns: u64) -> Result<Vec<u64>, CallError> {
+        let vcpus = self.vcpus.iter();
+        let last = vcpus.map(|vcpu| read_msr(vcpu, MSR_TSC));
+        let last = last.collect::<Result<Vec<_>, _>>()?;
+        let Some(together) = &self.together else {
+            // Since when the host's TSC is unstable, nobody knows. Until then vCPUs had equal TSCs.
+            let newest = last.iter().copied().max().unwrap_or_default();
+            return Ok(last.iter().map(|_| newest).collect());
+        };
+        let since = self.ticks(clock_ns.saturating_sub(together.clock_ns));
+        let computed = together.tsc.iter().map(|tsc| tsc.wrapping_add(since));
+        let later = |(last, computed): (u64, u64)| {
+            let ahead = computed.wrapping_sub(last);
+            if ahead > u64::MAX / 2 { last } else { computed }
+        };
+        Ok(last.into_iter().zip(computed).map(later).collect())
+    }
+
+    /// Sets kvmclock, and the TSC of each vCPU at the same moment of guest time, where KVM shows the TSC of the
+    /// last exit.
+    fn set_together(&mut self, tsc: Vec<u64>, clock_ns: u64) -> Result<(), CallError> {
+        let tsc = match self.tsc {
+            TscControl::None | TscControl::Offset => tsc,
+            TscControl::Msr => {
+                let newest = tsc.iter().copied().max().unwrap_or_default();
+                tsc.iter().map(|_| newest).collect()
+            }
+        };
+        self.write_clock(clock_ns)?;
+        let set = match self.tsc {
+            TscControl::None => 0,
+            TscControl::Offset => self.vcpus.len(),
+            TscControl::Msr => 1, // sets all
+        };
+        for (vcpu, tsc) in self.vcpus.iter().zip(&tsc).take(set) {
+            for _ in 0..ATTEMPTS {
+                let before = self.read_clock()?.clock;
+                let since = self.ticks(before.saturating_sub(clock_ns));
+                let target = tsc.wrapping_add(since);
+                if self.tsc == TscControl::Offset {
+                    let shift = target.wrapping_sub(read_msr(vcpu, MSR_TSC)?);
+                    set_tsc_offset(vcpu, tsc_offset(vcpu)?.wrapping_add(shift))?;
+                } else {
+                    self.set_tsc(target)?;
+                }
+                // The thread may have been kept from running in between.
+                if self.read_clock()?.clock.saturating_sub(before) < CLOSE_NS {
+                    break;
+                }
+            }
+        }
+        self.together = Some(Together { tsc, clock_ns });
+        Ok(())
+    }
+
+    fn read_clock(&self) -> Result<kvm_clock_data, CallError> {
+        let clock = self.vm.borrow().get_clock();
+        clock.map_err(failed("KVM_GET_CLOCK"))
+    }
+
+    /// Without `KVM_CLOCK_REALTIME`: KVM would add the length of the stop.
+    fn write_clock(&self, clock_ns: u64) -> Result<(), CallError> {
+        let clock = kvm_clock_data {
+            clock: clock_ns,
+            ..Default::default()
+        };
+        let set = self.vm.borrow().set_clock(&clock);
+        set.map_err(failed("KVM_SET_CLOCK"))
+    }
+
     /// Sets kvmclock to what it was when the TSC was `tsc`, and on by what the TSC has run since. A guest that
     /// compares the two takes its TSC for unstable if they have moved apart.
     fn set_clock(&self, clock_ns: u64, tsc: u64) -> Result<(), CallError> {
@@ -277,13 +389,7 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
             }
         };
         for _ in 0..ATTEMPTS {
-            // Without KVM_CLOCK_REALTIME: KVM would add the length of the stop.
-            let clock = kvm_clock_data {
-                clock: expected(self.read_tsc()?),
-                ..Default::default()
-            };
-            let set = self.vm.borrow().set_clock(&clock);
-            set.map_err(failed("KVM_SET_CLOCK"))?;
+            self.write_clock(expected(self.read_tsc()?))?;
             if self.tsc == TscControl::None {
                 break;
             }
@@ -296,11 +402,15 @@ impl<V: Borrow<VmFd>> KvmClocks<V> {
         if self.tsc == TscControl::Offset {
             // KVM sets kvmclock to a value at whichever moment of the call. The TSC follows.
             let seen = self.read()?;
-            let since = GuestTime::from_ns(seen.clock_ns.saturating_sub(clock_ns));
-            let ticks = TscClock::new(self.tsc_hz).ticks_at(since);
+            let ticks = self.ticks(seen.clock_ns.saturating_sub(clock_ns));
             self.shift_tsc(tsc.wrapping_add(ticks).wrapping_sub(seen.tsc))?;
         }
         Ok(())
+    }
+
+    /// Nanoseconds in ticks of the TSC.
+    fn ticks(&self, ns: u64) -> u64 {
+        TscClock::new(self.tsc_hz).ticks_at(GuestTime::from_ns(ns))
     }
 
     /// Ticks of the TSC in nanoseconds. A counter that has gone backwards counts as one that has stood still.
