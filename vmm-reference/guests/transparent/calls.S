@@ -135,6 +135,8 @@ GATE 1, 3f
     popfq
     END
 3:  incl DATA
+    movq (%rsp), %rax
+    stosq
     movq 16(%rsp), %rax
     stosq
     iretq
