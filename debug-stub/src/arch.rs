@@ -74,6 +74,8 @@ pub trait Arch: fmt::Debug + Send + 'static {
     const BREAKPOINT: &'static [u8];
     /// The debug slots of a vCPU.
     const SLOTS: DebugSlots;
+    /// Steppers of this architecture carry out [`Armed::compared`](crate::Armed::compared).
+    const COMPARES: bool = false;
     /// What to call debug slots in messages, in the plural: "debug registers".
     const SLOTS_NAME: &'static str;
 

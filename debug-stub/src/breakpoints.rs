@@ -13,6 +13,7 @@ mod hit_program;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -31,6 +32,9 @@ const MAX_CODE: usize = 1 << 20;
 /// The session writes and restores software breakpoints at each stop. The limit keeps that short. It counts
 /// what the client asks for, not addresses in memory: many virtual addresses may be one of those.
 const MAX_POINTS: usize = 4096;
+
+/// Bytes that are compared after each instruction, at most.
+const MAX_COMPARED: u64 = 4096;
 
 /// What a point stops at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +82,8 @@ impl Point {
 enum Place {
     Memory(GuestPhysAddr),
     Slots(Vec<HwBreakpoint>),
+    /// A watchpoint for writes, compared after each instruction.
+    Compared,
     /// It stops nothing: the machine was reset, and no debug slot was free.
     Nowhere,
 }
@@ -89,6 +95,8 @@ pub(crate) enum Placed {
     AsAsked,
     /// A software breakpoint took a debug slot, for this reason.
     InSlot(&'static str),
+    /// A watchpoint got no debug slots: the guest is stepped.
+    Compared,
 }
 
 /// Why a point cannot be set.
@@ -112,6 +120,14 @@ pub(crate) enum PointError {
     /// It cannot be in memory, and the host has no debug slots.
     #[error("{0}, and this host has no hardware breakpoints")]
     NotInMemory(&'static str),
+    /// The host has no watchpoints.
+    #[error("this host has no watchpoints; what is written can be watched, what is read cannot")]
+    NoWatchpoint,
+    /// Too much to compare after each instruction.
+    #[error(
+        "no {slots} are free for it, and no more than {MAX_COMPARED} bytes are watched without"
+    )]
+    TooMuchToCompare { slots: &'static str },
     /// There are [`MAX_POINTS`] breakpoints and watchpoints.
     #[error("there are {MAX_POINTS} breakpoints already: delete some")]
     TooMany,
@@ -188,7 +204,8 @@ impl<A: Arch> Breakpoints<A> {
     /// changes a condition sends the breakpoint again.
     ///
     /// `memory_at` returns where a software breakpoint can be written, or why it cannot. One that
-    /// cannot, and one that would overlap another, takes a debug slot if `may_use_slot`.
+    /// cannot, and one that would overlap another, takes a debug slot if `may_use_slot`. A watchpoint for
+    /// writes that finds no slot is compared.
     pub(crate) fn insert(
         &mut self,
         point: Point,
@@ -229,8 +246,24 @@ impl<A: Arch> Breakpoints<A> {
                 }
                 Err(why) => return Err(PointError::NotInMemory(why)),
             },
-            PointKind::Hardware | PointKind::Watch(_) => {
-                (Place::Slots(self.take_slots(point)?), Placed::AsAsked)
+            PointKind::Hardware => (Place::Slots(self.take_slots(point)?), Placed::AsAsked),
+            PointKind::Watch(access) => {
+                let slots = if may_use_slot {
+                    self.take_slots(point)
+                } else {
+                    Err(PointError::NoWatchpoint)
+                };
+                match slots {
+                    Ok(slots) => (Place::Slots(slots), Placed::AsAsked),
+                    Err(PointError::Empty) => return Err(PointError::Empty),
+                    Err(error) if access != WatchAccess::Write || !A::COMPARES => {
+                        return Err(error);
+                    }
+                    Err(_) => {
+                        self.check_compared(point.length)?;
+                        (Place::Compared, Placed::Compared)
+                    }
+                }
             }
         };
         self.points.insert(point, Entry { place, program });
@@ -246,7 +279,7 @@ impl<A: Arch> Breakpoints<A> {
         };
         self.code -= program.size();
         match place {
-            Place::Nowhere => {}
+            Place::Nowhere | Place::Compared => {}
             Place::Memory(gpa) => {
                 if let Some(users) = self.software.get_mut(&gpa) {
                     *users -= 1;
@@ -347,7 +380,7 @@ impl<A: Arch> Breakpoints<A> {
             .filter(move |(_, entry)| match &entry.place {
                 Place::Memory(at) => gpa == Some(*at),
                 Place::Slots(slots) => slots.contains(&slot),
-                Place::Nowhere => false,
+                Place::Nowhere | Place::Compared => false,
             })
             .map(|(point, entry)| (point.address, &entry.program))
     }
@@ -361,7 +394,28 @@ impl<A: Arch> Breakpoints<A> {
     pub(crate) fn watches(&self, address: u64, access: WatchAccess) -> bool {
         self.slots.iter().any(|slot| {
             slot.breakpoint.kind() == access.kind() && slot.breakpoint.overlaps(address, 1)
-        })
+        }) || access == WatchAccess::Write && self.compared().any(|range| range.contains(&address))
+    }
+
+    /// What is compared after each instruction.
+    fn compared(&self) -> impl Iterator<Item = Range<u64>> {
+        let compared = self
+            .points
+            .iter()
+            .filter(|(_, entry)| entry.place == Place::Compared);
+        compared.map(|(point, _)| point.address..point.address.saturating_add(point.length))
+    }
+
+    fn check_compared(&self, length: u64) -> Result<(), PointError> {
+        let sum = |sum: u64, length: u64| sum.saturating_add(length);
+        let all = self
+            .compared()
+            .map(|range| range.end.saturating_sub(range.start));
+        if all.fold(length, sum) > MAX_COMPARED {
+            let slots = A::SLOTS_NAME;
+            return Err(PointError::TooMuchToCompare { slots });
+        }
+        Ok(())
     }
 
     /// Writes the breakpoint instructions, all but the one at `except`.
@@ -489,6 +543,7 @@ impl<A: Arch> Breakpoints<A> {
         self.armed = Arc::new(Armed {
             hardware: self.slots.iter().map(|slot| slot.breakpoint).collect(),
             software: self.software.keys().copied().collect(),
+            compared: self.compared().collect(),
         });
     }
 }

@@ -399,7 +399,10 @@ impl<H: Host> Guest<H> {
             None
         };
         let host = &self.host;
-        let may_use_slot = self.config.hardware_breakpoints();
+        let may_use_slot = match point.kind {
+            PointKind::Watch(_) => self.config.watchpoints(),
+            PointKind::Software | PointKind::Hardware => self.config.hardware_breakpoints(),
+        };
         let placed = self
             .breakpoints
             .insert(point, program, may_use_slot, |address| {
@@ -430,12 +433,24 @@ impl<H: Host> Guest<H> {
                 }
                 Ok(())
             }
+            Ok(Placed::Compared) => {
+                // GDB sends it again at each resume.
+                if self.noticed.insert("compared") {
+                    self.notices.push(&format!(
+                        "watchpoint at {address:#x}: no {} for it; the guest is stepped and the memory compared, which is slow",
+                        H::Arch::SLOTS_NAME
+                    ));
+                }
+                Ok(())
+            }
             Err(error) => {
                 self.explain_insertion(address, &error);
                 Err(match error {
                     PointError::NoSlot { .. }
                     | PointError::TooLong { .. }
                     | PointError::NotInMemory(_)
+                    | PointError::NoWatchpoint
+                    | PointError::TooMuchToCompare { .. }
                     | PointError::TooMuchCode
                     | PointError::TooMany => errno::ENOSPC,
                     PointError::Empty => errno::EINVAL,

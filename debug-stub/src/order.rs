@@ -65,6 +65,10 @@ pub struct Armed {
     /// Guest-physical addresses at which the session has written a breakpoint instruction. A step
     /// never begins on one: the session removes it from memory and steps that vCPU alone.
     pub software: BTreeSet<GuestPhysAddr>,
+    /// Guest-virtual addresses, of data that no debug slot watches. Each vCPU that runs is stepped, and stops with
+    /// [`StopReason::Watchpoint`] after an instruction that has left other bytes there. Empty unless
+    /// [`Arch::COMPARES`](crate::Arch::COMPARES).
+    pub compared: Vec<Range<u64>>,
 }
 
 /// A vCPU that stopped.

@@ -15,7 +15,7 @@
 //! | `p`, `qXfer:features` | gdbstub has no unavailable registers, and one description for all time |
 //! | `QEnableErrorStrings`, `QListThreadsInStopReply`, `qHostInfo`, `qProcessInfo` | they say that the client is LLDB |
 //! | `x`, `qC`, `qSearch`, `qCRC`, `qXfer:threads`, `qMemoryRegionInfo`, `qqemu`, `Qqemu` | gdbstub does not know them |
-//! | `Z3` | no host provides read watchpoints; gdbstub cannot refuse one kind |
+//! | `Z3`, `Z4` | no host provides read watchpoints, and one without watchpoints watches writes all the same; gdbstub cannot refuse one kind |
 //! | `Z0`, `Z1` with conditions or commands | gdbstub drops them |
 //!
 //! A packet that gdbstub refuses ends its state machine. The session then sends an error and builds
@@ -99,6 +99,8 @@ impl ClientFeatures {
 pub(crate) enum Request<'a> {
     /// gdbstub parses it.
     Gdbstub,
+    /// `Z4` or `z4`; gdbstub parses it, if the host has watchpoints.
+    AccessWatchpoint,
     /// `?`
     StopReason,
     /// `qSupported`, with what the client supports.
@@ -240,7 +242,8 @@ fn own(body: &[u8]) -> Option<Request<'_>> {
             // gdbstub drops conditions and commands.
             _ if first == b'Z' && rest.contains(&b';') => points::insert(rest)?,
             [b'3', b',', ..] => Request::Unsupported,
-            [b'0' | b'1' | b'2' | b'4', b',', ..] => Request::Gdbstub,
+            [b'4', b',', ..] => Request::AccessWatchpoint,
+            [b'0' | b'1' | b'2', b',', ..] => Request::Gdbstub,
             _ => return None,
         },
         b'v' => verbose(body)?,

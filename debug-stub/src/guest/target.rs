@@ -344,7 +344,7 @@ impl<H: Host> BreakpointsExt for Guest<H> {
     }
 
     fn support_hw_watchpoint(&mut self) -> Option<HwWatchpointOps<'_, Self>> {
-        if self.config.watchpoints() {
+        if self.config.watchpoints() || H::Arch::COMPARES {
             Some(self)
         } else {
             None

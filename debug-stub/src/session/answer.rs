@@ -23,7 +23,8 @@ use super::{Session, State};
 impl<H: Host> Session<H> {
     pub(super) fn answer(&mut self, request: Request<'_>, body: &[u8]) {
         match request {
-            Request::Gdbstub => self.answer_by_gdbstub(body),
+            Request::AccessWatchpoint if !self.guest.config.watchpoints() => self.reply(b""),
+            Request::Gdbstub | Request::AccessWatchpoint => self.answer_by_gdbstub(body),
             Request::StopReason => {
                 let stop = self.last_stop.clone();
                 self.send_stop_reply(&stop);
@@ -220,7 +221,7 @@ impl<H: Host> Session<H> {
             | Request::Unsupported
             | Request::Malformed
             | Request::TooLong => self.answer(request, body),
-            Request::Gdbstub => match body {
+            Request::Gdbstub | Request::AccessWatchpoint => match body {
                 b"qfThreadInfo" | b"qsThreadInfo" => self.reply(b"l"),
                 // Which packets there are, and settings.
                 [b'Q' | b'q', ..] | b"vMustReplyEmpty" | b"vCont?"

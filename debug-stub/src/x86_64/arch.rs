@@ -34,6 +34,7 @@ impl Arch for X86_64 {
     const SPACE_GROUPS: RegisterGroups = RegisterGroups::SPECIAL;
     const VIEW_GROUPS: RegisterGroups = RegisterGroups::EXPEDITED.union(RegisterGroups::FPU);
     const PC_GROUPS: RegisterGroups = RegisterGroups::CORE;
+    const COMPARES: bool = true;
 
     const REGISTER_BYTES: usize = View::LONGEST;
     const WIDEST_VIEW: View = View::X86_64.with_avx(true);

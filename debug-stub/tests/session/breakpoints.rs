@@ -167,9 +167,13 @@ fn the_fifth_hardware_breakpoint_is_refused_with_a_reason() {
 
 #[test]
 fn a_refused_ability_is_not_supported_rather_than_failed() {
-    let mut rig = without(&[Capability::Watchpoint], machine(1, &[code::SPIN]));
-    assert_eq!(rig.ask("Z2,9000,4"), "");
+    let mut rig = without(
+        &[Capability::Watchpoint, Capability::HwBreakpoint],
+        machine(1, &[code::SPIN]),
+    );
+    assert_eq!(rig.ask("Z1,9000,1"), "");
     assert_eq!(rig.ask("Z4,9000,4"), "");
+    assert_eq!(rig.ask("z4,9000,4"), "");
 }
 
 /// Code at `ENTRY` in real mode, at CS:IP.

@@ -19,7 +19,7 @@ const FAILURES: [(&str, &str, &str); 5] = [
         "breakpoint at 0x9004: needs 1 of the 0 free debug registers",
     ),
     (
-        "Z2,9100,100",
+        "Z4,9100,100",
         "E1c",
         "256 bytes at 0x9100 need more than the 4 debug registers",
     ),

@@ -15,12 +15,71 @@ fn a_range_is_split_over_aligned_registers() {
         .map(|b| (b.address(), b.length()))
         .collect();
     assert_eq!(pieces, [(0x9001, 1), (0x9002, 2), (0x9004, 4)]);
-    assert_eq!(rig.ask("Z2,a001,20"), "E1c", "more than there is");
+    assert_eq!(rig.ask("Z4,a001,20"), "E1c", "more than there is");
     assert_eq!(rig.ask("Z2,a000,0"), "E16");
     assert_eq!(rig.ask("z2,9001,7"), "OK");
     assert!(maintenance::monitor(&mut rig, "mask").contains("more than the 4"));
     rig.ask("vCont;s:1");
     assert_eq!(rig.last_plan().armed.hardware.len(), 0);
+}
+
+/// `STORE` changes what it writes to.
+fn changing(program: &[&[u8]]) -> Machine {
+    storing(1, program).with_registers(|file| file.core.rax = 0x55)
+}
+
+/// Writes that no debug register is free for: the guest is stepped, and the memory is compared.
+#[test]
+fn a_range_beyond_the_registers_is_compared() {
+    let mut rig = Rig::new(changing(&[code::NOP, code::SPIN]));
+    assert_eq!(rig.ask("Z2,8f00,200"), "OK");
+    let notice = maintenance::monitor(&mut rig, "mask");
+    assert!(
+        notice.contains("watchpoint at 0x8f00: no debug registers for it"),
+        "{notice}"
+    );
+    // GDB sends it at each resume.
+    assert_eq!(rig.ask("z2,8f00,200"), "OK");
+    assert_eq!(rig.ask("Z2,8f00,200"), "OK");
+    assert!(!maintenance::monitor(&mut rig, "mask").contains("0x8f00"));
+    let reply = rig.ask("vCont;c");
+    assert!(reply.starts_with("T05thread:01;watch:9000;"), "{reply}");
+    assert_eq!(rig.last_plan().armed.compared, [0x8f00..0x9100]);
+    assert_eq!(rig.last_plan().armed.hardware, []);
+    assert_eq!(rig.ask("z2,8f00,200"), "OK");
+    rig.ask("vCont;s:1");
+    assert_eq!(rig.last_plan().armed.compared, []);
+}
+
+#[test]
+fn what_is_compared_is_bounded_and_reads_are_not_compared() {
+    let mut rig = nops(1);
+    for at in [0x9000, 0x9001, 0x9002, 0x9003] {
+        assert_eq!(rig.ask(format!("Z1,{at:x},1")), "OK");
+    }
+    assert_eq!(rig.ask("Z2,a000,fff"), "OK");
+    assert_eq!(rig.ask("Z2,b000,2"), "E1c", "more than 4096 bytes");
+    assert_eq!(rig.ask("Z2,b000,1"), "OK");
+    assert_eq!(rig.ask("Z2,ffffffffffffffff,ffffffffffffffff"), "E1c");
+    assert_eq!(rig.ask("Z4,b000,1"), "E1c");
+    assert_eq!(rig.ask("Z3,b000,1"), "");
+    assert_eq!(rig.ask("z2,a000,fff"), "OK");
+    assert_eq!(rig.ask("Z2,b000,2"), "OK");
+    let replies = rig.send("vCont;s:1");
+    assert!(replies[0].starts_with('O'), "{replies:?}");
+    assert!(replies[1].starts_with("T05"), "{replies:?}");
+}
+
+#[test]
+fn a_host_without_watchpoints_compares() {
+    let mut rig = without(&[Capability::Watchpoint], changing(&[code::SPIN]));
+    assert_eq!(rig.ask("Z4,9000,1"), "");
+    assert_eq!(rig.ask("Z2,9000,1"), "OK");
+    let replies = rig.send("vCont;c");
+    assert!(
+        replies[1].starts_with("T05thread:01;watch:9000;"),
+        "{replies:?}"
+    );
 }
 
 #[test]

@@ -32,7 +32,8 @@
 //!    (`withheld`).
 //!    A trap that the hypervisor holds at the end of a step is taken before a free run (`held_trap`).
 //! 7. HLT is carried out where the hypervisor knows what a vCPU waits for.
-//! 8. A vCPU that waits may be restarted by INIT inside its step, which ends then with its first
+//! 8. Where bytes are to be compared that no debug register watches, a free run is steps (`compared`).
+//! 9. A vCPU that waits may be restarted by INIT inside its step, which ends then with its first
 //!    instruction there, or before it.
 //!
 //! # Errors
@@ -41,6 +42,7 @@
 
 mod arming;
 mod code_guards;
+mod compared;
 mod debug_exit;
 mod driver;
 mod held_trap;
@@ -63,6 +65,7 @@ pub use driver::{Driver, Entry};
 pub use vcpu::{DebugExit, Next, Outcome, PendingEvents, RunState, StepperError, Vcpu};
 
 use self::arming::{Arming, Shadow};
+use self::compared::Compared;
 use self::debug_exit::Cause;
 use self::pending::{Context, PendingStep, executes_at};
 use self::registers::Registers;
@@ -71,13 +74,23 @@ use super::bits::{RFLAGS_IF, RFLAGS_TF};
 use super::place;
 use crate::address::GuestPhysAddr;
 use crate::host::GuestMemory;
-use crate::order::{Armed, StepOrder, StopReason, VcpuOrder};
+use crate::order::{Armed, StepOrder, StopReason, VcpuOrder, WatchAccess};
 use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepPlan};
 
 /// How often an instruction may be started without getting anywhere. One spurious trap for each
 /// page that it touches has been seen (an EPT violation in Bochs); an instruction touches fewer
 /// than ten.
 const MAX_ATTEMPTS: u32 = 64;
+
+/// A free run, as steps. It begins with one that lets interrupts in.
+const COMPARING: StepOrder = StepOrder {
+    range: None,
+    mask: false,
+    alone: false,
+};
+
+/// Each of so many steps of a free run lets interrupts in: to find out which one comes costs as much as a step.
+const LETS_IN: u32 = 64;
 
 /// What the vCPU does.
 #[derive(Debug)]
@@ -104,16 +117,25 @@ struct Stepping {
     /// The hypervisor could not enter, and one more entry is tried.
     refused: bool,
     phase: Phase,
-    /// The order is a free run: it steps until an interrupt may be given back.
-    then_free: bool,
+    purpose: Purpose,
+}
+
+/// Why instructions are stepped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// The order says so.
+    Step,
+    /// The order is a free run, which begins when an interrupt may be given back.
+    UntilFree,
+    /// The order is a free run, in which bytes are compared.
+    Compare,
 }
 
 /// What an instruction is to its order.
 #[derive(Clone, Copy, Debug)]
 struct Part {
     is_first: bool,
-    /// See [`Stepping::then_free`].
-    then_free: bool,
+    purpose: Purpose,
 }
 
 /// Where the pending step is.
@@ -134,6 +156,7 @@ pub struct Stepper {
     registers: Registers,
     /// What the order has armed.
     armed: Arc<Armed>,
+    compared: Compared,
     /// An access was served, and the hypervisor has not completed the instruction yet: registers
     /// are not consistent (KVM, api.rst 5 "For KVM_EXIT_IO ...").
     incomplete: bool,
@@ -150,6 +173,7 @@ impl Stepper {
             arming: Arming::new(id, plan),
             registers: Registers::default(),
             armed: Arc::default(),
+            compared: Compared::default(),
             incomplete: false,
             left_halt: None,
             state: State::Stopped,
@@ -262,9 +286,19 @@ impl Stepper {
         }
         self.armed = Arc::clone(armed);
         self.arming.unguarded = false;
+        if let Err(error) = self.begin_to_compare(vcpu, memory) {
+            return self.fail(&error, vcpu, memory);
+        }
         let started = match order {
             VcpuOrder::Stay => Ok(Next::Stopped(StopReason::Interrupted)),
-            VcpuOrder::Continue => self.start_continue(vcpu, memory),
+            VcpuOrder::Continue if self.compared.is_empty() => self.start_continue(vcpu, memory),
+            VcpuOrder::Continue => {
+                let part = Part {
+                    is_first: true,
+                    purpose: Purpose::Compare,
+                };
+                self.start_instruction(COMPARING, part, vcpu, memory)
+            }
             VcpuOrder::Step(order) => self.start_step(order.clone(), true, vcpu, memory),
         };
         started.unwrap_or_else(|error| self.fail(&error, vcpu, memory))
@@ -693,7 +727,7 @@ impl Stepper {
         };
         let part = Part {
             is_first: first,
-            then_free: true,
+            purpose: Purpose::UntilFree,
         };
         self.start_instruction(order, part, vcpu, memory)
     }
@@ -780,6 +814,35 @@ impl Stepper {
         )
     }
 
+    fn begin_to_compare<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<(), StepperError<V::Error>> {
+        if !(self.armed.compared.is_empty() && self.compared.is_empty()) {
+            let special = self.registers.expedited(vcpu)?.special;
+            self.compared.begin(&self.armed, &special, memory);
+        }
+        Ok(())
+    }
+
+    /// The stop, if bytes that are compared have changed.
+    fn compare<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Option<StopReason>, StepperError<V::Error>> {
+        if self.compared.is_empty() {
+            return Ok(None);
+        }
+        let special = self.registers.expedited(vcpu)?.special;
+        let changed = self.compared.changed(&special, memory);
+        Ok(changed.map(|address| StopReason::Watchpoint {
+            address,
+            access: WatchAccess::Write,
+        }))
+    }
+
     /// Plans and arms the next instruction of a step order.
     fn start_step<V: Vcpu>(
         &mut self,
@@ -790,7 +853,7 @@ impl Stepper {
     ) -> Result<Next, StepperError<V::Error>> {
         let part = Part {
             is_first: first,
-            then_free: false,
+            purpose: Purpose::Step,
         };
         self.start_instruction(order, part, vcpu, memory)
     }
@@ -819,7 +882,7 @@ impl Stepper {
                     attempts: 0,
                     refused: false,
                     phase: Phase::Entered,
-                    then_free: part.then_free,
+                    purpose: part.purpose,
                 }));
                 if is_done {
                     return self.finish_instruction(vcpu, memory);
@@ -844,7 +907,7 @@ impl Stepper {
             return Ok(self.stop(StopReason::Interrupted));
         };
         let phase = std::mem::replace(&mut stepping.phase, Phase::Entered);
-        let then_free = stepping.then_free;
+        let purpose = stepping.purpose;
         let trapped = match (outcome, phase) {
             (Outcome::Nothing, Phase::Entered) => {
                 if stepping.step.has_been_reset(&mut self.registers, vcpu)? {
@@ -878,7 +941,11 @@ impl Stepper {
                     vcpu: &mut *vcpu,
                     memory,
                 })?;
-                return self.start_step(order, false, vcpu, memory);
+                let part = Part {
+                    is_first: false,
+                    purpose,
+                };
+                return self.start_instruction(order, part, vcpu, memory);
             }
             (Outcome::Debug(exit), _) => {
                 let sorted = self.sort(exit, vcpu, memory);
@@ -887,11 +954,14 @@ impl Stepper {
                 }
                 match sorted? {
                     // An interrupt that was taken back comes first: see `finish_instruction`.
-                    Cause::Hit(StopReason::HardwareBreakpoint) if then_free => true,
+                    Cause::Hit(StopReason::HardwareBreakpoint) if purpose == Purpose::UntilFree => {
+                        true
+                    }
                     Cause::Hit(reason) => {
                         // A watchpoint traps after the access: what the step did is mended all the
                         // same.
                         self.settle(true, vcpu, memory)?;
+                        let reason = self.compare(vcpu, memory)?.unwrap_or(reason);
                         return self.end_step(reason, vcpu);
                     }
                     Cause::Guest => return self.retry_step(vcpu, memory),
@@ -980,7 +1050,9 @@ impl Stepper {
         // The vCPU may wait: the next step reads the run state, together with the registers.
         self.registers.forget();
         self.settle(false, vcpu, memory)?;
-        self.end_step(StopReason::Interrupted, vcpu)
+        // The instruction may be done.
+        let reason = self.compare(vcpu, memory)?;
+        self.end_step(reason.unwrap_or(StopReason::Interrupted), vcpu)
     }
 
     fn end_step<V: Vcpu>(
@@ -1002,10 +1074,13 @@ impl Stepper {
             return Ok(self.stop(StopReason::Interrupted));
         };
         take_back(stepping.step.lent(), vcpu, &mut self.registers)?;
-        let (order, then_free) = (stepping.order.clone(), stepping.then_free);
-        if then_free && !self.withholds_interrupt(vcpu)? {
+        let (order, purpose) = (stepping.order.clone(), stepping.purpose);
+        if purpose == Purpose::UntilFree && !self.withholds_interrupt(vcpu)? {
             // It comes before a breakpoint here.
             return self.start_free(vcpu);
+        }
+        if let Some(reason) = self.compare(vcpu, memory)? {
+            return Ok(self.stop(reason));
         }
         let pc = self.registers.expedited(vcpu)?.linear_pc();
         // A step onto an armed breakpoint is reported as a plain step.
@@ -1016,12 +1091,23 @@ impl Stepper {
         if debug_exit::software_breakpoint_at(pc, &self.armed, registers, vcpu, memory)? {
             return Ok(self.stop(StopReason::SoftwareBreakpoint));
         }
-        if then_free {
-            return self.step_until_free(false, vcpu, memory);
-        }
-        match &order.range {
-            Some(range) if range.contains(&pc) => self.start_step(order, false, vcpu, memory),
-            _ => Ok(self.stop(StopReason::Step)),
+        match (purpose, &order.range) {
+            (Purpose::UntilFree, _) => self.step_until_free(false, vcpu, memory),
+            (Purpose::Compare, _) => {
+                // One that waits is ended by an interrupt.
+                let waits = self.registers.run_state() != RunState::Runnable;
+                let mask = !waits && !self.compared.count().is_multiple_of(LETS_IN);
+                let order = StepOrder { mask, ..order };
+                let part = Part {
+                    is_first: false,
+                    purpose,
+                };
+                self.start_instruction(order, part, vcpu, memory)
+            }
+            (Purpose::Step, Some(range)) if range.contains(&pc) => {
+                self.start_step(order, false, vcpu, memory)
+            }
+            (Purpose::Step, _) => Ok(self.stop(StopReason::Step)),
         }
     }
 }

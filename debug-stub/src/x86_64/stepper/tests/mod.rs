@@ -1,6 +1,7 @@
 //! The step protocol on a simulated vCPU, with the habits of three KVMs.
 
 mod code_guards;
+mod compared;
 mod driver;
 mod failures;
 mod habits;
@@ -97,6 +98,7 @@ impl Machine {
                 .iter()
                 .map(|at| GuestPhysAddr(*at))
                 .collect::<BTreeSet<_>>(),
+            ..Armed::default()
         });
     }
 

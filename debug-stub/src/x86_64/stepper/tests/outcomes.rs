@@ -256,7 +256,7 @@ fn a_step_that_ends_at_a_watchpoint_is_mended() {
         machine.arm(vec![watch], &[]);
         let hit = StopReason::Watchpoint {
             address: at,
-            access: crate::order::WatchAccess::Write,
+            access: WatchAccess::Write,
         };
         assert_eq!(machine.step(), hit);
         assert_eq!(machine.word(STACK - 2), 2, "no TF in the image");

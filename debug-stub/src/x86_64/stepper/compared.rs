@@ -1,0 +1,165 @@
+//! Watchpoints without debug registers: bytes that are compared after each instruction.
+
+use std::ops::Range;
+
+use crate::GuestVirtAddr;
+use crate::host::GuestMemory;
+use crate::order::Armed;
+use crate::x86_64::paging::translate;
+use crate::x86_64::{SpecialRegisters, Translation};
+
+/// What the armed ranges held after the last instruction.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    pieces: Vec<Piece>,
+    /// What they hold now. Kept, so that a step allocates nothing.
+    now: Vec<u8>,
+    /// Instructions of the order.
+    count: u32,
+}
+
+/// The part of a range that is in one page.
+#[derive(Debug)]
+struct Piece {
+    range: Range<u64>,
+    /// `None` while nothing is mapped there.
+    bytes: Option<Vec<u8>>,
+}
+
+impl Compared {
+    /// Reads what is to be compared. What the debugger itself has written since the last order counts for nothing.
+    pub(super) fn begin(
+        &mut self,
+        armed: &Armed,
+        special: &SpecialRegisters,
+        memory: &impl GuestMemory,
+    ) {
+        self.pieces.clear();
+        self.count = 0;
+        for range in &armed.compared {
+            self.pieces.extend(pieces(range.clone()));
+        }
+        for piece in &mut self.pieces {
+            let bytes = read(&piece.range, special, memory, &mut self.now);
+            piece.bytes = bytes.map(<[u8]>::to_vec);
+        }
+    }
+
+    /// Returns the address of the first byte that has changed since the last call, or since
+    /// [`begin`](Self::begin). Where a page has come or gone in between nothing has.
+    pub(super) fn changed(
+        &mut self,
+        special: &SpecialRegisters,
+        memory: &impl GuestMemory,
+    ) -> Option<u64> {
+        let mut first = None;
+        for piece in &mut self.pieces {
+            let now = read(&piece.range, special, memory, &mut self.now);
+            match (&mut piece.bytes, now) {
+                (Some(before), Some(now)) => {
+                    let differs = before.iter().zip(now).position(|(old, new)| old != new);
+                    if let Some(at) = differs.and_then(|at| u64::try_from(at).ok()) {
+                        before.copy_from_slice(now);
+                        first = first.or(Some(piece.range.start.wrapping_add(at)));
+                    }
+                }
+                (before, now) => *before = now.map(<[u8]>::to_vec),
+            }
+        }
+        first
+    }
+
+    /// Counts an instruction. Returns how many there were.
+    pub(super) fn count(&mut self) -> u32 {
+        self.count = self.count.wrapping_add(1);
+        self.count
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+}
+
+/// A range, cut at the smallest pages there are.
+fn pieces(range: Range<u64>) -> impl Iterator<Item = Piece> {
+    const PAGE: u64 = 4096;
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        let start = at;
+        let page_end = (start | (PAGE - 1)).saturating_add(1);
+        at = page_end.min(range.end);
+        (start < at).then_some(Piece {
+            range: start..at,
+            bytes: None,
+        })
+    })
+}
+
+/// Reads a range within a page; `None` if it is no memory.
+fn read<'a>(
+    range: &Range<u64>,
+    special: &SpecialRegisters,
+    memory: &impl GuestMemory,
+    buffer: &'a mut Vec<u8>,
+) -> Option<&'a [u8]> {
+    let Translation { gpa, .. } = translate(special, memory, GuestVirtAddr(range.start)).ok()?;
+    let length = usize::try_from(range.end.saturating_sub(range.start)).ok()?;
+    buffer.resize(length, 0);
+    (memory.read_memory(gpa, buffer) == length).then_some(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::x86_64::simulated::{Habits, Ram, SimulatedVcpu};
+
+    #[test]
+    fn ranges_are_cut_at_pages() {
+        let cut = |range| pieces(range).map(|piece| piece.range).collect::<Vec<_>>();
+        assert_eq!(cut(0x1000..0x1004), [0x1000..0x1004]);
+        assert_eq!(
+            cut(0xffe..0x2001),
+            [0xffe..0x1000, 0x1000..0x2000, 0x2000..0x2001]
+        );
+        assert_eq!(cut(8..8), []);
+        let end = u64::MAX - 1;
+        assert_eq!(cut(end..u64::MAX), [end..u64::MAX]);
+    }
+
+    #[test]
+    fn only_bytes_that_change_count() {
+        const TABLES: u64 = 0x1_0000;
+        let memory = Ram::new(0x2_0000);
+        let cr3 = memory.map_one_to_one(TABLES);
+        let vcpu = SimulatedVcpu::long_mode(Habits::INTEL, cr3, 0x1_8000, 0x8000, 0x7000);
+        let special = vcpu.registers().special;
+        let armed = Armed {
+            compared: vec![0x4ffc..0x5004, 0x20_0000..0x20_0002],
+            ..Armed::default()
+        };
+        let mut compared = Compared::default();
+        assert!(compared.is_empty());
+        compared.begin(&armed, &special, &memory);
+        assert!(!compared.is_empty());
+        assert_eq!(compared.changed(&special, &memory), None);
+        memory.put(0x4ffb, &[1]);
+        memory.put(0x5004, &[1]);
+        assert_eq!(compared.changed(&special, &memory), None, "beside it");
+        memory.put(0x5003, &[1]);
+        assert_eq!(compared.changed(&special, &memory), Some(0x5003));
+        assert_eq!(compared.changed(&special, &memory), None, "once");
+        memory.put(0x5003, &[1]);
+        assert_eq!(compared.changed(&special, &memory), None, "the same value");
+        // A page that comes is read first, and one that is replaced has changed.
+        memory.put(0x9000, &[7]);
+        memory.map_alias(TABLES, 0x9000);
+        assert_eq!(compared.changed(&special, &memory), None);
+        memory.put(0x9001, &[7]);
+        assert_eq!(compared.changed(&special, &memory), Some(0x20_0001));
+        memory.map_alias(TABLES, 0xa000);
+        assert_eq!(compared.changed(&special, &memory), Some(0x20_0000));
+        memory.put(0x5003, &[2]);
+        compared.begin(&armed, &special, &memory);
+        assert_eq!(compared.changed(&special, &memory), None, "the debugger's");
+    }
+}

@@ -1,0 +1,140 @@
+//! Free runs in which bytes are compared after each instruction.
+
+use std::slice;
+
+use super::*;
+
+/// Data in the loop's page.
+const DATA: u16 = 0x2000;
+const HABITS: [Habits; 3] = [Habits::AMD, Habits::INTEL, Habits::PVM];
+const CHANGED: StopReason = StopReason::Watchpoint {
+    address: DATA as u64,
+    access: WatchAccess::Write,
+};
+/// sti; inc ax, seven times; mov [bx], al; pushf; popf; jmp to the first inc
+const LOOP: [u8; 14] = [
+    0xfb, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x88, 0x07, 0x9c, 0x9d, 0xeb, 0xf3,
+];
+const BEHIND_MOV: u64 = CODE as u64 + 10;
+
+fn comparing(habits: Habits) -> Machine {
+    let mut machine = Machine::new(habits, &LOOP);
+    machine.set(|file| file.core.rbx = DATA.into());
+    machine.armed = Arc::new(Armed {
+        compared: slice::from_ref(&(u64::from(DATA)..u64::from(DATA) + 2)).to_vec(),
+        ..Armed::default()
+    });
+    machine
+}
+
+#[test]
+fn the_guest_stops_behind_each_instruction_that_changes_them() {
+    for habits in HABITS {
+        let mut machine = comparing(habits);
+        for round in 1..=5_u8 {
+            assert_eq!(machine.run(&VcpuOrder::Continue), CHANGED);
+            assert_eq!(machine.registers().core.rip, BEHIND_MOV);
+            assert_eq!(machine.memory.get(DATA.into(), 1), [7 * round]);
+        }
+        // A single step says so, too.
+        machine.set(|file| file.core.rip = BEHIND_MOV - 2);
+        machine.memory.put(DATA.into(), &[0]);
+        assert_eq!(machine.step(), CHANGED);
+        // What the debugger writes, and what stays the same, is no change.
+        machine.set(|file| file.core.rip = BEHIND_MOV - 2);
+        machine.memory.put(DATA.into(), &[35]);
+        assert_eq!(machine.step(), StopReason::Step);
+        machine.release();
+    }
+}
+
+#[test]
+fn interrupts_are_let_in_and_breakpoints_stop() {
+    for habits in HABITS {
+        let mut machine = comparing(habits);
+        // inc ax; mov [bx], al; iret
+        machine
+            .memory
+            .put(HANDLER.into(), &[0x40, 0x88, 0x07, 0xcf]);
+        machine.vcpu.interrupt(VECTOR);
+        let handled = |machine: &mut Machine| {
+            assert_eq!(machine.run(&VcpuOrder::Continue), CHANGED);
+            machine.registers().core.rip == u64::from(HANDLER) + 3
+        };
+        assert!((0..3).any(|_| handled(&mut machine)), "each run lets it in");
+        assert_eq!(machine.word(STACK - 2) & 0x100, 0, "no TF in the frame");
+        let mut armed = Armed::clone(&machine.armed);
+        armed.hardware = vec![HwBreakpoint::execute(u64::from(CODE) + 5)];
+        machine.armed = Arc::new(armed);
+        let stop = machine.run(&VcpuOrder::Continue);
+        assert_eq!(stop, StopReason::HardwareBreakpoint);
+        assert_eq!(machine.registers().core.rip, u64::from(CODE) + 5);
+        assert_eq!(machine.run(&VcpuOrder::Continue), CHANGED);
+        machine.release();
+    }
+}
+
+#[test]
+fn an_interrupt_enters_also_if_nothing_stops_the_guest() {
+    for habits in HABITS {
+        let mut machine = comparing(habits);
+        // AL stays what DATA holds.
+        machine.memory.put(CODE.into(), &[0xfb, 0x90, 0xeb, 0xfd]);
+        let mut armed = Armed::clone(&machine.armed);
+        armed.hardware = vec![HwBreakpoint::execute(HANDLER.into())];
+        machine.armed = Arc::new(armed);
+        let stop = machine.run_until(&VcpuOrder::Continue, |entries, vcpu| {
+            if entries == 10 {
+                vcpu.interrupt(VECTOR);
+            }
+            false
+        });
+        assert_eq!(stop, StopReason::HardwareBreakpoint);
+        assert_eq!(machine.registers().core.rip, u64::from(HANDLER));
+        machine.release();
+    }
+}
+
+/// A kick may come when the instruction is done, and its trap has not been reported yet.
+#[test]
+fn no_change_is_lost_when_the_guest_is_interrupted_at_any_moment() {
+    for habits in HABITS {
+        for moment in 0..60 {
+            let mut machine = comparing(habits);
+            let mut stops = Vec::new();
+            let mut interrupted = false;
+            while stops.len() < 3 {
+                let stop = machine.run_until(&VcpuOrder::Continue, |entries, _| {
+                    !interrupted && entries == moment
+                });
+                if stop == StopReason::Interrupted {
+                    interrupted = true;
+                } else {
+                    assert_eq!(stop, CHANGED, "at {moment}");
+                    stops.push(machine.memory.get(DATA.into(), 1)[0]);
+                }
+            }
+            assert_eq!(stops, [7, 14, 21], "at {moment}");
+            machine.release();
+        }
+    }
+}
+
+/// Not even where a free run begins with steps.
+#[test]
+fn nothing_is_compared_after_the_watchpoint_is_gone() {
+    for habits in HABITS {
+        let mut machine = comparing(habits);
+        assert_eq!(machine.run(&VcpuOrder::Continue), CHANGED);
+        machine.armed = Arc::new(Armed {
+            hardware: vec![HwBreakpoint::execute(BEHIND_MOV + 1)],
+            ..Armed::default()
+        });
+        machine.vcpu.interrupt(VECTOR);
+        for _ in 0..3 {
+            let stop = machine.run(&VcpuOrder::Continue);
+            assert_eq!(stop, StopReason::HardwareBreakpoint);
+        }
+        machine.release();
+    }
+}
