@@ -138,6 +138,10 @@ pub struct RunArgs {
     /// Hide x2APIC mode from the guest: it has xAPIC mode only.
     #[arg(long)]
     pub no_x2apic: bool,
+    /// When the machine ends, and at each reset, print to standard error what each vCPU has done: entries, and
+    /// exits by reason. `monitor stats` shows it at any stop.
+    #[arg(long)]
+    pub stats: bool,
 }
 
 /// `caps`.

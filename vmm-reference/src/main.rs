@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 fn execute(command: Command, log: &Log) -> Result<ExitStatus, Error> {
     match command {
         Command::Run(args) => {
-            let reason = run::run(&args)?;
+            let reason = run::run(&args, log)?;
             match reason {
                 ExitReason::GuestFailed(_) => {
                     report_line(log, &format!("the guest failed: {reason}"));
