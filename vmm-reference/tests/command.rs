@@ -412,3 +412,61 @@ fn statistics_begin_again_with_each_reset() {
     assert!(io(&first).is_some(), "{first}");
     assert_eq!(io(&first), io(&second), "{first}{second}");
 }
+
+#[test]
+fn completions_and_the_manual_need_no_kvm_and_know_all_commands() {
+    for (arguments, parts) in [
+        (
+            &["completions", "bash"][..],
+            &["complete -F", "--gdb-pause", "demo"][..],
+        ),
+        (
+            &["completions", "fish"],
+            &["complete -c vmm-reference", "gdb-pause", "demo"],
+        ),
+        (
+            &["completions", "zsh"],
+            &["#compdef vmm-reference", "--gdb-pause", "demo"],
+        ),
+        (
+            &["man"],
+            &[
+                ".TH vmm-reference 1",
+                ".TH vmm-reference-run 1",
+                "Examples:",
+            ],
+        ),
+    ] {
+        let output = output(arguments);
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+        let text = String::from_utf8(output.stdout).unwrap();
+        for part in parts {
+            assert!(text.contains(part), "{arguments:?}: {part}");
+        }
+    }
+    assert_eq!(output(&["completions", "csh"]).status.code(), Some(2));
+}
+
+/// Whoever meets the command first reads this.
+#[test]
+fn the_help_of_run_has_examples_that_are_valid() {
+    use clap::Parser;
+
+    for long in ["--help", "-h"] {
+        let help = String::from_utf8(output(&["run", long]).stdout).unwrap();
+        let (_, examples) = help.split_once("Examples:").expect(&help);
+        let commands: Vec<&str> = examples
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with("vmm-reference "))
+            .collect();
+        assert!(commands.len() >= 4, "{help}");
+        for command in commands {
+            let parsed = vmm_reference::cli::Cli::try_parse_from(command.split_whitespace());
+            assert!(parsed.is_ok(), "{command}: {parsed:?}");
+        }
+    }
+}
