@@ -149,12 +149,12 @@ impl MachineHost {
         self.may_write_files
     }
 
-    /// Has the statistics of the vCPUs written to the log at each reset and at the [end](Self::end).
+    /// Has the statistics of the vCPUs written to the log at each reset and at the machine's end.
     pub fn log_stats(&mut self, log: Log) {
         self.stats_to = Some(log);
     }
 
-    /// Ends the vCPUs' threads, and writes the statistics if they are [asked for](Self::log_stats).
+    /// Ends the vCPUs' threads, and writes the statistics if `log_stats` was called.
     pub(crate) fn end(&mut self) {
         if let Some(log) = self.stats_to.take() {
             self.group.end();

@@ -255,6 +255,23 @@ fn a_core_file_is_private_and_a_place_that_cannot_be_written_is_named() {
     assert!(!target.exists());
 }
 
+#[test]
+fn statistics_are_logged_when_a_debugger_ends_the_guest_too() {
+    let mut vmm = Setup::new(&CLOCKS).with(&["--stats"]).paused().start();
+    let mut client = vmm.client();
+    for _ in 0..3 {
+        client.request("vCont;s:1").unwrap();
+    }
+    client.send("k").unwrap();
+    assert_eq!(vmm.wait(), 0);
+    let log = vmm.log();
+    assert_eq!(log.matches("vcpu0: ").count(), 1, "{log}");
+    assert!(
+        !log.contains(", 0 of them to step one instruction"),
+        "{log}"
+    );
+}
+
 /// As LLDB asks.
 #[test]
 fn memory_regions_have_the_rights_of_the_guests_page_tables() {
