@@ -539,7 +539,7 @@ mod tests {
             b"P10=00ff",
             b"T1",
             b"Z0,1000,1",
-            b"z4,1000,8",
+            b"z2,1000,8",
             b"vCont?",
             b"vCont;c",
             b"vCont;C05",

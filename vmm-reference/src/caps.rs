@@ -44,15 +44,7 @@ pub fn caps(args: CapsArgs, out: &mut impl Write) -> Result<(), Error> {
     } else {
         write_text(out, &report, &plan, refusal.as_deref())
     };
-    match written {
-        // The reader closed the pipe, as `caps | head` does.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(source) => Err(Error::System {
-            what: "cannot write the report",
-            source,
-        }),
-        Ok(()) => Ok(()),
-    }
+    Error::of_output("cannot write the report", written)
 }
 
 fn write_text(

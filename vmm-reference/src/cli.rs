@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use debug_stub::Description;
 use debug_stub::server::ListenAddress;
 use debug_stub::x86_64::View;
@@ -36,12 +37,42 @@ Exit status:
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Boot a kernel.
+    #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
     /// Show what this host's KVM can do for a debugger, and how each ability is provided.
     Caps(CapsArgs),
     /// Step an embedded guest that has a timer, with and without the mask, and compare.
     Demo(DemoArgs),
+    /// Print the completions of this command line for a shell.
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(CompletionsArgs),
+    /// Print the manual pages of this command and of its subcommands, in roff.
+    #[command(after_help = MAN_EXAMPLES)]
+    Man,
 }
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  Linux on this terminal; Ctrl-A x ends it:
+    vmm-reference run --kernel bzImage --initrd initrd.img --cmdline console=ttyS0 --memory 512M
+  Stopped before the first instruction, for gdb:
+    vmm-reference run --kernel vmlinux --gdb unix:gdb.sock --gdb-pause
+    gdb vmlinux -ex 'target remote gdb.sock'
+  All interrupt chips emulated, two processors, the serial port in a file, statistics at the end:
+    vmm-reference run --kernel vmlinux --irqchip user --cpus 2 --serial file:serial.txt --stats
+  An image of kvm-unit-tests:
+    vmm-reference run --kernel x86/ioapic.flat --testdev --cpus 4";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  In this bash:
+    source <(vmm-reference completions bash)
+  In every fish:
+    vmm-reference completions fish > ~/.config/fish/completions/vmm-reference.fish";
+
+const MAN_EXAMPLES: &str = "\
+Example:
+  vmm-reference man | man -l -";
 
 /// `run`.
 #[derive(Args, Clone, Debug)]
@@ -138,6 +169,10 @@ pub struct RunArgs {
     /// Hide x2APIC mode from the guest: it has xAPIC mode only.
     #[arg(long)]
     pub no_x2apic: bool,
+    /// When the machine ends, and at each reset, print to standard error what each vCPU has done: entries, and
+    /// exits by reason. `monitor stats` shows it at any stop.
+    #[arg(long)]
+    pub stats: bool,
 }
 
 /// `caps`.
@@ -167,6 +202,14 @@ pub struct DemoArgs {
     /// Do not use the host's own mask for interrupts, as on a host that has none.
     #[arg(long)]
     pub no_host_mask: bool,
+}
+
+/// `completions`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub shell: Shell,
 }
 
 /// Which interrupt chips are KVM's and which are emulated.
@@ -419,7 +462,7 @@ mod tests {
             .chain(arguments);
         match Cli::try_parse_from(all)?.command {
             Command::Run(run) => Ok(run),
-            other @ (Command::Caps(_) | Command::Demo(_)) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

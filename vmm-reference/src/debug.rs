@@ -19,6 +19,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 use crate::error::with_causes;
 use crate::exit::{ExitEvent, ExitReason, OnReset};
 use crate::irqchip::Irqchip;
+use crate::logging::Log;
 use crate::machine::{Blueprint, Machine};
 use crate::memory::GuestRam;
 use crate::monitor;
@@ -37,6 +38,8 @@ pub struct MachineHost {
     last_fault: Option<String>,
     /// The debugger may have files of the host written.
     may_write_files: bool,
+    /// Where the statistics go at each reset and at the end.
+    stats_to: Option<Log>,
 }
 
 /// What of a machine its vCPUs' threads take.
@@ -100,6 +103,7 @@ impl MachineHost {
             origin: None,
             last_fault: None,
             may_write_files: false,
+            stats_to: None,
         }
     }
 
@@ -143,6 +147,19 @@ impl MachineHost {
     /// Returns `true` if `monitor dump` may write a file of the host.
     pub(crate) fn may_write_files(&self) -> bool {
         self.may_write_files
+    }
+
+    /// Has the statistics of the vCPUs written to the log at each reset and at the machine's end.
+    pub fn log_stats(&mut self, log: Log) {
+        self.stats_to = Some(log);
+    }
+
+    /// Ends the vCPUs' threads, and writes the statistics if `log_stats` was called.
+    pub(crate) fn end(&mut self) {
+        if let Some(log) = self.stats_to.take() {
+            self.group.end();
+            log.line(monitor::stats_text(self).trim_end());
+        }
     }
 
     /// The guest-physical ranges that are memory.
@@ -267,6 +284,9 @@ impl Host for MachineHost {
         let (blueprint, plan) = self.origin.as_ref().ok_or(ResetError::NotSupported)?;
         let machine = blueprint.build();
         let machine = machine.map_err(|error| ResetError::Failed(with_causes(&error)))?;
+        if let Some(log) = &self.stats_to {
+            log.line(monitor::stats_text(self).trim_end());
+        }
         let (vcpus, irqchip, exits, memory) = parts(machine, plan);
         let replaced = (self.group).replace(vcpus, irqchip.clone(), exits, memory.clone());
         if let Err(error) = replaced {

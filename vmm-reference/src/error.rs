@@ -76,6 +76,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// For a command that only prints. A reader that closes the pipe early, as `caps | head` does, is no failure.
+    pub(crate) fn of_output(what: &'static str, written: io::Result<()>) -> Result<(), Self> {
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(source) => Err(Self::System { what, source }),
+            Ok(()) => Ok(()),
+        }
+    }
+
     /// What else the user may do about it, beyond what the message says.
     #[must_use]
     pub fn advice(&self) -> Option<String> {

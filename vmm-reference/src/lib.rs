@@ -40,6 +40,7 @@ pub mod machine;
 pub mod memory;
 mod monitor;
 pub mod open_files;
+pub mod packaging;
 pub mod remote;
 pub mod run;
 pub mod signals;

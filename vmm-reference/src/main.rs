@@ -8,7 +8,7 @@ use clap::Parser;
 use vmm_reference::cli::{Cli, Command};
 use vmm_reference::error::with_causes;
 use vmm_reference::logging::Log;
-use vmm_reference::{Error, ExitReason, ExitStatus, caps, demo, run};
+use vmm_reference::{Error, ExitReason, ExitStatus, caps, demo, packaging, run};
 
 /// How long the process waits for a reader of standard error that reads nothing.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 fn execute(command: Command, log: &Log) -> Result<ExitStatus, Error> {
     match command {
         Command::Run(args) => {
-            let reason = run::run(&args)?;
+            let reason = run::run(&args, log)?;
             match reason {
                 ExitReason::GuestFailed(_) => {
                     report_line(log, &format!("the guest failed: {reason}"));
@@ -63,6 +63,14 @@ fn execute(command: Command, log: &Log) -> Result<ExitStatus, Error> {
         }
         Command::Demo(args) => {
             demo::demo(args, &mut io::stdout().lock())?;
+            Ok(ExitStatus::Success)
+        }
+        Command::Completions(args) => {
+            packaging::completions(args.shell, &mut io::stdout().lock())?;
+            Ok(ExitStatus::Success)
+        }
+        Command::Man => {
+            packaging::man(&mut io::stdout().lock())?;
             Ok(ExitStatus::Success)
         }
     }

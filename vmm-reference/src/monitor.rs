@@ -1,4 +1,4 @@
-//! The VMM's own `monitor` commands: the interrupt chips, CPUID, and time.
+//! The VMM's own `monitor` commands: the interrupt chips, the vCPUs' statistics, CPUID, and time.
 
 mod chips;
 mod dump;
@@ -15,6 +15,7 @@ use crate::irqchip::Irqchip;
 /// For `monitor help`.
 pub(crate) const HELP: &str = "\
 monitor irq          what became of each interrupt that has arrived at a vCPU, and why a pending one waits
+monitor stats        what each vCPU has done since the machine's last reset: entries, and exits by reason
 monitor lapic        the registers of the selected vCPU's local APIC (info lapic)
 monitor ioapic       the IOAPIC's pins and where their interrupts go
 monitor pic          the 8259A pair (info pic: and the IOAPIC)
@@ -25,6 +26,10 @@ monitor time         how guest time passes, and what became of timer ticks
 monitor time step real|none|NS
                      how much guest time a step takes: what it took, none, or nanoseconds
 ";
+
+/// Why interrupts are not counted.
+const KERNEL_COUNTS_NONE: &str =
+    "the local APICs are KVM's, which does not count (--irqchip user does)";
 
 /// Runs a command; `vcpu` is the selected one. Returns `false` if there is no such command.
 pub(crate) fn run(
@@ -38,6 +43,8 @@ pub(crate) fn run(
     // The client's console shows no more than it has taken.
     let _ = match words.as_slice() {
         ["irq"] => irq(&irqchip, out).and_then(|()| chips::pending(host, out)),
+        // QEMU's names a target.
+        ["stats"] | ["stats", "vcpu"] => stats(host, out),
         ["lapic"] => chips::lapic(host, vcpu, out),
         ["ioapic"] => chips::ioapic(&irqchip, out),
         ["pic"] => chips::pic(&irqchip, out),
@@ -86,6 +93,31 @@ fn step_line(step_time: StepTime) -> String {
     }
 }
 
+/// What `monitor stats` prints.
+pub(crate) fn stats_text(host: &MachineHost) -> String {
+    let mut text = String::new();
+    // Writing to a String does not fail.
+    let _ = stats(host, &mut text);
+    text
+}
+
+fn stats(host: &MachineHost, out: &mut dyn Write) -> fmt::Result {
+    let (irqchip, group) = (host.irqchip(), host.group());
+    for vcpu in (0..).map(VcpuId).take(group.count()) {
+        match group.stats(vcpu) {
+            Some(stats) => write!(out, "{vcpu}: {stats}")?,
+            None => writeln!(out, "{vcpu}: it still runs")?,
+        }
+        if let Some(Counters { delivered, .. }) = irqchip.counters(vcpu) {
+            writeln!(out, "{delivered:>12}  interrupts injected by the VMM")?;
+        }
+    }
+    if irqchip.mode() != IrqchipMode::User {
+        writeln!(out, "interrupts: {KERNEL_COUNTS_NONE}")?;
+    }
+    Ok(())
+}
+
 fn irq(irqchip: &Irqchip, out: &mut dyn Write) -> fmt::Result {
     let counters = (0..).map_while(|id| irqchip.counters(VcpuId(id)).map(|all| (VcpuId(id), all)));
     let mut counted = false;
@@ -107,10 +139,7 @@ fn irq(irqchip: &Irqchip, out: &mut dyn Write) -> fmt::Result {
         )?;
     }
     if !counted {
-        writeln!(
-            out,
-            "the local APICs are KVM's, which does not count (--irqchip user does)"
-        )?;
+        writeln!(out, "{KERNEL_COUNTS_NONE}")?;
     }
     Ok(())
 }

@@ -26,6 +26,7 @@ use crate::exit::{ExitReason, OnReset};
 use crate::irqchip::{self, TimeConfig};
 use crate::left_behind;
 use crate::loader::ImageFile;
+use crate::logging::Log;
 use crate::machine::{Machine, MachineConfig};
 use crate::open_files;
 use crate::signals::{self, Signals};
@@ -41,13 +42,13 @@ const LAST_OUTPUT: Duration = Duration::from_secs(2);
 /// The same after a signal, and however slowly the reader reads.
 const LAST_OUTPUT_AFTER_SIGNAL: Duration = Duration::from_millis(200);
 
-/// Runs a machine to its end. Returns why it ended.
+/// Runs a machine to its end. Returns why it ended. `log` gets the statistics of `--stats`.
 ///
 /// The caller must not have started any thread yet: that thread would take the signals.
 ///
 /// # Errors
 /// If the command line, the kernel or the host cannot be used; [`Error::status`] says which.
-pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
+pub fn run(args: &RunArgs, log: &Log) -> Result<ExitReason, Error> {
     left_behind::on_every_signal().map_err(system("cannot handle signals"))?;
     open_files::raise_limit();
     let mut config = MachineConfig {
@@ -102,6 +103,9 @@ pub fn run(args: &RunArgs) -> Result<ExitReason, Error> {
     };
     let devices = Arc::clone(&machine.devices);
     let mut vmm = Vmm::new(machine, plan)?;
+    if args.stats {
+        vmm.host.log_stats(log.clone());
+    }
     if let Some(console) = console {
         vmm.events.add(Box::new(console));
     }
@@ -229,9 +233,11 @@ impl Vmm {
     /// If waiting fails.
     pub fn run(mut self) -> Result<ExitReason, Error> {
         let Some(listener) = self.listener else {
-            self.events.add(Box::new(Unattended(self.host)));
+            let unattended = Rc::new(RefCell::new(Unattended(self.host)));
+            self.events.add(Box::new(Rc::clone(&unattended)));
             let reason = self.events.run()?;
             signals::end_at_once();
+            unattended.borrow_mut().0.end();
             return Ok(reason);
         };
         tracing::info!(address = %listener.address(), "waiting for a debugger");
@@ -258,6 +264,7 @@ impl Vmm {
             let milliseconds = u16::try_from(left.as_millis().saturating_add(1));
             self.events.serve_once(milliseconds.ok())?;
         }
+        server.borrow_mut().host_mut().end();
         Ok(reason)
     }
 }

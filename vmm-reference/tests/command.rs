@@ -339,3 +339,134 @@ fn caps_without_verification_verifies_nothing() {
         assert!(["claimed", "absent"].contains(&evidence), "{entry}");
     }
 }
+
+/// The number before each thing that `--stats` counts, of one vCPU. The first is that of entries.
+fn counts(stats: &str) -> Vec<(u64, &str)> {
+    let counts = stats.lines().filter_map(|line| {
+        let line = line.strip_prefix("vcpu0:").unwrap_or(line).trim_start();
+        let (count, name) = line.split_once(' ')?;
+        Some((count.parse().ok()?, name.trim_start()))
+    });
+    counts.collect()
+}
+
+#[test]
+fn statistics_at_the_end_are_on_standard_error_and_count_every_exit() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = guest_file(&directory, FAULT);
+    let kernel = kernel.to_str().unwrap();
+    for irqchip in ["kernel", "split", "user"] {
+        for (cmdline, status) in [("poweroff", 0), ("triple", 4)] {
+            let guest = ["--kernel", kernel, "--cmdline", cmdline];
+            let options = ["--irqchip", irqchip, "--stats"];
+            let output = output(&[&["run"][..], &guest, &options].concat());
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(status), "{stderr}");
+            assert_eq!(output.stdout, b"fault guest\n");
+            assert_eq!(stderr.matches(" entries (KVM_RUN)").count(), 1, "{stderr}");
+            let counts = counts(&stderr);
+            let count = |wanted: &str| {
+                let found = counts.iter().find(|(_, name)| name.starts_with(wanted));
+                found.map_or(0, |(count, _)| *count)
+            };
+            // A byte of its line is an access.
+            assert!(count("KVM_EXIT_IO") >= 12, "{stderr}");
+            assert_eq!(
+                count("KVM_EXIT_SHUTDOWN"),
+                u64::from(status == 4),
+                "{stderr}"
+            );
+            let exits = counts[1..]
+                .iter()
+                .filter(|(_, name)| !name.starts_with("interrupts"));
+            let exits: u64 = exits.map(|(count, _)| count).sum();
+            assert_eq!(count("entries (KVM_RUN)"), exits, "{stderr}");
+            let injected = "interrupts injected by the VMM";
+            assert_eq!(stderr.contains(injected), irqchip == "user", "{stderr}");
+        }
+    }
+}
+
+#[test]
+fn statistics_begin_again_with_each_reset() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = guest_file(&directory, FAULT);
+    let kernel = kernel.to_str().unwrap();
+    let guest = ["run", "--kernel", kernel, "--cmdline", "reset"];
+    let mut child = command(&guest)
+        .args(["--on-reset", "restart", "--stats"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let first = read_until(&mut stderr, "interrupts: ");
+    let second = read_until(&mut stderr, "interrupts: ");
+    signal(&child, libc::SIGKILL);
+    child.wait().unwrap();
+    let io = |text| {
+        let counts = counts(text);
+        let found = counts.iter().find(|(_, name)| *name == "KVM_EXIT_IO");
+        found.map(|(count, _)| *count)
+    };
+    assert!(io(&first).is_some(), "{first}");
+    assert_eq!(io(&first), io(&second), "{first}{second}");
+}
+
+#[test]
+fn completions_and_the_manual_need_no_kvm_and_know_all_commands() {
+    for (arguments, parts) in [
+        (
+            &["completions", "bash"][..],
+            &["complete -F", "--gdb-pause", "demo"][..],
+        ),
+        (
+            &["completions", "fish"],
+            &["complete -c vmm-reference", "gdb-pause", "demo"],
+        ),
+        (
+            &["completions", "zsh"],
+            &["#compdef vmm-reference", "--gdb-pause", "demo"],
+        ),
+        (
+            &["man"],
+            &[
+                ".TH vmm-reference 1",
+                ".TH vmm-reference-run 1",
+                "Examples:",
+            ],
+        ),
+    ] {
+        let output = output(arguments);
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{output:?}"
+        );
+        let text = String::from_utf8(output.stdout).unwrap();
+        for part in parts {
+            assert!(text.contains(part), "{arguments:?}: {part}");
+        }
+    }
+    assert_eq!(output(&["completions", "csh"]).status.code(), Some(2));
+}
+
+/// Whoever meets the command first reads this.
+#[test]
+fn the_help_of_run_has_examples_that_are_valid() {
+    use clap::Parser;
+
+    for long in ["--help", "-h"] {
+        let help = String::from_utf8(output(&["run", long]).stdout).unwrap();
+        let (_, examples) = help.split_once("Examples:").expect(&help);
+        let commands: Vec<&str> = examples
+            .lines()
+            .map(str::trim)
+            .filter(|line| line.starts_with("vmm-reference "))
+            .collect();
+        assert!(commands.len() >= 4, "{help}");
+        for command in commands {
+            let parsed = vmm_reference::cli::Cli::try_parse_from(command.split_whitespace());
+            assert!(parsed.is_ok(), "{command}: {parsed:?}");
+        }
+    }
+}

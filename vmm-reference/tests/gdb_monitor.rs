@@ -20,6 +20,7 @@ with_all_chips! {
     showing_the_chips_changes_nothing,
     the_selected_vcpus_local_apic_is_shown,
     gdb_opens_a_core_file_with_all_vcpus,
+    exits_and_steps_are_counted,
 }
 
 fn clocks(chips: Chips) -> Vmm {
@@ -90,6 +91,38 @@ fn showing_the_chips_changes_nothing(chips: Chips) {
     assert_eq!(first, second[..first.len()], "{twice}");
     vmm.assert_rises("pit_ticks");
     vmm.assert_rises("ticks");
+}
+
+fn exits_and_steps_are_counted(chips: Chips) {
+    let vmm = clocks(chips);
+    let gdb = vmm.gdb("monitor stats\nstepi\nstepi\nmonitor info stats\nmonitor stats vcpu");
+    let injected = if chips == common::USER {
+        "  interrupts injected by the VMM"
+    } else {
+        "interrupts: the local APICs are KVM's"
+    };
+    gdb.expect(&[
+        "vcpu0: ",
+        " entries (KVM_RUN), 0 of them to step one instruction, 0 with interrupts masked",
+        // Its line on the serial port.
+        "  KVM_EXIT_IO\n",
+        injected,
+        "vcpu0: ",
+        "  KVM_EXIT_DEBUG\n",
+        injected,
+        "vcpu0: ",
+    ]);
+    let steps = |line: &&str| line.contains(" of them to step ");
+    let lines: Vec<&str> = gdb.0.lines().filter(steps).collect();
+    let count = |line: &str| -> u64 {
+        let (_, rest) = line.split_once("(KVM_RUN), ").unwrap();
+        let (count, _) = rest.split_once(' ').unwrap();
+        count.parse().unwrap()
+    };
+    assert!(count(lines[1]) >= 2, "{}", gdb.0);
+    // Showing them changes nothing.
+    assert_eq!(lines[1], lines[2]);
+    vmm.gdb("monitor help").expect(&["monitor stats "]);
 }
 
 fn the_selected_vcpus_local_apic_is_shown(chips: Chips) {
@@ -220,6 +253,23 @@ fn a_core_file_is_private_and_a_place_that_cannot_be_written_is_named() {
     let said = client.monitor(&format!("dump {}", link.display())).unwrap();
     assert!(said.contains("File exists"), "{said}");
     assert!(!target.exists());
+}
+
+#[test]
+fn statistics_are_logged_when_a_debugger_ends_the_guest_too() {
+    let mut vmm = Setup::new(&CLOCKS).with(&["--stats"]).paused().start();
+    let mut client = vmm.client();
+    for _ in 0..3 {
+        client.request("vCont;s:1").unwrap();
+    }
+    client.send("k").unwrap();
+    assert_eq!(vmm.wait(), 0);
+    let log = vmm.log();
+    assert_eq!(log.matches("vcpu0: ").count(), 1, "{log}");
+    assert!(
+        !log.contains(", 0 of them to step one instruction"),
+        "{log}"
+    );
 }
 
 /// As LLDB asks.

@@ -29,6 +29,7 @@ with_all_chips! {
     detach_leaves_a_clean_guest_that_runs_on_and_can_be_attached_to_again,
     kill_ends_the_machine_with_success,
     a_signal_ends_the_machine_under_a_debugger_too,
+    writes_are_watched_beyond_the_debug_registers,
     a_paused_machine_waits_at_its_entry_with_nothing_run,
     a_connection_that_ends_leaves_a_paused_machine_paused_and_unmarked,
     the_first_steps_of_a_paused_machine_are_the_guests_first_instructions,
@@ -517,6 +518,57 @@ printf "pc=%#lx\n", $pc
     // PVH: protected mode without paging.
     gdb.expect(&["cr0", "[ PE ET ]"]);
     assert_eq!(vmm.serial(), "timer guest\n");
+    vmm.assert_rises("ticks");
+}
+
+/// The guest is stepped then, also where the KVM has no watchpoints: breakpoints, interrupts and Ctrl-C go on.
+fn writes_are_watched_beyond_the_debug_registers(chips: Chips) {
+    let vmm = Setup::new(&TIMER).with(chips).start();
+    let gdb = vmm.gdb(
+        r#"
+hbreak *loop_start
+continue
+delete
+set $seen = (long)iterations
+watch *(char(*)[256])&iterations
+continue
+printf "written=%d\n", (long)iterations == $seen + 1
+printf "pc=%#lx\n", $pc
+delete
+# Nothing writes here.
+watch *(char(*)[512])&_start
+hbreak *timer_handler
+continue
+printf "handler=%#lx\n", $pc
+delete 4
+hbreak *loop_start
+continue
+printf "loop=%#lx\n", $pc
+"#,
+    );
+    gdb.expect(&[
+        "no debug registers for it; the guest is stepped",
+        "Hardware watchpoint 2",
+        "Old value",
+    ]);
+    assert_eq!(gdb.value("written"), 1);
+    // incq has seven bytes.
+    assert_eq!(gdb.value("pc"), vmm.symbol("loop_start") + 7);
+    assert_eq!(gdb.value("handler"), vmm.symbol("timer_handler"));
+    assert_eq!(gdb.value("loop"), vmm.symbol("loop_start"));
+    // gdb is gone, and with it what it watched.
+    let mut client = vmm.client();
+    assert_eq!(client.request("Z2,100000,200").unwrap(), "OK");
+    client.send("vCont;c").unwrap();
+    client.interrupt().unwrap();
+    assert!(client.reply().unwrap().starts_with("T02"));
+    client.send("vCont;c").unwrap();
+    drop(client);
+    vmm.assert_rises("iterations");
+    let mut client = vmm.client();
+    let status = client.monitor("mask status").unwrap();
+    assert!(status.contains("vcpu0: not masked"), "{status}");
+    assert_eq!(client.request("D").unwrap(), "OK");
     vmm.assert_rises("ticks");
 }
 

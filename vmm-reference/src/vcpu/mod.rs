@@ -3,6 +3,7 @@
 mod exits;
 mod group;
 mod run;
+mod stats;
 mod with_chips;
 
 pub use exits::{Exits, MachineExits};

@@ -11,6 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use vcpu_caps::Plan;
 
 use super::exits::Exits;
+use super::stats::{Returned, VcpuStats};
 use super::with_chips::WithChips;
 use crate::entry::{Entering, MustStop, Permit};
 use crate::irqchip::Irqchip;
@@ -40,6 +41,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     stepper: Stepper,
     irqchip: Irqchip,
+    stats: VcpuStats,
     /// What the next run does first, after one that yielded.
     pending: Option<Next>,
 }
@@ -52,6 +54,7 @@ impl Vcpu {
             fd,
             stepper: Stepper::new(id, plan),
             irqchip,
+            stats: VcpuStats::default(),
             pending: None,
         }
     }
@@ -79,6 +82,11 @@ impl Vcpu {
     pub fn fd(&mut self) -> &VcpuFd {
         self.stepper.forget_registers(&mut KvmVcpu(&mut self.fd));
         &self.fd
+    }
+
+    /// What it has done.
+    pub(crate) fn stats(&self) -> VcpuStats {
+        self.stats
     }
 
     /// Returns `true` if hardware interrupts are withheld.
@@ -223,7 +231,10 @@ impl Vcpu {
             prepared: self.stepper.prepared_event().filter(|_| !masked),
         };
         match exits.before_entry(self.stepper.id(), &mut self.fd, entering) {
-            Permit::Enter => Entered::Ran(self.run_once(exits)),
+            Permit::Enter => {
+                self.stats.enters(&entering);
+                Entered::Ran(self.run_once(exits, false))
+            }
             Permit::Wait => Entered::NothingToRun,
             Permit::Complete => Entered::Ran(self.complete(exits)),
             Permit::Restarted => Entered::Ran(Outcome::Restarted),
@@ -235,15 +246,16 @@ impl Vcpu {
     /// Lets KVM complete an access, and run no instruction.
     fn complete(&mut self, exits: &impl Exits) -> Outcome {
         self.fd.set_kvm_immediate_exit(1);
-        self.run_once(exits)
+        self.run_once(exits, true)
     }
 
-    /// One `KVM_RUN`. Serves its exit.
-    fn run_once(&mut self, exits: &impl Exits) -> Outcome {
+    /// One `KVM_RUN`. Serves its exit. `completes`: it is only to complete an access.
+    fn run_once(&mut self, exits: &impl Exits, completes: bool) -> Outcome {
         let id = self.stepper.id();
         let mut written = None;
         let cr8: *const u64 = &raw const self.fd.get_kvm_run().cr8;
         let exit = self.fd.run();
+        self.stats.returns(Returned::of(&exit, completes));
         // SAFETY: it is in this vCPU's mapped run structure; KVM_RUN has returned, so nothing writes
         // it, and it is not what `exit` refers to.
         let cr8 = unsafe { cr8.read_volatile() };

@@ -11,7 +11,7 @@ mod thread;
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use debug_stub::run_control::{AddError, AllStop, ResumeError};
 use debug_stub::{GuestMemory, ResumePlan, Stop, VcpuId, VcpuOrder};
@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use super::exits::Exits;
 use super::run::Vcpu;
+use super::stats::VcpuStats;
 use crate::irqchip::Irqchip;
 use crate::wake::{self, StepSlice};
 use shared::{Shared, Wakers};
@@ -146,6 +147,21 @@ impl VcpuGroup {
             .map(|slot| lock(&slot.vcpu))
     }
 
+    /// What a vCPU has done. `None` if there is no such vCPU, or it still runs.
+    pub(crate) fn stats(&self, id: VcpuId) -> Option<VcpuStats> {
+        let slot = self.threads.shared.slots.get(id.index())?;
+        match slot.vcpu.try_lock() {
+            Ok(vcpu) => Some(vcpu.stats()),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner().stats()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Ends the vCPUs' threads, at the machine's end.
+    pub(crate) fn end(&mut self) {
+        self.threads.end(&self.all, thread::LAST_EXIT);
+    }
+
     /// Begins a run cycle. Returns the stops if it is over already; [`VcpuGroup::take_stops`] has none
     /// then. A plan that cannot be carried out is an empty list of stops.
     pub fn resume(&self, plan: &ResumePlan) -> Option<Vec<Stop>> {
@@ -225,7 +241,7 @@ impl VcpuGroup {
 
 impl Drop for VcpuGroup {
     fn drop(&mut self) {
-        self.threads.end(&self.all, thread::LAST_EXIT);
+        self.end();
     }
 }
 
