@@ -362,4 +362,6 @@ fn translate_visiting(
 }
 
 #[cfg(test)]
+mod test_tables;
+#[cfg(test)]
 mod tests;

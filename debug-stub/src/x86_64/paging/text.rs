@@ -136,44 +136,9 @@ fn result(
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_tables::{Tables, long};
     use super::*;
-    use crate::x86_64::bits::{CR0_PE, CR0_PG, CR4_PAE, CR4_PSE, EFER_LMA, EFER_LME, EFER_NXE};
-
-    /// 64 KiB with these 8-byte entries.
-    struct Tables(Vec<u8>);
-
-    impl Tables {
-        fn new(entries: &[(usize, u64)]) -> Self {
-            let mut ram = vec![0; 0x10000];
-            for (at, entry) in entries {
-                ram[*at..*at + 8].copy_from_slice(&entry.to_le_bytes());
-            }
-            Self(ram)
-        }
-    }
-
-    impl GuestMemory for Tables {
-        fn read_memory(&self, address: GuestPhysAddr, data: &mut [u8]) -> usize {
-            let at = usize::try_from(address.0).unwrap().min(self.0.len());
-            let length = data.len().min(self.0.len() - at);
-            data[..length].copy_from_slice(&self.0[at..at + length]);
-            length
-        }
-
-        fn write_memory(&self, _: GuestPhysAddr, _: &[u8]) -> usize {
-            0
-        }
-    }
-
-    fn long() -> SpecialRegisters {
-        SpecialRegisters {
-            cr0: CR0_PE | CR0_PG,
-            cr3: 0x1000,
-            cr4: CR4_PAE,
-            efer: EFER_LME | EFER_LMA | EFER_NXE,
-            ..SpecialRegisters::default()
-        }
-    }
+    use crate::x86_64::bits::{CR0_PE, CR0_PG, CR4_PSE};
 
     fn walk(special: &SpecialRegisters, memory: &Tables, address: u64) -> String {
         let mut text = String::new();
