@@ -23,24 +23,25 @@ fn described(view: View) -> (Vec<String>, usize) {
 #[test]
 fn all_registers_are_described_in_order() {
     let (names, bits) = described(View::X86_64);
-    assert_eq!(names.len(), 100);
+    assert_eq!(names.len(), 101);
     assert_eq!(names[..4], ["rax", "rbx", "rcx", "rdx"]);
     assert_eq!(names[16..19], ["rip", "eflags", "cs"]);
     assert_eq!(names[24..27], ["fs_base", "gs_base", "k_gs_base"]);
     assert_eq!(names[65], "mxcsr");
     assert_eq!(names[66..69], ["cs_base", "cs_limit", "cs_rights"]);
-    assert_eq!(names[94..], ["dr0", "dr1", "dr2", "dr3", "dr6", "dr7"]);
-    // The `g` packet, 14 more of 8 bytes, and 20 of 4.
-    assert_eq!(bits, (608 + 14 * 8 + 20 * 4) * 8);
+    assert_eq!(names[94..100], ["dr0", "dr1", "dr2", "dr3", "dr6", "dr7"]);
+    assert_eq!(names[100], "orig_rax");
+    // The `g` packet, 15 more of 8 bytes, and 20 of 4.
+    assert_eq!(bits, (608 + 15 * 8 + 20 * 4) * 8);
 
     for view in [View::I8086, View::I386] {
         let (names, bits) = described(view);
-        assert_eq!(names.len(), 84);
+        assert_eq!(names.len(), 85);
         assert_eq!(names[..4], ["eax", "ecx", "edx", "ebx"]);
         assert_eq!(names[8..11], ["eip", "eflags", "cs"]);
         assert_eq!(names[49], "mxcsr");
-        // 68 of 4 bytes, 8 of 10, 8 of 16.
-        assert_eq!(bits, (68 * 4 + 8 * 10 + 8 * 16) * 8);
+        // 69 of 4 bytes, 8 of 10, 8 of 16.
+        assert_eq!(bits, (69 * 4 + 8 * 10 + 8 * 16) * 8);
     }
 }
 
@@ -48,7 +49,7 @@ fn all_registers_are_described_in_order() {
 fn every_type_that_is_used_is_defined() {
     for view in View::ALL {
         every_type_of(view);
-        every_type_of(view.with_avx(true));
+        every_type_of(view.with(StateComponents::all()));
     }
 }
 
@@ -63,6 +64,8 @@ fn every_type_of(view: View) {
             "int16",
             "int32",
             "int64",
+            "uint32",
+            "uint64",
             "uint128",
             "code_ptr",
             "data_ptr",
@@ -118,6 +121,8 @@ fn gdb(view: View, program: Option<&str>, commands: &[&str]) -> String {
 /// The judge of a target description is GDB.
 #[test]
 fn gdb_accepts_the_descriptions_without_a_word() {
+    let avx = StateComponents::AVX;
+    let avx512 = avx | StateComponents::AVX512;
     for (view, known) in [
         (
             View::X86_64,
@@ -132,12 +137,32 @@ fn gdb_accepts_the_descriptions_without_a_word() {
             [("ebx", 3), ("eip", 8), ("st0", 25), ("xmm7", 48)],
         ),
         (
-            View::X86_64.with_avx(true),
+            View::X86_64.with(avx),
             [("rax", 0), ("xmm15", 64), ("mxcsr", 65), ("dr7", 99)],
         ),
         (
-            View::I386.with_avx(true),
+            View::I386.with(avx),
             [("eax", 0), ("xmm7", 48), ("mxcsr", 49), ("cs_base", 50)],
+        ),
+        (
+            View::X86_64.with(avx512),
+            [("rax", 0), ("k7", 124), ("xmm16", 157), ("orig_rax", 100)],
+        ),
+        (
+            View::X86_64.with(StateComponents::all()),
+            [("dr7", 99), ("k0", 117), ("xmm31", 172), ("pkru", 189)],
+        ),
+        (
+            View::X86_64.with(StateComponents::PKRU),
+            [("rax", 0), ("dr7", 99), ("orig_rax", 100), ("pkru", 101)],
+        ),
+        (
+            View::I386.with(StateComponents::all()),
+            [("eax", 0), ("k0", 93), ("k7", 100), ("pkru", 109)],
+        ),
+        (
+            View::I8086.with(StateComponents::all()),
+            [("eax", 0), ("k0", 93), ("orig_eax", 84), ("pkru", 109)],
         ),
     ] {
         let said = gdb(
@@ -149,11 +174,16 @@ fn gdb_accepts_the_descriptions_without_a_word() {
                 "maint print registers",
             ],
         );
-        // GDB makes YMM registers of the two halves.
-        let has_ymm = said
-            .lines()
-            .any(|line| line.split_whitespace().next() == Some("ymm0"));
-        assert_eq!(has_ymm, view.has_avx(), "{said}");
+        // GDB makes YMM and ZMM registers of the parts.
+        let has = |name| {
+            said.lines()
+                .any(|line| line.split_whitespace().next() == Some(name))
+        };
+        let components = view.components();
+        let has_avx512 = components.contains(StateComponents::AVX512);
+        assert_eq!(has("ymm0"), components.contains(avx), "{said}");
+        assert_eq!(has("zmm7"), has_avx512, "{said}");
+        assert_eq!(has("zmm31"), has_avx512 && view.is_wide(), "{said}");
         let current = format!("(currently \"{}\")", view.name());
         assert!(said.contains(&current), "{said}");
         // Name, number in the protocol, size: GDB has taken them from the description.
