@@ -2,6 +2,7 @@ use std::io::Write;
 use std::process::Command;
 
 use super::*;
+use crate::x86_64::StateComponents;
 
 /// Names of the registers in a description, and the sum of their sizes.
 fn described(view: View) -> (Vec<String>, usize) {
@@ -82,7 +83,7 @@ fn every_type_of(view: View) {
 
 #[test]
 fn flag_fields_lie_within_their_register_and_do_not_overlap() {
-    for flags in FLAGS.iter().chain(&SYSTEM_FLAGS) {
+    for flags in FLAGS.iter().chain(&SYSTEM_FLAGS).chain([&MXCSR]) {
         let mut seen = 0u64;
         for (name, start, end) in flags.fields {
             let bits = flags.kind.bytes(View::X86_64) * 8;
