@@ -216,9 +216,6 @@ impl RegisterId {
         if self.view.is_wide() || (self.row().get)(registers) & !self.mask() == 0 {
             return true;
         }
-        if matches!(self.row().rule, Rule::SystemCall) {
-            return true;
-        }
         // Outside 64-bit mode the upper halves of these do not exist (SDM 1 3.4.1.1).
         let general = self.row().groups == RegisterGroups::CORE;
         general && !Mode::of(registers).is_64_bit()

@@ -1,14 +1,14 @@
 //! The target descriptions, generated from the register table.
 //!
-//! The feature `org.gnu.gdb.i386.core` has QEMU's registers, as in QEMU, but for those of SSE: GDB requires a feature
-//! for them beside one for AVX, and `gcore` of GDB 13 ends in an internal error without it. A feature with a name of our
-//! own has those that QEMU lacks. GDB rejects a description whose core feature lacks a register that it requires (GDB
-//! manual, "i386 Features" and "Target Description Format").
+//! The feature `org.gnu.gdb.i386.core` has QEMU's registers, as in QEMU; with AVX those of SSE are in a feature
+//! beside it, which GDB requires then. A feature with a name of our own has those that QEMU lacks. GDB rejects a
+//! description whose core feature lacks a register that it requires (GDB manual, "i386 Features" and "Target
+//! Description Format").
 
 use core::fmt::Write as _;
 
 use super::layout::{Feature, Kind};
-use super::{RegisterId, View};
+use super::{RegisterId, StateComponents, View};
 
 /// `target.xml` for a view, complete: it includes no other annex.
 ///
@@ -41,13 +41,17 @@ pub fn target_xml(view: View) -> String {
     for flags in &FLAGS {
         flags_type(&mut xml, flags, view);
     }
+    vector_types(&mut xml);
     let is_sse = |id: &RegisterId| matches!(id.kind(), Kind::Vector | Kind::Mxcsr);
     for id in view.registers_in_g().filter(|id| !is_sse(id)) {
         register(&mut xml, id, view);
     }
-    feature(&mut xml, "org.gnu.gdb.i386.sse");
-    vector_types(&mut xml);
-    flags_type(&mut xml, &MXCSR, view);
+    if view.components().contains(StateComponents::AVX) {
+        // GDB wants a feature for SSE beside one for AVX.
+        feature(&mut xml, "org.gnu.gdb.i386.sse");
+        vector_types(&mut xml);
+        flags_type(&mut xml, &MXCSR, view);
+    }
     for id in view.registers_in_g().filter(is_sse) {
         register(&mut xml, id, view);
     }
@@ -82,14 +86,14 @@ fn types_of(xml: &mut String, feature: Feature, view: View) {
             vector_types(xml);
             vector(xml, ZMM_HIGH);
         }
-        Feature::Linux | Feature::Avx | Feature::Pkeys => {}
+        Feature::Avx | Feature::Pkeys => {}
     }
 }
 
 fn register(xml: &mut String, id: RegisterId, view: View) {
     let (bits, name) = (id.size_bytes() * 8, id.name());
     let (kind, mut group) = gdb_type(id.kind(), view);
-    if matches!(id.feature(), Some(Feature::System | Feature::Linux)) {
+    if id.feature() == Some(Feature::System) {
         // GDB knows no groups of a description on x86 (13): it shows these with the general registers.
         group = " group=\"system\"";
     }
@@ -180,7 +184,7 @@ fn vector(xml: &mut String, (id, element, count): VectorType) {
     );
 }
 
-const FLAGS: [Flags; 5] = [EFLAGS, CR0, CR3, CR4, EFER];
+const FLAGS: [Flags; 6] = [EFLAGS, CR0, CR3, CR4, EFER, MXCSR];
 
 const SYSTEM_FLAGS: [Flags; 3] = [RIGHTS, DR6, DR7];
 

@@ -73,13 +73,6 @@ pub(super) fn store(
         Rule::Component(_) => (row.set)(after, value),
         // Written whole, and not as a number.
         Rule::ZmmHigh(_) => return Err(not_enabled(id, StateComponents::AVX512)),
-        Rule::SystemCall => {
-            return Err(WriteError::State {
-                register: name,
-                value: low,
-                reason: "the guest's kernel knows its system calls: it is -1",
-            });
-        }
         Rule::ReadOnly(reason) => {
             return Err(WriteError::State {
                 register: name,

@@ -111,9 +111,6 @@ pub(super) enum Rule {
     /// All 256 bits, if the guest has enabled AVX-512: of the ZMM register with this index. They are more than
     /// [`Row::get`] and [`Row::set`] carry.
     ZmmHigh(usize),
-    /// The number of the system call that is in progress, or -1. The system call is the guest's kernel's business, so
-    /// it is -1, which GDB writes when it writes the program counter.
-    SystemCall,
     /// Not written by a debugger, for this reason.
     ReadOnly(&'static str),
     /// A selector: a write also loads the hidden part of its segment.
@@ -525,18 +522,6 @@ static AVX: [Row; 16] = [
 ];
 const NARROW_YMM: usize = 8;
 
-/// What GDB's own support of Linux asks for, `record` and `gcore` among it.
-static LINUX: [Row; 1] = [Row {
-    name: "orig_rax",
-    narrow: Some("orig_eax"),
-    kind: Kind::Word,
-    groups: RegisterGroups::empty(),
-    rule: Rule::SystemCall,
-    get: |_| u128::from(u64::MAX),
-    // The rule refuses every other value.
-    set: |_, _| {},
-}];
-
 /// A register of AVX-512 of up to 128 bits: the conversions between its place in the state and a number.
 macro_rules! avx512 {
     ($name:literal, $narrow:expr, $kind:ident, $field:ident[$index:literal], $get:expr, $set:expr) => {
@@ -697,8 +682,6 @@ static PKEYS: [Row; 1] = [Row {
 pub(in crate::x86_64) enum Feature {
     /// Registers that QEMU's description lacks.
     System,
-    /// The system call of a Linux program.
-    Linux,
     /// The upper halves of the YMM registers. GDB requires a feature for those of SSE with it.
     Avx,
     /// The registers of AVX-512.
@@ -709,19 +692,12 @@ pub(in crate::x86_64) enum Feature {
 
 impl Feature {
     /// In the order of their registers' numbers.
-    const ALL: [Self; 5] = [
-        Self::System,
-        Self::Linux,
-        Self::Avx,
-        Self::Avx512,
-        Self::Pkeys,
-    ];
+    const ALL: [Self; 4] = [Self::System, Self::Avx, Self::Avx512, Self::Pkeys];
 
     /// GDB's name ("i386 Features"), or one of our own.
     pub(in crate::x86_64) const fn name(self) -> &'static str {
         match self {
             Self::System => "org.rust-vmm.debug-stub.x86.system",
-            Self::Linux => "org.gnu.gdb.i386.linux",
             Self::Avx => "org.gnu.gdb.i386.avx",
             Self::Avx512 => "org.gnu.gdb.i386.avx512",
             Self::Pkeys => "org.gnu.gdb.i386.pkeys",
@@ -731,7 +707,6 @@ impl Feature {
     fn rows(self) -> &'static [Row] {
         match self {
             Self::System => &SYSTEM,
-            Self::Linux => &LINUX,
             Self::Avx => &AVX,
             Self::Avx512 => &AVX512,
             Self::Pkeys => &PKEYS,
@@ -741,7 +716,7 @@ impl Feature {
     /// The state components that a view with it has.
     fn components(self) -> StateComponents {
         match self {
-            Self::System | Self::Linux => StateComponents::empty(),
+            Self::System => StateComponents::empty(),
             Self::Avx => StateComponents::AVX,
             Self::Avx512 => StateComponents::AVX512,
             Self::Pkeys => StateComponents::PKRU,

@@ -813,7 +813,7 @@ proptest! {
                 prop_assert_eq!(file, long_mode());
             }
         } else {
-            prop_assert!(number >= 101);
+            prop_assert!(number >= 100);
         }
     }
 }

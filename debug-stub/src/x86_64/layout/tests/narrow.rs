@@ -280,7 +280,7 @@ proptest! {
         let before = if long { long_mode() } else { real_mode() };
         let mut file = before.clone();
         let Some(id) = NARROW.register(number) else {
-            prop_assert!(number >= 85);
+            prop_assert!(number >= 84);
             return Ok(());
         };
         match id.write(&mut file, &Ram::new(16), &value) {

@@ -85,7 +85,7 @@ fn numbers_and_sizes_are_these() {
         let narrow = View::I386.register(number - 16).unwrap();
         assert_eq!((narrow.name(), narrow.size_bytes()), (name, 4));
     }
-    assert_eq!(WIDE.count(), 101, "and orig_rax");
+    assert_eq!(WIDE.count(), 100);
     assert_eq!(WIDE.total_bytes(), 608, "the g packet stays as it was");
 }
 
@@ -179,17 +179,17 @@ fn a_base_of_cs_moves_the_linear_pc_with_it() {
 #[test]
 fn the_upper_halves_of_ymm_registers_are_there_if_the_guest_has_avx() {
     let wide = View::X86_64.with(StateComponents::AVX);
-    assert_eq!(wide.count(), 117);
+    assert_eq!(wide.count(), 116);
     assert_eq!(wide.total_bytes(), 608);
-    assert_eq!(wide.register(116).unwrap().name(), "ymm15h");
-    assert_eq!(wide.register(117), None);
+    assert_eq!(wide.register(115).unwrap().name(), "ymm15h");
+    assert_eq!(wide.register(116), None);
     let narrow = View::I386.with(StateComponents::AVX);
-    assert_eq!(narrow.register(92).unwrap().name(), "ymm7h");
-    assert_eq!(narrow.register(93), None);
+    assert_eq!(narrow.register(91).unwrap().name(), "ymm7h");
+    assert_eq!(narrow.register(92), None);
     assert_eq!(View::X86_64.register_named("ymm0h"), None);
 
     let ymm5 = wide.register_named("ymm5h").unwrap();
-    assert_eq!((ymm5.number(), ymm5.size_bytes()), (106, 16));
+    assert_eq!((ymm5.number(), ymm5.size_bytes()), (105, 16));
     let mut file = kernel();
     let mut value = [0; 32];
     assert_eq!(ymm5.read(&file, &mut value), None);
@@ -250,16 +250,16 @@ fn bytes(id: RegisterId, file: &RegisterFile) -> Option<Vec<u8>> {
 fn the_registers_of_avx512_follow_those_of_avx() {
     let wide = View::X86_64.with(StateComponents::AVX | StateComponents::AVX512);
     let names = avx512();
-    assert_eq!(wide.count(), 117 + names.len());
+    assert_eq!(wide.count(), 116 + names.len());
     assert_eq!(wide.total_bytes(), 608, "the g packet stays as it was");
-    for (number, (name, size)) in (117..).zip(&names) {
+    for (number, (name, size)) in (116..).zip(&names) {
         let id = wide.register(number).unwrap();
         assert_eq!((id.name(), id.size_bytes()), (&name[..], *size));
         assert_eq!(id.groups(), RegisterGroups::FPU);
     }
     let narrow = View::I386.with(wide.components());
-    assert_eq!(narrow.count(), 93 + 16);
-    for (number, (name, size)) in (93..).zip(&names[..16]) {
+    assert_eq!(narrow.count(), 92 + 16);
+    for (number, (name, size)) in (92..).zip(&names[..16]) {
         let id = narrow.register(number).unwrap();
         assert_eq!((id.name(), id.size_bytes()), (&name[..], *size));
     }
@@ -316,9 +316,9 @@ fn the_parts_of_a_zmm_register_are_in_four_registers() {
 #[test]
 fn pkru_is_there_if_the_guest_has_enabled_it() {
     for (view, number) in [
-        (View::X86_64.with(StateComponents::PKRU), 101),
-        (View::X86_64.with(StateComponents::all()), 189),
-        (View::I386.with(StateComponents::PKRU), 85),
+        (View::X86_64.with(StateComponents::PKRU), 100),
+        (View::X86_64.with(StateComponents::all()), 188),
+        (View::I386.with(StateComponents::PKRU), 84),
     ] {
         let id = view.register(number).unwrap();
         assert_eq!((id.name(), id.size_bytes()), ("pkru", 4));
@@ -332,31 +332,6 @@ fn pkru_is_there_if_the_guest_has_enabled_it() {
         assert_eq!(bytes(id, &file), None);
         let error = id.write(&mut file, &Ram::new(0), &[0; 4]).unwrap_err();
         assert!(error.to_string().contains("has not enabled PKRU"));
-    }
-}
-
-#[test]
-fn no_system_call_is_in_progress_and_gdb_may_write_that() {
-    for (view, number, name, bytes_of_it) in [
-        (View::X86_64, 100, "orig_rax", 8),
-        (View::I386, 84, "orig_eax", 4),
-        (View::I8086, 84, "orig_eax", 4),
-    ] {
-        let id = view.register(number).unwrap();
-        assert_eq!((id.name(), id.size_bytes()), (name, bytes_of_it));
-        assert_eq!(view.count(), number + 1);
-        // Also in 64-bit mode, which the narrow views do not fit.
-        for before in [kernel(), RegisterFile::default()] {
-            let mut file = before.clone();
-            assert_eq!(bytes(id, &file), Some(vec![0xff; bytes_of_it]));
-            id.write(&mut file, &Ram::new(0), &vec![0xff; bytes_of_it])
-                .unwrap();
-            let error = id
-                .write(&mut file, &Ram::new(0), &vec![0; bytes_of_it])
-                .unwrap_err();
-            assert!(error.to_string().contains("system call"), "{error}");
-            assert_eq!(file, before);
-        }
     }
 }
 
