@@ -27,6 +27,8 @@ const XMM: usize = 160;
 const XSTATE_BV: usize = 512;
 /// Upper halves of YMM0-YMM15: CPUID(0xd, 2).EBX, which is this on every CPU (SDM 1 13.5.3).
 const YMM_HIGH: usize = 576;
+/// The end of AVX state.
+const AVX_END: usize = 832;
 /// Each of ST0-ST7 and XMM0-XMM15 has 16 bytes.
 const STRIDE: usize = 16;
 /// The parts of a ZMM register: an XMM register, the upper half of a YMM register, and its own upper half.
@@ -131,101 +133,121 @@ fn host_leaf(sub_leaf: u32) -> [u32; 2] {
     [found.eax, found.ebx]
 }
 
-/// `N` bytes of the area at `offset`, which lies inside.
-fn get<const N: usize>(region: &Region, offset: usize) -> [u8; N] {
-    let mut value = [0; N];
-    for (to, at) in value.iter_mut().zip(offset..) {
-        if let Some(word) = region.get(at / 4) {
-            [*to, ..] = (word >> (at % 4 * 8)).to_le_bytes();
+/// The first part of an area, as bytes.
+struct Bytes {
+    bytes: [u8; SIZE],
+    /// How many of them there are. The others are not looked at: they would cost most of a decode.
+    used: usize,
+}
+
+impl Bytes {
+    /// As many as the components need: most guests have no component behind AVX.
+    fn of(region: &Region, components: StateComponents) -> Self {
+        let behind_avx = StateComponents::AVX512 | StateComponents::PKRU;
+        let used = if components.intersects(behind_avx) {
+            SIZE
+        } else {
+            AVX_END
+        };
+        let mut bytes = [0; SIZE];
+        for (to, word) in bytes.chunks_exact_mut(4).zip(region).take(used / 4) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        Self { bytes, used }
+    }
+
+    fn store(&self, region: &mut Region) {
+        let words = self.bytes.chunks_exact(4).take(self.used / 4);
+        for (word, from) in region.iter_mut().zip(words) {
+            *word = from
+                .iter()
+                .rev()
+                .fold(0, |word, byte| (word << 8) | u32::from(*byte));
         }
     }
-    value
-}
 
-fn put(region: &mut Region, offset: usize, value: &[u8]) {
-    for (at, byte) in (offset..).zip(value) {
-        if let Some(word) = region.get_mut(at / 4) {
-            let shift = at % 4 * 8;
-            *word = *word & !(0xff << shift) | u32::from(*byte) << shift;
+    /// `N` bytes at `offset`, which lies inside: it is one of the constants above, or was checked in [`Offsets`].
+    fn get<const N: usize>(&self, offset: usize) -> [u8; N] {
+        let mut value = [0; N];
+        for (to, from) in value.iter_mut().zip(self.bytes.iter().skip(offset)) {
+            *to = *from;
+        }
+        value
+    }
+
+    fn put(&mut self, offset: usize, value: &[u8]) {
+        for (to, from) in self.bytes.iter_mut().skip(offset).zip(value) {
+            *to = *from;
         }
     }
-}
 
-/// Registers at equal distances.
-fn get_each<const N: usize>(
-    region: &Region,
-    offset: usize,
-    stride: usize,
-    registers: &mut [[u8; N]],
-) {
-    for (index, register) in registers.iter_mut().enumerate() {
-        *register = get(region, offset + index * stride);
+    /// Registers at equal distances.
+    fn get_each<const N: usize>(&self, offset: usize, stride: usize, registers: &mut [[u8; N]]) {
+        for (index, register) in registers.iter_mut().enumerate() {
+            *register = self.get(offset + index * stride);
+        }
     }
-}
 
-fn put_each<const N: usize>(
-    region: &mut Region,
-    offset: usize,
-    stride: usize,
-    registers: &[[u8; N]],
-) {
-    for (index, register) in registers.iter().enumerate() {
-        put(region, offset + index * stride, register);
+    fn put_each<const N: usize>(&mut self, offset: usize, stride: usize, registers: &[[u8; N]]) {
+        for (index, register) in registers.iter().enumerate() {
+            self.put(offset + index * stride, register);
+        }
     }
 }
 
 /// x87 and SSE state from an XSAVE area that KVM filled, and the state of the components that the guest has `enabled`.
 pub(super) fn decode(region: &Region, enabled: StateComponents, offsets: Offsets) -> FpuState {
+    let bytes = Bytes::of(region, enabled);
     let mut state = FpuState {
         st: Default::default(),
-        fcw: u16::from_le_bytes(get(region, FCW)),
-        fsw: u16::from_le_bytes(get(region, FSW)),
-        ftw_abridged: u8::from_le_bytes(get(region, FTW)),
-        fop: u16::from_le_bytes(get(region, FOP)),
-        fip: u64::from_le_bytes(get(region, FIP)),
-        fdp: u64::from_le_bytes(get(region, FDP)),
+        fcw: u16::from_le_bytes(bytes.get(FCW)),
+        fsw: u16::from_le_bytes(bytes.get(FSW)),
+        ftw_abridged: u8::from_le_bytes(bytes.get(FTW)),
+        fop: u16::from_le_bytes(bytes.get(FOP)),
+        fip: u64::from_le_bytes(bytes.get(FIP)),
+        fdp: u64::from_le_bytes(bytes.get(FDP)),
         xmm: Default::default(),
-        mxcsr: u32::from_le_bytes(get(region, MXCSR)),
+        mxcsr: u32::from_le_bytes(bytes.get(MXCSR)),
         ymm_high: enabled
             .contains(StateComponents::AVX)
             .then_some([[0; 16]; 16]),
         avx512: None,
         pkru: None,
     };
-    get_each(region, ST, STRIDE, &mut state.st);
-    get_each(region, XMM, STRIDE, &mut state.xmm);
+    bytes.get_each(ST, STRIDE, &mut state.st);
+    bytes.get_each(XMM, STRIDE, &mut state.xmm);
     // Without its bit a component has its initial state: zeros.
-    let in_use = u64::from_le_bytes(get(region, XSTATE_BV));
+    let in_use = u64::from_le_bytes(bytes.get(XSTATE_BV));
     if let (Some(high), true) = (&mut state.ymm_high, in_use & Component::AVX.bit() != 0) {
-        get_each(region, YMM_HIGH, STRIDE, high);
+        bytes.get_each(YMM_HIGH, STRIDE, high);
     }
     if let (Some(at), true) = (offsets.avx512, enabled.contains(StateComponents::AVX512)) {
-        state.avx512 = Some(Box::new(decode_avx512(region, in_use, at)));
+        state.avx512 = Some(Box::new(decode_avx512(&bytes, in_use, at)));
     }
     if let (Some(at), true) = (offsets.pkru, enabled.contains(StateComponents::PKRU)) {
         // Whatever its bit says: KVM keeps PKRU elsewhere and puts it here, on some kernels without the bit
         // (fpu/xstate.c, `__copy_xstate_to_uabi_buf`).
-        state.pkru = Some(u32::from_le_bytes(get(region, at)));
+        state.pkru = Some(u32::from_le_bytes(bytes.get(at)));
     }
     state
 }
 
-fn decode_avx512(region: &Region, in_use: u64, at: Avx512Offsets) -> Avx512State {
+fn decode_avx512(bytes: &Bytes, in_use: u64, at: Avx512Offsets) -> Avx512State {
     let mut state = Avx512State::default();
     if in_use & Component::OPMASK.bit() != 0 {
         for (register, offset) in state.opmask.iter_mut().zip((at.opmask..).step_by(8)) {
-            *register = u64::from_le_bytes(get(region, offset));
+            *register = u64::from_le_bytes(bytes.get(offset));
         }
     }
     let (low, high) = state.zmm_high.split_at_mut(LOW_ZMM);
     if in_use & Component::ZMM_HI256.bit() != 0 {
-        get_each(region, at.zmm_hi256, 32, low);
+        bytes.get_each(at.zmm_hi256, 32, low);
     }
     if in_use & Component::HI16_ZMM.bit() != 0 {
-        get_each(region, at.hi16_zmm, ZMM_STRIDE, &mut state.xmm);
+        bytes.get_each(at.hi16_zmm, ZMM_STRIDE, &mut state.xmm);
         let ymm_high = at.hi16_zmm + ZMM_YMM_HIGH;
-        get_each(region, ymm_high, ZMM_STRIDE, &mut state.ymm_high);
-        get_each(region, at.hi16_zmm + ZMM_HIGH, ZMM_STRIDE, high);
+        bytes.get_each(ymm_high, ZMM_STRIDE, &mut state.ymm_high);
+        bytes.get_each(at.hi16_zmm + ZMM_HIGH, ZMM_STRIDE, high);
     }
     state
 }
@@ -247,50 +269,52 @@ pub(super) fn encode(state: &FpuState, region: &mut Region, offsets: Offsets) {
         avx512,
         pkru,
     } = state;
-    put(region, FCW, &fcw.to_le_bytes());
-    put(region, FSW, &fsw.to_le_bytes());
-    put(region, FTW, &ftw_abridged.to_le_bytes());
-    put(region, FOP, &fop.to_le_bytes());
-    put(region, FIP, &fip.to_le_bytes());
-    put(region, FDP, &fdp.to_le_bytes());
-    put(region, MXCSR, &mxcsr.to_le_bytes());
-    put_each(region, ST, STRIDE, st);
-    put_each(region, XMM, STRIDE, xmm);
+    let mut bytes = Bytes::of(region, state.components());
+    bytes.put(FCW, &fcw.to_le_bytes());
+    bytes.put(FSW, &fsw.to_le_bytes());
+    bytes.put(FTW, &ftw_abridged.to_le_bytes());
+    bytes.put(FOP, &fop.to_le_bytes());
+    bytes.put(FIP, &fip.to_le_bytes());
+    bytes.put(FDP, &fdp.to_le_bytes());
+    bytes.put(MXCSR, &mxcsr.to_le_bytes());
+    bytes.put_each(ST, STRIDE, st);
+    bytes.put_each(XMM, STRIDE, xmm);
     // Without its bit KVM loads a component's initial state instead.
-    let mut in_use = u64::from_le_bytes(get(region, XSTATE_BV)) | X87_AND_SSE;
+    let mut in_use = u64::from_le_bytes(bytes.get(XSTATE_BV)) | X87_AND_SSE;
     if let Some(registers) = ymm_high {
         in_use |= Component::AVX.bit();
-        put_each(region, YMM_HIGH, STRIDE, registers);
+        bytes.put_each(YMM_HIGH, STRIDE, registers);
     }
     if let (Some(state), Some(at)) = (avx512, offsets.avx512) {
         in_use |= AVX512_ALONE;
-        encode_avx512(state, region, at);
+        encode_avx512(state, &mut bytes, at);
     }
     if let (Some(pkru), Some(at)) = (pkru, offsets.pkru) {
         let value = pkru.to_le_bytes();
         // Without its bit KVM leaves PKRU as it is (fpu/core.c, `fpu_copy_uabi_to_guest_fpstate`). So the write of
         // another register sets no PKRU that KVM did not show.
-        if get(region, at) != value {
+        if bytes.get(at) != value {
             in_use |= Component::PKRU.bit();
-            put(region, at, &value);
+            bytes.put(at, &value);
         }
     }
-    put(region, XSTATE_BV, &in_use.to_le_bytes());
+    bytes.put(XSTATE_BV, &in_use.to_le_bytes());
+    bytes.store(region);
 }
 
-fn encode_avx512(state: &Avx512State, region: &mut Region, at: Avx512Offsets) {
+fn encode_avx512(state: &Avx512State, bytes: &mut Bytes, at: Avx512Offsets) {
     let Avx512State {
         opmask,
         zmm_high,
         xmm,
         ymm_high,
     } = state;
-    put_each(region, at.opmask, 8, &opmask.map(u64::to_le_bytes));
+    bytes.put_each(at.opmask, 8, &opmask.map(u64::to_le_bytes));
     let (low, high) = zmm_high.split_at(LOW_ZMM);
-    put_each(region, at.zmm_hi256, 32, low);
-    put_each(region, at.hi16_zmm, ZMM_STRIDE, xmm);
-    put_each(region, at.hi16_zmm + ZMM_YMM_HIGH, ZMM_STRIDE, ymm_high);
-    put_each(region, at.hi16_zmm + ZMM_HIGH, ZMM_STRIDE, high);
+    bytes.put_each(at.zmm_hi256, 32, low);
+    bytes.put_each(at.hi16_zmm, ZMM_STRIDE, xmm);
+    bytes.put_each(at.hi16_zmm + ZMM_YMM_HIGH, ZMM_STRIDE, ymm_high);
+    bytes.put_each(at.hi16_zmm + ZMM_HIGH, ZMM_STRIDE, high);
 }
 
 #[cfg(test)]

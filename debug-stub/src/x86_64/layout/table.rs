@@ -522,7 +522,7 @@ static AVX: [Row; 16] = [
 ];
 const NARROW_YMM: usize = 8;
 
-/// A register of AVX-512 of up to 128 bits: the conversions between its place in the state and a number.
+/// A register of AVX-512 of up to 128 bits, with the conversions to a number and back.
 macro_rules! avx512 {
     ($name:literal, $narrow:expr, $kind:ident, $field:ident[$index:literal], $get:expr, $set:expr) => {
         Row {
@@ -662,6 +662,7 @@ static AVX512: [Row; 72] = [
 ];
 const NARROW_AVX512: usize = 16;
 
+/// What the protection keys of user pages permit.
 static PKEYS: [Row; 1] = [Row {
     name: "pkru",
     narrow: Some("pkru"),
@@ -676,8 +677,8 @@ static PKEYS: [Row; 1] = [Row {
     },
 }];
 
-/// A feature of the description with registers behind those of the `g` packet. So `g` stays as long as QEMU's, and
-/// costs the same whatever the guest enables: GDB asks for each of these with `p` when its user does.
+/// A feature of the description with registers behind those of the `g` packet. So `g` stays as long as QEMU's, whatever
+/// the guest enables: GDB asks for each of these with `p` when its user does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::x86_64) enum Feature {
     /// Registers that QEMU's description lacks.
