@@ -76,6 +76,9 @@ pub(super) fn components(xcr0: u64) -> StateComponents {
     enabled
 }
 
+/// The components that are behind AVX in an area.
+const BEHIND_AVX: StateComponents = StateComponents::AVX512.union(StateComponents::PKRU);
+
 /// Where the components behind AVX are, in bytes: Intel and AMD differ. `None` for what the host lacks.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Offsets {
@@ -122,7 +125,7 @@ impl Offsets {
 fn host_leaf(sub_leaf: u32) -> [u32; 2] {
     const LEAF: u32 = 0xd;
     #[expect(unsafe_code, reason = "CPUID is an intrinsic")]
-    #[allow(unused_unsafe, reason = "the intrinsics are safe from Rust 1.94 on")]
+    #[allow(unused_unsafe, reason = "later versions of Rust have safe ones")]
     // SAFETY: every x86-64 CPU has CPUID.
     let found = unsafe {
         if std::arch::x86_64::__cpuid(0).eax < LEAF {
@@ -133,32 +136,20 @@ fn host_leaf(sub_leaf: u32) -> [u32; 2] {
     [found.eax, found.ebx]
 }
 
-/// The first part of an area, as bytes.
-struct Bytes {
-    bytes: [u8; SIZE],
-    /// How many of them there are. The others are not looked at: they would cost most of a decode.
-    used: usize,
-}
+/// The first `LENGTH` bytes of an area. Most guests have no component behind AVX, and need [`AVX_END`] of them.
+struct Bytes<const LENGTH: usize>([u8; LENGTH]);
 
-impl Bytes {
-    /// As many as the components need: most guests have no component behind AVX.
-    fn of(region: &Region, components: StateComponents) -> Self {
-        let behind_avx = StateComponents::AVX512 | StateComponents::PKRU;
-        let used = if components.intersects(behind_avx) {
-            SIZE
-        } else {
-            AVX_END
-        };
-        let mut bytes = [0; SIZE];
-        for (to, word) in bytes.chunks_exact_mut(4).zip(region).take(used / 4) {
+impl<const LENGTH: usize> Bytes<LENGTH> {
+    fn of(region: &Region) -> Self {
+        let mut bytes = [0; LENGTH];
+        for (to, word) in bytes.chunks_exact_mut(4).zip(region) {
             to.copy_from_slice(&word.to_le_bytes());
         }
-        Self { bytes, used }
+        Self(bytes)
     }
 
     fn store(&self, region: &mut Region) {
-        let words = self.bytes.chunks_exact(4).take(self.used / 4);
-        for (word, from) in region.iter_mut().zip(words) {
+        for (word, from) in region.iter_mut().zip(self.0.chunks_exact(4)) {
             *word = from
                 .iter()
                 .rev()
@@ -169,14 +160,14 @@ impl Bytes {
     /// `N` bytes at `offset`, which lies inside: it is one of the constants above, or was checked in [`Offsets`].
     fn get<const N: usize>(&self, offset: usize) -> [u8; N] {
         let mut value = [0; N];
-        for (to, from) in value.iter_mut().zip(self.bytes.iter().skip(offset)) {
+        for (to, from) in value.iter_mut().zip(self.0.iter().skip(offset)) {
             *to = *from;
         }
         value
     }
 
     fn put(&mut self, offset: usize, value: &[u8]) {
-        for (to, from) in self.bytes.iter_mut().skip(offset).zip(value) {
+        for (to, from) in self.0.iter_mut().skip(offset).zip(value) {
             *to = *from;
         }
     }
@@ -197,124 +188,143 @@ impl Bytes {
 
 /// x87 and SSE state from an XSAVE area that KVM filled, and the state of the components that the guest has `enabled`.
 pub(super) fn decode(region: &Region, enabled: StateComponents, offsets: Offsets) -> FpuState {
-    let bytes = Bytes::of(region, enabled);
-    let mut state = FpuState {
-        st: Default::default(),
-        fcw: u16::from_le_bytes(bytes.get(FCW)),
-        fsw: u16::from_le_bytes(bytes.get(FSW)),
-        ftw_abridged: u8::from_le_bytes(bytes.get(FTW)),
-        fop: u16::from_le_bytes(bytes.get(FOP)),
-        fip: u64::from_le_bytes(bytes.get(FIP)),
-        fdp: u64::from_le_bytes(bytes.get(FDP)),
-        xmm: Default::default(),
-        mxcsr: u32::from_le_bytes(bytes.get(MXCSR)),
-        ymm_high: enabled
-            .contains(StateComponents::AVX)
-            .then_some([[0; 16]; 16]),
-        avx512: None,
-        pkru: None,
-    };
-    bytes.get_each(ST, STRIDE, &mut state.st);
-    bytes.get_each(XMM, STRIDE, &mut state.xmm);
-    // Without its bit a component has its initial state: zeros.
-    let in_use = u64::from_le_bytes(bytes.get(XSTATE_BV));
-    if let (Some(high), true) = (&mut state.ymm_high, in_use & Component::AVX.bit() != 0) {
-        bytes.get_each(YMM_HIGH, STRIDE, high);
+    if enabled.intersects(BEHIND_AVX) {
+        Bytes::<SIZE>::of(region).decode(enabled, offsets)
+    } else {
+        Bytes::<AVX_END>::of(region).decode(enabled, offsets)
     }
-    if let (Some(at), true) = (offsets.avx512, enabled.contains(StateComponents::AVX512)) {
-        state.avx512 = Some(Box::new(decode_avx512(&bytes, in_use, at)));
-    }
-    if let (Some(at), true) = (offsets.pkru, enabled.contains(StateComponents::PKRU)) {
-        // Whatever its bit says: KVM keeps PKRU elsewhere and puts it here, on some kernels without the bit
-        // (fpu/xstate.c, `__copy_xstate_to_uabi_buf`).
-        state.pkru = Some(u32::from_le_bytes(bytes.get(at)));
-    }
-    state
-}
-
-fn decode_avx512(bytes: &Bytes, in_use: u64, at: Avx512Offsets) -> Avx512State {
-    let mut state = Avx512State::default();
-    if in_use & Component::OPMASK.bit() != 0 {
-        for (register, offset) in state.opmask.iter_mut().zip((at.opmask..).step_by(8)) {
-            *register = u64::from_le_bytes(bytes.get(offset));
-        }
-    }
-    let (low, high) = state.zmm_high.split_at_mut(LOW_ZMM);
-    if in_use & Component::ZMM_HI256.bit() != 0 {
-        bytes.get_each(at.zmm_hi256, 32, low);
-    }
-    if in_use & Component::HI16_ZMM.bit() != 0 {
-        bytes.get_each(at.hi16_zmm, ZMM_STRIDE, &mut state.xmm);
-        let ymm_high = at.hi16_zmm + ZMM_YMM_HIGH;
-        bytes.get_each(ymm_high, ZMM_STRIDE, &mut state.ymm_high);
-        bytes.get_each(at.hi16_zmm + ZMM_HIGH, ZMM_STRIDE, high);
-    }
-    state
 }
 
 /// Puts x87 and SSE state into an XSAVE area, and that of the components that `state` has. Leaves the rest of it
 /// alone.
 pub(super) fn encode(state: &FpuState, region: &mut Region, offsets: Offsets) {
-    let FpuState {
-        st,
-        fcw,
-        fsw,
-        ftw_abridged,
-        fop,
-        fip,
-        fdp,
-        xmm,
-        mxcsr,
-        ymm_high,
-        avx512,
-        pkru,
-    } = state;
-    let mut bytes = Bytes::of(region, state.components());
-    bytes.put(FCW, &fcw.to_le_bytes());
-    bytes.put(FSW, &fsw.to_le_bytes());
-    bytes.put(FTW, &ftw_abridged.to_le_bytes());
-    bytes.put(FOP, &fop.to_le_bytes());
-    bytes.put(FIP, &fip.to_le_bytes());
-    bytes.put(FDP, &fdp.to_le_bytes());
-    bytes.put(MXCSR, &mxcsr.to_le_bytes());
-    bytes.put_each(ST, STRIDE, st);
-    bytes.put_each(XMM, STRIDE, xmm);
-    // Without its bit KVM loads a component's initial state instead.
-    let mut in_use = u64::from_le_bytes(bytes.get(XSTATE_BV)) | X87_AND_SSE;
-    if let Some(registers) = ymm_high {
-        in_use |= Component::AVX.bit();
-        bytes.put_each(YMM_HIGH, STRIDE, registers);
+    if state.components().intersects(BEHIND_AVX) {
+        let mut bytes = Bytes::<SIZE>::of(region);
+        bytes.encode(state, offsets);
+        bytes.store(region);
+    } else {
+        let mut bytes = Bytes::<AVX_END>::of(region);
+        bytes.encode(state, offsets);
+        bytes.store(region);
     }
-    if let (Some(state), Some(at)) = (avx512, offsets.avx512) {
-        in_use |= AVX512_ALONE;
-        encode_avx512(state, &mut bytes, at);
-    }
-    if let (Some(pkru), Some(at)) = (pkru, offsets.pkru) {
-        let value = pkru.to_le_bytes();
-        // Without its bit KVM leaves PKRU as it is (fpu/core.c, `fpu_copy_uabi_to_guest_fpstate`). So the write of
-        // another register sets no PKRU that KVM did not show.
-        if bytes.get(at) != value {
-            in_use |= Component::PKRU.bit();
-            bytes.put(at, &value);
-        }
-    }
-    bytes.put(XSTATE_BV, &in_use.to_le_bytes());
-    bytes.store(region);
 }
 
-fn encode_avx512(state: &Avx512State, bytes: &mut Bytes, at: Avx512Offsets) {
-    let Avx512State {
-        opmask,
-        zmm_high,
-        xmm,
-        ymm_high,
-    } = state;
-    bytes.put_each(at.opmask, 8, &opmask.map(u64::to_le_bytes));
-    let (low, high) = zmm_high.split_at(LOW_ZMM);
-    bytes.put_each(at.zmm_hi256, 32, low);
-    bytes.put_each(at.hi16_zmm, ZMM_STRIDE, xmm);
-    bytes.put_each(at.hi16_zmm + ZMM_YMM_HIGH, ZMM_STRIDE, ymm_high);
-    bytes.put_each(at.hi16_zmm + ZMM_HIGH, ZMM_STRIDE, high);
+impl<const LENGTH: usize> Bytes<LENGTH> {
+    fn decode(&self, enabled: StateComponents, offsets: Offsets) -> FpuState {
+        let mut state = FpuState {
+            st: Default::default(),
+            fcw: u16::from_le_bytes(self.get(FCW)),
+            fsw: u16::from_le_bytes(self.get(FSW)),
+            ftw_abridged: u8::from_le_bytes(self.get(FTW)),
+            fop: u16::from_le_bytes(self.get(FOP)),
+            fip: u64::from_le_bytes(self.get(FIP)),
+            fdp: u64::from_le_bytes(self.get(FDP)),
+            xmm: Default::default(),
+            mxcsr: u32::from_le_bytes(self.get(MXCSR)),
+            ymm_high: enabled
+                .contains(StateComponents::AVX)
+                .then_some([[0; 16]; 16]),
+            avx512: None,
+            pkru: None,
+        };
+        self.get_each(ST, STRIDE, &mut state.st);
+        self.get_each(XMM, STRIDE, &mut state.xmm);
+        // Without its bit a component has its initial state: zeros.
+        let in_use = u64::from_le_bytes(self.get(XSTATE_BV));
+        if let (Some(high), true) = (&mut state.ymm_high, in_use & Component::AVX.bit() != 0) {
+            self.get_each(YMM_HIGH, STRIDE, high);
+        }
+        if let (Some(at), true) = (offsets.avx512, enabled.contains(StateComponents::AVX512)) {
+            state.avx512 = Some(Box::new(self.decode_avx512(in_use, at)));
+        }
+        if let (Some(at), true) = (offsets.pkru, enabled.contains(StateComponents::PKRU)) {
+            // Whatever its bit says: KVM keeps PKRU elsewhere and puts it here, on some kernels without the bit
+            // (fpu/xstate.c, `__copy_xstate_to_uabi_buf`).
+            state.pkru = Some(u32::from_le_bytes(self.get(at)));
+        }
+        state
+    }
+
+    fn decode_avx512(&self, in_use: u64, at: Avx512Offsets) -> Avx512State {
+        let mut state = Avx512State::default();
+        if in_use & Component::OPMASK.bit() != 0 {
+            for (register, offset) in state.opmask.iter_mut().zip((at.opmask..).step_by(8)) {
+                *register = u64::from_le_bytes(self.get(offset));
+            }
+        }
+        let (low, high) = state.zmm_high.split_at_mut(LOW_ZMM);
+        if in_use & Component::ZMM_HI256.bit() != 0 {
+            self.get_each(at.zmm_hi256, 32, low);
+        }
+        if in_use & Component::HI16_ZMM.bit() != 0 {
+            self.get_each(at.hi16_zmm, ZMM_STRIDE, &mut state.xmm);
+            let ymm_high = at.hi16_zmm + ZMM_YMM_HIGH;
+            self.get_each(ymm_high, ZMM_STRIDE, &mut state.ymm_high);
+            self.get_each(at.hi16_zmm + ZMM_HIGH, ZMM_STRIDE, high);
+        }
+        state
+    }
+
+    fn encode(&mut self, state: &FpuState, offsets: Offsets) {
+        let FpuState {
+            st,
+            fcw,
+            fsw,
+            ftw_abridged,
+            fop,
+            fip,
+            fdp,
+            xmm,
+            mxcsr,
+            ymm_high,
+            avx512,
+            pkru,
+        } = state;
+        self.put(FCW, &fcw.to_le_bytes());
+        self.put(FSW, &fsw.to_le_bytes());
+        self.put(FTW, &ftw_abridged.to_le_bytes());
+        self.put(FOP, &fop.to_le_bytes());
+        self.put(FIP, &fip.to_le_bytes());
+        self.put(FDP, &fdp.to_le_bytes());
+        self.put(MXCSR, &mxcsr.to_le_bytes());
+        self.put_each(ST, STRIDE, st);
+        self.put_each(XMM, STRIDE, xmm);
+        // Without its bit KVM loads a component's initial state instead.
+        let mut in_use = u64::from_le_bytes(self.get(XSTATE_BV)) | X87_AND_SSE;
+        if let Some(registers) = ymm_high {
+            in_use |= Component::AVX.bit();
+            self.put_each(YMM_HIGH, STRIDE, registers);
+        }
+        if let (Some(state), Some(at)) = (avx512, offsets.avx512) {
+            in_use |= AVX512_ALONE;
+            self.encode_avx512(state, at);
+        }
+        if let (Some(pkru), Some(at)) = (pkru, offsets.pkru) {
+            let value = pkru.to_le_bytes();
+            // Without its bit KVM leaves PKRU as it is (fpu/core.c, `fpu_copy_uabi_to_guest_fpstate`). So the write of
+            // another register sets no PKRU that KVM did not show.
+            if self.get(at) != value {
+                in_use |= Component::PKRU.bit();
+                self.put(at, &value);
+            }
+        }
+        self.put(XSTATE_BV, &in_use.to_le_bytes());
+    }
+
+    fn encode_avx512(&mut self, state: &Avx512State, at: Avx512Offsets) {
+        let Avx512State {
+            opmask,
+            zmm_high,
+            xmm,
+            ymm_high,
+        } = state;
+        self.put_each(at.opmask, 8, &opmask.map(u64::to_le_bytes));
+        let (low, high) = zmm_high.split_at(LOW_ZMM);
+        self.put_each(at.zmm_hi256, 32, low);
+        self.put_each(at.hi16_zmm, ZMM_STRIDE, xmm);
+        self.put_each(at.hi16_zmm + ZMM_YMM_HIGH, ZMM_STRIDE, ymm_high);
+        self.put_each(at.hi16_zmm + ZMM_HIGH, ZMM_STRIDE, high);
+    }
 }
 
 #[cfg(test)]
