@@ -24,6 +24,7 @@ use common::simulated::{Shared, Simulated};
 use common::{LONG, eventually, frame, machine};
 use debug_stub::SessionConfig;
 use debug_stub::server::{GdbServer, Listener};
+use debug_stub::x86_64::Avx512State;
 use debug_stub::x86_64::simulated::{ENTRY, SimulatedMachine as Machine, code};
 use event_manager::{EventManager, SubscriberOps};
 use vcpu_caps::Capability;
@@ -152,6 +153,54 @@ fn gdb_sees_registers_threads_and_memory_and_steps() {
         );
     }
     eventually("released", || server.releases() == 1);
+}
+
+/// A `g` of QEMU's length is shorter than GDB's registers: it asks for the others with `p`, and its `G` is as short.
+#[test]
+fn gdb_reads_and_writes_avx512_and_pkru_behind_a_short_g() {
+    let server = Server::new(nops().with_registers(|file| {
+        let mut state = Avx512State::default();
+        state.opmask[3] = 0x123;
+        state.zmm_high[1] = [0x44; 32];
+        (state.xmm[4], state.ymm_high[4]) = ([0x20; 16], [0x21; 16]);
+        state.zmm_high[20] = [0x22; 32];
+        file.fpu.xmm[1] = [0x11; 16];
+        file.fpu.ymm_high = Some([[0x22; 16]; 16]);
+        file.fpu.avx512 = Some(Box::new(state));
+        file.fpu.pkru = Some(0x5555_5554);
+    }));
+    let text = server.gdb(&[
+        "p/x $pkru",
+        "p/x $k3",
+        "p/x $zmm1.v8_int64",
+        "p/x $zmm20.v8_int64",
+        "set var $k3 = 0x456",
+        "set var $zmm1.v8_int64[7] = 7",
+        "set var $pkru = 8",
+        "set remote P-packet off",
+        "set var $rcx = 0x99",
+        "stepi",
+        "maint flush register-cache",
+        "p/x $rcx",
+        "p/x $k3",
+        "p/x $zmm1.v8_int64",
+        "p/x $pkru",
+        "detach",
+    ]);
+    for part in [
+        "$1 = 0x55555554\n",
+        "$2 = 0x123\n",
+        "$3 = {0x1111111111111111, 0x1111111111111111, 0x2222222222222222, 0x2222222222222222, \
+         0x4444444444444444, 0x4444444444444444, 0x4444444444444444, 0x4444444444444444}",
+        "$4 = {0x2020202020202020, 0x2020202020202020, 0x2121212121212121, 0x2121212121212121, \
+         0x2222222222222222, 0x2222222222222222, 0x2222222222222222, 0x2222222222222222}",
+        "$5 = 0x99\n",
+        "$6 = 0x456\n",
+        "0x4444444444444444, 0x4444444444444444, 0x4444444444444444, 0x7}",
+        "$8 = 0x8\n",
+    ] {
+        assert!(text.contains(part), "{part}\n---\n{text}");
+    }
 }
 
 #[test]

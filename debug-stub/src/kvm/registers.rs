@@ -9,11 +9,11 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 
-use super::fxsave;
+use super::fxsave::{self, Offsets};
 use crate::x86_64::bits::CR4_OSXSAVE;
 use crate::x86_64::{
     CoreRegisters, DebugRegisters, DescriptorTable, RegisterFile, RegisterGroups, Segment,
-    SpecialRegisters,
+    SpecialRegisters, StateComponents,
 };
 
 /// IA32_KERNEL_GS_BASE (SDM 4, table 2-2).
@@ -66,8 +66,13 @@ pub(super) fn read_registers(
     if groups.contains(RegisterGroups::FPU) {
         // Not KVM_GET_FPU: that leaves MXCSR out (x86.c, `kvm_arch_vcpu_ioctl_get_fpu`).
         let xsave = vcpu.get_xsave().map_err(ioctl("KVM_GET_XSAVE"))?;
-        let avx = file.special.cr4 & CR4_OSXSAVE != 0 && avx_in_xcr0(vcpu);
-        file.fpu = fxsave::decode(&xsave.region, avx);
+        // XCR0 is in force if CR4.OSXSAVE is set (SDM 1 13.3).
+        let enabled = if file.special.cr4 & CR4_OSXSAVE == 0 {
+            StateComponents::empty()
+        } else {
+            fxsave::components(xcr0(vcpu))
+        };
+        file.fpu = fxsave::decode(&xsave.region, enabled, Offsets::of_host());
     }
     if groups.contains(RegisterGroups::MSRS) {
         file.kernel_gs_base = read_msr(vcpu, MSR_KERNEL_GS_BASE)?;
@@ -99,7 +104,7 @@ pub(super) fn write_registers(
     }
     if groups.contains(RegisterGroups::FPU) {
         let mut xsave = vcpu.get_xsave().map_err(ioctl("KVM_GET_XSAVE"))?;
-        fxsave::encode(&file.fpu, &mut xsave.region);
+        fxsave::encode(&file.fpu, &mut xsave.region, Offsets::of_host());
         #[expect(
             unsafe_code,
             reason = "kvm-ioctls leaves the size of the buffer to the caller"
@@ -125,17 +130,14 @@ pub(super) fn write_registers(
     Ok(())
 }
 
-/// XCR0 bits 2:1, of a guest that has set CR4.OSXSAVE (SDM 1 14.3). A KVM without XCR0 has none.
-fn avx_in_xcr0(vcpu: &VcpuFd) -> bool {
-    const SSE_AND_AVX: u64 = 0b110;
+/// XCR0. A KVM without one has no component to enable.
+fn xcr0(vcpu: &VcpuFd) -> u64 {
     let Ok(all) = vcpu.get_xcrs() else {
-        return false;
+        return 0;
     };
     let count = usize::try_from(all.nr_xcrs).unwrap_or(0);
-    all.xcrs
-        .iter()
-        .take(count)
-        .any(|xcr| xcr.xcr == 0 && xcr.value & SSE_AND_AVX == SSE_AND_AVX)
+    let found = all.xcrs.iter().take(count).find(|xcr| xcr.xcr == 0);
+    found.map_or(0, |xcr| xcr.value)
 }
 
 fn get_debug_registers(vcpu: &VcpuFd) -> Result<kvm_debugregs, RegistersError> {

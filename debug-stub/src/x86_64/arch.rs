@@ -8,8 +8,8 @@ use vcpu_caps::{HwBreakpoint, HwBreakpointKind};
 use super::paging::{region, translate, write_regions, write_translation, write_walk};
 use super::text::{write_debug_registers, write_registers};
 use super::{
-    Mode, RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, View, WriteError, linux, msr,
-    target_xml, write_all,
+    Mode, RegisterFile, RegisterGroups, RegisterId, SpecialRegisters, StateComponents, View,
+    WriteError, linux, msr, target_xml, write_all,
 };
 use crate::address::GuestVirtAddr;
 use crate::arch::{Arch, DebugSlots, Mapped, Region};
@@ -37,7 +37,7 @@ impl Arch for X86_64 {
     const COMPARES: bool = true;
 
     const REGISTER_BYTES: usize = View::LONGEST;
-    const WIDEST_VIEW: View = View::X86_64.with_avx(true);
+    const WIDEST_VIEW: View = View::X86_64.with(StateComponents::all());
 
     /// INT3 (SDM 2A).
     const BREAKPOINT: &'static [u8] = &[0xcc];
@@ -48,7 +48,7 @@ impl Arch for X86_64 {
     fn view(registers: &RegisterFile, named: Option<View>) -> View {
         named
             .unwrap_or_else(|| Mode::of(registers).view())
-            .with_avx(registers.fpu.ymm_high.is_some())
+            .with(registers.fpu.components())
     }
 
     fn view_name(view: View) -> &'static str {
@@ -121,7 +121,7 @@ impl Arch for X86_64 {
     }
 
     fn read_register(register: RegisterId, from: &RegisterFile, value: &mut Vec<u8>) -> bool {
-        let mut bytes = [0; 16];
+        let mut bytes = [0; RegisterId::LONGEST];
         let Some(length) = register.read(from, &mut bytes) else {
             return false;
         };

@@ -23,7 +23,7 @@ use thiserror::Error;
 use super::{Mode, RegisterFile, RegisterGroups, View};
 use crate::GuestMemory;
 
-pub(super) use table::Kind;
+pub(super) use table::{Feature, Kind};
 use table::{Row, Rule};
 pub use write::write_all;
 
@@ -94,6 +94,9 @@ impl View {
 }
 
 impl RegisterId {
+    /// Size of the longest register in bytes.
+    pub const LONGEST: usize = 32;
+
     /// GDB's number.
     #[must_use]
     pub fn number(self) -> usize {
@@ -122,6 +125,12 @@ impl RegisterId {
         self.row().kind
     }
 
+    /// The feature of the description that it is in, or `None` if it is in the `g` packet.
+    pub(super) fn feature(self) -> Option<Feature> {
+        let behind_g = self.number().checked_sub(table::count_in_g(self.view))?;
+        table::behind_g(self.view, behind_g).map(|(feature, _)| feature)
+    }
+
     /// The groups that hold it: what must be filled before a read.
     #[must_use]
     pub fn groups(self) -> RegisterGroups {
@@ -145,9 +154,17 @@ impl RegisterId {
     }
 
     /// Puts the value, little-endian, into the first bytes of `value`. Returns their number, or `None` if the
-    /// view has too few bits for the value.
-    pub fn read(self, registers: &RegisterFile, value: &mut [u8; 16]) -> Option<usize> {
-        *value = self.shown(registers)?.to_le_bytes();
+    /// view has too few bits for the value, or the guest has not enabled its state component.
+    pub fn read(self, registers: &RegisterFile, value: &mut [u8; Self::LONGEST]) -> Option<usize> {
+        if let Rule::ZmmHigh(index) = self.row().rule {
+            *value = *registers.fpu.avx512.as_ref()?.zmm_high.get(index)?;
+        } else {
+            *value = [0; Self::LONGEST];
+            let shown = self.shown(registers)?.to_le_bytes();
+            for (to, from) in value.iter_mut().zip(shown) {
+                *to = from;
+            }
+        }
         Some(self.size_bytes())
     }
 
@@ -172,11 +189,12 @@ impl RegisterId {
         write::write_one(self, registers, memory, value)
     }
 
-    /// Returns the value as GDB sees it, or `None` if it is unavailable.
+    /// Returns the value as GDB sees it, or `None` if it is unavailable. Of 128 bits at most: it is 0 for
+    /// [`Rule::ZmmHigh`].
     fn shown(self, registers: &RegisterFile) -> Option<u128> {
         let shown = match self.row().rule {
             Rule::ProgramCounter => true,
-            Rule::Avx => registers.fpu.ymm_high.is_some(),
+            Rule::Component(component) => registers.fpu.components().contains(component),
             _ => self.is_whole(registers),
         };
         shown.then(|| self.value(registers))
@@ -190,7 +208,7 @@ impl RegisterId {
 
     /// The bits of the register.
     fn mask(self) -> u128 {
-        u128::MAX >> (128 - 8 * self.size_bytes())
+        u128::MAX >> 128usize.saturating_sub(8 * self.size_bytes())
     }
 
     /// Returns `true` if the view has enough bits for the value.
@@ -213,7 +231,7 @@ impl RegisterId {
 /// few bits for is zeros here; the packet calls it unavailable.
 pub fn read_all(view: View, registers: &RegisterFile, data: &mut Vec<u8>) {
     for id in view.registers_in_g() {
-        let mut value = [0; 16];
+        let mut value = [0; RegisterId::LONGEST];
         let length = id.read(registers, &mut value).unwrap_or(id.size_bytes());
         data.extend(value.iter().take(length));
     }
@@ -275,6 +293,14 @@ pub enum WriteError {
         value: u64,
         /// The rule that it breaks.
         reason: &'static str,
+    },
+    /// A register of a state component that XCR0 does not enable.
+    #[error("{register} cannot be written: the guest has not enabled {component}")]
+    NotEnabled {
+        /// The register's name.
+        register: &'static str,
+        /// The component.
+        component: &'static str,
     },
     /// A selector whose descriptor cannot be loaded.
     #[error("{register} cannot be {selector:#x}: {reason}")]

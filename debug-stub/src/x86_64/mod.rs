@@ -25,8 +25,8 @@ pub use paging::{
     Translation, mappings, read_virtual, translate, translate_with, write_virtual,
 };
 pub use registers::{
-    CoreRegisters, DebugRegisters, DescriptorTable, FpuState, RegisterFile, RegisterGroups,
-    Segment, SpecialRegisters,
+    Avx512State, CoreRegisters, DebugRegisters, DescriptorTable, FpuState, RegisterFile,
+    RegisterGroups, Segment, SpecialRegisters, StateComponents,
 };
 pub use step::{Mend, Progress, Settlement, StepClass, StepPlan};
 pub use target_xml::target_xml;

@@ -1,7 +1,7 @@
 //! The mode of a vCPU, and what GDB sees of one in each mode.
 
-use super::RegisterFile;
 use super::bits::{CR0_PE, EFER_LMA, RFLAGS_VM};
+use super::{RegisterFile, StateComponents};
 
 /// What the CPU makes of the next instruction's bytes (SDM 3A 2.2 and 3.4.5, flag D/B and L).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,11 +80,11 @@ impl Mode {
 }
 
 /// A target description: the architecture by which GDB disassembles, and the registers with their numbers and
-/// sizes. Of two without AVX, or with it, the greater one shows all that the other one does.
+/// sizes. Of two with the same state components, the greater one shows all that the other one does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct View {
     code: CodeSize,
-    avx: bool,
+    components: StateComponents,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,23 +101,31 @@ impl View {
     pub const I386: Self = Self::of(CodeSize::Bits32);
     /// 64-bit code, 64-bit registers.
     pub const X86_64: Self = Self::of(CodeSize::Bits64);
-    /// All views without AVX.
+    /// All views, with x87 and SSE only.
     pub const ALL: [Self; 3] = [Self::I8086, Self::I386, Self::X86_64];
 
     const fn of(code: CodeSize) -> Self {
-        Self { code, avx: false }
+        Self {
+            code,
+            components: StateComponents::empty(),
+        }
     }
 
-    /// This view with or without the upper halves of the YMM registers.
+    /// This view with the registers of these state components, and of no others. AVX-512 needs AVX.
     #[must_use]
-    pub const fn with_avx(self, avx: bool) -> Self {
-        Self { avx, ..self }
+    pub const fn with(self, components: StateComponents) -> Self {
+        let components = if components.contains(StateComponents::AVX) {
+            components
+        } else {
+            components.difference(StateComponents::AVX512)
+        };
+        Self { components, ..self }
     }
 
-    /// Returns `true` if it has the upper halves of the YMM registers.
+    /// The state components whose registers it has.
     #[must_use]
-    pub const fn has_avx(self) -> bool {
-        self.avx
+    pub const fn components(self) -> StateComponents {
+        self.components
     }
 
     /// GDB's name of the architecture.
@@ -139,7 +147,7 @@ impl View {
         }
     }
 
-    /// The view with this name, if there is one, without AVX.
+    /// The view with this name, if there is one, with x87 and SSE only.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|view| view.name() == name)

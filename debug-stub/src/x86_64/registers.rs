@@ -23,6 +23,20 @@ bitflags! {
     }
 }
 
+bitflags! {
+    /// XSAVE's state components beyond x87 and SSE whose registers a debugger can name (SDM 1 13.1). A guest has one if
+    /// it has set CR4.OSXSAVE and enabled the component in XCR0 (SDM 1 13.3).
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+    pub struct StateComponents: u8 {
+        /// The upper halves of YMM0-YMM15: XCR0 bit 2.
+        const AVX = 0b001;
+        /// Opmask, ZMM_Hi256 and Hi16_ZMM: XCR0 bits 7:5, which need bit 2.
+        const AVX512 = 0b010;
+        /// PKRU: XCR0 bit 9.
+        const PKRU = 0b100;
+    }
+}
+
 /// All registers of a vCPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegisterFile {
@@ -30,7 +44,7 @@ pub struct RegisterFile {
     pub core: CoreRegisters,
     /// Segments, descriptor tables, control registers.
     pub special: SpecialRegisters,
-    /// x87, SSE and AVX.
+    /// What XSAVE holds.
     pub fpu: FpuState,
     /// IA32_KERNEL_GS_BASE.
     pub kernel_gs_base: u64,
@@ -154,7 +168,7 @@ pub struct SpecialRegisters {
     pub apic_base: u64,
 }
 
-/// x87, SSE and AVX state, as XSAVE holds it (SDM 1 10.5.1, 13.4).
+/// x87, SSE, AVX and AVX-512 state and PKRU, as XSAVE holds them (SDM 1 10.5.1, 13.4, 13.5).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FpuState {
     /// ST0-ST7 in stack order, 80 bits each.
@@ -177,6 +191,35 @@ pub struct FpuState {
     pub mxcsr: u32,
     /// Bits 255:128 of YMM0-YMM15, if the guest has enabled AVX in XCR0.
     pub ymm_high: Option<[[u8; 16]; 16]>,
+    /// AVX-512 state, if the guest has enabled it in XCR0. In a box: most guests have not.
+    pub avx512: Option<Box<Avx512State>>,
+    /// PKRU, if the guest has enabled it in XCR0.
+    pub pkru: Option<u32>,
+}
+
+impl FpuState {
+    /// The components that the guest has enabled.
+    #[must_use]
+    pub fn components(&self) -> StateComponents {
+        let mut enabled = StateComponents::empty();
+        enabled.set(StateComponents::AVX, self.ymm_high.is_some());
+        enabled.set(StateComponents::AVX512, self.avx512.is_some());
+        enabled.set(StateComponents::PKRU, self.pkru.is_some());
+        enabled
+    }
+}
+
+/// AVX-512 state (SDM 1 15.2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Avx512State {
+    /// K0-K7.
+    pub opmask: [u64; 8],
+    /// Bits 511:256 of ZMM0-ZMM31.
+    pub zmm_high: [[u8; 32]; 32],
+    /// Bits 127:0 of ZMM16-ZMM31.
+    pub xmm: [[u8; 16]; 16],
+    /// Bits 255:128 of ZMM16-ZMM31.
+    pub ymm_high: [[u8; 16]; 16],
 }
 
 impl RegisterFile {

@@ -7,8 +7,8 @@
 
 use core::fmt::Write as _;
 
-use super::layout::Kind;
-use super::{RegisterId, View};
+use super::layout::{Feature, Kind};
+use super::{RegisterId, StateComponents, View};
 
 /// `target.xml` for a view, complete: it includes no other annex.
 ///
@@ -46,7 +46,7 @@ pub fn target_xml(view: View) -> String {
     for id in view.registers_in_g().filter(|id| !is_sse(id)) {
         register(&mut xml, id, view);
     }
-    if view.has_avx() {
+    if view.components().contains(StateComponents::AVX) {
         // GDB wants a feature for SSE beside one for AVX.
         feature(&mut xml, "org.gnu.gdb.i386.sse");
         vector_types(&mut xml);
@@ -55,20 +55,15 @@ pub fn target_xml(view: View) -> String {
     for id in view.registers_in_g().filter(is_sse) {
         register(&mut xml, id, view);
     }
-    feature(&mut xml, "org.rust-vmm.debug-stub.x86.system");
-    for flags in &SYSTEM_FLAGS {
-        flags_type(&mut xml, flags, view);
-    }
-    let is_avx = |id: &RegisterId| id.kind() == Kind::YmmHigh;
-    let more = || view.registers().skip(view.registers_in_g().count());
-    for id in more().filter(|id| !is_avx(id)) {
-        register(&mut xml, id, view);
-    }
-    if view.has_avx() {
-        feature(&mut xml, "org.gnu.gdb.i386.avx");
-        for id in more().filter(is_avx) {
-            register(&mut xml, id, view);
+    let mut current = None;
+    for id in view.registers().skip(view.registers_in_g().count()) {
+        let of = id.feature();
+        if let (true, Some(of)) = (of != current, of) {
+            feature(&mut xml, of.name());
+            types_of(&mut xml, of, view);
         }
+        current = of;
+        register(&mut xml, id, view);
     }
     xml.push_str("</feature>\n</target>\n");
     xml
@@ -79,10 +74,26 @@ fn feature(xml: &mut String, name: &str) {
     line(xml, format_args!("</feature>\n<feature name=\"{name}\">"));
 }
 
+/// The types of a feature's registers: GDB knows those of no other feature.
+fn types_of(xml: &mut String, feature: Feature, view: View) {
+    match feature {
+        Feature::System => {
+            for flags in &SYSTEM_FLAGS {
+                flags_type(xml, flags, view);
+            }
+        }
+        Feature::Avx512 => {
+            vector_types(xml);
+            vector(xml, ZMM_HIGH);
+        }
+        Feature::Avx | Feature::Pkeys => {}
+    }
+}
+
 fn register(xml: &mut String, id: RegisterId, view: View) {
     let (bits, name) = (id.size_bytes() * 8, id.name());
     let (kind, mut group) = gdb_type(id.kind(), view);
-    if id.number() >= view.registers_in_g().count() && id.kind() != Kind::YmmHigh {
+    if id.feature() == Some(Feature::System) {
         // GDB knows no groups of a description on x86 (13): it shows these with the general registers.
         group = " group=\"system\"";
     }
@@ -114,6 +125,12 @@ fn gdb_type(kind: Kind, view: View) -> (&'static str, &'static str) {
         Kind::X87Control => ("int", " group=\"float\""),
         Kind::Vector => ("vec128", ""),
         Kind::YmmHigh => ("uint128", ""),
+        Kind::ZmmHigh => {
+            let (id, _, _) = ZMM_HIGH;
+            (id, "")
+        }
+        Kind::Opmask => ("uint64", ""),
+        Kind::Pkru => ("uint32", ""),
         Kind::Mxcsr => (MXCSR.id, " group=\"vector\""),
         Kind::Rights => (RIGHTS.id, ""),
         Kind::Dr6 => (DR6.id, ""),
@@ -147,11 +164,8 @@ fn flags_type(xml: &mut String, flags: &Flags, view: View) {
 }
 
 fn vector_types(xml: &mut String) {
-    for (id, element, count) in VECTORS {
-        line(
-            xml,
-            format_args!("<vector id=\"{id}\" type=\"{element}\" count=\"{count}\"/>"),
-        );
+    for kind in VECTORS {
+        vector(xml, kind);
     }
     xml.push_str("<union id=\"vec128\">\n");
     for (field, kind) in VECTOR_VIEWS {
@@ -161,6 +175,13 @@ fn vector_types(xml: &mut String) {
         );
     }
     xml.push_str("</union>\n");
+}
+
+fn vector(xml: &mut String, (id, element, count): VectorType) {
+    line(
+        xml,
+        format_args!("<vector id=\"{id}\" type=\"{element}\" count=\"{count}\"/>"),
+    );
 }
 
 const FLAGS: [Flags; 6] = [EFLAGS, CR0, CR3, CR4, EFER, MXCSR];
@@ -364,7 +385,12 @@ const MXCSR: Flags = Flags {
 };
 
 /// Type, element, number of elements.
-const VECTORS: [(&str, &str, u8); 6] = [
+type VectorType = (&'static str, &'static str, u8);
+
+/// Bits 511:256 of a ZMM register.
+const ZMM_HIGH: VectorType = ("v2ui128", "uint128", 2);
+
+const VECTORS: [VectorType; 6] = [
     ("v4f", "ieee_single", 4),
     ("v2d", "ieee_double", 2),
     ("v16i8", "int8", 16),

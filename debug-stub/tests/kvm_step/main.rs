@@ -20,12 +20,14 @@ mod started;
 use std::sync::atomic::Ordering;
 
 use debug_stub::kvm::KvmVcpu;
-use debug_stub::x86_64::RegisterGroups;
+
 use debug_stub::x86_64::stepper::Vcpu as _;
+use debug_stub::x86_64::{RegisterGroups, StateComponents};
 use debug_stub::{
     Armed, GuestMemory, GuestPhysAddr, StepOrder, StopReason, VcpuOrder, WatchAccess,
 };
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_segment};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_segment, kvm_xcrs};
+use kvm_ioctls::Kvm;
 use vcpu_caps::{
     Capability, DebugIntent, Evidence, HwBreakpoint, HwBreakpointKind, Mechanism, Minimum, Owner,
     Profile, negotiate,
@@ -441,6 +443,86 @@ fn floating_point_registers_are_written_and_read_back_mxcsr_among_them() {
     assert_eq!(after.fpu, file.fpu);
     assert_eq!(after.kernel_gs_base, 0x1234_5678);
 }
+
+/// Those of AVX, AVX-512 and PKRU that this host and its KVM have, and no others.
+#[test]
+fn state_components_that_a_guest_enables_are_written_and_read_back() {
+    let mut guest = Guest::new(&[0x90, 0xeb, 0xfe]);
+    let cpuid = Kvm::new()
+        .unwrap()
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .unwrap();
+    let leaf = |function| {
+        let mut leaves = cpuid.as_slice().iter();
+        leaves.find(move |leaf| leaf.function == function && leaf.index == 0)
+    };
+    let xsave = leaf(1).is_some_and(|leaf| leaf.ecx & XSAVE != 0);
+    let can: u64 = leaf(0xd).map_or(0, |leaf| leaf.eax).into();
+    // XCR0 bits, SDM 1 13.3.
+    let mut xcr0 = 0b11;
+    let mut expected = StateComponents::empty();
+    for (bits, component) in [
+        (0x4, StateComponents::AVX),
+        (0xe0, StateComponents::AVX512),
+        (0x200, StateComponents::PKRU),
+    ] {
+        if xsave && can & bits == bits {
+            xcr0 |= bits;
+            expected |= component;
+        }
+    }
+    let fd = &guest.vcpu.fd;
+    fd.set_cpuid2(&cpuid).unwrap();
+    if xsave {
+        let mut xcrs = kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        };
+        xcrs.xcrs[0].value = xcr0;
+        fd.set_xcrs(&xcrs).unwrap();
+    }
+    let none = guest.registers().fpu.components();
+    assert_eq!(none, StateComponents::empty(), "CR4.OSXSAVE is clear");
+    if xsave {
+        let mut sregs = guest.vcpu.fd.get_sregs().unwrap();
+        sregs.cr4 |= OSXSAVE;
+        guest.vcpu.fd.set_sregs(&sregs).unwrap();
+    }
+
+    let mut file = guest.registers();
+    assert_eq!(file.fpu.components(), expected, "XCR0 is {xcr0:#x}");
+    for (n, register) in (1..).zip(file.fpu.ymm_high.iter_mut().flatten()) {
+        *register = [n; 16];
+    }
+    if let Some(state) = &mut file.fpu.avx512 {
+        for (n, register) in (1..).zip(&mut state.opmask) {
+            *register = 0x1111_1111_1111_1111 * n;
+        }
+        for (n, register) in (0x20..).zip(&mut state.zmm_high) {
+            *register = [n; 32];
+        }
+        let low = state.xmm.iter_mut().chain(&mut state.ymm_high);
+        for (n, register) in (0x60..).zip(low) {
+            *register = [n; 16];
+        }
+    }
+    if let Some(pkru) = &mut file.fpu.pkru {
+        *pkru = 0x5555_5554;
+    }
+    guest.vcpu.write_registers(RegisterGroups::FPU, &file);
+    assert_eq!(guest.step(), StopReason::Step);
+    assert_eq!(guest.registers().fpu, file.fpu);
+    // Back to the initial state.
+    file.fpu.avx512 = file.fpu.avx512.map(|_| Box::default());
+    file.fpu.pkru = file.fpu.pkru.map(|_| 0);
+    guest.vcpu.write_registers(RegisterGroups::FPU, &file);
+    assert_eq!(guest.registers().fpu, file.fpu);
+}
+
+/// CPUID leaf 1, ECX.
+const XSAVE: u32 = 1 << 26;
+/// CR4.OSXSAVE.
+const OSXSAVE: u64 = 1 << 18;
 
 /// What this host was seen not to do is refused, with these words. `rigs/matrix` reads the line.
 fn assert_refused(capability: Capability, reason: &StopReason, words: &str) {

@@ -2,7 +2,7 @@
 
 use super::*;
 use debug_stub::Description;
-use debug_stub::x86_64::{View, target_xml};
+use debug_stub::x86_64::{Avx512State, StateComponents, View, target_xml};
 
 /// What the client is sent as target.xml.
 fn description(rig: &mut Rig) -> String {
@@ -256,7 +256,7 @@ fn a_guest_that_has_enabled_avx_has_its_registers_for_clients_that_ask() {
         text.contains("other registers since. In GDB type"),
         "{text}"
     );
-    let avx = View::X86_64.with_avx(true);
+    let avx = View::X86_64.with(StateComponents::AVX);
     assert_eq!(description(&mut rig), target_xml(avx));
     assert_eq!(rig.ask("p64"), "5a".repeat(16));
     assert_eq!(rig.ask("g").len(), 2 * 608);
@@ -269,6 +269,56 @@ fn a_guest_that_has_enabled_avx_has_its_registers_for_clients_that_ask() {
     rig.session.stopped(Vec::new());
     assert_eq!(rig.ask("p64"), "xx");
     assert_eq!(rig.ask(format!("P64={}", "77".repeat(16))), "E16");
+}
+
+#[test]
+fn a_guest_that_has_enabled_avx512_and_pkru_has_them_behind_a_g_packet_of_the_same_length() {
+    let mut rig = spinning(2);
+    for vcpu in 0..2 {
+        let fpu = &mut registers_mut(rig.machine(), vcpu).fpu;
+        let mut state = Avx512State::default();
+        state.opmask[1] = 0x1122_3344_5566_7788;
+        state.zmm_high[31] = [0x5a; 32];
+        state.xmm[0] = [0x16; 16];
+        fpu.ymm_high = Some([[0; 16]; 16]);
+        fpu.avx512 = Some(Box::new(state));
+        fpu.pkru = Some(0x5555_5554);
+    }
+    rig.session.stopped(Vec::new());
+    let all = View::X86_64.with(StateComponents::all());
+    assert_eq!(description(&mut rig), target_xml(all));
+    let g = rig.ask("g");
+    assert_eq!(g.len(), 2 * 608);
+    // k1, zmm31h, xmm16, pkru: 117, 155, 156 and 188.
+    assert_eq!(rig.ask("p75"), "8877665544332211");
+    assert_eq!(rig.ask("p9b"), "5a".repeat(32));
+    assert_eq!(rig.ask("p9c"), "16".repeat(16));
+    assert_eq!(rig.ask("pbc"), "54555555");
+    assert_eq!(rig.ask("pbd"), "E0e");
+    for (number, digits, size) in [("75", "21", 8), ("9b", "77", 32), ("bc", "0c", 4)] {
+        let written = digits.repeat(size);
+        assert_eq!(rig.ask(format!("P{number}={written}")), "OK");
+        assert_eq!(rig.ask(format!("p{number}")), written);
+        let short = digits.repeat(size - 1);
+        assert_eq!(rig.ask(format!("P{number}={short}")), "E16");
+    }
+    // A `G` of the same length changes none of them.
+    assert_eq!(rig.ask(format!("G{g}")), "OK");
+    let fpu = &registers(rig.machine(), 0).fpu;
+    let state = fpu.avx512.as_ref().unwrap();
+    assert_eq!(
+        (state.opmask[1], fpu.pkru),
+        (0x2121_2121_2121_2121, Some(0x0c0c_0c0c))
+    );
+    assert_eq!((state.zmm_high[31], state.xmm[0]), ([0x77; 32], [0x16; 16]));
+    // A vCPU without them.
+    let fpu = &mut registers_mut(rig.machine(), 0).fpu;
+    (fpu.avx512, fpu.pkru) = (None, None);
+    rig.session.stopped(Vec::new());
+    for number in ["75", "9b", "9c", "bc"] {
+        assert_eq!(rig.ask(format!("p{number}")), "xx");
+    }
+    assert_eq!(rig.ask("Pbc=00000000"), "E16");
 }
 
 #[test]
@@ -301,7 +351,7 @@ fn monitor_mode_says_the_mode_the_description_and_how_to_change_it() {
 #[test]
 fn a_failing_host_leaves_the_widest_description() {
     let mut rig = Rig::new(machine(0, &[code::SPIN]));
-    let all = target_xml(View::X86_64.with_avx(true));
+    let all = target_xml(View::X86_64.with(StateComponents::all()));
     assert!(description(&mut rig) == all, "no vCPU yet");
     assert_eq!(rig.ask("g").len(), 2 * 608);
     assert!(monitor(&mut rig, "mode").contains("i386:x86-64"));

@@ -10,7 +10,9 @@ use crate::x86_64::bits::{
 };
 use crate::x86_64::descriptor::{self, SELECTOR_RPL};
 use crate::x86_64::registers::LINEAR_32;
-use crate::x86_64::{CoreRegisters, Mode, RegisterFile, Segment, SpecialRegisters};
+use crate::x86_64::{
+    CoreRegisters, Mode, RegisterFile, Segment, SpecialRegisters, StateComponents,
+};
 
 /// Descriptor type bit 3: code.
 const KIND_CODE: u8 = 1 << 3;
@@ -65,14 +67,12 @@ pub(super) fn store(
         Rule::SegmentBase => set(after, low),
         Rule::Dr6 => set(after, (only(0xffff_ffff)? & DR6_WRITABLE) | DR6_ACTIVE_LOW),
         Rule::Dr7 => set(after, (only(0xffff_ffff)? & DR7_WRITABLE) | DR7_FIXED),
-        Rule::Avx if after.fpu.ymm_high.is_none() => {
-            return Err(WriteError::State {
-                register: name,
-                value: low,
-                reason: "the guest has not enabled AVX",
-            });
+        Rule::Component(component) if !after.fpu.components().contains(component) => {
+            return Err(not_enabled(id, component));
         }
-        Rule::Avx => (row.set)(after, value),
+        Rule::Component(_) => (row.set)(after, value),
+        // Written whole, and not as a number.
+        Rule::ZmmHigh(_) => return Err(not_enabled(id, StateComponents::AVX512)),
         Rule::ReadOnly(reason) => {
             return Err(WriteError::State {
                 register: name,
@@ -95,6 +95,18 @@ pub(super) fn store(
         }
     }
     Ok(())
+}
+
+/// The error of a register whose state component the guest has not enabled.
+pub(super) fn not_enabled(id: RegisterId, component: StateComponents) -> WriteError {
+    WriteError::NotEnabled {
+        register: id.name(),
+        component: match component {
+            StateComponents::AVX => "AVX",
+            StateComponents::AVX512 => "AVX-512",
+            _ => "PKRU",
+        },
+    }
 }
 
 /// Returns RIP for an instruction at a linear address.

@@ -2,7 +2,9 @@
 
 use super::access;
 use crate::x86_64::bits::{CR3_DEFINED, CR4_DEFINED, EFER_DEFINED};
-use crate::x86_64::{RegisterFile, RegisterGroups, Segment, SpecialRegisters, View};
+use crate::x86_64::{
+    RegisterFile, RegisterGroups, Segment, SpecialRegisters, StateComponents, View,
+};
 
 /// What a register holds, for GDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,12 @@ pub(in crate::x86_64) enum Kind {
     Mxcsr,
     /// Bits 255:128 of a YMM register.
     YmmHigh,
+    /// Bits 511:256 of a ZMM register.
+    ZmmHigh,
+    /// An opmask register of AVX-512, 64 bits.
+    Opmask,
+    /// PKRU, 32 bits.
+    Pkru,
     /// A segment's access rights, 32 bits.
     Rights,
     /// DR6.
@@ -46,7 +54,12 @@ pub(in crate::x86_64) enum Kind {
 impl Kind {
     pub(in crate::x86_64) const fn bytes(self, view: View) -> usize {
         match self {
-            Self::Int32 | Self::Eflags | Self::X87Control | Self::Mxcsr | Self::Rights => 4,
+            Self::Int32
+            | Self::Eflags
+            | Self::X87Control
+            | Self::Mxcsr
+            | Self::Rights
+            | Self::Pkru => 4,
             Self::Word
             | Self::DataPointer
             | Self::CodePointer
@@ -64,6 +77,8 @@ impl Kind {
             }
             Self::Extended => 10,
             Self::Vector | Self::YmmHigh => 16,
+            Self::ZmmHigh => 32,
+            Self::Opmask => 8,
         }
     }
 }
@@ -91,8 +106,11 @@ pub(super) enum Rule {
     Dr6,
     /// DR7: the same.
     Dr7,
-    /// All, if the guest has enabled AVX.
-    Avx,
+    /// All, if the guest has enabled this state component.
+    Component(StateComponents),
+    /// All 256 bits, if the guest has enabled AVX-512: of the ZMM register with this index. They are more than
+    /// [`Row::get`] and [`Row::set`] carry.
+    ZmmHigh(usize),
     /// Not written by a debugger, for this reason.
     ReadOnly(&'static str),
     /// A selector: a write also loads the hidden part of its segment.
@@ -402,9 +420,8 @@ macro_rules! dr {
     };
 }
 
-/// Registers that QEMU's description lacks. Their numbers follow those of [`TABLE`]'s. They are in no `g` packet, so
-/// it stays as long as QEMU's; GDB asks for each with `p` when its user does.
-static MORE: [Row; 34] = {
+/// Registers that QEMU's description lacks.
+static SYSTEM: [Row; 34] = {
     let [a, b, c] = segment!("cs_base", "cs_limit", "cs_rights", cs);
     let [d, e, f] = segment!("ss_base", "ss_limit", "ss_rights", ss);
     let [g, h, i] = segment!("ds_base", "ds_limit", "ds_rights", ds);
@@ -470,7 +487,7 @@ macro_rules! ymm_high {
             narrow: $narrow,
             kind: Kind::YmmHigh,
             groups: RegisterGroups::FPU,
-            rule: Rule::Avx,
+            rule: Rule::Component(StateComponents::AVX),
             get: |file| match &file.fpu.ymm_high {
                 Some(high) => u128::from_le_bytes(high[$index]),
                 None => 0,
@@ -484,8 +501,7 @@ macro_rules! ymm_high {
     };
 }
 
-/// The upper halves of the YMM registers, for views with AVX. Their numbers follow those of [`MORE`]. The first
-/// [`NARROW_YMM`] are in the views with 32-bit registers, too.
+/// The upper halves of the YMM registers. The first [`NARROW_YMM`] are in the views with 32-bit registers, too.
 static AVX: [Row; 16] = [
     ymm_high!("ymm0h", Some("ymm0h"), 0),
     ymm_high!("ymm1h", Some("ymm1h"), 1),
@@ -505,6 +521,221 @@ static AVX: [Row; 16] = [
     ymm_high!("ymm15h", None, 15),
 ];
 const NARROW_YMM: usize = 8;
+
+/// A register of AVX-512 of up to 128 bits, with the conversions to a number and back.
+macro_rules! avx512 {
+    ($name:literal, $narrow:expr, $kind:ident, $field:ident[$index:literal], $get:expr, $set:expr) => {
+        Row {
+            name: $name,
+            narrow: $narrow,
+            kind: Kind::$kind,
+            groups: RegisterGroups::FPU,
+            rule: Rule::Component(StateComponents::AVX512),
+            get: |file| match &file.fpu.avx512 {
+                Some(state) => $get(state.$field[$index]),
+                None => 0,
+            },
+            set: |file, value| {
+                if let Some(state) = &mut file.fpu.avx512 {
+                    state.$field[$index] = $set(value);
+                }
+            },
+        }
+    };
+}
+
+macro_rules! opmask {
+    ($name:literal, $index:literal) => {
+        avx512!(
+            $name,
+            Some($name),
+            Opmask,
+            opmask[$index],
+            u128::from,
+            access::truncate
+        )
+    };
+}
+
+/// Of XMM16-XMM31, and the upper halves of YMM16-YMM31.
+macro_rules! vector16 {
+    ($name:literal, $kind:ident, $field:ident[$index:literal]) => {
+        avx512!(
+            $name,
+            None,
+            $kind,
+            $field[$index],
+            u128::from_le_bytes,
+            u128::to_le_bytes
+        )
+    };
+}
+
+macro_rules! zmm_high {
+    ($name:literal, $narrow:expr, $index:literal) => {
+        Row {
+            name: $name,
+            narrow: $narrow,
+            kind: Kind::ZmmHigh,
+            groups: RegisterGroups::FPU,
+            rule: Rule::ZmmHigh($index),
+            get: |_| 0,
+            set: |_, _| {},
+        }
+    };
+}
+
+/// The registers of AVX-512. The first [`NARROW_AVX512`] are in the views with 32-bit registers, too.
+static AVX512: [Row; 72] = [
+    opmask!("k0", 0),
+    opmask!("k1", 1),
+    opmask!("k2", 2),
+    opmask!("k3", 3),
+    opmask!("k4", 4),
+    opmask!("k5", 5),
+    opmask!("k6", 6),
+    opmask!("k7", 7),
+    zmm_high!("zmm0h", Some("zmm0h"), 0),
+    zmm_high!("zmm1h", Some("zmm1h"), 1),
+    zmm_high!("zmm2h", Some("zmm2h"), 2),
+    zmm_high!("zmm3h", Some("zmm3h"), 3),
+    zmm_high!("zmm4h", Some("zmm4h"), 4),
+    zmm_high!("zmm5h", Some("zmm5h"), 5),
+    zmm_high!("zmm6h", Some("zmm6h"), 6),
+    zmm_high!("zmm7h", Some("zmm7h"), 7),
+    zmm_high!("zmm8h", None, 8),
+    zmm_high!("zmm9h", None, 9),
+    zmm_high!("zmm10h", None, 10),
+    zmm_high!("zmm11h", None, 11),
+    zmm_high!("zmm12h", None, 12),
+    zmm_high!("zmm13h", None, 13),
+    zmm_high!("zmm14h", None, 14),
+    zmm_high!("zmm15h", None, 15),
+    zmm_high!("zmm16h", None, 16),
+    zmm_high!("zmm17h", None, 17),
+    zmm_high!("zmm18h", None, 18),
+    zmm_high!("zmm19h", None, 19),
+    zmm_high!("zmm20h", None, 20),
+    zmm_high!("zmm21h", None, 21),
+    zmm_high!("zmm22h", None, 22),
+    zmm_high!("zmm23h", None, 23),
+    zmm_high!("zmm24h", None, 24),
+    zmm_high!("zmm25h", None, 25),
+    zmm_high!("zmm26h", None, 26),
+    zmm_high!("zmm27h", None, 27),
+    zmm_high!("zmm28h", None, 28),
+    zmm_high!("zmm29h", None, 29),
+    zmm_high!("zmm30h", None, 30),
+    zmm_high!("zmm31h", None, 31),
+    vector16!("xmm16", Vector, xmm[0]),
+    vector16!("xmm17", Vector, xmm[1]),
+    vector16!("xmm18", Vector, xmm[2]),
+    vector16!("xmm19", Vector, xmm[3]),
+    vector16!("xmm20", Vector, xmm[4]),
+    vector16!("xmm21", Vector, xmm[5]),
+    vector16!("xmm22", Vector, xmm[6]),
+    vector16!("xmm23", Vector, xmm[7]),
+    vector16!("xmm24", Vector, xmm[8]),
+    vector16!("xmm25", Vector, xmm[9]),
+    vector16!("xmm26", Vector, xmm[10]),
+    vector16!("xmm27", Vector, xmm[11]),
+    vector16!("xmm28", Vector, xmm[12]),
+    vector16!("xmm29", Vector, xmm[13]),
+    vector16!("xmm30", Vector, xmm[14]),
+    vector16!("xmm31", Vector, xmm[15]),
+    vector16!("ymm16h", YmmHigh, ymm_high[0]),
+    vector16!("ymm17h", YmmHigh, ymm_high[1]),
+    vector16!("ymm18h", YmmHigh, ymm_high[2]),
+    vector16!("ymm19h", YmmHigh, ymm_high[3]),
+    vector16!("ymm20h", YmmHigh, ymm_high[4]),
+    vector16!("ymm21h", YmmHigh, ymm_high[5]),
+    vector16!("ymm22h", YmmHigh, ymm_high[6]),
+    vector16!("ymm23h", YmmHigh, ymm_high[7]),
+    vector16!("ymm24h", YmmHigh, ymm_high[8]),
+    vector16!("ymm25h", YmmHigh, ymm_high[9]),
+    vector16!("ymm26h", YmmHigh, ymm_high[10]),
+    vector16!("ymm27h", YmmHigh, ymm_high[11]),
+    vector16!("ymm28h", YmmHigh, ymm_high[12]),
+    vector16!("ymm29h", YmmHigh, ymm_high[13]),
+    vector16!("ymm30h", YmmHigh, ymm_high[14]),
+    vector16!("ymm31h", YmmHigh, ymm_high[15]),
+];
+const NARROW_AVX512: usize = 16;
+
+/// What the protection keys of user pages permit.
+static PKEYS: [Row; 1] = [Row {
+    name: "pkru",
+    narrow: Some("pkru"),
+    kind: Kind::Pkru,
+    groups: RegisterGroups::FPU,
+    rule: Rule::Component(StateComponents::PKRU),
+    get: |file| file.fpu.pkru.map_or(0, u128::from),
+    set: |file, value| {
+        if let Some(pkru) = &mut file.fpu.pkru {
+            *pkru = access::truncate(value);
+        }
+    },
+}];
+
+/// A feature of the description with registers behind those of the `g` packet. So `g` stays as long as QEMU's, whatever
+/// the guest enables: GDB asks for each of these with `p` when its user does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::x86_64) enum Feature {
+    /// Registers that QEMU's description lacks.
+    System,
+    /// The upper halves of the YMM registers. GDB requires a feature for those of SSE with it.
+    Avx,
+    /// The registers of AVX-512.
+    Avx512,
+    /// PKRU.
+    Pkeys,
+}
+
+impl Feature {
+    /// In the order of their registers' numbers.
+    const ALL: [Self; 4] = [Self::System, Self::Avx, Self::Avx512, Self::Pkeys];
+
+    /// GDB's name ("i386 Features"), or one of our own.
+    pub(in crate::x86_64) const fn name(self) -> &'static str {
+        match self {
+            Self::System => "org.rust-vmm.debug-stub.x86.system",
+            Self::Avx => "org.gnu.gdb.i386.avx",
+            Self::Avx512 => "org.gnu.gdb.i386.avx512",
+            Self::Pkeys => "org.gnu.gdb.i386.pkeys",
+        }
+    }
+
+    fn rows(self) -> &'static [Row] {
+        match self {
+            Self::System => &SYSTEM,
+            Self::Avx => &AVX,
+            Self::Avx512 => &AVX512,
+            Self::Pkeys => &PKEYS,
+        }
+    }
+
+    /// The state components that a view with it has.
+    fn components(self) -> StateComponents {
+        match self {
+            Self::System => StateComponents::empty(),
+            Self::Avx => StateComponents::AVX,
+            Self::Avx512 => StateComponents::AVX512,
+            Self::Pkeys => StateComponents::PKRU,
+        }
+    }
+
+    /// Returns the number of its registers in a view.
+    fn count(self, view: View) -> usize {
+        if !view.components().contains(self.components()) {
+            return 0;
+        }
+        match self {
+            Self::Avx if !view.is_wide() => NARROW_YMM,
+            Self::Avx512 if !view.is_wide() => NARROW_AVX512,
+            _ => self.rows().len(),
+        }
+    }
+}
 
 /// The first registers of the views with 32-bit registers, in the order of machine encoding as in QEMU. The others
 /// follow in the order of the table.
@@ -613,21 +844,26 @@ pub(super) fn count_in_g(view: View) -> usize {
 
 /// Returns the number of registers of a view.
 pub(super) fn count(view: View) -> usize {
-    let ymm = match (view.has_avx(), view.is_wide()) {
-        (false, _) => 0,
-        (true, false) => NARROW_YMM,
-        (true, true) => AVX.len(),
-    };
-    count_in_g(view) + MORE.len() + ymm
+    let behind_g: usize = Feature::ALL.iter().map(|feature| feature.count(view)).sum();
+    count_in_g(view) + behind_g
+}
+
+/// Returns the register of a view that has this number if those of the `g` packet are not counted.
+pub(super) fn behind_g(view: View, number: usize) -> Option<(Feature, &'static Row)> {
+    let mut left = number;
+    for feature in Feature::ALL {
+        match left.checked_sub(feature.count(view)) {
+            None => return feature.rows().get(left).map(|row| (feature, row)),
+            Some(behind) => left = behind,
+        }
+    }
+    None
 }
 
 /// Returns the row of a view's register with this number.
 pub(super) fn row(view: View, number: usize) -> Option<&'static Row> {
-    if let Some(more) = number.checked_sub(count_in_g(view)) {
-        return match more.checked_sub(MORE.len()) {
-            None => MORE.get(more),
-            Some(ymm) => AVX.get(ymm),
-        };
+    if let Some(number) = number.checked_sub(count_in_g(view)) {
+        return behind_g(view, number).map(|(_, row)| row);
     }
     let place = if view.is_wide() {
         number

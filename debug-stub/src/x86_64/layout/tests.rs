@@ -210,10 +210,10 @@ fn id(name: &str) -> RegisterId {
 }
 
 fn get(file: &RegisterFile, name: &str) -> u128 {
-    let mut value = [0xee; 16];
+    let mut value = [0xee; RegisterId::LONGEST];
     let length = id(name).read(file, &mut value).unwrap();
     assert!(value[length..].iter().all(|byte| *byte == 0));
-    u128::from_le_bytes(value)
+    u128::from_le_bytes(*value.first_chunk().unwrap())
 }
 
 fn set(file: &mut RegisterFile, name: &str, value: u128) -> Result<(), WriteError> {

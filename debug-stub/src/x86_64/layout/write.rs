@@ -3,7 +3,7 @@
 use super::table::Rule;
 use super::{RegisterId, WriteError, checks};
 use crate::GuestMemory;
-use crate::x86_64::{RegisterFile, View};
+use crate::x86_64::{RegisterFile, StateComponents, View};
 
 /// Sets one register.
 pub(super) fn write_one(
@@ -12,6 +12,9 @@ pub(super) fn write_one(
     memory: &impl GuestMemory,
     value: &[u8],
 ) -> Result<(), WriteError> {
+    if let Rule::ZmmHigh(index) = id.row().rule {
+        return write_zmm_high(id, index, registers, value);
+    }
     let value = decode(id, value)?;
     if id.shown(registers) == Some(value) {
         // Also a value that could not be loaded now: a selector beyond the GDT, for instance, which was
@@ -22,6 +25,22 @@ pub(super) fn write_one(
     checks::store(id, &mut after, memory, value)?;
     checks::settle(registers, &mut after)?;
     *registers = after;
+    Ok(())
+}
+
+/// Sets bits 511:256 of a ZMM register.
+fn write_zmm_high(
+    id: RegisterId,
+    index: usize,
+    registers: &mut RegisterFile,
+    value: &[u8],
+) -> Result<(), WriteError> {
+    let value = value.try_into().map_err(|_| length(id, value))?;
+    let state = registers.fpu.avx512.as_mut();
+    match state.and_then(|state| state.zmm_high.get_mut(index)) {
+        Some(high) => *high = value,
+        None => return Err(checks::not_enabled(id, StateComponents::AVX512)),
+    }
     Ok(())
 }
 
@@ -100,13 +119,15 @@ fn decode(id: RegisterId, value: &[u8]) -> Result<u128, WriteError> {
     let mut bytes = [0; 16];
     match bytes.get_mut(..value.len()) {
         Some(low) if value.len() == id.size_bytes() => low.copy_from_slice(value),
-        _ => {
-            return Err(WriteError::Length {
-                register: id.name(),
-                expected: id.size_bytes(),
-                actual: value.len(),
-            });
-        }
+        _ => return Err(length(id, value)),
     }
     Ok(u128::from_le_bytes(bytes))
+}
+
+fn length(id: RegisterId, value: &[u8]) -> WriteError {
+    WriteError::Length {
+        register: id.name(),
+        expected: id.size_bytes(),
+        actual: value.len(),
+    }
 }

@@ -27,7 +27,7 @@ pub trait Vcpu {
 
     /// Fills the `groups` of `file`, and leaves the others alone. RFLAGS.TF may be shown as 0 while
     /// a single step is in force. When [`RegisterGroups::FPU`] is asked for, `file` has the special registers
-    /// already, or they are asked for too: CR4 says whether there is AVX.
+    /// already, or they are asked for too: CR4 says whether XCR0 is in force.
     ///
     /// # Errors
     /// If the hypervisor refuses.

@@ -48,7 +48,7 @@ fn all_registers_are_described_in_order() {
 fn every_type_that_is_used_is_defined() {
     for view in View::ALL {
         every_type_of(view);
-        every_type_of(view.with_avx(true));
+        every_type_of(view.with(StateComponents::all()));
     }
 }
 
@@ -63,6 +63,8 @@ fn every_type_of(view: View) {
             "int16",
             "int32",
             "int64",
+            "uint32",
+            "uint64",
             "uint128",
             "code_ptr",
             "data_ptr",
@@ -118,6 +120,8 @@ fn gdb(view: View, program: Option<&str>, commands: &[&str]) -> String {
 /// The judge of a target description is GDB.
 #[test]
 fn gdb_accepts_the_descriptions_without_a_word() {
+    let avx = StateComponents::AVX;
+    let avx512 = avx | StateComponents::AVX512;
     for (view, known) in [
         (
             View::X86_64,
@@ -132,12 +136,32 @@ fn gdb_accepts_the_descriptions_without_a_word() {
             [("ebx", 3), ("eip", 8), ("st0", 25), ("xmm7", 48)],
         ),
         (
-            View::X86_64.with_avx(true),
+            View::X86_64.with(avx),
             [("rax", 0), ("xmm15", 64), ("mxcsr", 65), ("dr7", 99)],
         ),
         (
-            View::I386.with_avx(true),
+            View::I386.with(avx),
             [("eax", 0), ("xmm7", 48), ("mxcsr", 49), ("cs_base", 50)],
+        ),
+        (
+            View::X86_64.with(avx512),
+            [("rax", 0), ("k7", 123), ("xmm16", 156), ("ymm0h", 100)],
+        ),
+        (
+            View::X86_64.with(StateComponents::all()),
+            [("dr7", 99), ("k0", 116), ("xmm31", 171), ("pkru", 188)],
+        ),
+        (
+            View::X86_64.with(StateComponents::PKRU),
+            [("rax", 0), ("mxcsr", 65), ("dr7", 99), ("pkru", 100)],
+        ),
+        (
+            View::I386.with(StateComponents::all()),
+            [("eax", 0), ("k0", 92), ("k7", 99), ("pkru", 108)],
+        ),
+        (
+            View::I8086.with(StateComponents::all()),
+            [("eax", 0), ("k0", 92), ("zmm0h", 100), ("pkru", 108)],
         ),
     ] {
         let said = gdb(
@@ -149,11 +173,16 @@ fn gdb_accepts_the_descriptions_without_a_word() {
                 "maint print registers",
             ],
         );
-        // GDB makes YMM registers of the two halves.
-        let has_ymm = said
-            .lines()
-            .any(|line| line.split_whitespace().next() == Some("ymm0"));
-        assert_eq!(has_ymm, view.has_avx(), "{said}");
+        // GDB makes YMM and ZMM registers of the parts.
+        let has = |name| {
+            said.lines()
+                .any(|line| line.split_whitespace().next() == Some(name))
+        };
+        let components = view.components();
+        let has_avx512 = components.contains(StateComponents::AVX512);
+        assert_eq!(has("ymm0"), components.contains(avx), "{said}");
+        assert_eq!(has("zmm7"), has_avx512, "{said}");
+        assert_eq!(has("zmm31"), has_avx512 && view.is_wide(), "{said}");
         let current = format!("(currently \"{}\")", view.name());
         assert!(said.contains(&current), "{said}");
         // Name, number in the protocol, size: GDB has taken them from the description.

@@ -63,9 +63,9 @@ fn narrow(name: &str) -> RegisterId {
 }
 
 fn get_narrow(file: &RegisterFile, name: &str) -> Option<u128> {
-    let mut value = [0; 16];
+    let mut value = [0; RegisterId::LONGEST];
     narrow(name).read(file, &mut value)?;
-    Some(u128::from_le_bytes(value))
+    value.first_chunk().map(|low| u128::from_le_bytes(*low))
 }
 
 fn set_narrow(file: &mut RegisterFile, name: &str, value: u32) -> Result<(), WriteError> {
@@ -286,7 +286,7 @@ proptest! {
         match id.write(&mut file, &Ram::new(16), &value) {
             Err(_) => prop_assert_eq!(file, before),
             Ok(()) => {
-                let mut shown = [0; 16];
+                let mut shown = [0; RegisterId::LONGEST];
                 let length = id.read(&file, &mut shown);
                 prop_assert_eq!(length, Some(value.len()), "what was written fits");
                 let ignores = ["eflags", "ftag", "cr0", "efer", "dr6", "dr7"].contains(&id.name());

@@ -1,7 +1,9 @@
 //! Registers behind those of QEMU: hidden parts of segments, descriptor tables, debug registers.
 
+use core::ops::Range;
+
 use super::*;
-use crate::x86_64::DebugRegisters;
+use crate::x86_64::{Avx512State, DebugRegisters, StateComponents};
 
 /// Names and sizes in bytes with 64-bit registers, by number from 66 on.
 const MORE: [(&str, usize); 34] = [
@@ -176,12 +178,12 @@ fn a_base_of_cs_moves_the_linear_pc_with_it() {
 
 #[test]
 fn the_upper_halves_of_ymm_registers_are_there_if_the_guest_has_avx() {
-    let wide = View::X86_64.with_avx(true);
+    let wide = View::X86_64.with(StateComponents::AVX);
     assert_eq!(wide.count(), 116);
     assert_eq!(wide.total_bytes(), 608);
     assert_eq!(wide.register(115).unwrap().name(), "ymm15h");
     assert_eq!(wide.register(116), None);
-    let narrow = View::I386.with_avx(true);
+    let narrow = View::I386.with(StateComponents::AVX);
     assert_eq!(narrow.register(91).unwrap().name(), "ymm7h");
     assert_eq!(narrow.register(92), None);
     assert_eq!(View::X86_64.register_named("ymm0h"), None);
@@ -189,7 +191,7 @@ fn the_upper_halves_of_ymm_registers_are_there_if_the_guest_has_avx() {
     let ymm5 = wide.register_named("ymm5h").unwrap();
     assert_eq!((ymm5.number(), ymm5.size_bytes()), (105, 16));
     let mut file = kernel();
-    let mut value = [0; 16];
+    let mut value = [0; 32];
     assert_eq!(ymm5.read(&file, &mut value), None);
     let error = ymm5.write(&mut file, &Ram::new(0), &[7; 16]).unwrap_err();
     assert!(error.to_string().contains("has not enabled AVX"), "{error}");
@@ -198,10 +200,139 @@ fn the_upper_halves_of_ymm_registers_are_there_if_the_guest_has_avx() {
     file.fpu.ymm_high = Some([[0; 16]; 16]);
     ymm5.write(&mut file, &Ram::new(0), &[7; 16]).unwrap();
     assert_eq!(ymm5.read(&file, &mut value), Some(16));
-    assert_eq!(value, [7; 16]);
+    assert_eq!((&value[..16], &value[16..]), (&[7; 16][..], &[0; 16][..]));
     let high = file.fpu.ymm_high.unwrap();
     assert_eq!((high[4], high[5], high[6]), ([0; 16], [7; 16], [0; 16]));
     assert!(ymm5.write(&mut file, &Ram::new(0), &[7; 32]).is_err());
+}
+
+/// Names of AVX-512's registers and sizes in bytes, as GDB requires them.
+fn avx512() -> Vec<(String, usize)> {
+    let name = |prefix: &'static str, suffix: &'static str, numbers: Range<u8>, size: usize| {
+        numbers.map(move |number| (format!("{prefix}{number}{suffix}"), size))
+    };
+    name("k", "", 0..8, 8)
+        .chain(name("zmm", "h", 0..32, 32))
+        .chain(name("xmm", "", 16..32, 16))
+        .chain(name("ymm", "h", 16..32, 16))
+        .collect()
+}
+
+/// A guest that has enabled all state components. Every register differs from all others.
+fn enabled() -> RegisterFile {
+    let mut file = kernel();
+    let mut state = Avx512State::default();
+    for (number, register) in (0..).zip(&mut state.opmask) {
+        *register = 0x0807_0605_0403_0201 << number;
+    }
+    for (number, register) in (0x20..).zip(&mut state.zmm_high) {
+        *register = [number; 32];
+    }
+    for (number, register) in (0x60..).zip(&mut state.xmm) {
+        *register = [number; 16];
+    }
+    for (number, register) in (0x80..).zip(&mut state.ymm_high) {
+        *register = [number; 16];
+    }
+    file.fpu.ymm_high = Some([[0; 16]; 16]);
+    file.fpu.avx512 = Some(Box::new(state));
+    file.fpu.pkru = Some(0x5555_5554);
+    file
+}
+
+fn bytes(id: RegisterId, file: &RegisterFile) -> Option<Vec<u8>> {
+    let mut value = [0; RegisterId::LONGEST];
+    let length = id.read(file, &mut value)?;
+    Some(value[..length].to_vec())
+}
+
+#[test]
+fn the_registers_of_avx512_follow_those_of_avx() {
+    let wide = View::X86_64.with(StateComponents::AVX | StateComponents::AVX512);
+    let names = avx512();
+    assert_eq!(wide.count(), 116 + names.len());
+    assert_eq!(wide.total_bytes(), 608, "the g packet stays as it was");
+    for (number, (name, size)) in (116..).zip(&names) {
+        let id = wide.register(number).unwrap();
+        assert_eq!((id.name(), id.size_bytes()), (&name[..], *size));
+        assert_eq!(id.groups(), RegisterGroups::FPU);
+    }
+    let narrow = View::I386.with(wide.components());
+    assert_eq!(narrow.count(), 92 + 16);
+    for (number, (name, size)) in (92..).zip(&names[..16]) {
+        let id = narrow.register(number).unwrap();
+        assert_eq!((id.name(), id.size_bytes()), (&name[..], *size));
+    }
+    // XCR0 cannot enable AVX-512 without AVX.
+    assert_eq!(View::I386.with(StateComponents::AVX512), View::I386);
+}
+
+#[test]
+fn each_register_of_avx512_is_its_own_and_takes_all_values() {
+    let view = View::X86_64.with(StateComponents::all());
+    let mut seen = Vec::new();
+    for (name, size) in avx512() {
+        let id = view.register_named(&name).unwrap();
+        let mut file = enabled();
+        let value = bytes(id, &file).unwrap();
+        assert_eq!(value.len(), size);
+        assert!(!seen.contains(&value), "{name}");
+        seen.push(value);
+        let written: Vec<u8> = (0xc0..).take(size).collect();
+        id.write(&mut file, &Ram::new(0), &written).unwrap();
+        assert_eq!(bytes(id, &file), Some(written), "{name}");
+        let others = |file: &RegisterFile| -> Vec<_> {
+            let ids = view.registers().filter(|other| *other != id);
+            ids.map(|other| bytes(other, file)).collect()
+        };
+        assert_eq!(others(&file), others(&enabled()), "{name}");
+        let error = id.write(&mut file, &Ram::new(0), &[0; 33]).unwrap_err();
+        assert!(matches!(error, WriteError::Length { actual: 33, .. }));
+
+        // A guest that has not enabled AVX-512.
+        assert_eq!(bytes(id, &kernel()), None, "{name}");
+        let mut file = kernel();
+        let error = id
+            .write(&mut file, &Ram::new(0), &vec![0; size])
+            .unwrap_err();
+        assert!(error.to_string().contains("has not enabled AVX-512"));
+        assert_eq!(file, kernel());
+    }
+}
+
+#[test]
+fn the_parts_of_a_zmm_register_are_in_four_registers() {
+    let view = View::X86_64.with(StateComponents::all());
+    let file = enabled();
+    let part = |name| bytes(view.register_named(name).unwrap(), &file).unwrap();
+    assert_eq!(part("xmm16"), [0x60; 16]);
+    assert_eq!(part("xmm31"), [0x6f; 16]);
+    assert_eq!(part("ymm16h"), [0x80; 16]);
+    assert_eq!(part("zmm0h"), [0x20; 32]);
+    assert_eq!(part("zmm16h"), [0x30; 32]);
+    assert_eq!(part("k1"), 0x100e_0c0a_0806_0402_u64.to_le_bytes());
+}
+
+#[test]
+fn pkru_is_there_if_the_guest_has_enabled_it() {
+    for (view, number) in [
+        (View::X86_64.with(StateComponents::PKRU), 100),
+        (View::X86_64.with(StateComponents::all()), 188),
+        (View::I386.with(StateComponents::PKRU), 84),
+    ] {
+        let id = view.register(number).unwrap();
+        assert_eq!((id.name(), id.size_bytes()), ("pkru", 4));
+        assert_eq!(view.register(number + 1), None);
+        let mut file = enabled();
+        assert_eq!(bytes(id, &file), Some(vec![0x54, 0x55, 0x55, 0x55]));
+        id.write(&mut file, &Ram::new(0), &[0xff, 0, 0, 0xff])
+            .unwrap();
+        assert_eq!(file.fpu.pkru, Some(0xff00_00ff));
+        let mut file = kernel();
+        assert_eq!(bytes(id, &file), None);
+        let error = id.write(&mut file, &Ram::new(0), &[0; 4]).unwrap_err();
+        assert!(error.to_string().contains("has not enabled PKRU"));
+    }
 }
 
 #[test]
