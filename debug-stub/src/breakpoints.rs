@@ -394,7 +394,12 @@ impl<A: Arch> Breakpoints<A> {
     pub(crate) fn watches(&self, address: u64, access: WatchAccess) -> bool {
         self.slots.iter().any(|slot| {
             slot.breakpoint.kind() == access.kind() && slot.breakpoint.overlaps(address, 1)
-        }) || access == WatchAccess::Write && self.compared().any(|range| range.contains(&address))
+        }) || access == WatchAccess::Write && self.compares(address)
+    }
+
+    /// Returns `true` if data at this address is compared after each instruction.
+    pub(crate) fn compares(&self, address: u64) -> bool {
+        self.compared().any(|range| range.contains(&address))
     }
 
     /// What is compared after each instruction.

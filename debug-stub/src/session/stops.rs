@@ -126,9 +126,21 @@ impl<H: Host> Session<H> {
             return Some(chosen);
         }
         for stop in stops.filter(|stop| happens_once(&stop.reason)) {
-            self.queue(stop);
+            if !self.is_the_same_change(&chosen, &stop) {
+                self.queue(stop);
+            }
         }
         Some(chosen)
+    }
+
+    /// Where memory is compared, each vCPU that runs notices a change.
+    fn is_the_same_change(&self, one: &Stop, other: &Stop) -> bool {
+        match &one.reason {
+            StopReason::Watchpoint { address, .. } => {
+                one.reason == other.reason && self.guest.breakpoints.compares(*address)
+            }
+            _ => false,
+        }
     }
 
     /// Returns the stops that count, the one to report first in front.

@@ -54,6 +54,24 @@ fn a_range_beyond_the_registers_is_compared() {
     assert_eq!(rig.last_plan().armed.compared, []);
 }
 
+/// Each vCPU notices it. The client is told once.
+#[test]
+fn a_change_is_reported_once_however_many_vcpus_notice_it() {
+    let mut rig = spinning(2);
+    assert_eq!(rig.ask("Z2,8f00,200"), "OK");
+    rig.send("vCont;c");
+    let hit = |address| StopReason::Watchpoint {
+        address,
+        access: WatchAccess::Write,
+    };
+    let replies = rig.stop(vec![stop(0, hit(0x9000)), stop(1, hit(0x9000))]);
+    assert!(replies[0].contains("watch:9000;"), "{replies:?}");
+    assert_eq!(rig.send("vCont;c"), [""; 0], "the guest runs");
+    rig.stop(vec![stop(0, hit(0x9000)), stop(1, hit(0x9004))]);
+    let second = rig.ask("vCont;c");
+    assert!(second.contains("thread:02;watch:9004;"), "{second}");
+}
+
 #[test]
 fn what_is_compared_is_bounded_and_reads_are_not_compared() {
     let mut rig = nops(1);
