@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
 
 /// The mode to restore; set once, by the first [`RawTerminal::enter`].
 static SAVED: OnceLock<libc::termios> = OnceLock::new();
@@ -26,7 +27,8 @@ static WANTED: AtomicBool = AtomicBool::new(false);
 const FAULTS: [libc::c_int; 2] = [libc::SIGBUS, libc::SIGSEGV];
 /// Signals that stop the process and can be caught.
 const STOPS: [libc::c_int; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
-/// While the handler runs, the signal has its default effect and is not blocked.
+/// While the handler runs, the signal has its default effect and is not blocked; the others of these, and SIGCONT's
+/// handler, wait for its end. SIGCONT has its effect all the same.
 const STOP_FLAGS: libc::c_int = libc::SA_RESETHAND | libc::SA_NODEFER | libc::SA_RESTART;
 
 /// Standard input is in raw mode while this lives.
@@ -137,7 +139,7 @@ fn restore_on_signals() -> io::Result<()> {
     }
     for signal in STOPS {
         if handler(signal)? == libc::SIG_DFL {
-            handle(signal, on_stop, STOP_FLAGS)?;
+            handle_stop(signal)?;
         }
     }
     handle(libc::SIGCONT, on_continue, libc::SA_RESTART)
@@ -152,15 +154,64 @@ pub(crate) fn handler(signal: libc::c_int) -> io::Result<libc::sighandler_t> {
     Ok(unsafe { action.assume_init() }.sa_sigaction)
 }
 
+/// Runs `start`. A thread that it starts does not take the signals that stop the process and let it go on: their
+/// handlers set the terminal's mode one after the other, on the main thread.
+///
+/// # Errors
+/// The system's error.
+pub(crate) fn stops_stay_here<T>(start: impl FnOnce() -> T) -> io::Result<T> {
+    let mut signals = SigSet::empty();
+    for signal in STOPS {
+        signals.add(Signal::try_from(signal)?);
+    }
+    signals.add(Signal::SIGCONT);
+    let before = SigSet::thread_get_mask()?;
+    signals.thread_block()?;
+    let started = start();
+    before.thread_set_mask()?;
+    Ok(started)
+}
+
+/// Handles a signal that stops the process.
+fn handle_stop(signal: libc::c_int) -> io::Result<()> {
+    let mut others = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `others` has room for a set.
+    check(unsafe { libc::sigemptyset(others.as_mut_ptr()) })?;
+    for other in STOPS.into_iter().chain([libc::SIGCONT]) {
+        if other != signal {
+            // SAFETY: sigemptyset has initialised the set.
+            check(unsafe { libc::sigaddset(others.as_mut_ptr(), other) })?;
+        }
+    }
+    // SAFETY: as above.
+    let others = unsafe { others.assume_init() };
+    handle_with_mask(signal, on_stop, STOP_FLAGS, others)
+}
+
 /// Sets the handler of a signal. It must be async-signal-safe.
 pub(crate) fn handle(
     signal: libc::c_int,
     handler: extern "C" fn(libc::c_int),
     flags: libc::c_int,
 ) -> io::Result<()> {
+    let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `none` has room for a set.
+    check(unsafe { libc::sigemptyset(none.as_mut_ptr()) })?;
+    // SAFETY: sigemptyset has initialised it.
+    handle_with_mask(signal, handler, flags, unsafe { none.assume_init() })
+}
+
+/// Async-signal-safe, as sigaction, sigemptyset and sigaddset are.
+fn handle_with_mask(
+    signal: libc::c_int,
+    handler: extern "C" fn(libc::c_int),
+    flags: libc::c_int,
+    mask: libc::sigset_t,
+) -> io::Result<()> {
     let mut action = MaybeUninit::<libc::sigaction>::zeroed();
     // SAFETY: all-zero is a valid sigaction (no flags, an empty mask, SIG_DFL).
     let action = unsafe { action.assume_init_mut() };
+    action.sa_mask = mask;
     action.sa_sigaction = handler as libc::sighandler_t;
     // ONSTACK: after a stack overflow the thread's own stack has no room.
     action.sa_flags = flags | libc::SA_ONSTACK;
@@ -182,7 +233,7 @@ extern "C" fn on_stop(signal: libc::c_int) {
     // SAFETY: raise is async-signal-safe.
     unsafe { libc::raise(signal) };
     // It was this handler's signal before, so this does not fail.
-    let _ = handle(signal, on_stop, STOP_FLAGS);
+    let _ = handle_stop(signal);
     set_raw_again();
     Errno::set_raw(errno);
 }

@@ -28,6 +28,7 @@ use crate::clock::GuestClock;
 use crate::devices::InterruptLines;
 use crate::entry::Entering;
 use crate::exit::{ExitEvent, ExitReason};
+use crate::terminal;
 use crate::wake::{self, SHORTEST_WAIT};
 
 /// The processors, as the chipset sees them.
@@ -329,12 +330,12 @@ impl ChipsetThread {
     ) -> io::Result<Self> {
         chipset.quit.store(false, Ordering::Release);
         let served = Arc::clone(chipset);
-        let thread = thread::Builder::new()
-            .name("chips".to_owned())
-            .spawn(move || {
-                let _guard = EndOnPanic(exit);
-                served.serve();
-            })?;
+        let thread = thread::Builder::new().name("chips".to_owned());
+        let serve = move || {
+            let _guard = EndOnPanic(exit);
+            served.serve();
+        };
+        let thread = terminal::stops_stay_here(|| thread.spawn(serve))??;
         let stopped = Arc::clone(chipset);
         Ok(Self {
             stop: Box::new(move || {

@@ -129,7 +129,42 @@ impl Process {
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        common::wait(&mut self.child).expect("it ends")
+        let mut status = None;
+        // It is not killed if it does not end: see `drop`.
+        eventually("it ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// What its threads do, for a test that has waited for it in vain.
+    fn threads_text(&self) -> String {
+        let directory = PathBuf::from(format!("/proc/{}", self.pid()));
+        let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+        let mut text = String::new();
+        for task in fs::read_dir(directory.join("task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let of = |name| read(task.path().join(name));
+            let status = of("status");
+            let wanted = [
+                "Name:", "State:", "SigPnd:", "ShdPnd:", "SigBlk:", "SigCgt:",
+            ];
+            let lines = status
+                .lines()
+                .filter(|line| wanted.iter().any(|name| line.starts_with(name)));
+            text.extend(lines.map(|line| format!("{} ", line.replace('\t', " "))));
+            text += &format!(
+                "wchan {} syscall {}{}",
+                of("wchan"),
+                of("syscall"),
+                of("stack")
+            );
+        }
+        text
     }
 }
 
@@ -143,6 +178,9 @@ fn threads(tasks: &Path) -> Vec<String> {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the process's threads:\n{}", self.threads_text());
+        }
         // It may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -11,6 +11,7 @@ use debug_stub::{StopReason, VcpuOrder};
 use super::shared::Shared;
 use super::{GroupError, lock};
 use crate::irqchip::ChipsetThread;
+use crate::terminal;
 use crate::vcpu::run::{OnStop, RunEnd};
 use crate::wake::{self, Kickable, Waker};
 
@@ -52,12 +53,13 @@ impl Threads {
             let shared = Arc::clone(&threads.shared);
             let lives = alive.clone();
             let started = all.add(id).map_err(GroupError::Add).and_then(|handle| {
-                Builder::new()
-                    .name(id.to_string())
-                    .spawn(move || {
-                        let _lives = lives;
-                        vcpu_thread(handle, &shared);
-                    })
+                let thread = Builder::new().name(id.to_string());
+                let run = move || {
+                    let _lives = lives;
+                    vcpu_thread(handle, &shared);
+                };
+                terminal::stops_stay_here(|| thread.spawn(run))
+                    .and_then(|spawned| spawned)
                     .map_err(|source| GroupError::Thread { vcpu: id, source })
             });
             match started {
