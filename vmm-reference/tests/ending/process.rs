@@ -30,6 +30,18 @@ pub(crate) fn soon() -> Duration {
     }
 }
 
+/// `nohup` and a shell's `&` ignore them, also in what they start: such a process lets one that comes during its
+/// start pass.
+fn default_signals() -> std::io::Result<()> {
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: it sets the default action, and touches no memory.
+        if unsafe { libc::signal(signal, libc::SIG_DFL) } == libc::SIG_ERR {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// A command `run` for a guest.
 pub(crate) struct Run {
     pub(crate) command: Command,
@@ -49,6 +61,8 @@ impl Run {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
+        // SAFETY: between fork and exec it makes system calls, and allocates nothing.
+        unsafe { command.pre_exec(default_signals) };
         Self { command, directory }
     }
 
