@@ -66,8 +66,9 @@ pub struct Armed {
     /// never begins on one: the session removes it from memory and steps that vCPU alone.
     pub software: BTreeSet<GuestPhysAddr>,
     /// Guest-virtual addresses, of data that no debug slot watches. Each vCPU that runs is stepped, and stops with
-    /// [`StopReason::Watchpoint`] after an instruction that has left other bytes there. Empty unless
-    /// [`Arch::COMPARES`](crate::Arch::COMPARES).
+    /// [`StopReason::Watchpoint`] after an instruction that has left other bytes there. Interrupts are let in now
+    /// and then; between these steps, and at the stop, there may be a hold on `mask_hwintr`, as after a step. Empty
+    /// unless [`Arch::COMPARES`](crate::Arch::COMPARES).
     pub compared: Vec<Range<u64>>,
 }
 
