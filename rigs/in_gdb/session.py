@@ -36,13 +36,19 @@ def refused(command):
 class Checks:
     """Runs checks one after the other; each is a line of output."""
 
-    def __init__(self):
+    #: What tells most of a guest that does not come to where it is awaited.
+    STATE = ["info threads", "thread apply all -q -- bt 8", "monitor mask status", "monitor lapic", "monitor stats"]
+
+    def __init__(self, limit):
+        """`limit` is in seconds, of each check: then gdb types Ctrl-C, and the guest's state is shown."""
         self.failed = 0
+        self._limit = limit
 
     def check(self, name, act):
         """Runs `act`, which returns a remark."""
         begun = time.monotonic()
         verdict = "PASS"
+        stalled = ctrl_c_after(self._limit)
         try:
             remark = act() or ""
         except (Failed, gdb.error, gdb.MemoryError, ValueError, KeyboardInterrupt) as error:
@@ -53,8 +59,20 @@ class Checks:
         except Exception as error:
             verdict, remark = "FAIL", "".join(traceback.format_exception(error))
             self.failed += 1
+        finally:
+            stalled.cancel()
         print(f"{verdict} {name} ({time.monotonic() - begun:.1f} s): {' '.join(remark.split())}", flush=True)
+        if verdict == "FAIL" and time.monotonic() - begun > self._limit:
+            self.show_state()
         return verdict == "PASS"
+
+    def show_state(self):
+        for command in self.STATE:
+            try:
+                said = run(command)
+            except gdb.error as error:
+                said = str(error)
+            print(f"--- {command}\n{said}", flush=True)
 
 
 def ctrl_c_after(seconds):

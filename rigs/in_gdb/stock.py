@@ -441,7 +441,7 @@ def where_name():
 def main():
     for setting in ["confirm off", "pagination off", "suppress-cli-notifications on", "width 0", "remotetimeout 600"]:
         run(f"set {setting}")
-    stock, checks = Stock(), Checks()
+    stock, checks = Stock(), Checks(SETTINGS["limit"])
     alone = SETTINGS["cpus"] == 1
     plan = [
         ("connect", stock.connect),
