@@ -69,6 +69,10 @@ pub struct Armed {
     /// [`StopReason::Watchpoint`] after an instruction that has left other bytes there. Empty unless
     /// [`Arch::COMPARES`](crate::Arch::COMPARES).
     pub compared: Vec<Range<u64>>,
+    /// Guest-virtual addresses of software breakpoints where no memory was when the guest was resumed. A vCPU that
+    /// runs freely looks at exits whether that is still so, and stops with [`StopReason::CodeChanged`] if not. Empty
+    /// unless [`Arch::AWAITS`](crate::Arch::AWAITS).
+    pub awaited: Vec<u64>,
 }
 
 /// A vCPU that stopped.
@@ -100,6 +104,9 @@ pub enum StopReason {
         /// What the watchpoint was armed for.
         access: WatchAccess,
     },
+    /// There is memory now where a breakpoint [waits](Armed::awaited) for it, or the guest has overwritten a
+    /// breakpoint instruction. The session writes the instruction, and the guest goes on.
+    CodeChanged,
     /// [`Action::Interrupt`](crate::Action::Interrupt), on a vCPU that had no reason of its own.
     Interrupted,
     /// The machine was reset, and this vCPU is before its first instruction. Breakpoints hold: the
