@@ -76,6 +76,9 @@ pub trait Arch: fmt::Debug + Send + 'static {
     const SLOTS: DebugSlots;
     /// Steppers of this architecture carry out [`Armed::compared`](crate::Armed::compared).
     const COMPARES: bool = false;
+    /// Steppers of this architecture look after [`Armed::awaited`](crate::Armed::awaited), and after breakpoint
+    /// instructions that the guest overwrites.
+    const AWAITS: bool = false;
     /// What to call debug slots in messages, in the plural: "debug registers".
     const SLOTS_NAME: &'static str;
 

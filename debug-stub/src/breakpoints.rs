@@ -84,6 +84,8 @@ enum Place {
     Slots(Vec<HwBreakpoint>),
     /// A watchpoint for writes, compared after each instruction.
     Compared,
+    /// In memory once there is some.
+    Awaited,
     /// It stops nothing: the machine was reset, and no debug slot was free.
     Nowhere,
 }
@@ -95,6 +97,8 @@ pub(crate) enum Placed {
     AsAsked,
     /// A software breakpoint took a debug slot, for this reason.
     InSlot(&'static str),
+    /// A software breakpoint waits, for this reason.
+    Awaited(&'static str),
     /// A watchpoint got no debug slots: the guest is stepped.
     Compared,
 }
@@ -204,13 +208,14 @@ impl<A: Arch> Breakpoints<A> {
     /// changes a condition sends the breakpoint again.
     ///
     /// `memory_at` returns where a software breakpoint can be written, or why it cannot. One that
-    /// cannot, and one that would overlap another, takes a debug slot if `may_use_slot`. A watchpoint for
-    /// writes that finds no slot is compared.
+    /// cannot, and one that would overlap another, takes a debug slot if `may_use_slot`. If there is none, the
+    /// former waits for memory if it `may_wait`. A watchpoint for writes that finds no slot is compared.
     pub(crate) fn insert(
         &mut self,
         point: Point,
         program: HitProgram,
         may_use_slot: bool,
+        may_wait: bool,
         memory_at: impl FnOnce(u64) -> Result<GuestPhysAddr, &'static str>,
     ) -> Result<Placed, PointError> {
         if self
@@ -236,16 +241,25 @@ impl<A: Arch> Breakpoints<A> {
             return Err(PointError::TooMany);
         }
         let (place, placed) = match point.kind {
-            PointKind::Software => match memory_at(point.address).and_then(|gpa| self.room(gpa)) {
-                Ok(gpa) => {
-                    *self.software.entry(gpa).or_default() += 1;
-                    (Place::Memory(gpa), Placed::AsAsked)
+            PointKind::Software => {
+                let found = memory_at(point.address);
+                let waits = found.is_err() && may_wait && A::AWAITS;
+                match found.and_then(|gpa| self.room(gpa)) {
+                    Ok(gpa) => (self.put_in_memory(gpa), Placed::AsAsked),
+                    Err(why) => {
+                        let slots = if may_use_slot {
+                            self.take_slots(point)
+                        } else {
+                            Err(PointError::NotInMemory(why))
+                        };
+                        match slots {
+                            Ok(slots) => (Place::Slots(slots), Placed::InSlot(why)),
+                            Err(_) if waits => (Place::Awaited, Placed::Awaited(why)),
+                            Err(error) => return Err(error),
+                        }
+                    }
                 }
-                Err(why) if may_use_slot => {
-                    (Place::Slots(self.take_slots(point)?), Placed::InSlot(why))
-                }
-                Err(why) => return Err(PointError::NotInMemory(why)),
-            },
+            }
             PointKind::Hardware => (Place::Slots(self.take_slots(point)?), Placed::AsAsked),
             PointKind::Watch(access) => {
                 let slots = if may_use_slot {
@@ -272,6 +286,41 @@ impl<A: Arch> Breakpoints<A> {
         Ok(placed)
     }
 
+    fn put_in_memory(&mut self, gpa: GuestPhysAddr) -> Place {
+        *self.software.entry(gpa).or_default() += 1;
+        Place::Memory(gpa)
+    }
+
+    /// Puts breakpoints in memory that have waited for it.
+    pub(crate) fn place_awaited(
+        &mut self,
+        memory_at: impl Fn(u64) -> Result<GuestPhysAddr, &'static str>,
+    ) {
+        for address in self.awaited() {
+            let Ok(gpa) = memory_at(address).and_then(|gpa| self.room(gpa)) else {
+                continue;
+            };
+            let place = self.put_in_memory(gpa);
+            let point = Point::breakpoint(PointKind::Software, address);
+            if let Some(entry) = self.points.get_mut(&point) {
+                entry.place = place;
+            }
+        }
+        self.refresh();
+    }
+
+    /// Where breakpoints wait for memory.
+    fn awaited(&self) -> Vec<u64> {
+        let points = self.points.iter();
+        let awaited = points.filter(|(_, entry)| entry.place == Place::Awaited);
+        awaited.map(|(point, _)| point.address).collect()
+    }
+
+    /// Returns `true` if a breakpoint waits for memory.
+    pub(crate) fn any_awaited(&self) -> bool {
+        !self.armed.awaited.is_empty()
+    }
+
     /// Removes a point. Returns `true` if it was there.
     pub(crate) fn remove(&mut self, point: Point) -> bool {
         let Some(Entry { place, program }) = self.points.remove(&point) else {
@@ -279,7 +328,7 @@ impl<A: Arch> Breakpoints<A> {
         };
         self.code -= program.size();
         match place {
-            Place::Nowhere | Place::Compared => {}
+            Place::Nowhere | Place::Compared | Place::Awaited => {}
             Place::Memory(gpa) => {
                 if let Some(users) = self.software.get_mut(&gpa) {
                     *users -= 1;
@@ -304,7 +353,13 @@ impl<A: Arch> Breakpoints<A> {
     /// The machine was reset. Software breakpoints take debug slots as far as these go: their code may not be
     /// in memory yet, and what is in its place may be the data that it will be unpacked from. Returns how many
     /// stop nothing from now on.
-    pub(crate) fn machine_was_reset(&mut self, may_use_slot: bool) -> usize {
+    ///
+    /// One that finds no slot waits for memory if `waits` says so of its address.
+    pub(crate) fn machine_was_reset(
+        &mut self,
+        may_use_slot: bool,
+        waits: impl Fn(u64) -> bool,
+    ) -> usize {
         self.software.clear();
         let in_memory = |entry: &Entry| matches!(entry.place, Place::Memory(_));
         let moved: Vec<Point> = self
@@ -319,9 +374,14 @@ impl<A: Arch> Breakpoints<A> {
             } else {
                 None
             };
-            lost += usize::from(slots.is_none());
+            let place = match slots {
+                Some(slots) => Place::Slots(slots),
+                None if A::AWAITS && waits(point.address) => Place::Awaited,
+                None => Place::Nowhere,
+            };
+            lost += usize::from(place == Place::Nowhere);
             if let Some(entry) = self.points.get_mut(&point) {
-                entry.place = slots.map_or(Place::Nowhere, Place::Slots);
+                entry.place = place;
             }
         }
         self.refresh();
@@ -380,7 +440,7 @@ impl<A: Arch> Breakpoints<A> {
             .filter(move |(_, entry)| match &entry.place {
                 Place::Memory(at) => gpa == Some(*at),
                 Place::Slots(slots) => slots.contains(&slot),
-                Place::Nowhere | Place::Compared => false,
+                Place::Nowhere | Place::Compared | Place::Awaited => false,
             })
             .map(|(point, entry)| (point.address, &entry.program))
     }
@@ -549,6 +609,7 @@ impl<A: Arch> Breakpoints<A> {
             hardware: self.slots.iter().map(|slot| slot.breakpoint).collect(),
             software: self.software.keys().copied().collect(),
             compared: self.compared().collect(),
+            awaited: self.awaited(),
         });
     }
 }

@@ -15,10 +15,11 @@ use gdbstub::target::{TargetError, TargetResult};
 use thiserror::Error;
 use vcpu_caps::VcpuId;
 
+use crate::address::GuestPhysAddr;
 use crate::arch::Arch;
 use crate::breakpoints::{Breakpoints, HitProgram, Placed, Point, PointError, PointKind};
 use crate::config::SessionConfig;
-use crate::host::{Host, ResetError};
+use crate::host::{GuestMemory, Host, ResetError};
 use crate::memory::Space;
 use crate::qemu::StepBits;
 use crate::request::ClientFeatures;
@@ -208,9 +209,15 @@ impl<H: Host> Guest<H> {
     pub(crate) fn reset_machine(&mut self) -> Result<(), ResetError> {
         self.host.reset()?;
         self.registers.forget();
-        let lost = self
-            .breakpoints
-            .machine_was_reset(self.config.hardware_breakpoints());
+        let may_use_slot = self.config.hardware_breakpoints();
+        let space = self.virtual_space().ok();
+        let host = &self.host;
+        // A kernel's address, in the upper half for instance. What is mapped one to one now may be data.
+        let waits = |address| {
+            let space = space.as_ref();
+            space.is_some_and(|space| space.translate(host, address).is_none())
+        };
+        let lost = self.breakpoints.machine_was_reset(may_use_slot, waits);
         if lost > 0 {
             self.notices.push(&format!(
                 "{lost} breakpoints stop nothing until they are set again: after a reset code is not in memory, \
@@ -405,16 +412,11 @@ impl<H: Host> Guest<H> {
         };
         let placed = self
             .breakpoints
-            .insert(point, program, may_use_slot, |address| {
-                let length = H::Arch::BREAKPOINT.len();
-                match space {
-                    None => Err(
-                        "the host does not hand breakpoint instructions to the debugger: monitor caps",
-                    ),
-                    Some(space) => space
-                        .writable(host, address, length)
-                        .ok_or("nothing is mapped there yet, or no RAM"),
-                }
+            .insert(point, program, may_use_slot, in_memory, |address| match &space {
+                None => Err(
+                    "the host does not hand breakpoint instructions to the debugger: monitor caps",
+                ),
+                Some(space) => room_for_instruction(space, host, address),
             });
         let address = point.address;
         match placed {
@@ -430,6 +432,16 @@ impl<H: Host> Guest<H> {
                         why,
                         "software breakpoint in a debug slot"
                     );
+                }
+                Ok(())
+            }
+            Ok(Placed::Awaited(why)) => {
+                // GDB sends it again at each resume.
+                if self.noticed.insert("awaited") {
+                    self.notices.push(&format!(
+                        "breakpoint at {address:#x}: {why}, and no {} for it; it is set once there is, as far as exits to the VMM show it",
+                        H::Arch::SLOTS_NAME
+                    ));
                 }
                 Ok(())
             }
@@ -459,6 +471,25 @@ impl<H: Host> Guest<H> {
         }
     }
 
+    /// Puts breakpoints in memory that have waited for it, where this vCPU finds some now.
+    pub(crate) fn place_awaited(&mut self, vcpu: VcpuId) {
+        if !self.breakpoints.any_awaited() {
+            return;
+        }
+        let groups = H::Arch::SPACE_GROUPS;
+        match self.registers.read(&mut self.host, vcpu, groups) {
+            Ok(registers) => {
+                let space = Space::<H::Arch>::Virtual(H::Arch::address_space(registers));
+                let host = &self.host;
+                let memory_at = |address| room_for_instruction(&space, host, address);
+                self.breakpoints.place_awaited(memory_at);
+            }
+            Err(error) => {
+                log_refused(vcpu, &error);
+            }
+        }
+    }
+
     /// The breakpoint cannot be inserted for this reason.
     pub(crate) fn explain_insertion(&mut self, address: u64, error: &impl std::error::Error) {
         tracing::warn!(address = format_args!("{address:#x}"), %error, "breakpoint refused");
@@ -467,6 +498,17 @@ impl<H: Host> Guest<H> {
             is_insertion: true,
         });
     }
+}
+
+/// Where a breakpoint instruction can be written.
+fn room_for_instruction<A: Arch>(
+    space: &Space<A>,
+    memory: &impl GuestMemory,
+    address: u64,
+) -> Result<GuestPhysAddr, &'static str> {
+    space
+        .writable(memory, address, A::BREAKPOINT.len())
+        .ok_or("nothing is mapped there yet, or no RAM")
 }
 
 /// "four debug registers".

@@ -70,6 +70,10 @@ pub struct Armed {
     /// and then; between these steps, and at the stop, there may be a hold on `mask_hwintr`, as after a step. Empty
     /// unless [`Arch::COMPARES`](crate::Arch::COMPARES).
     pub compared: Vec<Range<u64>>,
+    /// Guest-virtual addresses of software breakpoints where no memory was when the guest was resumed. A vCPU that
+    /// runs freely looks at exits whether that is still so, and stops with [`StopReason::CodeChanged`] if not. Empty
+    /// unless [`Arch::AWAITS`](crate::Arch::AWAITS).
+    pub awaited: Vec<u64>,
 }
 
 /// A vCPU that stopped.
@@ -101,6 +105,9 @@ pub enum StopReason {
         /// What the watchpoint was armed for.
         access: WatchAccess,
     },
+    /// There is memory now where a breakpoint [waits](Armed::awaited) for it, or the guest has overwritten a
+    /// breakpoint instruction. The session writes the instruction, and the guest goes on.
+    CodeChanged,
     /// [`Action::Interrupt`](crate::Action::Interrupt), on a vCPU that had no reason of its own.
     Interrupted,
     /// The machine was reset, and this vCPU is before its first instruction. Breakpoints hold: the

@@ -49,11 +49,20 @@ impl<H: Host> Session<H> {
 
     /// Returns the stops to report, or goes on if there is none.
     fn pass(&mut self, mut stops: Vec<Stop>, interrupted: bool) -> Option<Vec<Stop>> {
+        let changes = |stop: &Stop| stop.reason == StopReason::CodeChanged;
+        let changed = stops
+            .iter()
+            .find(|stop| changes(stop))
+            .map(|stop| stop.vcpu);
+        stops.retain(|stop| !changes(stop));
+        if let Some(vcpu) = changed {
+            self.guest.place_awaited(vcpu);
+        }
         let stepped = self.passing.stepping.take();
-        if stepped.is_none() && !self.guest.breakpoints.any_program() {
+        if stepped.is_none() && changed.is_none() && !self.guest.breakpoints.any_program() {
             return Some(stops);
         }
-        let mut goes_on = false;
+        let mut goes_on = changed.is_some();
         if let Some(vcpu) = stepped {
             let own = |stop: &Stop| stop.vcpu == vcpu && stop.reason == StopReason::Step;
             if stops.iter().any(own) {

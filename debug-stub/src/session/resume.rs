@@ -64,6 +64,7 @@ impl<H: Host> Session<H> {
     /// Resumes the guest by the orders that it has.
     pub(super) fn resume(&mut self) {
         let (vcpus, others) = self.guest.orders.take();
+        self.guest.place_awaited(self.guest.current);
         let mut plan = ResumePlan {
             vcpus,
             others,

@@ -298,6 +298,8 @@ pub(super) fn happens_once(reason: &StopReason) -> bool {
         | StopReason::InternalError(_) => true,
         // Fault-like: the vCPU is before the instruction, and stops there again.
         StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint => false,
+        // The session looks again before it resumes the guest.
+        StopReason::CodeChanged => false,
         // All-stop: a resume has one reply, which is of one vCPU.
         StopReason::Step
         | StopReason::Interrupted
@@ -325,7 +327,7 @@ fn urgency(reason: &StopReason) -> u8 {
         StopReason::Watchpoint { .. } => 3,
         StopReason::SoftwareBreakpoint | StopReason::HardwareBreakpoint => 4,
         StopReason::Step => 5,
-        StopReason::Interrupted => 6,
+        StopReason::Interrupted | StopReason::CodeChanged => 6,
     }
 }
 
@@ -348,7 +350,8 @@ fn reason(stop: &Stop, names_breakpoint: bool) -> MultiThreadStopReason<u64> {
             },
             addr: address,
         },
-        StopReason::Interrupted => signal(Signal::SIGINT),
+        // The session goes on after the latter, or reports an interrupt instead.
+        StopReason::Interrupted | StopReason::CodeChanged => signal(Signal::SIGINT),
         StopReason::TripleFault(_) => signal(Signal::SIGSEGV),
         StopReason::InternalError(_) => signal(Signal::SIGILL),
         StopReason::Exited(status) => MultiThreadStopReason::Exited(status),

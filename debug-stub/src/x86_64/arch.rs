@@ -35,6 +35,7 @@ impl Arch for X86_64 {
     const VIEW_GROUPS: RegisterGroups = RegisterGroups::EXPEDITED.union(RegisterGroups::FPU);
     const PC_GROUPS: RegisterGroups = RegisterGroups::CORE;
     const COMPARES: bool = true;
+    const AWAITS: bool = true;
 
     const REGISTER_BYTES: usize = View::LONGEST;
     const WIDEST_VIEW: View = View::X86_64.with(StateComponents::all());

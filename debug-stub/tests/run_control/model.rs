@@ -579,7 +579,7 @@ fn plan(orders: [u8; 4], count: u8) -> ResumePlan {
         armed: Arc::new(Armed {
             hardware: Vec::new(),
             software: [debug_stub::GuestPhysAddr(0x1000)].into(),
-            compared: Vec::new(),
+            ..Armed::default()
         }),
     }
 }

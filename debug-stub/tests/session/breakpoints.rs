@@ -1,5 +1,8 @@
 //! Software and hardware breakpoints, and what a client sees of memory under them.
 
+use debug_stub::GuestPhysAddr;
+use debug_stub::x86_64::simulated::TABLES;
+
 use super::*;
 
 #[test]
@@ -288,4 +291,75 @@ fn beside_four_watchpoints_an_int3_stops_at_a_handler_of_the_only_vcpu_that_runs
     let changed = |at: &usize| before[*at] != after[*at] && !(stack..stack + 40).contains(at);
     assert_eq!((0..before.len()).find(changed), None);
     assert_eq!(after[stack + 17] & 1, 0, "the saved TF");
+}
+
+/// A breakpoint that finds neither memory nor a debug register waits, without the client's part in it.
+#[test]
+fn a_breakpoint_waits_for_the_page_that_its_code_is_in() {
+    const PAGE: u64 = 0x20_1000;
+    let entry_of_page = TABLES + 3 * 0x1000 + 8;
+    let mut rig = Rig::new(
+        machine(1, &[code::NOP, code::STORE, code::SPIN]).with_registers(|file| {
+            file.core.rdi = entry_of_page;
+            // Present, writable, for user code: page 0.
+            file.core.rax = 0x67;
+        }),
+    );
+    for at in [0x9000, 0x9001, 0x9002, 0x9003] {
+        assert_eq!(rig.ask(format!("Z1,{at:x},1")), "OK");
+    }
+    assert_eq!(rig.ask(format!("Z0,{PAGE:x},1")), "OK");
+    let notice = maintenance::monitor(&mut rig, "mask");
+    assert!(notice.contains("it is set once there is"), "{notice}");
+    assert_eq!(rig.send("vCont;c"), [""; 0], "the client sees nothing");
+    let [first, second] = rig.plans.as_slice() else {
+        panic!("{:?}", rig.plans);
+    };
+    assert_eq!(first.armed.awaited, [PAGE]);
+    assert_eq!(second.armed.awaited, [0; 0]);
+    assert!(second.armed.software.contains(&GuestPhysAddr(0)));
+    assert!(rig.bytes(&[3])[0].starts_with("T02"));
+    assert_eq!(rig.machine().memory().get(0, 1), [0], "out of memory");
+    // The last byte of the page before.
+    rig.machine().memory().put(ALIASED + 0xfff, code::NOP);
+    let rip = (PAGE - 1).to_le_bytes();
+    let rip: String = rip.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(rig.ask(format!("P10={rip}")), "OK");
+    let reply = rig.ask("vCont;c");
+    assert!(reply.starts_with("T05thread:01;swbreak"), "{reply}");
+    assert_eq!(rig.ask(format!("z0,{PAGE:x},1")), "OK");
+    assert_eq!(rig.ask("D"), "OK");
+    assert_eq!(rig.machine().memory().get(0, 1), [0]);
+}
+
+/// What waits is removed as any breakpoint.
+#[test]
+fn a_breakpoint_that_waits_can_be_removed_and_a_reset_keeps_it() {
+    let mut rig = spinning(1);
+    for at in [0x9000, 0x9001, 0x9002, 0x9003] {
+        assert_eq!(rig.ask(format!("Z1,{at:x},1")), "OK");
+    }
+    assert_eq!(rig.ask("Z0,ffffffff81000000,1"), "OK");
+    assert_eq!(rig.ask("z0,ffffffff81000000,1"), "OK");
+    rig.send("vCont;c");
+    assert_eq!(rig.last_plan().armed.awaited, [0; 0]);
+    rig.bytes(&[3]);
+    assert_eq!(rig.ask("Z0,ffffffff81000000,1"), "OK");
+    rig.send("vCont;c");
+    assert_eq!(rig.last_plan().armed.awaited, [0xffff_ffff_8100_0000]);
+}
+
+/// A boot loader writes the kernel over a breakpoint that was set early.
+#[test]
+fn a_breakpoint_that_the_guest_overwrites_is_written_again() {
+    let program = [code::STORE, code::NOP, code::NOP, code::NOP, code::SPIN];
+    let mut rig = Rig::new(machine(1, &program).with_registers(|file| {
+        file.core.rdi = ENTRY + 4;
+        file.core.rax = 0x90;
+    }));
+    assert_eq!(rig.ask(format!("Z0,{:x},1", ENTRY + 4)), "OK");
+    let reply = rig.ask("vCont;c");
+    assert!(reply.starts_with("T05thread:01;swbreak"), "{reply}");
+    assert_eq!(rig.plans.len(), 2);
+    assert_eq!(rig.machine().memory().get(ENTRY + 4, 1), [0x90]);
 }

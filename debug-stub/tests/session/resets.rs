@@ -1,6 +1,7 @@
 //! A guest that asks for a reset of the machine.
 
 use debug_stub::OnReset;
+use debug_stub::x86_64::simulated::{ALIAS, TABLES};
 
 use super::*;
 
@@ -71,6 +72,32 @@ fn software_breakpoints_move_into_debug_slots_and_those_without_one_are_named() 
     rig.send("vCont;c");
     let armed = &rig.plans.last().unwrap().armed;
     assert_eq!((armed.hardware.len(), armed.software.len()), (3, 1));
+}
+
+/// A kernel's breakpoints, in the upper half: its page tables are gone.
+#[test]
+fn breakpoints_where_nothing_is_mapped_after_the_reset_wait_for_memory() {
+    let mut rig = resetting(OnReset::Continue);
+    for at in 0..6 {
+        assert_eq!(rig.ask(format!("Z0,{:x},1", ALIAS + at)), "OK");
+    }
+    rig.send("vCont;c");
+    assert_eq!(rig.last_plan().armed.software.len(), 6);
+    let entry_of_page = TABLES + 3 * 0x1000;
+    let mapped = rig.machine().memory().get(entry_of_page, 8);
+    rig.machine().memory().put(entry_of_page, &[0; 8]);
+    let replies = rig.stop(vec![stop(0, REQUEST)]);
+    assert_eq!(console(&replies[0]), "the machine was reset\n");
+    assert_eq!(replies.len(), 1, "none is lost: {replies:?}");
+    let armed = &rig.last_plan().armed;
+    assert_eq!((armed.hardware.len(), armed.awaited.len()), (4, 2));
+    assert_eq!(armed.software.len(), 0);
+    // The kernel maps itself again.
+    rig.machine().memory().put(entry_of_page, &mapped);
+    rig.stop(vec![stop(0, StopReason::CodeChanged)]);
+    let armed = &rig.last_plan().armed;
+    assert_eq!((armed.hardware.len(), armed.awaited.len()), (4, 0));
+    assert_eq!(armed.software.len(), 2);
 }
 
 #[test]

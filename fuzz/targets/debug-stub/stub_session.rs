@@ -346,6 +346,7 @@ impl Vmm {
             b'e' => StopReason::InternalError("emulation failed".into()),
             b'x' => StopReason::Exited(7),
             b'q' => StopReason::ResetRequest,
+            b'c' => StopReason::CodeChanged,
             b'r' => {
                 self.session.host_mut().reset();
                 StopReason::Reset

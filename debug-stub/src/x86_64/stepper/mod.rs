@@ -41,6 +41,7 @@
 //! the call; the vCPU is left unarmed and unmasked, and the next order may succeed.
 
 mod arming;
+mod code_changes;
 mod code_guards;
 mod compared;
 mod debug_exit;
@@ -65,6 +66,7 @@ pub use driver::{Driver, Entry};
 pub use vcpu::{DebugExit, Next, Outcome, PendingEvents, RunState, StepperError, Vcpu};
 
 use self::arming::{Arming, Shadow};
+use self::code_changes::CodeChanges;
 use self::compared::Compared;
 use self::debug_exit::Cause;
 use self::pending::{Context, PendingStep, executes_at};
@@ -97,8 +99,8 @@ const LETS_IN: u32 = 64;
 enum State {
     /// No order.
     Stopped,
-    /// [`VcpuOrder::Continue`]. `interrupted`: an access is completed, to stop then.
-    Free { interrupted: bool },
+    /// [`VcpuOrder::Continue`]. `stops`: an access is completed, to stop then for this reason.
+    Free { stops: Option<StopReason> },
     /// [`VcpuOrder::Continue`], and the trap of an earlier step is taken first. `resumes`: RFLAGS.RF is to be
     /// set again afterwards.
     TakingTrap { resumes: bool },
@@ -157,6 +159,7 @@ pub struct Stepper {
     /// What the order has armed.
     armed: Arc<Armed>,
     compared: Compared,
+    code_changes: CodeChanges,
     /// An access was served, and the hypervisor has not completed the instruction yet: registers
     /// are not consistent (KVM, api.rst 5 "For KVM_EXIT_IO ...").
     incomplete: bool,
@@ -174,6 +177,7 @@ impl Stepper {
             registers: Registers::default(),
             armed: Arc::default(),
             compared: Compared::default(),
+            code_changes: CodeChanges::default(),
             incomplete: false,
             left_halt: None,
             state: State::Stopped,
@@ -391,8 +395,8 @@ impl Stepper {
         let incomplete = self.incomplete;
         let next = match &mut self.state {
             State::Over(reason) => return Next::Stopped(reason.clone()),
-            State::Free { interrupted } if incomplete => {
-                *interrupted = true;
+            State::Free { stops } if incomplete => {
+                stops.get_or_insert(StopReason::Interrupted);
                 Ok(Next::Complete)
             }
             State::Stepping(stepping) if incomplete => {
@@ -745,8 +749,24 @@ impl Stepper {
         }
         self.arming.intend_free::<V>(&self.armed)?;
         self.arming.arm(vcpu, &mut self.registers)?;
-        self.state = State::Free { interrupted: false };
+        self.state = State::Free { stops: None };
         Ok(Next::Enter)
+    }
+
+    /// Returns `true` if a software breakpoint is to be written, as far as this exit shows.
+    fn code_has_changed<V: Vcpu>(
+        &mut self,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<bool, StepperError<V::Error>> {
+        if self.code_changes.is_overwritten(&self.armed, memory) {
+            return Ok(true);
+        }
+        if self.armed.awaited.is_empty() {
+            return Ok(false);
+        }
+        let special = self.registers.expedited(vcpu)?.special;
+        Ok(self.code_changes.has_come(&self.armed, &special, memory))
     }
 
     /// The instruction behind a stepped STI is not interrupted, as without a debugger: HLT would wait for
@@ -771,8 +791,11 @@ impl Stepper {
         vcpu: &mut V,
         memory: &impl GuestMemory,
     ) -> Result<Next, StepperError<V::Error>> {
-        let interrupted = matches!(self.state, State::Free { interrupted: true });
-        self.state = State::Free { interrupted: false };
+        let free = State::Free { stops: None };
+        let stops = match std::mem::replace(&mut self.state, free) {
+            State::Free { stops } => stops,
+            _ => None,
+        };
         match outcome {
             Outcome::Debug(exit) => match self.sort(exit, vcpu, memory)? {
                 Cause::Hit(reason) => Ok(self.stop(reason)),
@@ -785,11 +808,22 @@ impl Stepper {
                 }
             },
             // A REP INS or OUTS that is emulated asks again for each chunk.
-            Outcome::Served if interrupted => {
-                self.state = State::Free { interrupted: true };
+            Outcome::Served if stops.is_some() => {
+                self.state = State::Free { stops };
                 Ok(Next::Complete)
             }
-            Outcome::Nothing if interrupted => Ok(self.stop(StopReason::Interrupted)),
+            Outcome::Served if self.code_has_changed(vcpu, memory)? => {
+                let stops = Some(StopReason::CodeChanged);
+                self.state = State::Free { stops };
+                Ok(Next::Complete)
+            }
+            Outcome::Nothing => match stops {
+                Some(reason) => Ok(self.stop(reason)),
+                None if self.code_has_changed(vcpu, memory)? => {
+                    Ok(self.stop(StopReason::CodeChanged))
+                }
+                None => Ok(Next::Enter),
+            },
             Outcome::NotEntered(text) => {
                 let reason = StopReason::InternalError(text.clone());
                 Ok(self.end(reason, vcpu, memory))

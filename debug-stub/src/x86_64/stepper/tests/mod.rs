@@ -1,5 +1,6 @@
 //! The step protocol on a simulated vCPU, with the habits of three KVMs.
 
+mod code_changes;
 mod code_guards;
 mod compared;
 mod driver;
