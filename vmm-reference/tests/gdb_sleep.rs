@@ -34,6 +34,7 @@ with_all_chips! {
     a_halted_vcpu_that_is_started_again_in_its_step_is_at_its_first_instruction,
     a_step_of_a_vcpu_that_was_never_started_lasts_until_ctrl_c,
     a_vcpu_that_is_started_in_its_step_is_at_its_first_instruction,
+    what_no_debug_register_is_free_for_is_watched_in_a_vcpu_that_sleeps,
 }
 
 /// The machine, whose second processor waits for INIT.
@@ -213,4 +214,34 @@ fn is_started_in_its_step(vmm: &Vmm, mut before: &[(u64, u64)], times: usize) {
     eventually("it starts", || starts(vmm) == times);
     eventually("it halts", || name(&mut vmm.client()).contains("[halted]"));
     assert_sleeps_and_wakes(vmm);
+}
+
+/// 64 bytes are more than four debug registers watch: all vCPUs are stepped, one of them through HLT, an interrupt
+/// and its handler.
+fn what_no_debug_register_is_free_for_is_watched_in_a_vcpu_that_sleeps(chips: Chips) {
+    let vmm = halted(chips);
+    let mut client = vmm.client();
+    let watched = vmm.symbol("wakes");
+    let watchpoint = format!("2,{watched:x},40");
+    assert_eq!(client.request(&format!("Z{watchpoint}")).unwrap(), "OK");
+    tell(&mut client, &vmm, WAKE);
+    for written in ["flags_image", "handled", "wakes"] {
+        let at = vmm.symbol(written);
+        let before = client.read_u64(at).unwrap();
+        let stop = client.request("vCont;c").unwrap();
+        // Of the vCPU that notices it first, which need not be the writer.
+        assert!(stop.starts_with("T05"), "{stop}");
+        assert!(
+            stop.contains(&format!("watch:{at:x};")),
+            "{written}: {stop}"
+        );
+        assert_ne!(client.read_u64(at).unwrap(), before);
+        assert_eq!(flags(&mut client) & RFLAGS_TF, 0);
+    }
+    assert_eq!(client.read_u64(watched).unwrap(), 1);
+    assert_eq!(client.request(&format!("z{watchpoint}")).unwrap(), "OK");
+    drop(client);
+    assert_eq!(vmm.peek("flags_image") & (RFLAGS_TF | RFLAGS_IF), RFLAGS_IF);
+    eventually("it halts", || name(&mut vmm.client()).contains("[halted]"));
+    assert_sleeps_and_wakes(&vmm);
 }

@@ -84,6 +84,9 @@ use crate::x86_64::{Progress, RegisterFile, RegisterGroups, StepPlan};
 /// than ten.
 const MAX_ATTEMPTS: u32 = 64;
 
+/// The first instruction after a reset (SDM 3A table 10-1).
+const RESET_VECTOR: u64 = 0xffff_fff0;
+
 /// A free run, as steps. It begins with one that lets interrupts in.
 const COMPARING: StepOrder = StepOrder {
     range: None,
@@ -666,17 +669,37 @@ impl Stepper {
         vcpu: &mut V,
         memory: &impl GuestMemory,
     ) -> StopReason {
+        if !matches!(
+            reason,
+            StopReason::TripleFault(_) | StopReason::InternalError(_)
+        ) {
+            return reason;
+        }
         let id = self.id();
-        let mut with_place = |text: &str| match self.registers.expedited(vcpu) {
-            Ok(file) => format!("{id}: {text} {}", place::of(&file, memory)),
-            Err(error) => format!("{id}: {text} at an unknown place: {error}"),
+        let registers = self.registers.expedited(vcpu);
+        let place = match &registers {
+            Ok(file) => place::of(file, memory),
+            Err(error) => format!("at an unknown place: {error}"),
         };
         match reason {
-            StopReason::TripleFault(text) if text.is_empty() => {
-                StopReason::TripleFault(with_place("triple fault"))
+            StopReason::TripleFault(text) => {
+                let text = if text.is_empty() {
+                    "triple fault"
+                } else {
+                    &text
+                };
+                // kvm_amd does it (svm.c, `shutdown_interception`).
+                let is_reset = registers.is_ok_and(|file| file.linear_pc() == RESET_VECTOR);
+                let but = if is_reset {
+                    "; the hypervisor has reset the vCPU, and where it was is not known"
+                } else {
+                    ""
+                };
+                StopReason::TripleFault(format!("{id}: {text} {place}{but}"))
             }
-            StopReason::TripleFault(text) => StopReason::TripleFault(with_place(&text)),
-            StopReason::InternalError(text) => StopReason::InternalError(with_place(&text)),
+            StopReason::InternalError(text) => {
+                StopReason::InternalError(format!("{id}: {text} {place}"))
+            }
             other => other,
         }
     }
