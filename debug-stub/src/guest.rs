@@ -77,6 +77,8 @@ pub(crate) struct Guest<H: Host> {
     client_view: ClientView<<H::Arch as Arch>::View>,
     pub(crate) physical_memory: bool,
     pub(crate) step_bits: StepBits,
+    /// `monitor mmio`: reads of devices may have side effects.
+    pub(crate) device_reads: bool,
     /// `monitor quit`: the guest is to end.
     pub(crate) ends: bool,
     /// The orders of the resume packet that is being parsed.
@@ -196,6 +198,7 @@ impl<H: Host> Guest<H> {
             client: ClientFeatures::default(),
             client_view: ClientView::default(),
             physical_memory: false,
+            device_reads: false,
             ends: false,
             orders: Orders::default(),
             notices: Notices::default(),
@@ -236,6 +239,7 @@ impl<H: Host> Guest<H> {
         self.client = ClientFeatures::default();
         self.client_view = ClientView::default();
         self.physical_memory = false;
+        self.device_reads = false;
         self.step_bits = StepBits::new(self.config.mask());
         self.ends = false;
         self.orders.clear();

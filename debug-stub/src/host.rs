@@ -148,6 +148,22 @@ pub trait Host: GuestMemory {
         Err(ResetError::NotSupported)
     }
 
+    /// Reads devices at a guest-physical address where there is no memory, as this vCPU would. Returns the number
+    /// of bytes that could be read, from the start.
+    ///
+    /// Registers whose reads change something are read only with `side_effects`: the client's user has asked for
+    /// them (`monitor mmio on`).
+    fn read_device(
+        &mut self,
+        vcpu: VcpuId,
+        address: GuestPhysAddr,
+        data: &mut [u8],
+        side_effects: bool,
+    ) -> usize {
+        let _ = (vcpu, address, data, side_effects);
+        0
+    }
+
     /// Returns what is known of a vCPU's pending interrupts, for `monitor mask status`.
     fn interrupts(&mut self, vcpu: VcpuId) -> Interrupts;
 

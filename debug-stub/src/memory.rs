@@ -36,7 +36,7 @@ impl<A: Arch> Space<A> {
 
     /// The contiguous physical piece that begins `done` bytes after `address`, of at most
     /// `length` bytes. `None` where nothing is mapped and at the end of the address space.
-    fn piece(
+    pub(crate) fn piece(
         &self,
         memory: &impl GuestMemory,
         address: u64,

@@ -9,10 +9,10 @@ use std::ops::RangeInclusive;
 
 use vcpu_caps::{Capability, VcpuId};
 
-use crate::address::GuestPhysAddr;
 use crate::arch::Arch;
 use crate::guest::{Guest, tid};
 use crate::host::Host;
+use crate::memory::Space;
 
 const HELP: &str = "\
 monitor help         this text
@@ -31,6 +31,8 @@ monitor pagewalk ADDRESS
 monitor mem          what the selected vCPU's page tables map, in QEMU's form (info mem)
 monitor xp ADDRESS [LENGTH]
                      bytes of guest-physical memory: 64, or up to 4096
+monitor mmio on|off  devices are read where there is no memory, though a read may change them; off: only those
+                     registers that a read does not change
 monitor kaslr        where a Linux kernel is, and GDB's command that loads its symbols there
 monitor system_reset resets the machine in place, if the VMM can; breakpoints stay
 monitor quit         ends the guest
@@ -79,6 +81,12 @@ pub(crate) fn answer<H: Host>(guest: &mut Guest<H>, command: &str) -> String {
         ["pagewalk", address] => places::walk(guest, address),
         ["translate" | "gva2gpa" | "pagewalk", ..] => places::USAGE.into(),
         ["kaslr"] => places::kernel(guest),
+        ["mmio"] => device_reads(guest).into(),
+        ["mmio", way @ ("on" | "off")] => {
+            guest.device_reads = *way == "on";
+            device_reads(guest).into()
+        }
+        ["mmio", ..] => "mmio on, or mmio off".into(),
         ["xp", address] => physical(guest, address, "64"),
         ["xp", address, length] => physical(guest, address, length),
         ["regs"] | ["info", "registers"] => {
@@ -208,18 +216,26 @@ fn mappings<H: Host>(guest: &mut Guest<H>) -> String {
     out.0
 }
 
+fn device_reads<H: Host>(guest: &Guest<H>) -> &'static str {
+    if guest.device_reads {
+        "where there is no memory devices are read, as the guest would: this may change them"
+    } else {
+        "of devices only those registers are read that a read does not change"
+    }
+}
+
 /// The most that `xp` prints, in bytes.
 const LONGEST_DUMP: usize = 4096;
 
-/// Bytes of guest-physical memory, 16 a line, in the form of QEMU's `xp /xb`.
-fn physical<H: Host>(guest: &Guest<H>, address: &str, length: &str) -> String {
+/// Bytes at guest-physical addresses, 16 a line, in the form of QEMU's `xp /xb`.
+fn physical<H: Host>(guest: &mut Guest<H>, address: &str, length: &str) -> String {
     let range = number(address).zip(number(length));
     let Some((address, length)) = range else {
         return "xp ADDRESS [LENGTH]: numbers as in C, 0x1000 or 4096".into();
     };
     let length = usize::try_from(length).map_or(LONGEST_DUMP, |length| length.min(LONGEST_DUMP));
     let mut data = vec![0; length];
-    let read = guest.host.read_memory(GuestPhysAddr(address), &mut data);
+    let read = guest.read_all(&Space::Physical, address, &mut data);
     let mut text = String::new();
     let read_bytes = data.get(..read).unwrap_or_default();
     for (line, offset) in read_bytes.chunks(16).zip((0u64..).step_by(16)) {
@@ -232,7 +248,10 @@ fn physical<H: Host>(guest: &Guest<H>, address: &str, length: &str) -> String {
     }
     if read < length {
         let end = address.wrapping_add(u64::try_from(read).unwrap_or(u64::MAX));
-        let _ = writeln!(text, "there is no RAM at physical {end:#x}");
+        let _ = writeln!(
+            text,
+            "nothing can be read at physical {end:#x}: monitor mmio"
+        );
     }
     text
 }

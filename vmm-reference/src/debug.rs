@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use debug_stub::kvm::{KvmError, VmMemory};
 use debug_stub::server::GuestControl;
@@ -16,6 +17,7 @@ use thiserror::Error;
 use vcpu_caps::Plan;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
+use crate::devices::Devices;
 use crate::error::with_causes;
 use crate::exit::{ExitEvent, ExitReason, OnReset};
 use crate::irqchip::Irqchip;
@@ -31,6 +33,8 @@ pub struct MachineHost {
     group: VcpuGroup,
     memory: VmMemory<GuestRam>,
     irqchip: Irqchip,
+    /// `None` where only vCPUs were given.
+    devices: Option<Arc<Devices>>,
     exit: ExitEvent,
     /// To build the machine again.
     origin: Option<(Blueprint, Plan)>,
@@ -83,10 +87,12 @@ impl MachineHost {
     /// If the host lacks a descriptor, a signal or a thread.
     pub fn start(machine: Machine, plan: Plan) -> Result<Self, GroupError> {
         let (exit, blueprint) = (machine.exit.clone(), machine.blueprint.clone());
+        let devices = Some(Arc::clone(&machine.devices));
         let (vcpus, irqchip, exits, memory) = parts(machine, &plan);
         let group = VcpuGroup::start(vcpus, irqchip.clone(), exits, memory.clone())?;
         Ok(Self {
             origin: Some((blueprint, plan)),
+            devices,
             ..Self::new(group, memory.0, irqchip, exit)
         })
     }
@@ -99,6 +105,7 @@ impl MachineHost {
             group,
             memory: VmMemory(memory),
             irqchip,
+            devices: None,
             exit,
             origin: None,
             last_fault: None,
@@ -287,6 +294,7 @@ impl Host for MachineHost {
         if let Some(log) = &self.stats_to {
             log.line(monitor::stats_text(self).trim_end());
         }
+        let devices = Some(Arc::clone(&machine.devices));
         let (vcpus, irqchip, exits, memory) = parts(machine, plan);
         let replaced = (self.group).replace(vcpus, irqchip.clone(), exits, memory.clone());
         if let Err(error) = replaced {
@@ -300,9 +308,31 @@ impl Host for MachineHost {
         // The debugger's setting, as its breakpoints.
         let step_time = self.irqchip.clock().report().step_time;
         irqchip.clock().set_step_time(step_time);
-        (self.irqchip, self.memory) = (irqchip, memory);
+        (self.irqchip, self.memory, self.devices) = (irqchip, memory, devices);
         tracing::info!("the machine was reset");
         Ok(())
+    }
+
+    /// The interrupt chips' registers, which reads do not change, come from their state in all modes of
+    /// `--irqchip`. Other devices are read at the width that the client asks for.
+    fn read_device(
+        &mut self,
+        vcpu: VcpuId,
+        address: GuestPhysAddr,
+        data: &mut [u8],
+        side_effects: bool,
+    ) -> usize {
+        let read = monitor::read_chips(self, vcpu, address.0, data);
+        match &self.devices {
+            Some(devices) if read == 0 && side_effects => {
+                if devices.read_device(address.0, data) {
+                    data.len()
+                } else {
+                    0
+                }
+            }
+            _ => read,
+        }
     }
 
     fn interrupts(&mut self, id: VcpuId) -> Interrupts {

@@ -93,6 +93,12 @@ fn step_line(step_time: StepTime) -> String {
     }
 }
 
+/// Reads registers of the interrupt chips at a guest-physical address, as this vCPU would. Returns the number of
+/// bytes that are such registers, from the start.
+pub(crate) fn read_chips(host: &MachineHost, vcpu: VcpuId, address: u64, data: &mut [u8]) -> usize {
+    chips::read(host, vcpu, address, data)
+}
+
 /// What `monitor stats` prints.
 pub(crate) fn stats_text(host: &MachineHost) -> String {
     let mut text = String::new();

@@ -17,6 +17,7 @@ use vmm_reference::guests::{CLOCKS, SMP};
 with_all_chips! {
     the_local_apic_is_shown_as_the_guest_has_programmed_it,
     the_chipset_is_shown_as_the_guest_has_programmed_it,
+    the_chips_registers_are_read_as_memory,
     showing_the_chips_changes_nothing,
     the_selected_vcpus_local_apic_is_shown,
     gdb_opens_a_core_file_with_all_vcpus,
@@ -63,6 +64,34 @@ fn the_chipset_is_shown_as_the_guest_has_programmed_it(chips: Chips) {
         "IOAPIC: ID ",
         "8259A master",
     ]);
+}
+
+/// As a program of the guest reads them, in registers of 32 bits.
+fn the_chips_registers_are_read_as_memory(chips: Chips) {
+    let vmm = clocks(chips);
+    let mut client = vmm.client();
+    let shown = client.monitor("lapic").unwrap();
+    let version = client.read_memory(0xfee0_0030, 4).unwrap();
+    let version = u32::from_le_bytes(version.try_into().unwrap());
+    assert!(
+        shown.contains(&format!(", version {version:#x}\n")),
+        "{shown}"
+    );
+    assert_eq!(version & 0xf0, 0x10, "an integrated local APIC");
+    // The rest of the sixteen bytes.
+    assert_eq!(client.request("mfee00034,c").unwrap(), "0".repeat(24));
+    assert_eq!(client.request("mfee01000,4").unwrap(), "E0e");
+    // The second register is the one that the first one selects.
+    assert_eq!(client.request("Qqemu.PhyMemMode:1").unwrap(), "OK");
+    let window = client.request("mfec00000,14").unwrap();
+    assert_eq!(window.len(), 2 * 0x14, "{window}");
+    assert_eq!(client.request("mfec00100,4").unwrap(), "E0e");
+    assert_eq!(client.request("mfec00000,14").unwrap(), window);
+    assert_eq!(client.request("Qqemu.PhyMemMode:0").unwrap(), "OK");
+    assert_eq!(
+        client.monitor("lapic").unwrap().lines().next(),
+        shown.lines().next()
+    );
 }
 
 fn showing_the_chips_changes_nothing(chips: Chips) {

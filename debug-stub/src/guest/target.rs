@@ -31,6 +31,7 @@ use super::{Guest, OrderError, errno, log_refused, tid};
 use crate::arch::Arch;
 use crate::breakpoints::{Point, PointKind};
 use crate::host::Host;
+use crate::memory::Space;
 use crate::monitor;
 use crate::order::{StepOrder, VcpuOrder, WatchAccess};
 
@@ -123,7 +124,7 @@ impl<H: Host> MultiThreadBase for Guest<H> {
 
     fn read_addrs(&mut self, address: u64, data: &mut [u8], _: Tid) -> TargetResult<usize, Self> {
         let space = self.space().map_err(TargetError::Errno)?;
-        match space.read(&self.host, address, data) {
+        match self.read_all(&space, address, data) {
             0 if !data.is_empty() => Err(TargetError::Errno(errno::EFAULT)),
             read => Ok(read),
         }
@@ -153,6 +154,36 @@ impl<H: Host> MultiThreadBase for Guest<H> {
 }
 
 impl<H: Host> Guest<H> {
+    /// Reads memory, and devices where there is none. Returns the number of bytes from the start that could be
+    /// read.
+    pub(crate) fn read_all(
+        &mut self,
+        space: &Space<H::Arch>,
+        address: u64,
+        data: &mut [u8],
+    ) -> usize {
+        let mut done = 0;
+        while let Some(rest) = data.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            let at = address.saturating_add(u64::try_from(done).unwrap_or(u64::MAX));
+            let read = space.read(&self.host, at, rest);
+            done += read;
+            if read > 0 {
+                continue;
+            }
+            let Some((gpa, length)) = space.piece(&self.host, at, 0, rest.len()) else {
+                break;
+            };
+            let rest = rest.get_mut(..length).unwrap_or_default();
+            let vcpu = self.current;
+            let read = (self.host).read_device(vcpu, gpa, rest, self.device_reads);
+            if read == 0 {
+                break;
+            }
+            done += read.min(length);
+        }
+        done
+    }
+
     /// Returns the value of a register; `None` if it is unavailable.
     pub(crate) fn register_value(&mut self, number: u64) -> Result<Option<Vec<u8>>, u8> {
         let register = self.register(usize::try_from(number).unwrap_or(usize::MAX))?;

@@ -7,6 +7,7 @@ use thiserror::Error;
 use vcpu_caps::VcpuId;
 
 use super::{KvmError, KvmVcpu, pending_interrupts};
+use crate::address::GuestPhysAddr;
 use crate::host::{GuestMemory, Host, Interrupts};
 use crate::x86_64::stepper::{RunState, Stepper, StepperError};
 use crate::x86_64::{RegisterFile, RegisterGroups, X86_64};
@@ -22,6 +23,18 @@ pub trait KvmGuest: GuestMemory {
     /// Calls `act` with a vCPU that does not run, and returns `true`. Returns `false` if there is no
     /// such vCPU.
     fn with_vcpu(&self, vcpu: VcpuId, act: &mut dyn FnMut(&mut Stepper, &mut VcpuFd)) -> bool;
+
+    /// Reads devices where there is no memory: [`Host::read_device`].
+    fn read_device(
+        &mut self,
+        vcpu: VcpuId,
+        address: GuestPhysAddr,
+        data: &mut [u8],
+        side_effects: bool,
+    ) -> usize {
+        let _ = (vcpu, address, data, side_effects);
+        0
+    }
 
     /// The VMM's own `monitor` commands: [`Host::monitor`].
     fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {
@@ -148,6 +161,16 @@ impl<G: KvmGuest> Host for G {
             all
         };
         with(self, vcpu, pending).unwrap_or_default()
+    }
+
+    fn read_device(
+        &mut self,
+        vcpu: VcpuId,
+        address: GuestPhysAddr,
+        data: &mut [u8],
+        side_effects: bool,
+    ) -> usize {
+        KvmGuest::read_device(self, vcpu, address, data, side_effects)
     }
 
     fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {

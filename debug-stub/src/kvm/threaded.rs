@@ -38,6 +38,18 @@ pub trait ThreadedGuest {
     /// [`GuestControl::unattended`](crate::server::GuestControl::unattended).
     fn unattended(&mut self, stops: Vec<Stop>);
 
+    /// Reads devices where there is no memory: [`Host::read_device`](crate::Host::read_device).
+    fn read_device(
+        &mut self,
+        vcpu: VcpuId,
+        address: GuestPhysAddr,
+        data: &mut [u8],
+        side_effects: bool,
+    ) -> usize {
+        let _ = (vcpu, address, data, side_effects);
+        0
+    }
+
     /// The VMM's own `monitor` commands: [`Host::monitor`](crate::Host::monitor).
     fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {
         let _ = (vcpu, command, out);
@@ -75,6 +87,16 @@ impl<G: ThreadedGuest> KvmGuest for Threaded<G> {
 
     fn with_vcpu(&self, vcpu: VcpuId, act: &mut dyn FnMut(&mut Stepper, &mut VcpuFd)) -> bool {
         self.0.with_vcpu(vcpu, act)
+    }
+
+    fn read_device(
+        &mut self,
+        vcpu: VcpuId,
+        address: GuestPhysAddr,
+        data: &mut [u8],
+        side_effects: bool,
+    ) -> usize {
+        self.0.read_device(vcpu, address, data, side_effects)
     }
 
     fn monitor(&mut self, vcpu: VcpuId, command: &str, out: &mut dyn fmt::Write) -> bool {

@@ -288,12 +288,12 @@ fn xp_prints_physical_memory_and_says_where_it_ends() {
     assert_eq!(most.lines().count(), 256);
     let end = monitor(&mut rig, &format!("xp {} 16", RAM - 1));
     assert!(
-        end.contains(&format!("there is no RAM at physical {RAM:#x}")),
+        end.contains(&format!("nothing can be read at physical {RAM:#x}")),
         "{end}"
     );
     let none = monitor(&mut rig, "xp 0xffffffffffffffff 16");
     assert!(
-        none.contains("no RAM at physical 0xffffffffffffffff"),
+        none.contains("nothing can be read at physical 0xffffffffffffffff"),
         "{none}"
     );
     assert!(monitor(&mut rig, "xp here").contains("numbers as in C"));

@@ -507,6 +507,22 @@ impl Host for ToyMachine {
         Ok(())
     }
 
+    /// Behind memory are eight registers that a read does not change, and eight that it does.
+    fn read_device(
+        &mut self,
+        _: VcpuId,
+        address: GuestPhysAddr,
+        data: &mut [u8],
+        side_effects: bool,
+    ) -> usize {
+        let count = if side_effects { 16 } else { 8 };
+        let first = address.0 - u64::try_from(SIZE).unwrap();
+        let registers = (first..count).zip(data);
+        registers
+            .map(|(at, byte)| *byte = 0xd0 + u8::try_from(at).unwrap())
+            .count()
+    }
+
     fn interrupts(&mut self, _: VcpuId) -> Interrupts {
         Interrupts::default()
     }
@@ -649,6 +665,35 @@ fn a_mode_with_other_registers_has_a_description_of_its_own() {
     assert_eq!(replies[1], "T05thread:01;00:0200;");
     assert!(rig.ask(read).contains("toy.xml"));
     assert_eq!(rig.ask("g"), "040000000200000000");
+}
+
+#[test]
+fn devices_are_read_where_there_is_no_memory() {
+    let mut rig = toy(&[SPIN]);
+    assert_eq!(rig.ask("Qqemu.PhyMemMode:1"), "OK");
+    let read = |at: usize, length: usize| format!("m{:x},{length:x}", SIZE + at);
+    let mut monitor = |rig: &mut Rig<ToyMachine>, command: &str| {
+        let replies = rig.send(format!("qRcmd,{}", hex(command)));
+        console(&replies[0])
+    };
+    for _ in 0..2 {
+        assert_eq!(rig.ask(format!("m{:x},4", SIZE - 2)), "0000d0d1");
+        assert_eq!(rig.ask(read(3, 2)), "d3d4");
+        assert_eq!(rig.ask(read(6, 4)), "d6d7", "a read would change the rest");
+        assert_eq!(rig.ask(read(8, 4)), "E0e");
+        assert!(monitor(&mut rig, "mmio").starts_with("of devices only"));
+        assert!(monitor(&mut rig, "mmio on").contains("this may change them"));
+        assert_eq!(rig.ask(read(6, 4)), "d6d7d8d9");
+        assert_eq!(rig.ask(read(15, 4)), "df");
+        assert_eq!(rig.ask(read(16, 4)), "E0e");
+        assert!(monitor(&mut rig, "mmio maybe").contains("mmio on, or mmio off"));
+        monitor(&mut rig, "mmio off");
+    }
+    let text = monitor(&mut rig, &format!("xp {} 4", SIZE - 2));
+    assert!(text.contains(": 0x00 0x00 0xd0 0xd1"), "{text}");
+    // Nothing is written there, and no breakpoint is.
+    assert_eq!(rig.ask(format!("M{SIZE:x},1:00")), "E0e");
+    assert_eq!(rig.ask("Qqemu.PhyMemMode:0"), "OK");
 }
 
 #[test]

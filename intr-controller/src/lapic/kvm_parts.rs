@@ -42,6 +42,15 @@ pub(crate) const fn is_x2apic(apic_base: u64) -> bool {
     matches!(ApicBase::from_host(apic_base).mode(), ApicMode::X2Apic)
 }
 
+/// Where the registers' page is, in xAPIC mode.
+pub(crate) const fn page_address(apic_base: u64) -> Option<u64> {
+    let base = ApicBase::from_host(apic_base);
+    match base.mode() {
+        ApicMode::XApic => Some(base.address()),
+        ApicMode::X2Apic | ApicMode::Disabled => None,
+    }
+}
+
 pub(crate) const fn is_enabled(apic_base: u64) -> bool {
     !matches!(ApicBase::from_host(apic_base).mode(), ApicMode::Disabled)
 }

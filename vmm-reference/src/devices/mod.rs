@@ -262,10 +262,15 @@ impl Devices {
 
     /// Reads memory that is not RAM.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        data.fill(0xff);
-        if self.bus.mmio_read(MmioAddress(address), data).is_err() {
+        if !self.read_device(address, data) {
             tracing::trace!(address, "read of an address without a device");
         }
+    }
+
+    /// The same. Returns `false` if there is no device at the address; then it reads all ones.
+    pub(crate) fn read_device(&self, address: u64, data: &mut [u8]) -> bool {
+        data.fill(0xff);
+        self.bus.mmio_read(MmioAddress(address), data).is_ok()
     }
 
     /// Writes memory that is not RAM.

@@ -5,12 +5,14 @@ use std::error::Error;
 use std::fmt::{self, Write};
 
 use debug_stub::{Host, Interrupts};
+use intr_controller::ioapic::IoApic;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use vcpu_caps::VcpuId;
 
 use crate::debug::MachineHost;
 use crate::error::with_causes;
 use crate::irqchip::{ChipsetView, Irqchip};
+use crate::layout;
 
 /// The registers of a vCPU's local APIC.
 pub(super) fn lapic(host: &MachineHost, id: VcpuId, out: &mut dyn Write) -> fmt::Result {
@@ -22,6 +24,44 @@ pub(super) fn lapic(host: &MachineHost, id: VcpuId, out: &mut dyn Write) -> fmt:
         Ok(None) => writeln!(out, "{id} has no local APIC"),
         Err(error) => unreadable(&error, out),
     }
+}
+
+/// See [`read_chips`](super::read_chips). The registers are 32 bits wide, and are read as such.
+pub(super) fn read(host: &MachineHost, vcpu: VcpuId, address: u64, data: &mut [u8]) -> usize {
+    let ioapic = u64::from(layout::IOAPIC)..u64::from(layout::IOAPIC) + IoApic::WINDOW;
+    let load: Box<dyn Fn(u64) -> Option<u32>> = if ioapic.contains(&address) {
+        let Ok(view) = host.irqchip().chips().chipset() else {
+            return 0;
+        };
+        let state = view.ioapic;
+        let mut chip = IoApic::new(state.model, state.destination_format);
+        if chip.restore(&state).is_err() {
+            return 0;
+        }
+        Box::new(move |at| {
+            let offset = at.checked_sub(ioapic.start)?;
+            (offset < IoApic::WINDOW).then(|| chip.read_register(offset))
+        })
+    } else {
+        let Some(mut vcpu_state) = host.group().vcpu(vcpu) else {
+            return 0;
+        };
+        match host.irqchip().chips().lapic(vcpu, vcpu_state.fd()) {
+            Ok(Some(registers)) => Box::new(move |at| registers.load(at)),
+            Ok(None) | Err(_) => return 0,
+        }
+    };
+    let bytes = (address..).zip(data.iter_mut());
+    let mut read = 0;
+    for (at, byte) in bytes {
+        let Some(word) = load(at & !3) else {
+            break;
+        };
+        let [value, ..] = (word >> (8 * (at & 3))).to_le_bytes();
+        *byte = value;
+        read += 1;
+    }
+    read
 }
 
 /// The IOAPIC.

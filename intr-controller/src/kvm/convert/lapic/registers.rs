@@ -6,11 +6,12 @@ use kvm_ioctls::VcpuFd;
 
 use super::{
     CURRENT_COUNT, DFR, DIVIDE, ESR, ICR, ICR_HIGH, ID, INITIAL_COUNT, IRR, ISR, KvmLapic, LDR,
-    LVT, Page, SPURIOUS, TMR, TPR, VERSION, X2ApicFormat,
+    LVT, PPR, Page, SPURIOUS, TMR, TPR, VERSION, X2ApicFormat,
 };
 use crate::kvm::calls::{CallError, failed, read_msr};
 use crate::lapic::kvm_parts;
 use crate::lapic::text::{BaseText, CommandText, LvtText, SpuriousText};
+use crate::x86;
 use crate::{GuestTime, Lapic, LvtEntry, ProcessorPriority, VectorSet};
 
 /// IA32_TSC_DEADLINE.
@@ -61,6 +62,30 @@ impl LapicRegisters {
     }
 }
 
+impl LapicRegisters {
+    /// What a load of 32 bits from this guest-physical address reads: 0 where a register has no bits. `None` if
+    /// the address is not in the registers' page, or the local APIC has none (x2APIC mode, disabled).
+    #[must_use]
+    pub fn load(&self, address: u64) -> Option<u32> {
+        let page = kvm_parts::page_address(self.apic_base)?;
+        let offset = address.checked_sub(page)?;
+        let offset = (offset < x86::LOCAL_APIC_WINDOW).then_some(offset)?;
+        Some(match usize::try_from(offset).ok()? {
+            PPR => self.ppr().get().into(),
+            // Each register is the first of four words (SDM 3A 11.4.1).
+            offset if offset & 0xf == 0 => self.page.get(offset),
+            _ => 0,
+        })
+    }
+
+    /// KVM brings its own up to date only when it needs it (lapic.c, `apic_update_ppr`).
+    fn ppr(&self) -> ProcessorPriority {
+        let [tpr, ..] = self.page.get(TPR).to_le_bytes();
+        let in_service = VectorSet::from_words_truncate(self.page.vectors(ISR));
+        ProcessorPriority::new(tpr, in_service.highest())
+    }
+}
+
 impl fmt::Debug for LapicRegisters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LapicRegisters").finish_non_exhaustive()
@@ -100,9 +125,7 @@ impl fmt::Display for LapicRegisters {
             page.get(VERSION),
         )?;
         let [tpr, ..] = page.get(TPR).to_le_bytes();
-        let in_service = VectorSet::from_words_truncate(page.vectors(ISR));
-        // KVM brings PPR up to date only when it needs it (lapic.c, `apic_update_ppr`).
-        let ppr = ProcessorPriority::new(tpr, in_service.highest()).get();
+        let ppr = self.ppr().get();
         writeln!(f, "TPR {tpr:#04x}, PPR {ppr:#04x}")?;
         writeln!(f, "spurious {}", SpuriousText(page.get(SPURIOUS)))?;
         for (entry, offset) in LvtEntry::ALL.into_iter().zip(LVT) {
@@ -163,6 +186,19 @@ mod tests {
             ..InterruptMessage::default()
         });
         let before = lapic.save();
+        let registers = LapicRegisters::of(&lapic, now);
+        for (at, value) in [
+            (0xfee0_0020, Some(3 << 24)),
+            (0xfee0_0021, Some(0)),
+            (0xfee0_00f0, Some(0x1ff)),
+            (0xfee0_0230, Some(1 << 2)),
+            (0xfee0_0390, Some(0x1234)),
+            (0xfee0_0ffc, Some(0)),
+            (0xfee0_1000, None),
+            (0xfedf_fff0, None),
+        ] {
+            assert_eq!(registers.load(at), value, "{at:#x}");
+        }
         let text = LapicRegisters::of(&lapic, now).to_string();
         assert_eq!(lapic.save(), before);
         for line in [
