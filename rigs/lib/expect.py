@@ -86,7 +86,7 @@ GUESTS = (
 KERNEL = ("--skip", "split::", "--skip", "user::")
 
 
-def _with_all_chips(name, smp=False):
+def _with_all_chips(name):
     """A program with gdb that takes too long on vmx with the emulated chips, too."""
     job = Job(
         f"vmm-reference {name}",
@@ -94,7 +94,6 @@ def _with_all_chips(name, smp=False):
         TESTS,
         _limits(300, 600, 900),
         gdb=True,
-        smp=smp,
         left_out={"vmx": f"three times as long in Bochs: {name} kernel runs it with KVM's chips"},
     )
     kernel = dataclasses.replace(
@@ -205,8 +204,8 @@ JOBS = [
     Job("vmm-reference kvm_missing", "vmm-reference:kvm_missing", TESTS, _limits(60, 120, 120)),
     Job("vmm-reference gdb_mask", "vmm-reference:gdb_mask", TESTS, _limits(300, 600, 900), gdb=True),
     *_with_all_chips("gdb_session"),
-    *_with_all_chips("gdb_conditions", smp=True),
-    *_with_all_chips("gdb_monitor", smp=True),
+    *_with_all_chips("gdb_conditions"),
+    *_with_all_chips("gdb_monitor"),
     Job(
         "vmm-reference gdb_smp",
         "vmm-reference:gdb_smp",
