@@ -117,6 +117,11 @@ impl Arming {
         self.has_guards
     }
 
+    /// Returns `true` if a halted vCPU can be woken without executing an instruction.
+    pub(super) fn can_wake(&self) -> bool {
+        self.has_guards && self.owed().is_none() && !self.lets_interrupts_in(true)
+    }
+
     /// See [`Self::user_traps_reach_the_guest`].
     pub(super) fn user_traps_reach_the_guest(&self) -> bool {
         self.user_traps_reach_the_guest

@@ -8,14 +8,17 @@ use crate::order::Armed;
 use crate::x86_64::paging::translate;
 use crate::x86_64::{SpecialRegisters, Translation};
 
+/// Each of so many steps of a free run lets interrupts in: to find out which one comes costs as much as a step.
+const LETS_IN: u32 = 64;
+
 /// What the armed ranges held after the last instruction.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
     pieces: Vec<Piece>,
     /// What they hold now. Kept, so that a step allocates nothing.
     now: Vec<u8>,
-    /// Instructions of the order.
-    count: u32,
+    /// Instructions that are stepped until interrupts are let in.
+    withheld: u32,
 }
 
 /// The part of a range that is in one page.
@@ -35,7 +38,7 @@ impl Compared {
         memory: &impl GuestMemory,
     ) {
         self.pieces.clear();
-        self.count = 0;
+        self.withheld = 0;
         for range in &armed.compared {
             self.pieces.extend(pieces(range.clone()));
         }
@@ -69,10 +72,16 @@ impl Compared {
         first
     }
 
-    /// Counts an instruction. Returns how many there were.
-    pub(super) fn count(&mut self) -> u32 {
-        self.count = self.count.wrapping_add(1);
-        self.count
+    /// Returns `true` if the next instruction of a free run is stepped with interrupts withheld.
+    pub(super) fn withholds(&mut self) -> bool {
+        let withholds = self.withheld > 0;
+        self.withheld = self.withheld.checked_sub(1).unwrap_or(LETS_IN - 1);
+        withholds
+    }
+
+    /// An interrupt has woken the vCPU: the next step lets it in.
+    pub(super) fn woken(&mut self) {
+        self.withheld = 0;
     }
 
     pub(super) fn is_empty(&self) -> bool {

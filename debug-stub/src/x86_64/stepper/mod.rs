@@ -87,16 +87,6 @@ const MAX_ATTEMPTS: u32 = 64;
 /// The first instruction after a reset (SDM 3A table 10-1).
 const RESET_VECTOR: u64 = 0xffff_fff0;
 
-/// A free run, as steps. It begins with one that lets interrupts in.
-const COMPARING: StepOrder = StepOrder {
-    range: None,
-    mask: false,
-    alone: false,
-};
-
-/// Each of so many steps of a free run lets interrupts in: to find out which one comes costs as much as a step.
-const LETS_IN: u32 = 64;
-
 /// What the vCPU does.
 #[derive(Debug)]
 enum State {
@@ -134,6 +124,8 @@ enum Purpose {
     UntilFree,
     /// The order is a free run, in which bytes are compared.
     Compare,
+    /// The same, and the vCPU is halted: the step ends when that is over, before the instruction.
+    Wake,
 }
 
 /// What an instruction is to its order.
@@ -299,13 +291,7 @@ impl Stepper {
         let started = match order {
             VcpuOrder::Stay => Ok(Next::Stopped(StopReason::Interrupted)),
             VcpuOrder::Continue if self.compared.is_empty() => self.start_continue(vcpu, memory),
-            VcpuOrder::Continue => {
-                let part = Part {
-                    is_first: true,
-                    purpose: Purpose::Compare,
-                };
-                self.start_instruction(COMPARING, part, vcpu, memory)
-            }
+            VcpuOrder::Continue => self.step_and_compare(true, vcpu, memory),
             VcpuOrder::Step(order) => self.start_step(order.clone(), true, vcpu, memory),
         };
         started.unwrap_or_else(|error| self.fail(&error, vcpu, memory))
@@ -883,6 +869,35 @@ impl Stepper {
         Ok(())
     }
 
+    /// The next instruction of a free run in which bytes are compared.
+    ///
+    /// A halted vCPU is woken first, where that can be done without executing an instruction. Which interrupt will
+    /// come is not known before: its handler could not be guarded, would run inside the step, and find TF in its
+    /// frame.
+    fn step_and_compare<V: Vcpu>(
+        &mut self,
+        first: bool,
+        vcpu: &mut V,
+        memory: &impl GuestMemory,
+    ) -> Result<Next, StepperError<V::Error>> {
+        let waits = self.registers.run_state() != RunState::Runnable;
+        let wakes = self.registers.run_state() == RunState::Halted && self.arming.can_wake();
+        let order = StepOrder {
+            range: None,
+            mask: wakes || !waits && self.compared.withholds(),
+            alone: false,
+        };
+        let part = Part {
+            is_first: first,
+            purpose: if wakes {
+                Purpose::Wake
+            } else {
+                Purpose::Compare
+            },
+        };
+        self.start_instruction(order, part, vcpu, memory)
+    }
+
     /// The stop, if bytes that are compared have changed.
     fn compare<V: Vcpu>(
         &mut self,
@@ -929,7 +944,12 @@ impl Stepper {
             vcpu: &mut *vcpu,
             memory,
         };
-        let step = PendingStep::arm(&order, &self.armed, part.is_first, &mut context, &mut lent);
+        let step = match part.purpose {
+            Purpose::Wake => PendingStep::arm_wake_up(&order, &self.armed, &mut context),
+            Purpose::Step | Purpose::UntilFree | Purpose::Compare => {
+                PendingStep::arm(&order, &self.armed, part.is_first, &mut context, &mut lent)
+            }
+        };
         match step {
             Ok(step) => {
                 let is_done = step.is_done();
@@ -965,6 +985,7 @@ impl Stepper {
         };
         let phase = std::mem::replace(&mut stepping.phase, Phase::Entered);
         let purpose = stepping.purpose;
+        let pc = stepping.step.pc();
         let trapped = match (outcome, phase) {
             (Outcome::Nothing, Phase::Entered) => {
                 if stepping.step.has_been_reset(&mut self.registers, vcpu)? {
@@ -1022,6 +1043,10 @@ impl Stepper {
                         return self.end_step(reason, vcpu);
                     }
                     Cause::Guest => return self.retry_step(vcpu, memory),
+                    Cause::Trap if purpose == Purpose::Wake && exit.pc == pc => {
+                        self.compared.woken();
+                        return self.step_and_compare(false, vcpu, memory);
+                    }
                     Cause::Trap => true,
                 }
             }
@@ -1150,17 +1175,7 @@ impl Stepper {
         }
         match (purpose, &order.range) {
             (Purpose::UntilFree, _) => self.step_until_free(false, vcpu, memory),
-            (Purpose::Compare, _) => {
-                // One that waits is ended by an interrupt.
-                let waits = self.registers.run_state() != RunState::Runnable;
-                let mask = !waits && !self.compared.count().is_multiple_of(LETS_IN);
-                let order = StepOrder { mask, ..order };
-                let part = Part {
-                    is_first: false,
-                    purpose,
-                };
-                self.start_instruction(order, part, vcpu, memory)
-            }
+            (Purpose::Compare | Purpose::Wake, _) => self.step_and_compare(false, vcpu, memory),
             (Purpose::Step, Some(range)) if range.contains(&pc) => {
                 self.start_step(order, false, vcpu, memory)
             }

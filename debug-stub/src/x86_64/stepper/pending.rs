@@ -6,6 +6,7 @@ use super::arming::{Arming, Shadow, pending_events};
 use super::code_guards::CodeGuards;
 use super::debug_exit::owe_debug_exception;
 use super::registers::{Registers, has_tf};
+use super::slots::Slots;
 use super::system_call::Lent;
 use super::user_code::{UserTrap, return_to_user};
 use super::vcpu::{DebugExit, RunState, StepperError, Vcpu};
@@ -167,6 +168,39 @@ impl PendingStep {
             user_trap,
             is_done,
             prepared: lets_in.then_some(event),
+        })
+    }
+
+    /// Has a halted vCPU wait for what wakes it, and stop before it executes anything: an execute breakpoint is
+    /// where it goes on.
+    ///
+    /// # Errors
+    /// If the vCPU refuses.
+    pub(super) fn arm_wake_up<V: Vcpu, M: GuestMemory>(
+        order: &StepOrder,
+        armed: &Armed,
+        context: &mut Context<'_, V, M>,
+    ) -> Result<Self, StepperError<V::Error>> {
+        let Context {
+            arming,
+            registers,
+            vcpu,
+            memory,
+        } = context;
+        arming.code_guards.forget();
+        let before = registers.expedited(*vcpu)?;
+        let run_state = registers.run_state();
+        let nowhere = Slots::nowhere(before.linear_pc());
+        arming.intend_step::<V>(order.mask, armed, nowhere)?;
+        arming.arm_step(&before, *vcpu, registers)?;
+        Ok(Self {
+            plan: StepPlan::new(&before, *memory),
+            before,
+            run_state,
+            lent: Lent::default(),
+            user_trap: None,
+            is_done: false,
+            prepared: None,
         })
     }
 

@@ -95,6 +95,40 @@ fn an_interrupt_enters_also_if_nothing_stops_the_guest() {
     }
 }
 
+#[test]
+fn a_handler_that_ends_a_halt_is_compared_and_finds_no_tf() {
+    for habits in HABITS {
+        let mut machine = comparing(habits);
+        // sti; hlt; cli; jmp to sti: the interrupt can enter behind HLT alone.
+        machine
+            .memory
+            .put(CODE.into(), &[0xfb, 0xf4, 0xfa, 0xeb, 0xfb]);
+        // inc ax; mov [bx], al; iret
+        machine
+            .memory
+            .put(HANDLER.into(), &[0x40, 0x88, 0x07, 0xcf]);
+        for round in 1..4 {
+            // Nothing comes but a kick.
+            assert_eq!(machine.run(&VcpuOrder::Continue), StopReason::Interrupted);
+            assert!(machine.vcpu.is_halted());
+            // It comes when the step is armed.
+            let stop = machine.run_until(&VcpuOrder::Continue, |entries, vcpu| {
+                if entries == 0 {
+                    vcpu.interrupt(VECTOR);
+                }
+                false
+            });
+            assert_eq!(stop, CHANGED, "{habits:?}");
+            let rip = machine.registers().core.rip;
+            assert_eq!(rip, u64::from(HANDLER) + 3, "{habits:?}");
+            assert_eq!(machine.word(STACK - 2) & 0x300, 0x200, "{habits:?}");
+            assert_eq!(machine.word(STACK - 6), CODE + 2, "behind HLT");
+            assert_eq!(machine.memory.get(DATA.into(), 1), [round]);
+        }
+        machine.release();
+    }
+}
+
 /// A kick may come when the instruction is done, and its trap has not been reported yet.
 #[test]
 fn no_change_is_lost_when_the_guest_is_interrupted_at_any_moment() {
