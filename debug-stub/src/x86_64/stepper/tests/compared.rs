@@ -104,7 +104,7 @@ fn a_handler_that_ends_a_halt_is_compared_and_finds_no_tf() {
             .memory
             .put(CODE.into(), &[0xfb, 0xf4, 0xfa, 0xeb, 0xfb]);
         // A handler that no exception has: inc ax; mov [bx], al; iret
-        let handler = 0x3300_u16;
+        let handler = 0x3400_u16;
         let entry = u32::from(handler).to_le_bytes();
         machine.memory.put(4 * u64::from(VECTOR), &entry);
         let handler = u64::from(handler);
