@@ -229,7 +229,7 @@ fn what_no_debug_register_is_free_for_is_watched_in_a_vcpu_that_sleeps(chips: Ch
         let at = vmm.symbol(written);
         let before = client.read_u64(at).unwrap();
         let stop = client.request("vCont;c").unwrap();
-        // Of the vCPU that notices it first, which need not be the writer.
+        // Of the writer, if that is not kept from its processor for long.
         assert!(stop.starts_with("T05"), "{stop}");
         assert!(
             stop.contains(&format!("watch:{at:x};")),

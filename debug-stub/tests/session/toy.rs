@@ -672,7 +672,7 @@ fn devices_are_read_where_there_is_no_memory() {
     let mut rig = toy(&[SPIN]);
     assert_eq!(rig.ask("Qqemu.PhyMemMode:1"), "OK");
     let read = |at: usize, length: usize| format!("m{:x},{length:x}", SIZE + at);
-    let mut monitor = |rig: &mut Rig<ToyMachine>, command: &str| {
+    let monitor = |rig: &mut Rig<ToyMachine>, command: &str| {
         let replies = rig.send(format!("qRcmd,{}", hex(command)));
         console(&replies[0])
     };

@@ -31,6 +31,12 @@ const POPPED: u64 = 256;
 pub(crate) type Places = ArrayVec<GuestPhysAddr, HANDLERS>;
 
 impl StepPlan {
+    /// Returns `true` if the instruction certainly neither executes, reads nor writes the byte at this linear
+    /// address. The frame of an exception that it raises may be there.
+    pub(crate) fn leaves_alone(&self, address: u64, memory: &impl GuestMemory) -> bool {
+        self.room_for_int3(&[address], memory).is_some()
+    }
+
     /// The physical addresses of the handlers at these linear addresses, if an INT3 may stand at each of them
     /// while the step runs. `None` if that is not certain.
     pub(crate) fn room_for_int3(

@@ -11,12 +11,17 @@ use crate::x86_64::{SpecialRegisters, Translation};
 /// Each of so many steps of a free run lets interrupts in: to find out which one comes costs as much as a step.
 const LETS_IN: u32 = 64;
 
+/// Instructions of a vCPU that has noticed another one's change, before it reports that: some milliseconds.
+const LEFT_TO_WRITER: u32 = 1024;
+
 /// What the armed ranges held after the last instruction.
 #[derive(Debug, Default)]
 pub(super) struct Compared {
     pieces: Vec<Piece>,
     /// What they hold now. Kept, so that a step allocates nothing.
     now: Vec<u8>,
+    /// The first change that another vCPU has made, and how many instructions it is waited for.
+    elsewhere: Option<(u64, u32)>,
     /// Instructions that are stepped until interrupts are let in.
     withheld: u32,
 }
@@ -39,6 +44,7 @@ impl Compared {
     ) {
         self.pieces.clear();
         self.withheld = 0;
+        self.elsewhere = None;
         for range in &armed.compared {
             self.pieces.extend(pieces(range.clone()));
         }
@@ -70,6 +76,22 @@ impl Compared {
             }
         }
         first
+    }
+
+    /// The instruction has not made this change: the vCPU that has will report it.
+    pub(super) fn leave_to_writer(&mut self, address: u64) {
+        self.elsewhere.get_or_insert((address, LEFT_TO_WRITER));
+    }
+
+    /// Returns such a change if no vCPU has reported it for some instructions: a device has made it, or a vCPU that
+    /// is late.
+    pub(super) fn overdue(&mut self) -> Option<u64> {
+        let (address, left) = self.elsewhere?;
+        self.elsewhere = left.checked_sub(1).map(|left| (address, left));
+        match self.elsewhere {
+            Some(_) => None,
+            None => Some(address),
+        }
     }
 
     /// Returns `true` if the next instruction of a free run is stepped with interrupts withheld.

@@ -907,12 +907,29 @@ impl Stepper {
         if self.compared.is_empty() {
             return Ok(None);
         }
-        let special = self.registers.expedited(vcpu)?.special;
-        let changed = self.compared.changed(&special, memory);
+        let now = self.registers.expedited(vcpu)?;
+        let changed = match self.compared.changed(&now.special, memory) {
+            Some(address) if self.leaves_alone(address, now.linear_pc(), memory) => {
+                self.compared.leave_to_writer(address);
+                None
+            }
+            Some(address) => Some(address),
+            None => self.compared.overdue(),
+        };
         Ok(changed.map(|address| StopReason::Watchpoint {
             address,
             access: WatchAccess::Write,
         }))
+    }
+
+    /// Returns `true` if the step that has ended at `pc` has not written this byte.
+    fn leaves_alone(&self, address: u64, pc: u64, memory: &impl GuestMemory) -> bool {
+        match &self.state {
+            State::Stepping(stepping) => {
+                (stepping.step).leaves_alone(address, pc, &self.arming, memory)
+            }
+            _ => false,
+        }
     }
 
     /// Plans and arms the next instruction of a step order.

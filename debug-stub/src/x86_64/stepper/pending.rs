@@ -213,6 +213,20 @@ impl PendingStep {
         guards.write(&self.plan, memory)
     }
 
+    /// Returns `true` if the step, which has ended at `pc`, has certainly not written the byte at this linear
+    /// address.
+    pub(super) fn leaves_alone(
+        &self,
+        address: u64,
+        pc: u64,
+        arming: &Arming,
+        memory: &impl GuestMemory,
+    ) -> bool {
+        // An event or an exception stores a frame.
+        let in_handler = arming.slots().guards(pc);
+        self.prepared.is_none() && !in_handler && self.plan.leaves_alone(address, memory)
+    }
+
     /// See [`Stepper::prepared_event`](super::Stepper::prepared_event).
     pub(super) fn prepared_event(&self) -> Option<Option<u8>> {
         self.prepared

@@ -131,6 +131,46 @@ fn a_handler_that_ends_a_halt_is_compared_and_finds_no_tf() {
     }
 }
 
+/// Another vCPU's, which will report it. If none does, it was a device.
+#[test]
+fn a_change_that_the_instruction_cannot_have_made_is_left_to_its_writer() {
+    for habits in HABITS {
+        let mut machine = comparing(habits);
+        // nop; jmp to the nop
+        machine.memory.put(CODE.into(), &[0x90, 0xeb, 0xfd]);
+        let armed = Arc::clone(&machine.armed);
+        let Machine {
+            stepper,
+            vcpu,
+            memory,
+            ..
+        } = &mut machine;
+        let mut next = stepper.start(&VcpuOrder::Continue, &armed, vcpu, memory);
+        let mut noticed = 0;
+        let stop = loop {
+            if let Next::Stopped(reason) = next {
+                break reason;
+            }
+            if noticed == 10 {
+                memory.put(DATA.into(), &[1]);
+            }
+            noticed += 1;
+            let exit = vcpu.run(memory, false, 1000);
+            next = stepper.ran(SimulatedVcpu::outcome(&exit), vcpu, memory);
+        };
+        assert_eq!(stop, CHANGED, "{habits:?}");
+        assert!((1000..3000).contains(&noticed), "after {noticed} entries");
+        // Nor is it said twice, and what the guest writes is said at once.
+        let stop = machine.run_until(&VcpuOrder::Continue, |entries, _| entries > 3000);
+        assert_eq!(stop, StopReason::Interrupted);
+        machine.set(|file| file.core.rip = CODE.into());
+        machine.memory.put(CODE.into(), &LOOP);
+        assert_eq!(machine.run(&VcpuOrder::Continue), CHANGED);
+        assert_eq!(machine.registers().core.rip, BEHIND_MOV);
+        machine.release();
+    }
+}
+
 /// A kick may come when the instruction is done, and its trap has not been reported yet.
 #[test]
 fn no_change_is_lost_when_the_guest_is_interrupted_at_any_moment() {
