@@ -161,7 +161,7 @@ fn a_change_that_the_instruction_cannot_have_made_is_left_to_its_writer() {
         assert_eq!(stop, CHANGED, "{habits:?}");
         assert!((1000..3000).contains(&noticed), "after {noticed} entries");
         // Nor is it said twice, and what the guest writes is said at once.
-        let stop = machine.run_until(&VcpuOrder::Continue, |entries, _| entries > 3000);
+        let stop = machine.run_until(&VcpuOrder::Continue, |entries, _| entries > 1500);
         assert_eq!(stop, StopReason::Interrupted);
         machine.set(|file| file.core.rip = CODE.into());
         machine.memory.put(CODE.into(), &LOOP);
