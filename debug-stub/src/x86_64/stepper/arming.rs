@@ -103,8 +103,7 @@ impl Arming {
 
     /// Returns `true` if a step with `mask`, or without, lets interrupts in.
     pub(super) fn lets_interrupts_in(&self, mask: bool) -> bool {
-        let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
-        !(mask || (self.is_in_shadow() && can_mask))
+        !(mask || (self.is_in_shadow() && self.can_mask()))
     }
 
     /// See [`Self::int3_exits`].
@@ -119,7 +118,12 @@ impl Arming {
 
     /// Returns `true` if a halted vCPU can be woken without executing an instruction.
     pub(super) fn can_wake(&self) -> bool {
-        self.has_guards && self.owed().is_none() && !self.lets_interrupts_in(true)
+        self.has_guards && self.owed().is_none() && self.can_mask()
+    }
+
+    /// The plan has a mask.
+    pub(super) fn can_mask(&self) -> bool {
+        self.control.get(Capability::MaskHwintr).is_ok()
     }
 
     /// See [`Self::user_traps_reach_the_guest`].

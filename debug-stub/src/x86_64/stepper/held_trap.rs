@@ -10,8 +10,6 @@
 
 use std::sync::Arc;
 
-use vcpu_caps::Capability;
-
 use super::arming::{Arming, pending_events};
 use super::slots::Slots;
 use super::vcpu::{RunState, StepperError, Vcpu};
@@ -57,10 +55,9 @@ impl Arming {
         run_state: RunState,
         vcpu: &mut V,
     ) -> Result<bool, StepperError<V::Error>> {
-        let can_mask = self.control.get(Capability::MaskHwintr).is_ok();
         // The delivery of an event drops the trap, also of one that ends HLT.
         let runs = run_state == RunState::Runnable && self.owed().is_none();
-        Ok(self.has_guards() && can_mask && runs && !pending_events(vcpu)?.exception)
+        Ok(self.has_guards() && self.can_mask() && runs && !pending_events(vcpu)?.exception)
     }
 }
 

@@ -735,7 +735,7 @@ impl Stepper {
     ) -> Result<Next, StepperError<V::Error>> {
         let order = StepOrder {
             range: None,
-            mask: true,
+            mask: self.arming.can_mask(),
             ..StepOrder::default()
         };
         let part = Part {
@@ -884,7 +884,7 @@ impl Stepper {
         let wakes = self.registers.run_state() == RunState::Halted && self.arming.can_wake();
         let order = StepOrder {
             range: None,
-            mask: wakes || !waits && self.compared.withholds(),
+            mask: wakes || !waits && self.arming.can_mask() && self.compared.withholds(),
             alone: false,
         };
         let part = Part {

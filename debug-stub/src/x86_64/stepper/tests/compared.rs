@@ -96,6 +96,32 @@ fn an_interrupt_enters_also_if_nothing_stops_the_guest() {
 }
 
 #[test]
+fn a_host_that_cannot_mask_compares_too() {
+    for habits in HABITS {
+        let mut machine = Machine::with(habits, &LOOP, &plan(&[Capability::MaskHwintr]));
+        machine.set(|file| file.core.rbx = DATA.into());
+        machine.armed = comparing(habits).armed;
+        for round in 1..=3_u8 {
+            machine.vcpu.interrupt(VECTOR);
+            assert_eq!(machine.run(&VcpuOrder::Continue), CHANGED, "{habits:?}");
+            assert_eq!(machine.memory.get(DATA.into(), 1), [7 * round]);
+        }
+        // HLT behind a stepped STI is carried out.
+        machine.armed = Arc::default();
+        machine.memory.put(CODE.into(), &[0xfb, 0xf4, 0x90]);
+        machine.set(|file| {
+            file.core.rip = CODE.into();
+            file.core.rflags &= !IF;
+        });
+        assert_eq!(machine.run(&step(false)), StopReason::Step);
+        let stop = machine.run(&VcpuOrder::Continue);
+        assert_eq!(stop, StopReason::Interrupted, "{habits:?}");
+        assert!(machine.vcpu.is_halted());
+        machine.release();
+    }
+}
+
+#[test]
 fn a_handler_that_ends_a_halt_is_compared_and_finds_no_tf() {
     for habits in HABITS {
         let mut machine = comparing(habits);
