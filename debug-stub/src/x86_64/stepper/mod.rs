@@ -774,8 +774,12 @@ impl Stepper {
         if self.armed.awaited.is_empty() {
             return Ok(false);
         }
-        let special = self.registers.expedited(vcpu)?.special;
-        Ok(self.code_changes.has_come(&self.armed, &special, memory))
+        // Not the run state: reading it may accept INIT, and the access may not be completed yet.
+        let mut file = RegisterFile::default();
+        vcpu.read_registers(RegisterGroups::SPECIAL, &mut file)
+            .map_err(StepperError::of("reading registers"))?;
+        let special = &file.special;
+        Ok(self.code_changes.has_come(&self.armed, special, memory))
     }
 
     /// The instruction behind a stepped STI is not interrupted, as without a debugger: HLT would wait for
