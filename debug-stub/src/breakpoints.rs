@@ -91,6 +91,15 @@ enum Place {
 }
 
 /// How the table placed a point.
+/// Why a breakpoint instruction cannot be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom {
+    /// For the client's user.
+    pub(crate) why: &'static str,
+    /// It is for want of memory, which the guest may map.
+    pub(crate) may_come: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placed {
     /// As asked, or it was there already.
@@ -209,14 +218,13 @@ impl<A: Arch> Breakpoints<A> {
     ///
     /// `memory_at` returns where a software breakpoint can be written, or why it cannot. One that
     /// cannot, and one that would overlap another, takes a debug slot if `may_use_slot`. If there is none, the
-    /// former waits for memory if it `may_wait`. A watchpoint for writes that finds no slot is compared.
+    /// former waits for memory if some may come. A watchpoint for writes that finds no slot is compared.
     pub(crate) fn insert(
         &mut self,
         point: Point,
         program: HitProgram,
         may_use_slot: bool,
-        may_wait: bool,
-        memory_at: impl FnOnce(u64) -> Result<GuestPhysAddr, &'static str>,
+        memory_at: impl FnOnce(u64) -> Result<GuestPhysAddr, NoRoom>,
     ) -> Result<Placed, PointError> {
         if self
             .points
@@ -243,8 +251,11 @@ impl<A: Arch> Breakpoints<A> {
         let (place, placed) = match point.kind {
             PointKind::Software => {
                 let found = memory_at(point.address);
-                let waits = found.is_err() && may_wait && A::AWAITS;
-                match found.and_then(|gpa| self.room(gpa)) {
+                let waits = A::AWAITS && found.is_err_and(|none| none.may_come);
+                match found
+                    .map_err(|none| none.why)
+                    .and_then(|gpa| self.room(gpa))
+                {
                     Ok(gpa) => (self.put_in_memory(gpa), Placed::AsAsked),
                     Err(why) => {
                         let slots = if may_use_slot {
@@ -291,22 +302,34 @@ impl<A: Arch> Breakpoints<A> {
         Place::Memory(gpa)
     }
 
-    /// Puts breakpoints in memory that have waited for it.
+    /// Puts breakpoints in memory that have waited for it. Returns the addresses of those that no longer wait, and
+    /// stop nothing: what has come cannot be written.
     pub(crate) fn place_awaited(
         &mut self,
-        memory_at: impl Fn(u64) -> Result<GuestPhysAddr, &'static str>,
-    ) {
+        memory_at: impl Fn(u64) -> Result<GuestPhysAddr, NoRoom>,
+    ) -> Vec<u64> {
+        let mut lost = Vec::new();
         for address in self.awaited() {
-            let Ok(gpa) = memory_at(address).and_then(|gpa| self.room(gpa)) else {
-                continue;
+            let place = match memory_at(address) {
+                Err(NoRoom { may_come: true, .. }) => continue,
+                Err(NoRoom {
+                    may_come: false, ..
+                }) => Place::Nowhere,
+                Ok(gpa) => match self.room(gpa) {
+                    Ok(gpa) => self.put_in_memory(gpa),
+                    Err(_) => Place::Nowhere,
+                },
             };
-            let place = self.put_in_memory(gpa);
+            if place == Place::Nowhere {
+                lost.push(address);
+            }
             let point = Point::breakpoint(PointKind::Software, address);
             if let Some(entry) = self.points.get_mut(&point) {
                 entry.place = place;
             }
         }
         self.refresh();
+        lost
     }
 
     /// Where breakpoints wait for memory.

@@ -17,7 +17,7 @@ use vcpu_caps::VcpuId;
 
 use crate::address::GuestPhysAddr;
 use crate::arch::Arch;
-use crate::breakpoints::{Breakpoints, HitProgram, Placed, Point, PointError, PointKind};
+use crate::breakpoints::{Breakpoints, HitProgram, NoRoom, Placed, Point, PointError, PointKind};
 use crate::config::SessionConfig;
 use crate::host::{GuestMemory, Host, ResetError};
 use crate::memory::Space;
@@ -416,10 +416,11 @@ impl<H: Host> Guest<H> {
         };
         let placed = self
             .breakpoints
-            .insert(point, program, may_use_slot, in_memory, |address| match &space {
-                None => Err(
-                    "the host does not hand breakpoint instructions to the debugger: monitor caps",
-                ),
+            .insert(point, program, may_use_slot, |address| match &space {
+                None => Err(NoRoom {
+                    why: "the host does not hand breakpoint instructions to the debugger: monitor caps",
+                    may_come: false,
+                }),
                 Some(space) => room_for_instruction(space, host, address),
             });
         let address = point.address;
@@ -486,7 +487,11 @@ impl<H: Host> Guest<H> {
                 let space = Space::<H::Arch>::Virtual(H::Arch::address_space(registers));
                 let host = &self.host;
                 let memory_at = |address| room_for_instruction(&space, host, address);
-                self.breakpoints.place_awaited(memory_at);
+                for address in self.breakpoints.place_awaited(memory_at) {
+                    self.notices.push(&format!(
+                        "breakpoint at {address:#x}: the memory that is there now cannot be written; it stops nothing"
+                    ));
+                }
             }
             Err(error) => {
                 log_refused(vcpu, &error);
@@ -509,10 +514,23 @@ fn room_for_instruction<A: Arch>(
     space: &Space<A>,
     memory: &impl GuestMemory,
     address: u64,
-) -> Result<GuestPhysAddr, &'static str> {
-    space
-        .writable(memory, address, A::BREAKPOINT.len())
-        .ok_or("nothing is mapped there yet, or no RAM")
+) -> Result<GuestPhysAddr, NoRoom> {
+    let length = A::BREAKPOINT.len();
+    if let Some(gpa) = space.writable(memory, address, length) {
+        return Ok(gpa);
+    }
+    let is_memory = space.read(memory, address, &mut vec![0; length]) == length;
+    Err(if is_memory {
+        NoRoom {
+            why: "the memory there cannot be written",
+            may_come: false,
+        }
+    } else {
+        NoRoom {
+            why: "nothing is mapped there yet, or no RAM",
+            may_come: true,
+        }
+    })
 }
 
 /// "four debug registers".

@@ -45,8 +45,11 @@ proptest! {
         for (insert, point) in operations {
             if insert {
                 // The lower half of memory can be written.
-                let placed = table.insert(point, HitProgram::default(), true, false, |at| {
-                    (at < 16).then_some(GuestPhysAddr(at)).ok_or("read-only")
+                let placed = table.insert(point, HitProgram::default(), true, |at| {
+                    (at < 16).then_some(GuestPhysAddr(at)).ok_or(NoRoom {
+                        why: "read-only",
+                        may_come: false,
+                    })
                 });
                 if placed.is_ok() {
                     set.insert(point);
@@ -73,7 +76,7 @@ fn addresses_that_are_one_in_memory_count_each() {
     let mut table = Breakpoints::<X86_64>::default();
     let mut insert = |address: u64| {
         let point = Point::breakpoint(PointKind::Software, address);
-        table.insert(point, HitProgram::default(), true, false, |_| {
+        table.insert(point, HitProgram::default(), true, |_| {
             Ok(GuestPhysAddr(0x1000))
         })
     };

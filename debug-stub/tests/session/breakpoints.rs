@@ -332,6 +332,34 @@ fn a_breakpoint_waits_for_the_page_that_its_code_is_in() {
     assert_eq!(rig.machine().memory().get(0, 1), [0]);
 }
 
+/// Without that the guest would be stopped at each of its exits.
+#[test]
+fn a_breakpoint_that_waits_gives_up_where_read_only_memory_comes() {
+    const PAGE: u64 = 0x20_1000;
+    let entry_of_page = TABLES + 3 * 0x1000 + 8;
+    let mut machine = machine(1, &[code::NOP, code::STORE, code::SPIN]).with_registers(|file| {
+        file.core.rdi = entry_of_page;
+        file.core.rax = 0x67;
+    });
+    machine.memory_mut().protect(0..0x1000);
+    let mut rig = Rig::new(machine);
+    for at in [0x9000, 0x9001, 0x9002, 0x9003] {
+        assert_eq!(rig.ask(format!("Z1,{at:x},1")), "OK");
+    }
+    assert_eq!(rig.ask(format!("Z0,{PAGE:x},1")), "OK");
+    maintenance::monitor(&mut rig, "mask");
+    assert_eq!(rig.send("vCont;c"), [""; 0]);
+    let plans: Vec<_> = (rig.plans.iter().map(|plan| &plan.armed.awaited)).collect();
+    assert_eq!(plans, [&vec![PAGE], &vec![]]);
+    let replies = rig.bytes(&[3]);
+    let notice = console(&replies[0]);
+    assert!(notice.contains("cannot be written"), "{notice}");
+    assert!(replies[1].starts_with("T02"), "{replies:?}");
+    // Set again it finds no place either, and the client is told.
+    assert!(rig.ask(format!("Z0,{PAGE:x},1")).starts_with('E'));
+    assert_eq!(rig.ask("D"), "OK");
+}
+
 /// What waits is removed as any breakpoint.
 #[test]
 fn a_breakpoint_that_waits_can_be_removed_and_a_reset_keeps_it() {
