@@ -86,11 +86,11 @@ enum Place {
     Compared,
     /// In memory once there is some.
     Awaited,
-    /// It stops nothing: the machine was reset, and no debug slot was free.
+    /// It stops nothing: the machine was reset, and no debug slot was free; or the memory that it waited for cannot
+    /// be written.
     Nowhere,
 }
 
-/// How the table placed a point.
 /// Why a breakpoint instruction cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NoRoom {
@@ -100,6 +100,7 @@ pub(crate) struct NoRoom {
     pub(crate) may_come: bool,
 }
 
+/// How the table placed a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placed {
     /// As asked, or it was there already.
@@ -178,6 +179,8 @@ pub(crate) struct Breakpoints<A> {
     software: BTreeMap<GuestPhysAddr, usize>,
     /// Where breakpoint instructions are in guest memory now, in the order of writing.
     written: Vec<GuestPhysAddr>,
+    /// Where the guest has overwritten one, until that is looked at.
+    overwritten: Vec<GuestPhysAddr>,
     /// What each of them replaced: [`Arch::BREAKPOINT`]'s length for each, one after the other.
     originals: Vec<u8>,
     /// The table as run control and the vCPUs get it. Rebuilt when the table changes.
@@ -195,6 +198,7 @@ impl<A: Arch> Default for Breakpoints<A> {
             slots: Vec::new(),
             software: BTreeMap::new(),
             written: Vec::new(),
+            overwritten: Vec::new(),
             originals: Vec::new(),
             armed: Arc::default(),
             last_armed: Arc::default(),
@@ -209,6 +213,16 @@ impl<A: Arch> fmt::Debug for Breakpoints<A> {
             .field("points", &self.points)
             .field("written", &self.written)
             .finish_non_exhaustive()
+    }
+}
+
+/// One point fewer is at this place.
+fn leave(software: &mut BTreeMap<GuestPhysAddr, usize>, gpa: GuestPhysAddr) {
+    if let Some(users) = software.get_mut(&gpa) {
+        *users -= 1;
+        if *users == 0 {
+            software.remove(&gpa);
+        }
     }
 }
 
@@ -308,6 +322,7 @@ impl<A: Arch> Breakpoints<A> {
         &mut self,
         memory_at: impl Fn(u64) -> Result<GuestPhysAddr, NoRoom>,
     ) -> Vec<u64> {
+        self.leave_reused_memory(&memory_at);
         let mut lost = Vec::new();
         for address in self.awaited() {
             let place = match memory_at(address) {
@@ -332,6 +347,24 @@ impl<A: Arch> Breakpoints<A> {
         lost
     }
 
+    /// Breakpoints that the guest has overwritten wait again if their address is elsewhere now: what was written may
+    /// be another program's data, where a breakpoint instruction must not go back.
+    fn leave_reused_memory(&mut self, memory_at: impl Fn(u64) -> Result<GuestPhysAddr, NoRoom>) {
+        let overwritten = std::mem::take(&mut self.overwritten);
+        if !A::AWAITS {
+            return;
+        }
+        for (point, entry) in &mut self.points {
+            let Place::Memory(gpa) = entry.place else {
+                continue;
+            };
+            if overwritten.contains(&gpa) && memory_at(point.address) != Ok(gpa) {
+                entry.place = Place::Awaited;
+                leave(&mut self.software, gpa);
+            }
+        }
+    }
+
     /// Where breakpoints wait for memory.
     fn awaited(&self) -> Vec<u64> {
         let points = self.points.iter();
@@ -339,9 +372,9 @@ impl<A: Arch> Breakpoints<A> {
         awaited.map(|(point, _)| point.address).collect()
     }
 
-    /// Returns `true` if a breakpoint waits for memory.
-    pub(crate) fn any_awaited(&self) -> bool {
-        !self.armed.awaited.is_empty()
+    /// Returns `true` if [`place_awaited`](Self::place_awaited) may have something to do.
+    pub(crate) fn any_to_place(&self) -> bool {
+        !self.armed.awaited.is_empty() || !self.overwritten.is_empty()
     }
 
     /// Removes a point. Returns `true` if it was there.
@@ -353,12 +386,7 @@ impl<A: Arch> Breakpoints<A> {
         match place {
             Place::Nowhere | Place::Compared | Place::Awaited => {}
             Place::Memory(gpa) => {
-                if let Some(users) = self.software.get_mut(&gpa) {
-                    *users -= 1;
-                    if *users == 0 {
-                        self.software.remove(&gpa);
-                    }
-                }
+                leave(&mut self.software, gpa);
             }
             Place::Slots(pieces) => {
                 for slot in &mut self.slots {
@@ -552,6 +580,9 @@ impl<A: Arch> Breakpoints<A> {
         for (&address, original) in self.written.iter().zip(originals) {
             if memory.read_memory(address, &mut now) != now.len() || now != A::BREAKPOINT {
                 tracing::debug!(%address, "the guest overwrote a breakpoint: left as it is");
+                if !self.overwritten.contains(&address) {
+                    self.overwritten.push(address);
+                }
             } else if memory.write_memory(address, original) != original.len() {
                 tracing::error!(%address, "the bytes under a breakpoint cannot be restored");
             }

@@ -478,7 +478,7 @@ impl<H: Host> Guest<H> {
 
     /// Puts breakpoints in memory that have waited for it, where this vCPU finds some now.
     pub(crate) fn place_awaited(&mut self, vcpu: VcpuId) {
-        if !self.breakpoints.any_awaited() {
+        if !self.breakpoints.any_to_place() {
             return;
         }
         let groups = H::Arch::SPACE_GROUPS;

@@ -332,6 +332,30 @@ fn a_breakpoint_waits_for_the_page_that_its_code_is_in() {
     assert_eq!(rig.machine().memory().get(0, 1), [0]);
 }
 
+/// The page is another one's when the guest overwrites the INT3: it must not go back there.
+#[test]
+fn a_breakpoint_that_is_overwritten_in_a_page_that_has_gone_waits() {
+    let entry_of_page = TABLES + 3 * 0x1000 + 8 * ((ALIAS >> 12) & 511);
+    let mut rig = Rig::new(
+        machine(1, &[code::STORE, code::SPIN]).with_registers(|file| {
+            file.core.rdi = ALIASED;
+            file.core.rax = 0x90;
+        }),
+    );
+    assert_eq!(rig.ask(format!("Z0,{ALIAS:x},1")), "OK");
+    rig.machine().memory().put(entry_of_page, &[0; 8]);
+    assert_eq!(rig.send("vCont;c"), [""; 0], "the client sees nothing");
+    let [first, second] = rig.plans.as_slice() else {
+        panic!("{:?}", rig.plans);
+    };
+    assert!(first.armed.software.contains(&GuestPhysAddr(ALIASED)));
+    assert!(second.armed.software.is_empty());
+    assert_eq!(second.armed.awaited, [ALIAS]);
+    assert!(rig.bytes(&[3])[0].starts_with("T02"));
+    assert_eq!(rig.machine().memory().get(ALIASED, 1), [0x90]);
+    assert_eq!(rig.ask("D"), "OK");
+}
+
 /// Without that the guest would be stopped at each of its exits.
 #[test]
 fn a_breakpoint_that_waits_gives_up_where_read_only_memory_comes() {

@@ -30,13 +30,14 @@ pub(super) fn lapic(host: &MachineHost, id: VcpuId, out: &mut dyn Write) -> fmt:
 pub(super) fn read(host: &MachineHost, vcpu: VcpuId, address: u64, data: &mut [u8]) -> usize {
     let ioapic = u64::from(layout::IOAPIC)..u64::from(layout::IOAPIC) + IoApic::WINDOW;
     let load: Box<dyn Fn(u64) -> Option<u32>> = if ioapic.contains(&address) {
-        let Ok(view) = host.irqchip().chips().chipset() else {
-            return 0;
+        let view = match host.irqchip().chips().chipset() {
+            Ok(view) => view,
+            Err(error) => return not_read(&error),
         };
         let state = view.ioapic;
         let mut chip = IoApic::new(state.model, state.destination_format);
-        if chip.restore(&state).is_err() {
-            return 0;
+        if let Err(error) = chip.restore(&state) {
+            return not_read(&error);
         }
         Box::new(move |at| {
             let offset = at.checked_sub(ioapic.start)?;
@@ -48,7 +49,8 @@ pub(super) fn read(host: &MachineHost, vcpu: VcpuId, address: u64, data: &mut [u
         };
         match host.irqchip().chips().lapic(vcpu, vcpu_state.fd()) {
             Ok(Some(registers)) => Box::new(move |at| registers.load(at)),
-            Ok(None) | Err(_) => return 0,
+            Ok(None) => return 0,
+            Err(error) => return not_read(&error),
         }
     };
     let bytes = (address..).zip(data.iter_mut());
@@ -62,6 +64,13 @@ pub(super) fn read(host: &MachineHost, vcpu: VcpuId, address: u64, data: &mut [u
         read += 1;
     }
     read
+}
+
+/// The client gets an error number, and the log the reason.
+fn not_read(error: &dyn Error) -> usize {
+    let error = with_causes(error);
+    tracing::warn!(%error, "an interrupt chip cannot be read for a debugger");
+    0
 }
 
 /// The IOAPIC.

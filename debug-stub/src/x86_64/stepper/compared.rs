@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use arrayvec::ArrayVec;
+
 use crate::GuestVirtAddr;
 use crate::host::GuestMemory;
 use crate::order::Armed;
@@ -13,6 +15,9 @@ const LETS_IN: u32 = 64;
 
 /// Instructions of a vCPU that has noticed another one's change, before it reports that: some milliseconds.
 const LEFT_TO_WRITER: u32 = 1024;
+
+/// Addresses of bytes that have changed. More are not looked at one by one.
+pub(super) type Changed = ArrayVec<u64, 16>;
 
 /// What the armed ranges held after the last instruction.
 #[derive(Debug, Default)]
@@ -54,28 +59,31 @@ impl Compared {
         }
     }
 
-    /// Returns the address of the first byte that has changed since the last call, or since
-    /// [`begin`](Self::begin). Where a page has come or gone in between nothing has.
+    /// Returns the addresses of bytes that have changed since the last call, or since [`begin`](Self::begin), and
+    /// no more than fit. Where a page has come or gone in between nothing has.
     pub(super) fn changed(
         &mut self,
         special: &SpecialRegisters,
         memory: &impl GuestMemory,
-    ) -> Option<u64> {
-        let mut first = None;
+    ) -> Changed {
+        let mut changed = Changed::new();
         for piece in &mut self.pieces {
             let now = read(&piece.range, special, memory, &mut self.now);
             match (&mut piece.bytes, now) {
                 (Some(before), Some(now)) => {
-                    let differs = before.iter().zip(now).position(|(old, new)| old != new);
-                    if let Some(at) = differs.and_then(|at| u64::try_from(at).ok()) {
-                        before.copy_from_slice(now);
-                        first = first.or(Some(piece.range.start.wrapping_add(at)));
+                    if before == now {
+                        continue;
                     }
+                    let bytes = (piece.range.start..).zip(before.iter().zip(now));
+                    let differing = bytes.filter(|(_, (old, new))| old != new);
+                    let room = changed.remaining_capacity();
+                    changed.extend(differing.map(|(at, _)| at).take(room));
+                    before.copy_from_slice(now);
                 }
                 (before, now) => *before = now.map(<[u8]>::to_vec),
             }
         }
-        first
+        changed
     }
 
     /// The instruction has not made this change: the vCPU that has will report it.
@@ -173,25 +181,50 @@ mod tests {
         assert!(compared.is_empty());
         compared.begin(&armed, &special, &memory);
         assert!(!compared.is_empty());
-        assert_eq!(compared.changed(&special, &memory), None);
+        assert_eq!(compared.changed(&special, &memory).first().copied(), None);
         memory.put(0x4ffb, &[1]);
         memory.put(0x5004, &[1]);
-        assert_eq!(compared.changed(&special, &memory), None, "beside it");
+        assert_eq!(
+            compared.changed(&special, &memory).first().copied(),
+            None,
+            "beside it"
+        );
         memory.put(0x5003, &[1]);
-        assert_eq!(compared.changed(&special, &memory), Some(0x5003));
-        assert_eq!(compared.changed(&special, &memory), None, "once");
+        assert_eq!(
+            compared.changed(&special, &memory).first().copied(),
+            Some(0x5003)
+        );
+        assert_eq!(
+            compared.changed(&special, &memory).first().copied(),
+            None,
+            "once"
+        );
         memory.put(0x5003, &[1]);
-        assert_eq!(compared.changed(&special, &memory), None, "the same value");
+        assert_eq!(
+            compared.changed(&special, &memory).first().copied(),
+            None,
+            "the same value"
+        );
         // A page that comes is read first, and one that is replaced has changed.
         memory.put(0x9000, &[7]);
         memory.map_alias(TABLES, 0x9000);
-        assert_eq!(compared.changed(&special, &memory), None);
+        assert_eq!(compared.changed(&special, &memory).first().copied(), None);
         memory.put(0x9001, &[7]);
-        assert_eq!(compared.changed(&special, &memory), Some(0x20_0001));
+        assert_eq!(
+            compared.changed(&special, &memory).first().copied(),
+            Some(0x20_0001)
+        );
         memory.map_alias(TABLES, 0xa000);
-        assert_eq!(compared.changed(&special, &memory), Some(0x20_0000));
+        assert_eq!(
+            compared.changed(&special, &memory).first().copied(),
+            Some(0x20_0000)
+        );
         memory.put(0x5003, &[2]);
         compared.begin(&armed, &special, &memory);
-        assert_eq!(compared.changed(&special, &memory), None, "the debugger's");
+        assert_eq!(
+            compared.changed(&special, &memory).first().copied(),
+            None,
+            "the debugger's"
+        );
     }
 }

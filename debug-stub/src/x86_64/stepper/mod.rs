@@ -912,15 +912,18 @@ impl Stepper {
             return Ok(None);
         }
         let now = self.registers.expedited(vcpu)?;
-        let changed = match self.compared.changed(&now.special, memory) {
-            Some(address) if self.leaves_alone(address, now.linear_pc(), memory) => {
-                self.compared.leave_to_writer(address);
+        let pc = now.linear_pc();
+        let changed = self.compared.changed(&now.special, memory);
+        let own = |at: &&u64| changed.is_full() || !self.leaves_alone(**at, pc, memory);
+        let reported = match (changed.iter().find(own), changed.first()) {
+            (Some(own), _) => Some(*own),
+            (None, Some(other)) => {
+                self.compared.leave_to_writer(*other);
                 None
             }
-            Some(address) => Some(address),
-            None => self.compared.overdue(),
+            (None, None) => self.compared.overdue(),
         };
-        Ok(changed.map(|address| StopReason::Watchpoint {
+        Ok(reported.map(|address| StopReason::Watchpoint {
             address,
             access: WatchAccess::Write,
         }))

@@ -197,6 +197,41 @@ fn a_change_that_the_instruction_cannot_have_made_is_left_to_its_writer() {
     }
 }
 
+/// The guest's own change is reported, though another one's is in front of it.
+#[test]
+fn an_own_change_is_not_taken_for_that_of_another_vcpu() {
+    for habits in HABITS {
+        let mut machine = comparing(habits);
+        machine.set(|file| file.core.rbx = u64::from(DATA) + 1);
+        let armed = Arc::clone(&machine.armed);
+        let Machine {
+            stepper,
+            vcpu,
+            memory,
+            ..
+        } = &mut machine;
+        let mut next = stepper.start(&VcpuOrder::Continue, &armed, vcpu, memory);
+        let stop = loop {
+            if let Next::Stopped(reason) = next {
+                break reason;
+            }
+            // Before MOV.
+            if vcpu.registers().core.rip == BEHIND_MOV - 2 {
+                memory.put(DATA.into(), &[0x77]);
+            }
+            let exit = vcpu.run(memory, false, 1000);
+            next = stepper.ran(SimulatedVcpu::outcome(&exit), vcpu, memory);
+        };
+        let own = StopReason::Watchpoint {
+            address: u64::from(DATA) + 1,
+            access: WatchAccess::Write,
+        };
+        assert_eq!(stop, own, "{habits:?}");
+        assert_eq!(machine.registers().core.rip, BEHIND_MOV);
+        machine.release();
+    }
+}
+
 /// A kick may come when the instruction is done, and its trap has not been reported yet.
 #[test]
 fn no_change_is_lost_when_the_guest_is_interrupted_at_any_moment() {
